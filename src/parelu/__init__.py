@@ -1,0 +1,1 @@
+"""parelu: networks made for private inference, from a ReLU budget to the Pareto frontier."""

@@ -1,0 +1,200 @@
+"""What a traced network says of itself: the kind of every op, its shape, and where it stands in the module tree.
+
+The vocabulary below is a whitelist. An op that is not in it is never taken for free: it is a `Problem`
+with the module path and the remedy.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from parelu.errors import UserError
+
+RELU_MODULES: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6)
+RELU_FUNCTIONS: tuple[Callable[..., Any], ...] = (F.relu, F.relu_, torch.relu, torch.relu_, F.relu6)
+RELU_METHODS = ("relu", "relu_")
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+FREE_MODULES: tuple[type[nn.Module], ...] = (
+    *BATCH_NORMS, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d,
+    nn.ZeroPad2d, nn.ConstantPad2d,
+)  # fmt: skip
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+FREE_FUNCTIONS: tuple[Any, ...] = (
+    *ADDITIONS, operator.sub, torch.sub, torch.flatten, torch.cat, torch.mean, F.avg_pool2d,
+    F.adaptive_avg_pool2d, F.pad, getattr, operator.getitem, operator.floordiv,
+    "sub", "flatten", "view", "reshape", "size", "mean", "contiguous", "permute", "squeeze", "unsqueeze",
+)  # fmt: skip
+PRODUCTS = (operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
+
+_USE_RELU = "use nn.ReLU and train again"
+_USE_AVERAGE_POOL = "use nn.AvgPool2d with the same kernel, stride and padding"
+_REMEDIES: dict[str, str] = {
+    **dict.fromkeys(
+        ("silu", "gelu", "hardswish", "leaky_relu", "leakyrelu", "prelu", "elu", "selu", "mish", "softplus",
+         "tanh", "hardtanh", "hardsigmoid", "clamp", "clip", "relu6_"), _USE_RELU),
+    **dict.fromkeys(("max_pool2d", "maxpool2d", "adaptive_max_pool2d", "adaptivemaxpool2d"), _USE_AVERAGE_POOL),
+    **dict.fromkeys(("sigmoid", "softmax", "log_softmax", "logsoftmax"),
+                    "leave it out of the network: the loss and the client can apply it to the logits"),
+    **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d"),
+                    "use nn.BatchNorm2d, which is linear at inference"),
+    "dropout": "use the module nn.Dropout: F.dropout keeps the mode it was traced in",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An op without a place in a private network: where it is, what it is, what to do."""
+
+    path: str
+    op: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.op} is not supported; {self.remedy}"
+
+
+class _Tracer(fx.Tracer):
+    """fx's tracer that keeps `Site`s whole and knows the module it is in when tracing fails."""
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.path = ""
+        self.root_problem: Exception | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outer, self.path = self.path, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.path = outer  # not in a finally: after an error the path names the module that raised it
+        return result
+
+
+def trace(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
+    """The module as an fx graph; raises `UserError` with the module path where control flow depends on data."""
+    tracer = _Tracer(leaves)
+    try:
+        graph = tracer.trace(module)
+    except Exception as error:  # fx raises whatever the traced code raises
+        where = tracer.path or type(module).__name__
+        raise UserError(
+            f"{where}: cannot be traced ({str(error).splitlines()[0]}); make its forward free of control flow "
+            "that depends on tensor values, or of calls outside torch"
+        ) from error
+    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+
+
+def owner(node: fx.Node) -> str:
+    """Path of the module whose forward made this call; "" for the network itself."""
+    stack = node.meta.get("nn_module_stack")
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def called_module(node: fx.Node) -> nn.Module | None:
+    if node.op != "call_module":
+        return None
+    module = node.graph.owning_module
+    assert module is not None
+    return module.get_submodule(str(node.target))
+
+
+def is_relu(node: fx.Node) -> bool:
+    module = called_module(node)
+    if module is not None:
+        return isinstance(module, RELU_MODULES)
+    names = {"call_function": RELU_FUNCTIONS, "call_method": RELU_METHODS}.get(node.op, ())
+    return node.target in names
+
+
+def is_addition(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in ADDITIONS
+
+
+def inputs_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose tensors this one reads (shape queries are no tensors)."""
+    return [n for n in node.all_input_nodes if "shape" in n.meta]
+
+
+def problem(node: fx.Node, sites: tuple[type[nn.Module], ...]) -> Problem | None:
+    """None where the op has a place in a private network, else what is wrong with it."""
+    if node.op in ("placeholder", "output", "get_attr") or is_relu(node):
+        return None
+    module = called_module(node)
+    if module is not None:
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear, *FREE_MODULES, *sites)):
+            return None
+        return _unknown(str(node.target), type(module).__name__)
+    if node.target in PRODUCTS:
+        tensors = [n for n in node.all_input_nodes if n.op != "get_attr" and "shape" in n.meta]
+        if len(tensors) < 2:
+            return None
+        return Problem(owner(node) or "network", "a product of two activations",
+                       "remove the gate (squeeze-and-excitation, attention)")  # fmt: skip
+    if node.target in FREE_FUNCTIONS:
+        return None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return _unknown(owner(node) or "network", name)
+
+
+def _unknown(path: str, name: str) -> Problem:
+    remedy = _REMEDIES.get(name.lower(), "write it with convolutions, additions, average pools and ReLUs")
+    return Problem(path, name, remedy)
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            n.meta["shape"] = tuple(result.shape[1:])
+        return result
+
+
+def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> torch.Tensor:
+    """Write every tensor's shape without the batch into `node.meta["shape"]`; returns the output of that run.
+
+    The run is one random image in evaluation mode without gradients; on meta tensors nothing is computed.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+    image = torch.rand((1, *input_shape), generator=generator, device=device)
+    was_training = [m for m in network.modules() if m.training]
+    network.eval()
+    try:
+        with torch.no_grad():
+            return _Shapes(network).run(image)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        for m in was_training:
+            m.training = True
+
+
+def longest_path(network: fx.GraphModule, weight: Callable[[fx.Node], int]) -> int:
+    """Largest sum of `weight` over a path from the input to the output."""
+    best: dict[fx.Node, int] = {}
+    for node in network.graph.nodes:
+        before = max((best[n] for n in node.all_input_nodes), default=0)
+        best[node] = before + weight(node)
+    return max(best.values(), default=0)
+
+
+def calls(network: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[fx.Node, Any]]:
+    """Each call of a module of one of these kinds, in order of execution, with the module."""
+    for node in network.graph.nodes:
+        module = called_module(node)
+        if isinstance(module, kinds):
+            yield node, module

@@ -1,0 +1,269 @@
+"""Sites: every activation call of a network, found by tracing and made a module of its own.
+
+A site computes `y = mask·relu(x) + (1 − mask)·(c0 + c1·x + c2·x²)`, mask over the feature map and one polynomial
+a channel. It knows no method and no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from parelu import graph
+from parelu.errors import UserError
+
+IDENTITY = (0.0, 1.0, 0.0)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The same values, stored so that they broadcast fast over a channels_last batch."""
+    return x.movedim(0, -1).contiguous().movedim(-1, 0) if x.dim() == 3 else x
+
+
+class _Masked(torch.autograd.Function):
+    """relu where `floor` is 0, identity where it is −inf: one pass forward, two backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, floor: Tensor) -> Tensor:
+        y = torch.clamp(x, min=floor)
+        ctx.save_for_backward(y, floor)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        y, floor = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], y - floor, 0), None
+
+
+class _MaskedPolynomial(torch.autograd.Function):
+    """As `_Masked`, then the polynomial `c0 + c1·z + c2·z²`, which is (0, 1, 0) where the ReLU stays."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, floor: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+        z = torch.clamp(x, min=floor)
+        ctx.save_for_backward(z, floor, c1, c2)
+        return torch.addcmul(c0, torch.addcmul(c1, z, c2), z)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        z, floor, c1, c2 = ctx.saved_tensors
+        slope = torch.addcmul(c1, z, c2, value=2).mul_(gradients[0])
+        return torch.ops.aten.threshold_backward(slope, z - floor, 0), None, None, None, None
+
+
+class Site(nn.Module):
+    """One activation of a network.
+
+    Args:
+        name: unique in the network, derived from the module path of the call.
+        shape: of the feature map without the batch, (C, H, W) or (C,).
+
+    Attributes:
+        mask: bool, `shape`; True where the ReLU stays.
+        coefficients: float, (3, C): c0, c1, c2 of the polynomial where it does not.
+        stage: "stem", "S1", …; block: number of the residual block in the stage, from 0;
+        after_addition: whether the input is the sum that ends a residual block.
+
+    The mask and the coefficients belong to the plan, not to the weights: `state_dict` leaves them out.
+    """
+
+    mask: Tensor
+    coefficients: Tensor
+    floor: Tensor
+    c0: Tensor
+    c1: Tensor
+    c2: Tensor
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.name, self.shape = name, shape
+        self.stage, self.block, self.after_addition = "", 0, False
+        for buffer in ("mask", "coefficients", "floor", "c0", "c1", "c2"):
+            self.register_buffer(buffer, torch.empty(0), persistent=False)
+        self.assign(torch.ones(shape, dtype=torch.bool))
+
+    def assign(self, mask: Tensor, coefficients: Tensor | tuple[float, float, float] = IDENTITY) -> None:
+        """Set the mask, bool of `shape`, and the polynomial, (3, C) or one triple for all channels."""
+        c = torch.as_tensor(coefficients, dtype=torch.float32)
+        if c.dim() == 1:
+            c = c[:, None].expand(3, self.shape[0])
+        if tuple(mask.shape) != self.shape or mask.dtype != torch.bool:
+            raise ValueError(f"site {self.name}: mask is {mask.dtype} {tuple(mask.shape)}, not bool {self.shape}")
+        if tuple(c.shape) != (3, self.shape[0]) or not bool(torch.isfinite(c).all()):
+            raise ValueError(f"site {self.name}: coefficients must be finite, of shape (3, {self.shape[0]})")
+        device = self.mask.device
+        self.mask, self.coefficients = mask.detach().clone().to(device), c.detach().clone().to(device)
+        self.relus = int(mask.count_nonzero())
+        self.is_identity_elsewhere = bool((c == torch.tensor(IDENTITY)[:, None]).all())
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Tensors the forward reads, spread over the map so that it does no work that depends on the mask alone."""
+        if self.relus in (0, self.mask.numel()) and self.is_identity_elsewhere:
+            return
+        self.floor = _channels_last(torch.where(self.mask, 0.0, -torch.inf))
+        if not self.is_identity_elsewhere:
+            for name, at_relu, c in zip(("c0", "c1", "c2"), IDENTITY, self.coefficients, strict=True):
+                wide = c.view(-1, *[1] * (len(self.shape) - 1)).expand(self.shape)
+                setattr(self, name, _channels_last(torch.where(self.mask, torch.tensor(at_relu), wide)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, *shape) → the same shape."""
+        if self.relus == self.mask.numel():
+            return F.relu(x)
+        if self.is_identity_elsewhere:
+            return _Masked.apply(x, self.floor) if self.relus else x  # pyright: ignore[reportReturnType]
+        if self.relus:
+            return _MaskedPolynomial.apply(x, self.floor, self.c0, self.c1, self.c2)  # pyright: ignore
+        return torch.addcmul(self.c0, torch.addcmul(self.c1, x, self.c2), x)
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.relus}/{self.mask.numel()} ReLUs"
+
+
+class Network(fx.GraphModule):
+    """A traced network whose activations are all `Site`s.
+
+    Attributes:
+        input_shape: (C, H, W) of one image.
+        notes: what instrumenting changed, one sentence each.
+        problems: ops that have no place in a private network.
+    """
+
+    input_shape: tuple[int, ...]
+    notes: tuple[str, ...]
+    problems: tuple[graph.Problem, ...]
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Site name → site, in order of execution."""
+        return {site.name: site for _, site in graph.calls(self, (Site,))}
+
+
+def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
+    """Trace a module and make each of its activation calls a site of its own.
+
+    nn.ReLU, nn.ReLU6, F.relu, torch.relu, Tensor.relu and their in-place twins are found, also where one module is
+    called several times. A ReLU6 becomes a ReLU, and `notes` says so. Weights are shared with `module`, and
+    their state-dict names stay.
+
+    Args:
+        module: any torch.fx-traceable module that maps (batch, *input_shape) to (batch, classes).
+        input_shape: (C, H, W).
+
+    Raises:
+        UserError: the module cannot be traced, or does not take the input, or changes when its calls are separated.
+    """
+    traced = graph.trace(module, leaves=(Site,))
+    expected = graph.propagate_shapes(traced, input_shape)
+    notes = list(_replace_calls(traced))
+    traced.graph.lint()
+    network = Network(traced, traced.graph, type(module).__name__)
+    network.input_shape, network.notes = tuple(input_shape), tuple(notes)
+    network.train(module.training)
+    has_values = expected.device.type != "meta"
+    if has_values and not notes and not torch.equal(expected, graph.propagate_shapes(network, input_shape)):
+        raise UserError(
+            f"{type(module).__name__}: an in-place activation changes a tensor that is read through another name; "
+            "write the activation out of place (inplace=False)"
+        )
+    found = (graph.problem(node, (Site,)) for node in network.graph.nodes)
+    network.problems = tuple(dict.fromkeys(p for p in found if p))
+    assign_stages(network, getattr(module, "stages", None))
+    return network
+
+
+def _replace_calls(traced: fx.GraphModule) -> Iterator[str]:
+    """Put a `Site` in the place of each activation call; yields a note for each that is not a plain ReLU."""
+    found = [(node, graph.called_module(node)) for node in traced.graph.nodes if graph.is_relu(node)]
+    for node, module in found:
+        name = _unused(traced, str(node.target) if module is not None else _join(graph.owner(node), "relu"))
+        source = node.args[0] if node.args else node.kwargs["input"]
+        assert isinstance(source, fx.Node)
+        if isinstance(module, nn.ReLU6) or node.target is F.relu6:
+            yield f"{name}: a ReLU6 became a ReLU; train or finetune the network with it"
+        traced.add_submodule(name, Site(name, node.meta["shape"]))
+        with traced.graph.inserting_before(node):
+            site = traced.graph.call_module(name, (source,))
+        site.meta = dict(node.meta)
+        if _is_in_place(node, module):
+            later = set(_after(node))
+            source.replace_all_uses_with(site, delete_user_cb=lambda user, later=later: user in later)
+        node.replace_all_uses_with(site)
+        traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def _join(*parts: str) -> str:
+    return ".".join(p for p in parts if p)
+
+
+def _unused(traced: fx.GraphModule, name: str) -> str:
+    """`name`, or `name_2`, `name_3`, … where a site has taken it."""
+    taken = {path for path, module in traced.named_modules() if not isinstance(module, graph.RELU_MODULES)}
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.target in (F.relu_, torch.relu_, "relu_"):
+        return True
+    return bool(node.kwargs.get("inplace", False) or (len(node.args) > 1 and node.args[1]))
+
+
+def _after(node: fx.Node) -> Iterator[fx.Node]:
+    following = node.next
+    while following.op != "root":
+        yield following
+        following = following.next
+
+
+def assign_stages(network: Network, declared: Mapping[str, str] | None) -> None:
+    """Give each site its stage and its block.
+
+    `declared` maps a stage to the module path that its sites stand under. Without it, the stem is what comes before the
+    first fork of a residual network, and a stage is a run of sites of equal spatial size. A block ends with the site
+    behind an addition.
+    """
+    fork = next((n for n in network.graph.nodes if sum("shape" in u.meta for u in n.users) > 1), None)
+    in_stem = fork is not None and declared is None
+    run, size, block, stage = 0, None, 0, ""
+    for node in network.graph.nodes:
+        site = graph.called_module(node)
+        if isinstance(site, Site):
+            if declared is not None:
+                name = _declared_stage(site.name, declared)
+            elif in_stem:
+                name = "stem"
+            else:
+                run += site.shape[1:] != size
+                size, name = site.shape[1:], f"S{run}"
+            block = block if name == stage else 0
+            stage = name
+            site.stage, site.block, site.after_addition = name, block, _follows_addition(node)
+            block += site.after_addition
+        in_stem = in_stem and node is not fork
+
+
+def _declared_stage(name: str, declared: Mapping[str, str]) -> str:
+    for stage, path in declared.items():
+        if name == path or name.startswith(path + "."):
+            return stage
+    raise ValueError(f"site {name} stands under none of the declared stages {dict(declared)}")
+
+
+def _follows_addition(node: fx.Node) -> bool:
+    """Whether a site's input is a sum, seen through batch-norms and what else keeps the map as it is."""
+    source = node.all_input_nodes[0]
+    while isinstance(graph.called_module(source), (*graph.BATCH_NORMS, nn.Identity, nn.Dropout, nn.Dropout2d)):
+        source = source.all_input_nodes[0]
+    return graph.is_addition(source)

@@ -1,0 +1,122 @@
+"""The language of stage-level reductions: "cull S1; thin S2+S3+S4; channels 0.5; fmap 0.5".
+
+    none                    every ReLU stays
+    cull S1+S4              the ReLUs of these stages go
+    thin S2+S3              alternate ReLUs of these stages go; `thin all` for every stage
+    thin S2+S3 one block    and only the first block of each keeps its own
+    only S2                 the ReLUs of all other stages go; `only stem` too
+    one block               only the first block of each stage keeps its ReLUs
+    stem linear             the stem's ReLU goes
+    channels 0.5            half the channels everywhere (α)
+    fmap 0.5                half the side of every feature map (ρ)
+
+Any cull, thin or only step drops the stem's ReLU too, as the papers do (DeepReDuce, section 2.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+
+import torch
+
+from parelu.count import skeleton
+from parelu.errors import UserError
+from parelu.models import Spec
+from parelu.plan import Plan
+from parelu.sites import Network, Site
+
+KNOWN = (
+    "none, cull S1, thin S2+S3, thin all, thin S2 one block, only S2, only stem, one block, stem linear, "
+    "channels 0.5, fmap 0.5"
+)
+_RELU_STEP = re.compile(r"(cull|thin|only) (\S+)( one block)?")
+_SCALE_STEP = re.compile(r"(channels|fmap) (\d*\.?\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduced:
+    """The outcome of steps: the architecture, possibly scaled, and which sites keep their ReLUs."""
+
+    spec: Spec
+    plan: Plan
+
+
+def stages_of(network: Network) -> tuple[str, ...]:
+    """The stages of a network without its stem, in order."""
+    return tuple(dict.fromkeys(site.stage for site in network.sites.values() if site.stage != "stem"))
+
+
+def reduce(spec: Spec, text: str) -> Reduced:
+    """Apply steps, separated by ";", in order; raises `UserError` for an unknown step or stage."""
+    steps = [" ".join(step.split()) for step in text.split(";") if step.strip()]
+    for step in steps:
+        match = _SCALE_STEP.fullmatch(step)
+        if match:
+            factor = float(match[2])
+            spec = spec.scale_channels(factor) if match[1] == "channels" else spec.scale_fmap(factor)
+    network = skeleton(spec)
+    kept = list(network.sites.values())
+    for step in steps:
+        kept = _keeper(step, network)(kept)
+    names = {site.name for site in kept}
+    masks = {n: torch.full(s.shape, n in names, dtype=torch.bool) for n, s in network.sites.items()}
+    return Reduced(spec, Plan.from_masks(masks))
+
+
+def _keeper(step: str, network: Network) -> Callable[[list[Site]], list[Site]]:
+    """What a step does to the sites that keep their ReLUs."""
+    if step == "none" or _SCALE_STEP.fullmatch(step):
+        return lambda kept: kept
+    if step == "stem linear":
+        return lambda kept: [site for site in kept if site.stage != "stem"]
+    if step == "one block":
+        return lambda kept: _first_blocks(kept, stages_of(network))
+    match = _RELU_STEP.fullmatch(step)
+    if match is None or (match[3] and match[1] != "thin"):
+        raise UserError(f"unknown step {step!r}; known are {KNOWN}")
+    verb, stages = match[1], _stages(match[2], network, stem=match[1] == "only")
+    if verb == "cull":
+        return lambda kept: [site for site in kept if site.stage not in ("stem", *stages)]
+    if verb == "only":
+        return lambda kept: [site for site in kept if site.stage in stages]
+
+    def thin(kept: list[Site]) -> list[Site]:
+        dropped = set(_alternate(site for site in network.sites.values() if site.stage in stages))
+        kept = [site for site in kept if site.stage != "stem" and site.name not in dropped]
+        return _first_blocks(kept, stages) if match[3] else kept
+
+    return thin
+
+
+def _stages(text: str, network: Network, *, stem: bool) -> tuple[str, ...]:
+    known = stages_of(network)
+    if text == "all":
+        return known
+    allowed = ("stem", *known) if stem else known
+    for stage in text.split("+"):
+        if stage not in allowed:
+            raise UserError(f"unknown stage {stage!r}; the network has {', '.join(allowed)}, or all")
+    return tuple(text.split("+"))
+
+
+def _alternate(sites: Iterable[Site]) -> list[str]:
+    """Names of the sites that thinning drops.
+
+    In a residual stage the sites inside the blocks go and those behind the additions stay, so that the convolutions
+    of a block become neighbours; elsewhere every other site goes, from the first on.
+    """
+    by_stage: dict[str, list[Site]] = {}
+    for site in sites:
+        by_stage.setdefault(site.stage, []).append(site)
+    dropped = []
+    for stage in by_stage.values():
+        residual = any(site.after_addition for site in stage)
+        dropped += [s for i, s in enumerate(stage) if (not s.after_addition if residual else i % 2 == 0)]
+    return [site.name for site in dropped]
+
+
+def _first_blocks(kept: list[Site], stages: tuple[str, ...]) -> list[Site]:
+    first = {stage: min((s.block for s in kept if s.stage == stage), default=0) for stage in stages}
+    return [site for site in kept if site.stage not in stages or site.block == first[site.stage]]
