@@ -89,9 +89,7 @@ def count(network: Network) -> Counts:
         macs=total,
         flops=total + 2 * convolution_outputs,
         params=sum(p.numel() for p in network.parameters()),
-        depth=graph.longest_path(
-            network, lambda node: isinstance(graph.called_module(node), graph.CONVOLUTIONS)
-        ),
+        depth=graph.longest_path(network, lambda node: isinstance(graph.called_module(node), graph.CONVOLUTIONS)),
         stages=stages,
         sites={name: site.relus for name, site in plan.sites.items()},
     )

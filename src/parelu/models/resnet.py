@@ -68,7 +68,7 @@ class ResNet(Spec):
 
     @classmethod
     def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> ResNet | None:
-        """"resnet18", "resnet18 m=16", "resnet18 m=16 5x5x3x"; "hrn-5x5x3x" is the last, "hrn34-…" has 34's depths."""
+        """ "resnet18", "resnet18 m=16", "resnet18 m=16 5x5x3x"; "hrn-5x5x3x" is the last, "hrn34-…" has 34's depths."""
         hybrid = re.fullmatch(r"hrn(34)?-((?:\d+x)+)(.*)", name)
         if hybrid:
             rest = hybrid[3] if "m=" in hybrid[3] else " m=16" + hybrid[3]
@@ -110,9 +110,7 @@ class _Block(nn.Module):
         self.relu2 = nn.ReLU()
         self.downsample = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.single else self.relu1(self.bn1(self.conv1(x)))

@@ -1,0 +1,253 @@
+"""The command line: each command is a dataclass whose fields are its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+
+from parelu import data, study
+from parelu.errors import UserError
+from parelu.methods import Method, methods
+from parelu.progress import TerminalProgress, say
+from parelu.run import Run
+from parelu.study import Reduction, Study
+
+_SHAPE = "channels x height x width, such as 3x32x32; the data set's own if left out"
+
+
+def _one_of(classes: Mapping[str, type[Any]]) -> Any:
+    """The type that makes tyro offer a subcommand for each class."""
+    return Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in classes.items())]  # noqa: UP007
+
+
+AnyMethod = Method if TYPE_CHECKING else _one_of(methods())
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Count a network's ReLUs, MACs and depth, per stage and per site.
+
+    parelu inspect resnet18 --input 3x32x32 --classes 100 --steps "cull S1; thin S2+S3+S4; channels 0.5" --json
+    """
+
+    network: tyro.conf.Positional[str]
+    """a network's name, such as resnet18, "resnet18 m=16 4x4x4x" or your.module:function"""
+    input: str = "3x32x32"
+    """channels x height x width"""
+    classes: int = 10
+    steps: str = "none"
+    """reductions, such as "cull S1; thin S2+S3; channels 0.5; fmap 0.5", "only S2", "thin all", "stem linear" """
+    json: bool = False
+    """print JSON"""
+
+    def __call__(self) -> None:
+        from parelu.report.inspection import inspection
+
+        print(inspection(self.network, study.parse_input(self.input), self.classes, self.steps, as_json=self.json))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    model: str
+    """a network's name, such as "resnet10 m=8", or your.module:function"""
+    data: str = "digits"
+    """name of a data set; see the documentation for all"""
+    data_folder: Path | None = None
+    """where the data set's files are"""
+    images: int | None = None
+    """keep so many training images"""
+    input: str | None = None
+    training: Literal["paper", "short"] = "paper"
+    """the paper's schedule, or one-cycle training in a few epochs"""
+    epochs: int | None = None
+    """instead of the training's own number"""
+    seed: int = 0
+    run: Path | None = None
+    """the run folder; a run that is there is continued"""
+
+    def study(self, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Study:
+        training = study.TRAININGS[self.training]
+        if self.epochs is not None:
+            training = dataclasses.replace(training, epochs=self.epochs)
+        shape = study.parse_input(self.input) if self.input else None
+        return Study(self.model, self.data, reductions, training, self.seed, shape, self.images,
+                     self.data_folder, weights)  # fmt: skip
+
+    def folder(self, name: str) -> Path:
+        default = f"{name}-{self.model}-{self.data}-seed{self.seed}".replace(" ", "-").replace(":", "-")
+        return self.run or Path("runs") / default
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(_Common):
+    """Train a full-ReLU network.
+
+    parelu train --model "resnet10 m=8" --data fashion-mnist --training short
+    """
+
+    def __call__(self) -> None:
+        _conduct(self.study(()), self.folder("train"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduce(_Common):
+    """Reduce a network's ReLUs with a method; trains the full-ReLU network first unless --weights has it.
+
+    parelu reduce deepreduce --model "resnet10 m=8" --data colour-fashion --training short
+    parelu reduce random --model resnet18 --data cifar100 --budget 50k 0.02
+    """
+
+    method: AnyMethod = dataclasses.field(kw_only=True)
+    budget: tuple[str, ...] = ()
+    """ReLUs to keep: 50k, 12.9k, 50000, or a fraction such as 0.1; several for several candidates"""
+    weights: Path | None = None
+    """the trained full-ReLU network: a candidate's folder or a .safetensors state dict"""
+
+    def __call__(self) -> None:
+        reductions = (Reduction(self.method, self.budget),)
+        run = _conduct(self.study(reductions, self.weights), self.folder(self.method.name))
+        _print_frontier([run])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Run a recipe: a YAML file with a network, a data set, methods and seeds; a run folder a seed.
+
+    parelu recipe colour-fashion
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """a file, or the name of a recipe that comes with parelu"""
+    run: Path | None = None
+    """folder of the run folders; runs/NAME if left out"""
+    dry_run: bool = False
+    """say what would be trained, and check that it can be"""
+
+    def __call__(self) -> None:
+        title, studies = study.read_recipe(self.recipe)
+        say(title)
+        folder = self.run or Path("runs") / Path(self.recipe).stem
+        if self.dry_run:
+            for one in studies:
+                print(json.dumps(one.config(), indent=1))
+            return
+        runs = [_conduct(one, folder / f"seed{one.seed}") for one in studies]
+        _print_frontier(runs)
+        _write_report(runs, folder / "report.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """Print the accuracy–ReLU frontier of one or more runs.
+
+    parelu frontier runs/quickstart/seed0
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    json: bool = False
+    """print JSON"""
+
+    def __call__(self) -> None:
+        from parelu.report import tables
+
+        records = [record for path in self.runs for record in Run.open(path).candidates()]
+        if self.json:
+            print(json.dumps([row.to_json() for row in tables.frontier_rows(records)], indent=1))
+        else:
+            _print_frontier([Run.open(path) for path in self.runs])
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write one HTML page about one or more runs: frontier, candidates, stages, curves, configuration.
+
+    parelu report runs/quickstart/seed0
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path | None = None
+    """the page; report.html in the first run's folder if left out"""
+
+    def __call__(self) -> None:
+        _write_report([Run.open(path) for path in self.runs], self.out or self.runs[0] / "report.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+    """From a small ResNet to its frontier and report on real images, in under ten minutes on two cores.
+
+    parelu quickstart
+    """
+
+    run: Path = Path("runs/quickstart")
+
+    def __call__(self) -> None:
+        has_colour = data.available("colour-fashion", download=True)
+        _, (one,) = study.read_recipe("quickstart" if has_colour else "quickstart-digits")
+        if not has_colour:
+            say("Fashion-MNIST is neither on this machine nor can it be fetched: the bundled digits stand in.")
+        run = _conduct(one, self.run)
+        _print_frontier([run])
+        _write_report([run], self.run / "report.html")
+
+
+def _conduct(one: Study, folder: Path) -> Run:
+    budgets = "".join(f", {r.method.name}" for r in one.reductions)
+    say(f"{one.model} on {one.data}, seed {one.seed}{budgets} → {folder}")
+    with TerminalProgress() as progress:
+        return study.conduct(one, folder, progress)
+
+
+def _print_frontier(runs: list[Run]) -> None:
+    from parelu.report import tables
+
+    print(tables.frontier_text([record for run in runs for record in run.candidates()]))
+
+
+def _write_report(runs: list[Run], path: Path) -> None:
+    from parelu.report.page import write_report
+
+    say(f"report: {write_report(runs, path)}")
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "quickstart": Quickstart, "inspect": Inspect, "train": Train, "reduce": Reduce, "recipe": Recipe,
+    "frontier": Frontier, "report": Report,
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `parelu`; exits with 2 and one line for what a user can mend, 130 when interrupted."""
+    try:
+        commands = _one_of(COMMANDS)
+        config = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes,
+                  tyro.conf.FlagCreatePairsOff)  # fmt: skip
+        command: Any = tyro.cli(commands, prog="parelu", args=arguments, description=__doc__, config=config)  # pyright: ignore
+        command()
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        reasons = {errno.ENOSPC: "the disk is full; free some space", errno.EROFS: "the disk is read-only",
+                   errno.EACCES: "permission denied", errno.EDQUOT: "the disk quota is used up"}  # fmt: skip
+        if error.errno not in reasons:
+            raise
+        what = f"{error.filename or 'a file'}: {reasons[error.errno]}"
+        sys.exit(_fail(f"{what}, or give another --run; finished networks are kept"))
+    except KeyboardInterrupt:
+        say("parelu: interrupted; run the same command again to go on from the last finished epoch")
+        sys.stdout.flush()
+        os._exit(130)
+
+
+def _fail(message: str) -> int:
+    for line in message.splitlines():
+        say(f"parelu: {line}")
+    return 2

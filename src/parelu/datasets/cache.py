@@ -1,0 +1,67 @@
+"""Tensors kept between runs under $XDG_CACHE_HOME/parelu (or ~/.cache/parelu). Losing the folder loses only time."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """The cache folder; it need not exist. A relative $XDG_CACHE_HOME is ignored, as its specification asks."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "parelu"
+
+
+def tensors(stem: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in the cache file `stem`.safetensors, or those of `build()`, which are then kept there.
+
+    A file that is damaged is built anew; a folder that cannot be written to costs a log entry and nothing else.
+    """
+    path = folder() / f"{stem}.safetensors"
+    kept = _read(path)
+    if kept is None:
+        kept = {name: tensor.contiguous() for name, tensor in build().items()}
+        _write(path, kept)
+    return kept
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            intact = (file.metadata() or {}).get("sha256") == _digest(kept)
+    except (OSError, SafetensorError) as error:
+        log.info("%s cannot be read and is built anew: %s", path, error)
+        return None
+    if not intact:
+        log.info("%s is damaged and is built anew", path)
+    return kept if intact else None
+
+
+def _write(path: Path, kept: dict[str, Tensor]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(kept, partial, metadata={"sha256": _digest(kept)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        log.info("going on without a cache, %s cannot be written: %s", path, error)
+        if partial.exists():
+            partial.unlink()
+
+
+def _digest(kept: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(kept):
+        digest.update(f"{name} {kept[name].dtype} {tuple(kept[name].shape)}".encode())
+        digest.update(kept[name].numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""DeepReDuce: drop, thin and reshape whole stages, least critical first (Jha et al., ICML 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from parelu.count import skeleton
+from parelu.distill import Distillation
+from parelu.errors import UserError
+from parelu.methods.base import Job, Method, Workbench
+from parelu.plan import Candidate
+from parelu.steps import reduce, stages_of
+
+RESHAPINGS = ("", "; channels 0.5", "; fmap 0.5", "; channels 0.5; fmap 0.5")  # section 3.3
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepReDuce(Method):
+    """Stage-wise culling, thinning and reshaping, with distillation from the full-ReLU network.
+
+    Without a budget, all 5·(D − 1) candidates of a network with D stages; with budgets, those that have at most the largest.
+
+    Attributes:
+        w: exponent of the ReLU count in the criticality.
+        temperature: of the distillation.
+        kd_weight: of its soft loss.
+    """
+
+    name: ClassVar[str] = "deepreduce"
+    source: ClassVar[str] = "Jha et al., DeepReDuce, ICML 2021"
+    exact: ClassVar[bool] = False
+    needs_budget: ClassVar[bool] = False
+
+    w: float = 0.07  # section 3.1
+    temperature: float = 4.0  # section 4
+    kd_weight: float = 0.9  # section 4
+
+    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+        order = self._least_critical_first(bench)
+        steps = candidate_steps(order, thin_order=stages_of(skeleton(bench.teacher.spec)))
+        jobs, skipped = [], {}
+        for step in steps:
+            try:
+                jobs.append(self._job(bench, step, "candidate"))
+            except UserError as error:
+                if "channels" not in step and "fmap" not in step:
+                    raise
+                skipped[step] = str(error)
+        if skipped:
+            bench.record("skipped", skipped)
+        fitting = [job for job in jobs if not budgets or job.plan.relus <= max(budgets)]
+        if not fitting:
+            smallest = min(job.plan.relus for job in jobs)
+            raise UserError(f"deepreduce reaches {smallest:,} ReLUs at the least on this network; give a larger budget")
+        return bench.train(fitting)
+
+    def _least_critical_first(self, bench: Workbench) -> list[str]:
+        """Train a network with ReLUs in one stage only, for each stage; every number of eq. 1 goes to the run folder."""
+        stages = stages_of(skeleton(bench.teacher.spec))
+        trained = bench.train([self._job(bench, f"only {stage}", "criticality") for stage in stages])
+        accuracy = {s: c.metrics["validation_accuracy"] for s, c in zip(stages, trained, strict=True)}
+        relus = {s: c.plan.relus for s, c in zip(stages, trained, strict=True)}
+        values = criticality(accuracy, relus, self.w)
+        order = sorted(stages, key=lambda stage: values[stage])
+        rows = {
+            s: {
+                "relus": relus[s],
+                "relus_thousands": relus[s] / 1000,
+                "accuracy": accuracy[s],
+                "criticality": values[s],
+            }
+            for s in stages
+        }
+        bench.record("criticality", {"w": self.w, "stages": rows, "order": order})
+        return order
+
+    def _job(self, bench: Workbench, steps: str, role: str) -> Job:
+        """Raises `UserError` where the network cannot be reshaped so: a user's own, or a width that does not halve."""
+        reduced = reduce(bench.teacher.spec, steps)
+        return Job(
+            name=steps.replace("; ", "_").replace(" ", "-").replace("+", ""),
+            role=role,
+            spec=reduced.spec,
+            plan=reduced.plan,
+            training=bench.training,
+            objective=Distillation(self.temperature, self.kd_weight),
+            tags={"method": self.name, "steps": steps, "budget": None},
+        )
+
+
+def criticality(accuracy: Mapping[str, float], relus: Mapping[str, int], w: float = 0.07) -> dict[str, float]:
+    """C_k = (Acc[S_k] − min_i Acc[S_i]) / (#ReLU[S_k])^w (DeepReDuce, eq. 1).
+
+    Args:
+        accuracy: stage → accuracy in percent of the network with ReLUs in that stage only, trained with KD.
+        relus: stage → ReLUs; in thousands inside the formula, which is how the published values come out.
+    """
+    least = min(accuracy.values())
+    return {stage: (accuracy[stage] - least) / (relus[stage] / 1000) ** w for stage in accuracy}
+
+
+def candidate_steps(least_critical_first: Sequence[str], thin_order: Sequence[str]) -> list[str]:
+    """The steps of the 5·(D − 1) candidates: for each culling, culled; thinned; and thinned with each reshaping."""
+    steps = []
+    for number in range(1, len(least_critical_first)):
+        culled = [stage for stage in thin_order if stage in least_critical_first[:number]]
+        rest = [stage for stage in thin_order if stage not in culled]
+        cull = f"cull {'+'.join(culled)}"
+        thin = f"{cull}; thin {'+'.join(rest)}"
+        steps += [cull, *(thin + reshaping for reshaping in RESHAPINGS)]
+    return steps

@@ -1,0 +1,167 @@
+"""The run folder: all that one step leaves for the next.
+
+config.json        what was asked for, with its digest; a folder of another configuration is refused
+environment.json   versions and machine
+candidates/NAME/   one network: candidate.json, candidate.safetensors, metrics.jsonl (a line an epoch),
+                   checkpoint/ while it trains
+records/NAME.json  figures of a method, such as its criticality table
+report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parelu import store
+from parelu.errors import UserError
+from parelu.plan import Candidate
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A finished network of a run, without its weights: `metrics` of the candidate, `history` a dict an epoch."""
+
+    run: str
+    name: str
+    metrics: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder that exists."""
+
+    path: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def start(cls, path: Path, config: Mapping[str, Any]) -> Run:
+        """Make the folder, or continue in it; raises `UserError` where it holds a run of another configuration."""
+        config = json.loads(json.dumps(config))
+        file = path / "config.json"
+        if path.exists() and not file.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and is no run folder; give another --run")
+        if file.exists():
+            known = cls.open(path).config
+            changed = [key for key in {**known, **config} if known.get(key) != config.get(key)]
+            if changed:
+                first = changed[0]
+                raise UserError(
+                    f"{path} is a run of another configuration ({first} is {_short(known.get(first))} there and "
+                    f"{_short(config.get(first))} now); give another --run, or the same options to continue it"
+                )
+        else:
+            store.write_json(path / "environment.json", environment())
+            store.write_json(file, {"config": config, "sha256": store.digest(config)})
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """A folder that `start` made."""
+        file = path / "config.json"
+        if not file.is_file():
+            raise UserError(f"{path} is no run folder (it has no config.json); make one with `parelu reduce`")
+        try:
+            stored = json.loads(file.read_bytes())
+            if store.digest(stored["config"]) != stored["sha256"]:
+                raise ValueError("its digest does not match")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({error}); give another --run") from error
+        return cls(path, stored["config"])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; raises `UserError` where another process works in it."""
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process works in {self.path}; wait for it or give another --run") from None
+            yield
+
+    def folder(self, name: str) -> Path:
+        """Where a candidate of this name stands."""
+        return self.path / "candidates" / name
+
+    def candidate(self, name: str) -> Candidate:
+        return Candidate.load(self.folder(name))
+
+    def record(self, name: str, value: Any) -> None:
+        """Keep a method's figures, a JSON value."""
+        store.write_json(self.path / "records" / f"{name}.json", value)
+
+    def records(self) -> dict[str, Any]:
+        """Name → figures that `record` kept."""
+        files = sorted((self.path / "records").glob("*.json"))
+        return {file.stem: json.loads(file.read_bytes()) for file in files}
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return json.loads((self.path / "environment.json").read_bytes())
+
+    def candidates(self) -> list[Record]:
+        """The finished networks, by falling number of ReLUs."""
+        found = []
+        for header in sorted((self.path / "candidates").glob("*/candidate.json")):
+            metrics = store.read_header(header.parent, "candidate")["metrics"]
+            found.append(Record(self.path.name, header.parent.name, metrics, tuple(read_history(header.parent))))
+        return sorted(found, key=lambda record: -record.metrics["relus"])
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of metrics.jsonl; none where there is no such file."""
+    try:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise UserError(
+            f"{folder / 'metrics.jsonl'} is damaged ({error}); delete the folder to train it again"
+        ) from error
+
+
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in history)
+    store.write_atomic(folder / "metrics.jsonl", lines.encode())
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the report."""
+    packages = ("parelu", "torch", "numpy", "safetensors")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": cores(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,211 @@
+"""A study: one network, one data set, one seed, and the methods that reduce it, all in one run folder.
+
+A recipe is a YAML file that describes studies for several seeds; `parelu reduce` makes a study of one method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from parelu import data
+from parelu.count import count, skeleton
+from parelu.errors import UserError
+from parelu.methods.base import Method, methods, parse_budget
+from parelu.models import Spec, spec_of
+from parelu.plan import Candidate
+from parelu.run import Record, Run
+from parelu.search import Bench, Source, Watcher, adopt, full_job, train_all
+from parelu.train import SHORT, Training
+
+TRAININGS = {"paper": Training(), "short": SHORT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """One method of a study.
+
+    Attributes:
+        budgets: as on the command line ("50k", "0.1").
+        match: so many further budgets, taken from the ReLU counts of the candidates that the study has by then.
+    """
+
+    method: Method
+    budgets: tuple[str, ...] = ()
+    match: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What to train.
+
+    Attributes:
+        model: a network's name, such as "resnet10 m=8".
+        data: name of a data set; data_folder: where its files are, None for the usual places.
+        input: (C, H, W) of the network, None for the data set's own.
+        images: training images kept, None for all.
+        weights: of an already trained full-ReLU network: a candidate's folder or a safetensors state dict.
+    """
+
+    model: str
+    data: str
+    reductions: tuple[Reduction, ...]
+    training: Training
+    seed: int = 0
+    input: tuple[int, int, int] | None = None
+    images: int | None = None
+    data_folder: Path | None = None
+    weights: Path | None = None
+
+    def config(self) -> dict[str, Any]:
+        """What decides the outcome, as JSON values."""
+        reductions = [
+            {
+                "method": r.method.name,
+                "options": dataclasses.asdict(r.method),
+                "budgets": list(r.budgets),
+                "match": r.match,
+            }
+            for r in self.reductions
+        ]
+        return {
+            "model": self.model,
+            "data": self.data,
+            "data_folder": str(self.data_folder) if self.data_folder else None,
+            "images": self.images,
+            "input": list(self.input) if self.input else None,
+            "training": dataclasses.asdict(self.training),
+            "seed": self.seed,
+            "weights": str(self.weights) if self.weights else None,
+            "reductions": reductions,
+        }
+
+
+def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
+    """Train all that a study asks for in a run folder; continues where the folder holds a part of it.
+
+    Raises:
+        UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
+    """
+    source, spec = prepare(study)
+    full = count(skeleton(spec)).relus
+    budgets = [[parse_budget(text, full) for text in r.budgets] for r in study.reductions]
+    for reduction, given in zip(study.reductions, budgets, strict=True):
+        if reduction.method.needs_budget and not given and not reduction.match:
+            raise UserError(f"{reduction.method.name} needs a budget; give --budget, for example --budget 0.1")
+    weights = _read_weights(study.weights) if study.weights else None
+    run = Run.start(folder, study.config())
+    with run.locked():
+        job = full_job(spec, study.training, {"method": "train"})
+        if weights is not None:
+            teacher = adopt(run, source, job, weights, study.seed)
+        else:
+            teacher = train_all(run, source, [job], study.seed, watcher)[0]
+        bench = Bench(run, source, teacher, study.training, study.seed, watcher)
+        for reduction, given in zip(study.reductions, budgets, strict=True):
+            wanted = [*given, *matching(run.candidates(), reduction)]
+            reduction.method.reduce(bench, list(dict.fromkeys(wanted)))
+    return run
+
+
+def prepare(study: Study) -> tuple[Source, Spec]:
+    """Where the data comes from and the architecture that fits it."""
+    own = data.load(study.data, folder=study.data_folder, images=study.images, input_shape=study.input)
+    spec = spec_of(study.model, own.input_shape, own.classes)
+    return Source(study.data, study.data_folder, study.images, own.input_shape), spec
+
+
+def matching(records: Sequence[Record], reduction: Reduction) -> list[int]:
+    """`reduction.match` of the ReLU counts of other methods' candidates, evenly spread by rank, most ReLUs first."""
+    others = [r for r in records if r.metrics["role"] == "candidate" and r.metrics["method"] != reduction.method.name]
+    counts = sorted({r.metrics["relus"] for r in others}, reverse=True)
+    number = min(reduction.match, len(counts))
+    if number < 2:
+        return counts[:number]
+    return [counts[round(i * (len(counts) - 1) / (number - 1))] for i in range(number)]
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from a candidate's folder or a safetensors file."""
+    if path.is_dir():
+        return Candidate.load(path).weights
+    if not path.is_file():
+        raise UserError(f"--weights {path} does not exist; give a candidate's folder or a .safetensors state dict")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(
+            f"--weights {path} is not a safetensors file ({error}); write one with "
+            "safetensors.torch.save_file(model.state_dict(), path): pickled checkpoints are not read"
+        ) from error
+
+
+def recipes() -> dict[str, Path]:
+    """Name → file of the recipes that come with parelu."""
+    folder = Path(str(files("parelu"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(name: str) -> tuple[str, list[Study]]:
+    """Title and studies, one a seed, of a recipe: a file, or the name of one that comes with parelu."""
+    path = recipes().get(name, Path(name))
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no recipe {name!r}; known are {', '.join(recipes())}, or give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return _studies(path, dict(content))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: {error!r} does not fit a recipe; compare {recipes().get('quickstart', 'a recipe')}"
+        ) from error
+
+
+def _studies(path: Path, content: dict[str, Any]) -> tuple[str, list[Study]]:
+    unknown = set(content) - {"title", "model", "data", "images", "input", "training", "seeds", "methods"}
+    if unknown:
+        raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}")
+    training = dict(content.get("training", {}))
+    base = TRAININGS[training.pop("preset", "paper")]
+    return str(content["title"]), [
+        Study(
+            model=content["model"],
+            data=content["data"],
+            reductions=tuple(_reduction(path, dict(entry)) for entry in content["methods"]),
+            training=dataclasses.replace(base, **training),
+            seed=seed,
+            input=parse_input(content["input"]) if "input" in content else None,
+            images=content.get("images"),
+        )
+        for seed in content.get("seeds", [0])
+    ]
+
+
+def _reduction(path: Path, entry: dict[str, Any]) -> Reduction:
+    name = entry.pop("name")
+    known = methods()
+    if name not in known:
+        raise UserError(f"{path}: unknown method {name!r}; known are {', '.join(known)}")
+    budgets, match = tuple(str(b) for b in entry.pop("budgets", ())), int(entry.pop("match", 0))
+    return Reduction(known[name](**entry), budgets, match)
+
+
+def parse_input(text: str) -> tuple[int, int, int]:
+    """(C, H, W) from "3x32x32"."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"input {text!r} is not channels x height x width; write 3x32x32")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width

@@ -1,0 +1,258 @@
+"""The one training loop: schedules, checkpoints each epoch, and a resume that ends in the same weights bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from parelu import data, store
+from parelu.data import Dataset, Split
+from parelu.distill import Objective
+from parelu.errors import UserError
+from parelu.plan import load_weights
+from parelu.run import write_history
+from parelu.sites import Network
+
+Schedule = Literal["step", "cosine", "one-cycle"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How one network is trained, with SGD.
+
+    Attributes:
+        schedule: "step" divides the rate by 10 after each quarter of the epochs; "cosine" falls to 0; "one-cycle"
+            rises over the first quarter and falls linearly to 0.
+    """
+
+    epochs: int = 120  # DeepReDuce, section 4
+    batch: int = 128  # DeepReDuce, section 4
+    lr: float = 0.1  # DeepReDuce, section 4
+    schedule: Schedule = "step"  # DeepReDuce, section 4: every 30 of 120 epochs
+    momentum: float = 0.9  # DeepReDuce, section 4
+    weight_decay: float = 4e-4  # DeepReDuce, section 4
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 2:
+            raise UserError(f"training needs at least 1 epoch and a batch of 2, not {self.epochs} and {self.batch}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UserError(f"learning rate {self.lr} is not a positive number")
+
+    def rate(self, progress: float) -> float:
+        """Learning rate where `progress`, in [0, 1), of all steps are done."""
+        if self.schedule == "step":
+            return self.lr * 0.1 ** int(progress * 4)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
+
+
+# One-cycle training in a handful of epochs (Smith & Topin 2017), for small networks and quick answers.
+SHORT = Training(epochs=5, batch=256, lr=0.3, schedule="one-cycle", weight_decay=5e-4, label_smoothing=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a training stands: steps done of all steps, the epoch from 1, the last epoch's validation accuracy."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    validation_accuracy: float | None
+
+
+class Teacher:
+    """A frozen network's logits for every batch of a training.
+
+    Batches depend on the seed and the epoch alone, so the logits are computed once and kept in a folder for all
+    networks of a run, as long as they take less than `LARGEST` bytes; else the teacher runs along.
+    """
+
+    LARGEST = 1 << 30
+
+    def __init__(self, network: Network, folder: Path) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.folder = folder
+
+    def logits(self, dataset: Dataset, training: Training, seed: int, epoch: int) -> Callable[[int, Tensor], Tensor]:
+        """A function (number of the batch in the epoch, its normalised images) → logits, (N, classes)."""
+        size = training.epochs * len(dataset.train) * dataset.classes * 4
+        if size > self.LARGEST:
+            return lambda _, images: self._run(images)
+        folder = self.folder / f"batch-{training.batch}-seed-{seed}-epoch-{epoch}"
+        if not (folder / "logits.json").exists():
+            steps = _batches(dataset, training, seed, epoch)
+            store.write(folder, "logits", {}, {"logits": torch.stack([self._run(images) for images, _ in steps])})
+        logits = store.read(folder, "logits")[1]["logits"].to(_device())
+        return lambda number, _: logits[number]
+
+    def _run(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.network.to(_device())(fit(images, self.network)).float()
+
+
+def train(
+    network: Network,
+    dataset: Dataset,
+    training: Training,
+    objective: Objective,
+    *,
+    seed: int,
+    folder: Path,
+    teacher: Teacher | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> list[dict[str, Any]]:
+    """Train a network in place; continues from the checkpoint in `folder` where there is one.
+
+    After a kill at any moment and a second call, the weights are those of a training without the kill, bit for bit,
+    on one machine's CPU with an equal number of threads.
+
+    Args:
+        seed: of the order of the images and their augmentation; the fresh weights are the caller's.
+        folder: gets metrics.jsonl and the checkpoint.
+        watch: called after each step.
+
+    Returns:
+        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds.
+
+    Raises:
+        UserError: the loss is not finite, or the data set does not fit the network.
+    """
+    steps = len(dataset.train) // training.batch
+    if steps == 0:
+        raise UserError(f"{len(dataset.train)} training images do not fill one batch of {training.batch}")
+    network.to(_device(), memory_format=memory_format(network))  # pyright: ignore[reportCallIssue]
+    optimizer = _optimizer(network, training)
+    history = _resume(folder, network, optimizer)
+    for epoch in range(len(history), training.epochs):
+        started = time.perf_counter()
+        torch.manual_seed(_mix(seed, epoch))  # dropout
+        network.train()
+        answers = teacher.logits(dataset, training, seed, epoch) if teacher else None
+        sums: dict[str, float] = {}
+        known = history[-1]["validation_accuracy"] if history else None
+        for number, (images, labels) in enumerate(_batches(dataset, training, seed, epoch)):
+            done = epoch * steps + number
+            for group in optimizer.param_groups:
+                group["lr"] = training.rate(done / (steps * training.epochs))
+            answer = (lambda n=number, x=images: answers(n, x)) if answers else None
+            with _autocast():
+                logits = network(fit(images, network))
+            if logits.shape[1:] != (dataset.classes,):
+                raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
+                                f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
+            terms = objective(logits.float(), labels, answer)
+            loss = torch.stack(list(terms.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise UserError(f"the loss became {value} in epoch {epoch + 1} at learning rate {training.lr:g}; "
+                                "lower it, in a new run folder")  # fmt: skip
+            for name, term in {"loss": loss, **terms}.items():
+                sums[name] = sums.get(name, 0.0) + term.item()
+            watch(Progress(done + 1, steps * training.epochs, epoch + 1, value, known))
+        history.append({
+            "epoch": epoch + 1,
+            **{name: total / steps for name, total in sums.items()},
+            "lr": optimizer.param_groups[0]["lr"],
+            "validation_accuracy": accuracy(network, dataset.validation, dataset),
+            "seconds": time.perf_counter() - started,
+        })  # fmt: skip
+        _checkpoint(folder, network, optimizer, history)
+    return history
+
+
+def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512) -> float:
+    """Top-1 accuracy in percent of a network, in evaluation mode."""
+    was_training = network.training
+    network.eval().to(_device())
+    right = 0
+    with torch.no_grad(), _autocast():
+        for start in range(0, len(split), batch):
+            images = data.normalise(split.images[start : start + batch].to(_device()), dataset.mean, dataset.std)
+            predicted = network(fit(images, network)).argmax(1)
+            right += int((predicted == split.labels[start : start + batch].to(_device())).sum())
+    network.train(was_training)
+    return 100 * right / len(split)
+
+
+def fit(images: Tensor, network: Network) -> Tensor:
+    """Images, (N, C, H, W), at the side and in the layout that a network takes."""
+    images = data.resize(images, (network.input_shape[1], network.input_shape[2]))
+    return images.contiguous(memory_format=memory_format(network))
+
+
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """channels_last, the faster layout, unless a convolution reads 2 to 7 channels.
+
+    There oneDNN's kernel for a strided 1×1 convolution writes past its buffer in the backward pass (torch 2.13, AVX-512).
+    """
+    widths = [m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+    return torch.channels_last if all(width >= 8 for width in widths[1:]) else torch.contiguous_format
+
+
+def _batches(dataset: Dataset, training: Training, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised float batches at the data set's own side."""
+    stream = data.batches(dataset.train, training.batch, seed=seed, epoch=epoch, augmentation=dataset.augmentation)
+    for images, labels in stream:
+        yield data.normalise(images.to(_device()), dataset.mean, dataset.std), labels.to(_device())
+
+
+def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=training.lr, momentum=training.momentum,
+                           weight_decay=training.weight_decay)  # fmt: skip
+
+
+def _checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+    """Keep all that the next epoch depends on; the folder of the epoch before goes when this one is whole."""
+    tensors = {f"weight/{name}": tensor for name, tensor in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    checkpoints = folder / "checkpoint"
+    store.write(checkpoints / str(len(history)), "checkpoint", {"history": history}, tensors)
+    write_history(folder, history)
+    for old in checkpoints.iterdir():
+        if old.name != str(len(history)):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _resume(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Load the newest whole checkpoint; returns its epochs, none where there is no checkpoint."""
+    found = sorted((folder / "checkpoint").glob("*/checkpoint.json"), key=lambda path: int(path.parent.name))
+    if not found:
+        return []
+    header, tensors = store.read(found[-1].parent, "checkpoint")
+    load_weights(network, {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return list(header["history"])
+
+
+def _mix(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _autocast() -> Any:
+    """bfloat16 where the device has it in hardware; on a CPU it was slower."""
+    return torch.autocast("cuda", torch.bfloat16) if torch.cuda.is_available() else nullcontext()
