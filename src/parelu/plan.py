@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,10 @@ class Plan:
         sites = {}
         try:
             for name, shape in shapes.items():
-                bits = np.unpackbits(tensors[f"mask/{name}"].numpy(), count=int(np.prod(shape)))
+                size, packed = math.prod(shape), tensors[f"mask/{name}"].numpy()
+                if packed.dtype != np.uint8 or packed.shape != (-(-size // 8),):
+                    raise ValueError(f"mask of {name}")
+                bits = np.unpackbits(packed, count=size)
                 coefficients = tensors[f"coefficients/{name}"]
                 if tuple(coefficients.shape) != (3, shape[0]) or coefficients.dtype != torch.float32:
                     raise ValueError(f"coefficients of {name}")

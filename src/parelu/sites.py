@@ -24,6 +24,12 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.movedim(0, -1).contiguous().movedim(-1, 0) if x.dim() == 3 else x
 
 
+def _pass_above(y: Tensor, floor: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient where y > floor, else 0; written over y − floor, since memory costs more here than arithmetic."""
+    above = y - floor
+    return torch.ops.aten.threshold_backward.grad_input(gradient, above, 0, grad_input=above)
+
+
 class _Masked(torch.autograd.Function):
     """relu where `floor` is 0, identity where it is −inf: one pass forward, two backward."""
 
@@ -36,7 +42,7 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         y, floor = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradients[0], y - floor, 0), None
+        return _pass_above(y, floor, gradients[0]), None
 
 
 class _MaskedPolynomial(torch.autograd.Function):
@@ -46,13 +52,13 @@ class _MaskedPolynomial(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, floor: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
         z = torch.clamp(x, min=floor)
         ctx.save_for_backward(z, floor, c1, c2)
-        return torch.addcmul(c0, torch.addcmul(c1, z, c2), z)
+        return torch.addcmul(c1, z, c2).mul_(z).add_(c0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         z, floor, c1, c2 = ctx.saved_tensors
         slope = torch.addcmul(c1, z, c2, value=2).mul_(gradients[0])
-        return torch.ops.aten.threshold_backward(slope, z - floor, 0), None, None, None, None
+        return _pass_above(z, floor, slope), None, None, None, None
 
 
 class Site(nn.Module):
@@ -115,11 +121,14 @@ class Site(nn.Module):
         """x: (batch, *shape) → the same shape."""
         if self.relus == self.mask.numel():
             return F.relu(x)
+        if self.is_identity_elsewhere and not self.relus:
+            return x
+        floor, c0, c1, c2 = (tensor.to(x.dtype) for tensor in (self.floor, self.c0, self.c1, self.c2))
         if self.is_identity_elsewhere:
-            return _Masked.apply(x, self.floor) if self.relus else x  # pyright: ignore[reportReturnType]
+            return _Masked.apply(x, floor)  # pyright: ignore[reportReturnType]
         if self.relus:
-            return _MaskedPolynomial.apply(x, self.floor, self.c0, self.c1, self.c2)  # pyright: ignore
-        return torch.addcmul(self.c0, torch.addcmul(self.c1, x, self.c2), x)
+            return _MaskedPolynomial.apply(x, floor, c0, c1, c2)  # pyright: ignore[reportReturnType]
+        return torch.addcmul(c0, torch.addcmul(c1, x, c2), x)
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.relus}/{self.mask.numel()} ReLUs"
@@ -165,14 +174,14 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     network = Network(traced, traced.graph, type(module).__name__)
     network.input_shape, network.notes = tuple(input_shape), tuple(notes)
     network.train(module.training)
-    has_values = expected.device.type != "meta"
-    if has_values and not notes and not torch.equal(expected, graph.propagate_shapes(network, input_shape)):
+    found = (graph.problem(node, (Site,)) for node in network.graph.nodes)
+    network.problems = tuple(dict.fromkeys(p for p in found if p))
+    comparable = expected.device.type != "meta" and not notes and not network.problems
+    if comparable and not torch.equal(expected, graph.propagate_shapes(network, input_shape)):
         raise UserError(
             f"{type(module).__name__}: an in-place activation changes a tensor that is read through another name; "
             "write the activation out of place (inplace=False)"
         )
-    found = (graph.problem(node, (Site,)) for node in network.graph.nodes)
-    network.problems = tuple(dict.fromkeys(p for p in found if p))
     assign_stages(network, getattr(module, "stages", None))
     return network
 

@@ -8,6 +8,7 @@ import inspect
 import re
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from parelu.errors import UserError
@@ -52,7 +53,8 @@ class External(Spec):
         except (ImportError, AttributeError) as error:
             raise UserError(f"{self.target}: {error}; is its folder on PYTHONPATH?") from error
         takes_classes = "num_classes" in inspect.signature(builder).parameters
-        module = builder(num_classes=self.classes) if takes_classes else builder()
+        with torch.device("cpu"):  # also where only a skeleton is wanted: a user's code may read its initial values
+            module = builder(num_classes=self.classes) if takes_classes else builder()
         if not isinstance(module, nn.Module):
             raise UserError(f"{self.target} returned a {type(module).__name__}, not a torch.nn.Module")
         return module

@@ -1,0 +1,83 @@
+"""What a masked site costs in training, against a plain ReLU network: one run, alternating, ratio of the medians.
+
+    python benchmarks/site.py
+
+Target: at most 1.10 for the step of ResNet18 m=16 on 32×32, batch 128, one thread. The peer is the same network as a
+plain module with nn.ReLU, never traced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from parelu.models import spec_of
+from parelu.plan import Plan, SitePlan
+from parelu.sites import IDENTITY, instrument
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--model", default="resnet18 m=16")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    spec = spec_of(arguments.model, (3, 32, 32), 10)
+    variants = {
+        "plain nn.ReLU": None,
+        "all-one masks": (1.0, IDENTITY),
+        "half ReLU, half identity": (0.5, IDENTITY),
+        "half ReLU, half quadratic": (0.5, (0.28, 0.5, 0.14)),
+        "all identity": (0.0, IDENTITY),
+    }
+    steps = {name: _step(spec, variant) for name, variant in variants.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(arguments.steps):
+        for name, step in steps.items():
+            times[name].append(step())
+    plain = times["plain nn.ReLU"]
+    print(f"{spec.input}, {arguments.model}, batch 128, 1 thread, median of {arguments.steps} alternating steps")
+    for name, seconds in times.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds, plain, strict=True))
+        print(f"  {name:<28}{statistics.median(seconds) * 1e3:8.1f} ms   {ratio:.3f}")
+
+
+def _step(spec, variant) -> Callable[[], float]:
+    """A function that trains one step and returns its seconds."""
+    torch.manual_seed(0)
+    module = spec.module()
+    if variant is not None:
+        share, coefficients = variant
+        network = instrument(module, spec.input)
+        generator = torch.Generator().manual_seed(1)
+        c = torch.tensor(coefficients)[:, None]
+        sites = {
+            name: SitePlan(torch.rand(site.shape, generator=generator) < share, c.repeat(1, site.shape[0]))
+            for name, site in network.sites.items()
+        }
+        Plan(sites).apply(network)
+        module = network
+    module.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9)
+    images = torch.randn(128, *spec.input).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, spec.classes, (128,))
+
+    def step() -> float:
+        started = time.perf_counter()
+        loss = F.cross_entropy(module(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return time.perf_counter() - started
+
+    step()
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Counts: against the papers' tables, torch's own counter, and closed forms."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from parelu.count import count, skeleton
+from parelu.errors import UserError
+from parelu.models import families, spec_of
+from parelu.plan import Plan
+from parelu.sites import instrument
+from parelu.steps import reduce
+
+INPUTS = {"cifar100": ((3, 32, 32), 100), "tinyimagenet": ((3, 64, 64), 200), "imagenet": ((3, 224, 224), 1000)}
+# Families that are not built yet, and the layer of DeepReShape that shares ReLUs between channels.
+NOT_YET = ("wrn", "vgg", "efficientnet")
+
+
+def published() -> list[dict[str, str]]:
+    with (Path(__file__).parent / "tables" / "counts.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [r for r in rows if not r["network"].startswith(NOT_YET) and "reuse" not in r["steps"]]
+
+
+def test_the_table_is_the_whole_one():
+    assert len(published()) == 52
+
+
+@pytest.mark.parametrize("row", published(), ids=lambda r: f"{r['network']}, {r['dataset']}, {r['steps']}")
+def test_published_counts(row):
+    reduced = reduce(spec_of(row["network"], *INPUTS[row["dataset"]]), row["steps"])
+    network = skeleton(reduced.spec)
+    reduced.plan.apply(network)
+    counts = count(network)
+    assert counts.relus == int(row["relus"])
+    assert counts.relus == reduced.plan.relus == sum(counts.sites.values())
+    assert counts.relus == sum(stage.relus for stage in counts.stages.values())
+    if row["flops_m"]:
+        assert counts.flops / 1e6 == pytest.approx(float(row["flops_m"]), rel=0.01)
+
+
+OURS = [name for cls in families().values() for name in cls.examples if "(" not in name]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_macs_are_half_of_torchs_flops(name):
+    spec = spec_of(name, (3, 16, 16), 10)
+    with torch.device("meta"):
+        module = spec.module().eval()
+        with FlopCounterMode(display=False) as counter:
+            module(torch.empty(1, 3, 16, 16))
+    counts = count(skeleton(spec))
+    assert 2 * counts.macs == counter.get_total_flops()
+    assert counts.macs == sum(stage.macs for stage in counts.stages.values())
+    assert counts.params == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "depth"), [("resnet18", 17), ("resnet34", 33), ("resnet9", 8), ("resnet20", 19)])
+def test_depth_is_the_longest_path(name, depth):
+    assert count(skeleton(spec_of(name, (3, 32, 32), 10))).depth == depth
+
+
+def test_grouped_and_strided_convolutions():
+    layers = [nn.Conv2d(4, 8, (3, 1), (2, 1), (1, 0), groups=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 6, 3)]
+    counts = count(instrument(nn.Sequential(*layers), (4, 8, 6)))
+    assert counts.macs == 8 * 4 * 6 * 3 + 8 * 4 * 6 * 3
+    assert counts.relus == counts.relus_without_stem == 8 * 4 * 6
+
+
+def test_squares_are_counted_apart():
+    network = skeleton(spec_of("resnet10 m=2", (1, 8, 8), 10))
+    site = network.sites["relu"]
+    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
+    mask[0, 0] = True
+    site.assign(mask, torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.0]]))
+    counts = count(network)
+    assert counts.squares == 64 - 8, "channel 1 has degree 1"
+    assert counts.sites["relu"] == 8
+
+
+def test_nothing_is_counted_as_nothing():
+    with pytest.raises(UserError, match="MaxPool2d is not supported"):
+        count(instrument(nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.Flatten()), (1, 4, 4)))
+
+
+def test_counting_does_not_change_the_network():
+    network = skeleton(spec_of("resnet10 m=2", (1, 8, 8), 10))
+    before = Plan.of(network)
+    count(network)
+    assert Plan.of(network) == before

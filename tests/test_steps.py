@@ -1,0 +1,77 @@
+"""Steps: their laws and their errors. The counts of the papers' steps stand in test_count.py."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from parelu.errors import UserError
+from parelu.models import spec_of
+from parelu.sites import instrument
+from parelu.steps import _alternate, reduce
+
+SPEC = spec_of("resnet18 m=2", (1, 16, 16), 10)
+STAGES = ("S1", "S2", "S3", "S4")
+a_few = st.lists(st.sampled_from(STAGES), min_size=1, max_size=4, unique=True)
+relu_step = st.one_of(
+    st.builds(lambda verb, s: f"{verb} {'+'.join(s)}", st.sampled_from(("cull", "thin", "only")), a_few),
+    st.sampled_from(("none", "one block", "stem linear", "thin all", "thin S2 one block", "only stem")),
+)
+
+
+def kept(text: str) -> set[str]:
+    return {name for name, site in reduce(SPEC, text).plan.sites.items() if site.relus}
+
+
+@settings(max_examples=25, deadline=None)
+@given(first=relu_step, second=relu_step)
+def test_steps_only_ever_drop(first, second):
+    both = kept(f"{first}; {second}")
+    assert both <= kept(first)
+    assert kept(f"{first};{first}") == kept(first), "a step twice is the step once"
+
+
+@pytest.mark.parametrize(
+    ("text", "sites"),
+    [
+        ("only S3", ["layer3.0.relu1", "layer3.0.relu2", "layer3.1.relu1", "layer3.1.relu2"]),
+        ("only stem", ["relu"]),
+        ("cull S1+S2+S4; thin S3", ["layer3.0.relu2", "layer3.1.relu2"]),
+        ("only S2; one block", ["layer2.0.relu1", "layer2.0.relu2"]),
+        ("cull S1+S2; thin S3+S4 one block", ["layer3.0.relu2", "layer4.0.relu2"]),
+        ("  only   S2 ;; thin S2 ", ["layer2.0.relu2", "layer2.1.relu2"]),
+    ],
+)
+def test_which_sites_stay(text, sites):
+    assert sorted(kept(text)) == sites
+
+
+def test_scaling_changes_the_architecture():
+    spec = reduce(SPEC, "channels 0.5; fmap 0.5").spec
+    assert (spec.input, spec.to_json()["stem"]) == ((1, 8, 8), 1)
+
+
+def test_thinning_a_plain_network_drops_every_other_site():
+    layers = [layer for _ in range(5) for layer in (nn.Conv2d(1, 1, 1), nn.ReLU())]
+    sites = instrument(nn.Sequential(*layers), (1, 4, 4)).sites
+    assert _alternate(sites.values()) == ["1", "5", "9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prune S1", "unknown step 'prune S1'; known are none, cull S1"),
+        ("cull S5", "unknown stage 'S5'; the network has S1, S2, S3, S4, or all"),
+        ("cull stem", "unknown stage 'stem'"),
+        ("cull S1 one block", "unknown step"),
+        ("reuse 4", "unknown step"),
+        ("channels 0.3", "2 channels times 0.3 is 0.6"),
+        ("channels 0", "2 channels times 0 is 0"),
+        ("fmap 0.01", "input side of 16"),
+    ],
+)
+def test_bad_steps(text, message):
+    with pytest.raises(UserError) as caught:
+        reduce(SPEC, text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
