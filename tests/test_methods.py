@@ -11,7 +11,6 @@ from parelu.methods.deepreduce import candidate_steps, criticality
 from parelu.methods.random import Random
 from parelu.methods.uniform import Uniform
 
-
 # DeepReShape, Table 10: ReLUs in thousands, accuracy with KD and C_k of S1 to S4.
 TABLE_10 = {
     "ResNet18 m=16": ((81.92, 32.77, 16.38, 8.19), (52.67, 62.10, 64.64, 59.70), (0.00, 7.39, 9.84, 6.07)),

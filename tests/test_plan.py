@@ -81,7 +81,7 @@ def test_plan_of_another_network_is_refused():
 def test_weights_of_another_network_are_refused():
     lacking = dict(candidate().weights)
     lacking.pop("fc.bias")
-    with pytest.raises(UserError, match="lack fc.bias"):
+    with pytest.raises(UserError, match=r"lack fc\.bias"):
         dataclasses.replace(candidate(), weights=lacking).network()
     wrong = {**candidate().weights, "fc.bias": torch.zeros(7)}
     with pytest.raises(UserError, match=r"fc.bias is \(7,\), the network's \(10,\)"):

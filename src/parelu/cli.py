@@ -28,7 +28,10 @@ def _one_of(classes: Mapping[str, type[Any]]) -> Any:
     return Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in classes.items())]  # noqa: UP007
 
 
-AnyMethod = Method if TYPE_CHECKING else _one_of(methods())
+if TYPE_CHECKING:
+    AnyMethod = Method
+else:
+    AnyMethod = _one_of(methods())
 
 
 @dataclasses.dataclass(frozen=True)

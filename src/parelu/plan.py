@@ -176,7 +176,7 @@ class Candidate:
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy a state dict into a network; raises `UserError` with the first name that is missing, unknown or of another shape."""
+    """Copy a state dict into a network; raises `UserError` with the first name or shape that does not fit."""
     own = network.state_dict()
     for name in sorted(set(own) ^ set(weights)):
         state = "lack" if name in own else "have an unknown"

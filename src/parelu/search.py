@@ -110,7 +110,7 @@ def train_all(run: Run, source: Source, jobs: Sequence[Job], seed: int, watcher:
 
 
 def _cost(job: Job) -> float:
-    """Work of a training in arbitrary units, for the estimate of the time left: multiply-adds and activation traffic."""
+    """Work of a training in arbitrary units, for the estimate of the time left."""
     counts = count(skeleton(job.spec))
     return job.training.epochs * (counts.macs + 200 * counts.relus)
 

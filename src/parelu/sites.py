@@ -239,9 +239,9 @@ def _after(node: fx.Node) -> Iterator[fx.Node]:
 def assign_stages(network: Network, declared: Mapping[str, str] | None) -> None:
     """Give each site its stage and its block.
 
-    `declared` maps a stage to the module path that its sites stand under. Without it, the stem is what comes before the
-    first fork of a residual network, and a stage is a run of sites of equal spatial size. A block ends with the site
-    behind an addition.
+    `declared` maps a stage to the module path that its sites stand under. Without it, the stem is what comes before
+    the first fork of a residual network, and a stage is a run of sites of equal spatial size. A block ends with the
+    site behind an addition.
     """
     fork = next((n for n in network.graph.nodes if sum("shape" in u.meta for u in n.users) > 1), None)
     in_stem = fork is not None and declared is None

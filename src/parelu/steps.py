@@ -104,8 +104,8 @@ def _stages(text: str, network: Network, *, stem: bool) -> tuple[str, ...]:
 def _alternate(sites: Iterable[Site]) -> list[str]:
     """Names of the sites that thinning drops.
 
-    In a residual stage the sites inside the blocks go and those behind the additions stay, so that the convolutions
-    of a block become neighbours; elsewhere every other site goes, from the first on.
+    In a residual stage the sites inside the blocks go and those behind the additions stay, so that the
+    convolutions of a block become neighbours; elsewhere every other site goes, from the first on.
     """
     by_stage: dict[str, list[Site]] = {}
     for site in sites:

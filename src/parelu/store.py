@@ -1,7 +1,7 @@
 """Two files that belong together: a JSON header and named tensors, both checked when they are read back.
 
-The header holds the SHA-256 of the tensor file and of itself, so that a truncated, foreign or edited file is noticed. That
-guards against accidents, not against somebody who writes a matching digest.
+The header holds the SHA-256 of the tensor file and of itself, so that a truncated, foreign or edited file is noticed.
+That guards against accidents, not against somebody who writes a matching digest.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,50 +130,63 @@ def train(
     Raises:
         UserError: the loss is not finite, or the data set does not fit the network.
     """
-    steps = len(dataset.train) // training.batch
-    if steps == 0:
+    per_epoch = len(dataset.train) // training.batch
+    if per_epoch == 0:
         raise UserError(f"{len(dataset.train)} training images do not fill one batch of {training.batch}")
     network.to(_device(), memory_format=memory_format(network))  # pyright: ignore[reportCallIssue]
     optimizer = _optimizer(network, training)
     history = _resume(folder, network, optimizer)
-    for epoch in range(len(history), training.epochs):
-        started = time.perf_counter()
-        torch.manual_seed(_mix(seed, epoch))  # dropout
-        network.train()
-        answers = teacher.logits(dataset, training, seed, epoch) if teacher else None
-        sums: dict[str, float] = {}
+    while len(history) < training.epochs:
+        started, epoch = time.perf_counter(), len(history)
         known = history[-1]["validation_accuracy"] if history else None
-        for number, (images, labels) in enumerate(_batches(dataset, training, seed, epoch)):
-            done = epoch * steps + number
-            for group in optimizer.param_groups:
-                group["lr"] = training.rate(done / (steps * training.epochs))
-            answer = (lambda n=number, x=images: answers(n, x)) if answers else None
-            with _autocast():
-                logits = network(fit(images, network))
-            if logits.shape[1:] != (dataset.classes,):
-                raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
-                                f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
-            terms = objective(logits.float(), labels, answer)
-            loss = torch.stack(list(terms.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise UserError(f"the loss became {value} in epoch {epoch + 1} at learning rate {training.lr:g}; "
-                                "lower it, in a new run folder")  # fmt: skip
-            for name, term in {"loss": loss, **terms}.items():
-                sums[name] = sums.get(name, 0.0) + term.item()
-            watch(Progress(done + 1, steps * training.epochs, epoch + 1, value, known))
+        means: dict[str, float] = {}
+        steps = _epoch(network, dataset, training, objective, optimizer, seed, epoch, teacher)
+        for step, terms in enumerate(steps, start=1):
+            means = {name: means.get(name, 0.0) + (term - means.get(name, 0.0)) / step for name, term in terms.items()}
+            watch(Progress(epoch * per_epoch + step, training.epochs * per_epoch, epoch + 1, terms["loss"], known))
         history.append({
             "epoch": epoch + 1,
-            **{name: total / steps for name, total in sums.items()},
+            **means,
             "lr": optimizer.param_groups[0]["lr"],
             "validation_accuracy": accuracy(network, dataset.validation, dataset),
             "seconds": time.perf_counter() - started,
         })  # fmt: skip
         _checkpoint(folder, network, optimizer, history)
     return history
+
+
+def _epoch(
+    network: Network,
+    dataset: Dataset,
+    training: Training,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    epoch: int,
+    teacher: Teacher | None,
+) -> Iterator[dict[str, float]]:
+    """One epoch; yields after each step the loss and its terms."""
+    torch.manual_seed(_mix(seed, epoch))  # dropout
+    network.train()
+    steps = len(dataset.train) // training.batch
+    answers = teacher.logits(dataset, training, seed, epoch) if teacher else None
+    for number, (images, labels) in enumerate(_batches(dataset, training, seed, epoch)):
+        for group in optimizer.param_groups:
+            group["lr"] = training.rate((epoch * steps + number) / (steps * training.epochs))
+        with _autocast():
+            logits = network(fit(images, network))
+        if logits.shape[1:] != (dataset.classes,):
+            raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
+                            f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
+        terms = objective(logits.float(), labels, partial(answers, number, images) if answers else None)
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if not math.isfinite(loss.item()):
+            raise UserError(f"the loss became {loss.item()} in epoch {epoch + 1} at learning rate {training.lr:g}; "
+                            "lower it, in a new run folder")  # fmt: skip
+        yield {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 
 
 def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512) -> float:

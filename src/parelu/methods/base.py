@@ -1,8 +1,8 @@
 """The contract of a method, and what a method may use.
 
-A method is one file in this folder: a frozen dataclass that derives from `Method`. Its fields are its options, each with
-the default of its paper. The command line, the contract tests and the table in the documentation are built from what stands
-here; adding a method touches its own file only.
+A method is one file in this folder: a frozen dataclass that derives from `Method`. Its fields are its options, each
+with the default of its paper. The command line, the contract tests and the table in the documentation are built from
+what stands here; adding a method touches its own file only.
 """
 
 from __future__ import annotations
@@ -50,9 +50,16 @@ class Job:
 class Workbench(Protocol):
     """What a method gets from the run it works in."""
 
-    teacher: Candidate
-    training: Training
-    seed: int
+    @property
+    def teacher(self) -> Candidate:
+        """The trained full-ReLU network."""
+        ...
+
+    @property
+    def training(self) -> Training: ...
+
+    @property
+    def seed(self) -> int: ...
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         """Train networks side by side; those that the run folder holds already are read instead."""

@@ -20,7 +20,7 @@ RESHAPINGS = ("", "; channels 0.5", "; fmap 0.5", "; channels 0.5; fmap 0.5")  #
 class DeepReDuce(Method):
     """Stage-wise culling, thinning and reshaping, with distillation from the full-ReLU network.
 
-    Without a budget, all 5·(D − 1) candidates of a network with D stages; with budgets, those that have at most the largest.
+    Without a budget, all 5·(D − 1) candidates of a network with D stages; with budgets, those within the largest.
 
     Attributes:
         w: exponent of the ReLU count in the criticality.
@@ -57,7 +57,7 @@ class DeepReDuce(Method):
         return bench.train(fitting)
 
     def _least_critical_first(self, bench: Workbench) -> list[str]:
-        """Train a network with ReLUs in one stage only, for each stage; every number of eq. 1 goes to the run folder."""
+        """Train, for each stage, a network with ReLUs there only; every number of eq. 1 goes to the run folder."""
         stages = stages_of(skeleton(bench.teacher.spec))
         trained = bench.train([self._job(bench, f"only {stage}", "criticality") for stage in stages])
         accuracy = {s: c.metrics["validation_accuracy"] for s, c in zip(stages, trained, strict=True)}

@@ -102,7 +102,7 @@ def spec_from_json(data: Any) -> Spec:
     for key, value in values.items():
         if not _is_of(value, hints[key]):
             raise UserError(f"architecture {cls.family}: {key} is {str(value)[:40]!r}, not {hints[key]}")
-    return cls(**values)
+    return cls(**values)  # pyright: ignore[reportArgumentType]
 
 
 def _is_of(value: Any, hint: Any) -> bool:

@@ -1,0 +1,25 @@
+# make quickstart   from a small ResNet to its accuracy–ReLU frontier and report, on real images
+# make test         the test suite
+# make lint         style and types
+
+PYTHON ?= python3
+INSTALLED = .venv/.installed
+
+quickstart: $(INSTALLED)
+	.venv/bin/parelu quickstart
+
+test: $(INSTALLED)
+	.venv/bin/python -m pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/basedpyright
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "parelu needs python 3.11 or newer: make PYTHON=python3.12"'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: quickstart test lint

@@ -1,0 +1,44 @@
+"""Imports point one way: cli → report, study → search → methods → train → … → models → sites."""
+
+import ast
+from pathlib import Path
+
+import parelu
+
+ROOT = Path(parelu.__file__).parent
+# A room may import the rooms below it in this list, itself, and nothing above.
+ORDER = (
+    "errors", "graph", "sites", "models", "store", "plan", "count", "steps", "datasets", "data", "distill", "run",
+    "train", "methods", "search", "study", "pareto", "report", "progress", "cli",
+)  # fmt: skip
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"parelu.{alias.name}" for alias in node.names} if node.module == "parelu" else {node.module}
+    return {name for name in found if name.startswith("parelu.")}
+
+
+def test_imports_point_one_way():
+    files = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
+    assert {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in files} == set(ORDER)
+    for path in files:
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for name in imported(path):
+            assert ORDER.index(room(name)) <= ORDER.index(own), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_pickle_and_no_randomness_of_numpy():
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        for banned in ("import pickle", "torch.load(", "torch.save(", "np.random.", "eval("):
+            assert banned not in text.replace(".eval(", ""), f"{path.name}: {banned}"
