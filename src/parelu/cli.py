@@ -238,12 +238,11 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(_fail(str(error)))
     except OSError as error:
-        reasons = {errno.ENOSPC: "the disk is full; free some space", errno.EROFS: "the disk is read-only",
-                   errno.EACCES: "permission denied", errno.EDQUOT: "the disk quota is used up"}  # fmt: skip
-        if error.errno not in reasons:
+        if error.errno is None:
             raise
-        what = f"{error.filename or 'a file'}: {reasons[error.errno]}"
-        sys.exit(_fail(f"{what}, or give another --run; finished networks are kept"))
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give another --run"
+        what = f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
+        sys.exit(_fail(f"{what}; {remedy} and run the same command again: finished networks are kept"))
     except KeyboardInterrupt:
         say("parelu: interrupted; run the same command again to go on from the last finished epoch")
         sys.stdout.flush()

@@ -24,7 +24,7 @@ from parelu.data import Dataset
 from parelu.distill import CrossEntropy, Distillation
 from parelu.errors import UserError
 from parelu.methods.base import TEACHER, Job
-from parelu.models import Spec
+from parelu.models import Spec, external
 from parelu.plan import Candidate, Plan, load_weights
 from parelu.run import Run, cores
 from parelu.sites import Network, instrument
@@ -147,7 +147,7 @@ class _Pool:
         self.events: SimpleQueue[tuple[str, Progress]] = context.SimpleQueue()
         self.stop = context.Event()
         self.run, self.source, self.seed, self.watcher = run, source, seed, watcher
-        start = (threads, self.events, self.stop)
+        start = (threads, self.events, self.stop, external.permitted())
         self.executor = ProcessPoolExecutor(workers, context, _start_worker, start)
 
     def train(self, jobs: Sequence[Job]) -> None:
@@ -177,10 +177,13 @@ _events: SimpleQueue[tuple[str, Progress]]
 _stop: Event
 
 
-def _start_worker(threads: int, events: SimpleQueue[tuple[str, Progress]], stop: Event) -> None:
+def _start_worker(
+    threads: int, events: SimpleQueue[tuple[str, Progress]], stop: Event, permitted: frozenset[str]
+) -> None:
     global _events, _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     torch.set_num_threads(threads)
+    external.permit(permitted)
     _events, _stop = events, stop
 
 

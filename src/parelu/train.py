@@ -212,7 +212,7 @@ def fit(images: Tensor, network: Network) -> Tensor:
 def memory_format(network: nn.Module) -> torch.memory_format:
     """channels_last, the faster layout, unless a convolution reads 2 to 7 channels.
 
-    There oneDNN's kernel for a strided 1×1 convolution writes past its buffer in the backward pass (torch 2.13, AVX-512).
+    There oneDNN's kernel for a strided 1×1 convolution writes past its buffer in the backward pass (torch 2.13).
     """
     widths = [m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
     return torch.channels_last if all(width >= 8 for width in widths[1:]) else torch.contiguous_format

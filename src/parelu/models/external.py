@@ -14,7 +14,17 @@ from torch import nn
 from parelu.errors import UserError
 from parelu.models.base import Spec
 
-_allowed: set[str] = set()
+_permitted: set[str] = set()
+
+
+def permitted() -> frozenset[str]:
+    """What a user of this process named as code to run."""
+    return frozenset(_permitted)
+
+
+def permit(targets: frozenset[str]) -> None:
+    """Take over `permitted()` of the process that started this one."""
+    _permitted.update(targets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +48,14 @@ class External(Spec):
     def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> External | None:
         if not re.fullmatch(r"[\w.]+:\w+", name):
             return None
-        _allowed.add(name)
+        _permitted.add(name)
         return cls(input, classes, name)
 
     def scale_channels(self, factor: float) -> External:
         raise UserError(f"{self.target}: the channels of your own network cannot be scaled by {factor:g}")
 
     def module(self) -> nn.Module:
-        if self.target not in _allowed:
+        if self.target not in _permitted:
             raise UserError(f"this network is built by {self.target}; give --model {self.target} to run that code")
         path, _, name = self.target.partition(":")
         try:
