@@ -34,7 +34,7 @@ def candidate(seed: int = 0) -> Candidate:
     return Candidate(SPEC, plan, weights, {"relus": 12, "steps": "cull S1"}, {"mean": [0.5]})
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000))
 def test_plan_round_trip(seed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")

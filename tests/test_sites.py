@@ -20,7 +20,7 @@ def written_out(x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
 coefficient = st.floats(-2, 2, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.sampled_from([(1, 1, 1), (3, 2, 2), (8, 4, 4), (5, 3, 1), (6,)]),
     share=st.sampled_from([0.0, 0.3, 1.0]),

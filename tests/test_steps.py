@@ -23,7 +23,7 @@ def kept(text: str) -> set[str]:
     return {name for name, site in reduce(SPEC, text).plan.sites.items() if site.relus}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(first=relu_step, second=relu_step)
 def test_steps_only_ever_drop(first, second):
     both = kept(f"{first}; {second}")

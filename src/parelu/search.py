@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import multiprocessing
+import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -56,18 +59,19 @@ class Watcher(Protocol):
 class Bench:
     """The workbench of a run: what methods train on. See `methods.base.Workbench`."""
 
-    run: Run
-    source: Source
+    trainer: Trainer
     teacher: Candidate
     training: Training
-    seed: int
-    watcher: Watcher
+
+    @property
+    def seed(self) -> int:
+        return self.trainer.seed
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
-        return train_all(self.run, self.source, jobs, self.seed, self.watcher)
+        return self.trainer.train(jobs)
 
     def record(self, name: str, value: Any) -> None:
-        self.run.record(name, value)
+        self.trainer.run.record(name, value)
 
 
 def full_job(spec: Spec, training: Training, tags: Mapping[str, Any]) -> Job:
@@ -85,28 +89,6 @@ def adopt(run: Run, source: Source, job: Job, weights: Mapping[str, Tensor], see
     candidate = measured(network, job, source.load(), seed, [], {})
     candidate.save(run.folder(job.name))
     return candidate
-
-
-def train_all(run: Run, source: Source, jobs: Sequence[Job], seed: int, watcher: Watcher) -> list[Candidate]:
-    """Train the jobs that the run folder does not hold finished; returns all their candidates, in order.
-
-    Raises:
-        UserError: the first that a training raised; what others finished is kept.
-    """
-    names = [job.name for job in jobs]
-    assert len(set(names)) == len(names), "a job's name is its folder"
-    missing = [job for job in jobs if not _is_finished(run, job)]
-    for job in jobs:
-        watcher.queued(job, 0 if job not in missing else _cost(job))
-    for job in jobs:
-        if job not in missing:
-            watcher.finished(job.name, run.candidate(job.name), resumed=True)
-    if missing:
-        workers = 1 if torch.cuda.is_available() else min(cores(), len(jobs))
-        # By the number of all jobs, not of the missing ones: a resumed run must add its floats in the same order.
-        threads = max(1, cores() // workers)
-        _Pool(run, source, seed, workers, threads, watcher).train(missing)
-    return [run.candidate(name) for name in names]
 
 
 def _cost(job: Job) -> float:
@@ -139,59 +121,102 @@ class _Stopped(Exception):
     """Raised inside a worker when the run was interrupted."""
 
 
-class _Pool:
-    """Worker processes of one call of `train_all`."""
+class Trainer:
+    """Trains the jobs of one run, side by side in worker processes that live as long as the `with` block.
 
-    def __init__(self, run: Run, source: Source, seed: int, workers: int, threads: int, watcher: Watcher) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.events: SimpleQueue[tuple[str, Progress]] = context.SimpleQueue()
-        self.stop = context.Event()
+    Args:
+        seed: of the order of the images, and with a job's name of its fresh weights.
+    """
+
+    def __init__(self, run: Run, source: Source, seed: int, watcher: Watcher) -> None:
         self.run, self.source, self.seed, self.watcher = run, source, seed, watcher
-        start = (threads, self.events, self.stop, external.permitted())
-        self.executor = ProcessPoolExecutor(workers, context, _start_worker, start)
+        self._workers = 1 if torch.cuda.is_available() else cores()
+        context = multiprocessing.get_context("spawn")
+        self._events: SimpleQueue[tuple[str, Progress]] = context.SimpleQueue()
+        self._stop = context.Event()
+        start = (self._events, self._stop, external.permitted())
+        self._executor = ProcessPoolExecutor(self._workers, context, _start_worker, start)  # starts none before a job
 
-    def train(self, jobs: Sequence[Job]) -> None:
-        futures: dict[Future[None], Job] = {}
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def train(self, jobs: Sequence[Job]) -> list[Candidate]:
+        """Train the jobs that the run folder does not hold finished; returns all their candidates, in order.
+
+        Raises:
+            UserError: the first that a training raised; what others finished is kept.
+        """
+        assert len({job.name for job in jobs}) == len(jobs), "a job's name is its folder"
+        missing = [job for job in jobs if not _is_finished(self.run, job)]
+        for job in jobs:
+            self.watcher.queued(job, _cost(job) if job in missing else 0)
+            if job not in missing:
+                self.watcher.finished(job.name, self.run.candidate(job.name), resumed=True)
+        # By the number of all jobs, not of the missing ones: a resumed run must add its floats in the same order.
+        self._train(missing, threads=max(1, cores() // min(self._workers, len(jobs) or 1)))
+        return [self.run.candidate(job.name) for job in jobs]
+
+    def _train(self, jobs: Sequence[Job], threads: int) -> None:
         try:
-            for job in jobs:
-                futures[self.executor.submit(_train_job, self.run, self.source, self.seed, job)] = job
+            submit = self._executor.submit
+            with _deaf_to_interrupts():  # the first call starts the workers
+                futures = {submit(_train_job, self.run, self.source, self.seed, job, threads): job for job in jobs}
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                while not self.events.empty():
-                    self.watcher.moved(*self.events.get())
+                while not self._events.empty():
+                    self.watcher.moved(*self._events.get())
                 for future in done:
                     future.result()
-                    job = futures[future]
-                    self.watcher.finished(job.name, self.run.candidate(job.name), resumed=False)
+                    name = futures[future].name
+                    self.watcher.finished(name, self.run.candidate(name), resumed=False)
         except BrokenProcessPool as error:
             raise UserError(
                 "a training process was killed, perhaps for want of memory; run the same command again to go on"
             ) from error
-        finally:
-            self.stop.set()
-            self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, and let the processes started meanwhile inherit that: the parent alone says when to stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _events: SimpleQueue[tuple[str, Progress]]
 _stop: Event
 
 
-def _start_worker(
-    threads: int, events: SimpleQueue[tuple[str, Progress]], stop: Event, permitted: frozenset[str]
-) -> None:
+def _start_worker(events: SimpleQueue[tuple[str, Progress]], stop: Event, permitted: frozenset[str]) -> None:
     global _events, _stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-    torch.set_num_threads(threads)
     external.permit(permitted)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _events, _stop = events, stop
 
 
-def _train_job(run: Run, source: Source, seed: int, job: Job) -> None:
+def _end_with_parent() -> None:
+    """A worker that waits for work does not notice that its parent was killed; this thread does."""
     parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _train_job(run: Run, source: Source, seed: int, job: Job, threads: int) -> None:
+    torch.set_num_threads(threads)
 
     def watch(progress: Progress) -> None:
-        if _stop.is_set() or (parent is not None and not parent.is_alive()):
+        if _stop.is_set():
             raise _Stopped
         if progress.step % 8 == 0 or progress.step == progress.steps:
             _events.put((job.name, progress))

@@ -83,6 +83,6 @@ def read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if hashlib.sha256(data).hexdigest() != header["tensors_sha256"]:
         raise UserError(f"{path} does not match {kind}.json: truncated, or of another {kind}")
     try:
-        return header, load(data)
+        return header, dict(sorted(load(data).items()))
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file ({error})") from error

@@ -23,7 +23,7 @@ from parelu.methods.base import Method, methods, parse_budget
 from parelu.models import Spec, spec_of
 from parelu.plan import Candidate
 from parelu.run import Record, Run
-from parelu.search import Bench, Source, Watcher, adopt, full_job, train_all
+from parelu.search import Bench, Source, Trainer, Watcher, adopt, full_job
 from parelu.train import SHORT, Training
 
 TRAININGS = {"paper": Training(), "short": SHORT}
@@ -103,13 +103,13 @@ def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
             raise UserError(f"{reduction.method.name} needs a budget; give --budget, for example --budget 0.1")
     weights = _read_weights(study.weights) if study.weights else None
     run = Run.start(folder, study.config())
-    with run.locked():
+    with run.locked(), Trainer(run, source, study.seed, watcher) as trainer:
         job = full_job(spec, study.training, {"method": "train"})
         if weights is not None:
             teacher = adopt(run, source, job, weights, study.seed)
         else:
-            teacher = train_all(run, source, [job], study.seed, watcher)[0]
-        bench = Bench(run, source, teacher, study.training, study.seed, watcher)
+            (teacher,) = trainer.train([job])
+        bench = Bench(trainer, teacher, study.training)
         for reduction, given in zip(study.reductions, budgets, strict=True):
             wanted = [*given, *matching(run.candidates(), reduction)]
             reduction.method.reduce(bench, list(dict.fromkeys(wanted)))

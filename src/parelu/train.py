@@ -92,10 +92,11 @@ class Teacher:
         if size > self.LARGEST:
             return lambda _, images: self._run(images)
         folder = self.folder / f"batch-{training.batch}-seed-{seed}-epoch-{epoch}"
-        if not (folder / "logits.json").exists():
-            steps = _batches(dataset, training, seed, epoch)
-            store.write(folder, "logits", {}, {"logits": torch.stack([self._run(images) for images, _ in steps])})
-        logits = store.read(folder, "logits")[1]["logits"].to(_device())
+        try:
+            logits = store.read(folder, "logits")[1]["logits"].to(_device())
+        except UserError:  # not there yet, or damaged
+            logits = torch.stack([self._run(images) for images, _ in _batches(dataset, training, seed, epoch)])
+            store.write(folder, "logits", {}, {"logits": logits})
         return lambda number, _: logits[number]
 
     def _run(self, images: Tensor) -> Tensor:

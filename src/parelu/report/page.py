@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from parelu import store
+from parelu.errors import UserError
 from parelu.report import plots, tables
 from parelu.report.tables import Row
 from parelu.run import Record, Run
@@ -20,32 +21,35 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     """Write the page; returns its path.
 
     Raises:
-        UserError: no run has a finished network.
+        UserError: no run has a finished network, or the runs are of different data.
     """
+    data = _distinct(runs, "data")
+    if len(data) > 1:
+        raise UserError(f"these runs are of different data ({', '.join(data)}); give runs of one data set")
     records = [record for run in runs for record in run.candidates()]
     rows = tables.frontier_rows(records)
     # Without script: everything that a run's files say is text, and is escaped.
     environment = Environment(loader=PackageLoader("parelu.report", "."), autoescape=True, trim_blocks=True)
     environment.filters["short"] = plots.short
     page = environment.get_template("page.html.jinja").render(
-        title=f"{runs[0].config['model']} on {runs[0].config['data']}",
+        title=f"{', '.join(_distinct(runs, 'model'))} on {', '.join(data)}",
         headline=headline(rows),
         rows=rows,
         seeds=max(row.seeds for row in rows),
         spread=tables.plus_minus,
         compared=tables.compare(records),
-        ours=tables.OURS,
         criticality=[(run, c) for run in runs if (c := run.records().get("criticality"))],
         skipped=[(run, s) for run in runs if (s := run.records().get("skipped"))],
         frontier=Markup(plots.frontier_svg(records)),
         stages=Markup(plots.stages_svg(records)),
         curves=Markup(plots.curves_svg(records)) if any(record.history for record in records) else "",
         counted=_counted(records),
+        unfinished=sum(map(_unfinished, runs)),
         configuration=flat(runs[0].config)
         if len(runs) == 1
-        else [(run.path.name, run.config["seed"]) for run in runs]
+        else [(run.path.name, f"seed {run.config.get('seed')}") for run in runs]
         + flat({key: value for key, value in runs[0].config.items() if key != "seed"}),
-        environment=list(runs[0].environment.items()),
+        environment=_environment(runs),
     )
     store.write_atomic(path, page.encode())
     return path
@@ -54,14 +58,18 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
 def headline(rows: Sequence[Row]) -> list[str]:
     """What the frontier says, in a sentence each."""
     full = max(rows, key=lambda row: row.relus)
-    sentences = [f"{full.label}: {full.relus:,} ReLUs, {full.test:.1f} % test accuracy."]
-    for points in (1, 5, 15):
+    sentences = [
+        f"{full.label}: {full.relus:,} ReLUs, {tables.plus_minus(full.test, full.spread, full.seeds)} % test accuracy."
+    ]
+    for points in (2, 5, 15):
         within = [row for row in rows if row.on_frontier and row.validation >= full.validation - points]
         least = min(within, key=lambda row: row.relus, default=full)
         if least.relus < full.relus:
+            fewer = f"{full.relus / least.relus:.1f}× fewer ReLUs" if least.relus else "No ReLU"
+            change = f"{least.test - full.test:+.1f}".replace("-", "−")
             sentences.append(
-                f"{full.relus / least.relus:.1f}× fewer ReLUs at {least.test - full.test:+.1f} points: "
-                f"{least.label}, {least.relus:,} ReLUs, {least.test:.1f} %."
+                f"{fewer} at {change} points: {least.label}, {least.relus:,} ReLUs, "
+                f"{tables.plus_minus(least.test, least.spread, least.seeds)} %."
             )
     return list(dict.fromkeys(sentences))
 
@@ -73,6 +81,24 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
         return [row for i, inner in enumerate(value, start=1) for row in flat(inner, f"{name}.{i}")]
     return [(name, value if isinstance(value, str) else json.dumps(value))]
+
+
+def _distinct(runs: Sequence[Run], key: str) -> list[str]:
+    return list(dict.fromkeys(str(run.config.get(key)) for run in runs))
+
+
+def _environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """The runs' environments as rows; where they differ, each value once."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for key, value in run.environment.items():
+            found.setdefault(key, {})[str(value)] = None
+    return [(key, "; ".join(values)) for key, values in found.items()]
+
+
+def _unfinished(run: Run) -> int:
+    """Networks whose training has begun and not ended."""
+    return sum(not (folder / "candidate.json").exists() for folder in (run.path / "candidates").glob("*/"))
 
 
 def _counted(records: Sequence[Record]) -> dict[str, int]:

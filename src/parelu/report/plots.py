@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import io
-import math
+import re
+import statistics
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from parelu.report.tables import Row, candidates_of, frontier_rows, label_of, plus_minus
+from parelu.errors import UserError
+from parelu.report.tables import Row, by_network, frontier_rows, label_of, plus_minus
 from parelu.run import Record
 
 # Okabe and Ito's palette, told apart by the colour-blind too.
@@ -27,152 +32,192 @@ STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "parelu", "font.family": "sans-serif", "font.size": 11,
     "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"], "axes.edgecolor": INK, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left", "figure.dpi": 72,
+    "text.parse_math": False,  # a "$" in a name is a "$"
 }  # fmt: skip
 
-Tip = tuple[float, float, str]  # x and y in the axes' data, and the text
+Tip = tuple[Axes, float, float, str]  # the axes, x and y in their data, and the text
 
 
 def frontier_svg(records: Sequence[Record]) -> str:
-    """Test accuracy over ReLUs for every network, the frontier as a line."""
+    """Test accuracy over ReLUs for every network, the frontier as steps; a point is the mean over its seeds."""
     with mpl.rc_context(STYLE):
-        figure, axes, tips = _frontier(records)
-        return _svg(figure, axes, tips)
+        figure, tips = _frontier(records)
+        return _svg(figure, tips, "frontier")
 
 
 def save_frontier(records: Sequence[Record], path: Path) -> None:
-    """The frontier's figure as a picture, .png or .svg."""
+    """The frontier's figure as a picture, .png or .svg; raises `UserError` for another ending."""
+    if path.suffix not in (".png", ".svg"):
+        raise UserError(f"{path} is neither .png nor .svg; give a path with one of these endings")
     with mpl.rc_context(STYLE):
-        figure, _, _ = _frontier(records)
+        figure, _ = _frontier(records)
         FigureCanvasAgg(figure)
         figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _frontier(records: Sequence[Record]) -> tuple[Figure, Axes, list[Tip]]:
+def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
     rows = frontier_rows(records)
     figure = Figure(figsize=(9.6, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    tips: list[Tip] = []
-    methods = list(dict.fromkeys(row.method for row in rows if row.method != "train"))
-    methods.sort(key=lambda method: (method != "deepreduce", method))
+    full = [row for row in rows if row.method == "train"]
+    methods = sorted({row.method for row in rows} - {"train"}, key=lambda method: (method != "deepreduce", method))
+    positive = [row.relus for row in rows if row.relus] or [1]
+    # A network without a ReLU has no place on a log scale: it stands left of the others, and says so.
+    x_of = {row.relus: row.relus or min(positive) / 2 for row in rows}
     for index, method in enumerate(methods):
         of_method = [row for row in rows if row.method == method]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        x, y = [row.relus for row in of_method], [row.test for row in of_method]
+        x, y = [x_of[row.relus] for row in of_method], [row.test for row in of_method]
         ranges = [[row.test - row.low for row in of_method], [row.high - row.test for row in of_method]]
         if any(row.seeds > 1 for row in of_method):
-            axes.errorbar(x, y, yerr=ranges, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.7)
-        axes.plot(x, y, marker, color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.8, label=method)
-        tips += [(row.relus, row.test, _tip(row)) for row in of_method]
+            axes.errorbar(x, y, yerr=ranges, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5, alpha=0.7)
+        axes.plot(x, y, marker, color=colour, markersize=8, markeredgecolor="white", markeredgewidth=0.9, label=method)
     best = sorted((row for row in rows if row.on_frontier), key=lambda row: row.relus)
-    axes.plot([r.relus for r in best], [r.test for r in best], "-", color=INK, linewidth=1, alpha=0.55, zorder=1,
-              label="frontier (by validation)")  # fmt: skip
-    for row in (row for row in rows if row.method == "train"):
+    axes.plot([x_of[r.relus] for r in best], [r.test for r in best], "-", color=INK, linewidth=1.1, alpha=0.55,
+              drawstyle="steps-post", zorder=1, label="frontier (by validation)")  # fmt: skip
+    for index, row in enumerate(full):
         axes.axhline(row.test, color=INK, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
-        axes.plot(row.relus, row.test, "*", color=INK, markersize=13, label="all ReLUs")
-        tips.append((row.relus, row.test, _tip(row)))
+        axes.plot(x_of[row.relus], row.test, "*", color=INK, markersize=14, label="" if index else "all ReLUs")
+        axes.annotate(f"all ReLUs, {row.test:.1f} %", (0, row.test), (4, 4), xycoords=axes.get_yaxis_transform(),
+                      textcoords="offset points", color="#666666", fontsize=9.5)  # fmt: skip
+    for row in (row for row in rows if not row.relus):
+        axes.annotate("no ReLU", (x_of[0], row.test), (0, -16), textcoords="offset points", ha="center", fontsize=9.5)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # 1, 2, 5, 10, … leaves a narrow range without a tick.
+    wide = max(positive) >= 8 * min(positive)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
+    axes.margins(y=0.08)
     axes.set_xlabel("ReLUs an image")
     axes.set_ylabel("test accuracy, %")
     axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper left", ncols=6, frameon=False, handletextpad=0.4, columnspacing=1.6)
-    return figure, axes, tips
+    return figure, [(axes, x_of[row.relus], row.test, _tip(row)) for row in rows]
 
 
 def _tip(row: Row) -> str:
     seeds = f", {row.seeds} seeds" if row.seeds > 1 else ""
-    accuracy = f"{plus_minus(row.test, row.spread, row.seeds)} % test{seeds}"
-    return f"{row.label}\n{row.relus:,} ReLUs, {accuracy}\n{row.macs / 1e6:,.1f} M MACs, depth {row.depth}"
+    return (
+        f"{row.label}\n{row.relus:,} ReLUs{', on the frontier' if row.on_frontier else ''}\n"
+        f"test {plus_minus(row.test, row.spread, row.seeds)} %, "
+        f"validation {plus_minus(row.validation, row.validation_spread, row.seeds)} %{seeds}\n"
+        f"{row.macs / 1e6:,.1f} M MACs, depth {row.depth}\n{row.method}: {row.name}"
+    )
 
 
 def short(number: float) -> str:
-    """50000 → "50k"."""
+    """50000 → "50k", to three digits."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:g}{unit}"
-    return f"{number:g}"
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def stages_svg(records: Sequence[Record]) -> str:
-    """For each network, the share of each stage's ReLUs that stayed, of the full network's."""
-    chosen = {(r.metrics["method"], label_of(r)): r for r in reversed(candidates_of(records))}
-    ordered = sorted(chosen.values(), key=lambda r: (-r.metrics["relus"], label_of(r)))
-    full = ordered[0].metrics["stages_full"]
-    stages = [stage for stage, relus in full.items() if relus]
-    shares = [[100 * r.metrics["stages"].get(s, {}).get("relus", 0) / full[s] for s in stages] for r in ordered]
+    """For each network, the share of each stage's ReLUs that stayed, of its full network's; means over the seeds."""
+    groups = by_network(records)
+    fulls = [group[0].metrics["stages_full"] for group in groups]
+    stages = list(dict.fromkeys(stage for full in fulls for stage, relus in full.items() if relus))
+    shares = [[_share(group, stage) for stage in stages] for group in groups]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.9 + 0.3 * len(ordered)), layout="constrained")
+        figure = Figure(figsize=(9.6, 0.9 + 0.3 * len(groups)), layout="constrained")
         axes = figure.add_subplot()
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=115, aspect="auto")
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=115, edgecolors="white", linewidth=1.5)
+        axes.invert_yaxis()
         for y, row in enumerate(shares):
             for x, share in enumerate(row):
                 colour = "white" if share > 60 else INK if share else "#999999"
                 text = "0" if not share else f"{share:.0f} %" if share >= 1 else f"{share:.1f} %"
-                axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=9.5)
-        axes.set_xticks(range(len(stages)), [f"{stage}\n{full[stage]:,}" for stage in stages])
-        labels = [f"{label_of(r)}   {r.metrics['relus']:,}" for r in ordered]
-        axes.set_yticks(range(len(ordered)), labels, fontsize=9.5)
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=colour, fontsize=9.5)
+        same = all(full == fulls[0] for full in fulls)
+        heads = [f"{stage}\n{fulls[0][stage]:,}" if same else stage for stage in stages]
+        middles = [y + 0.5 for y in range(len(groups))]
+        axes.set_xticks([x + 0.5 for x in range(len(stages))], heads)
+        axes.set_yticks(middles, [label_of(group[0]) for group in groups], fontsize=9.5)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
-        return _svg(figure, axes, [])
+        for y, group in zip(middles, groups, strict=True):
+            axes.annotate(f"{group[0].metrics['relus']:,}", (1, y), (52, 0), xycoords=axes.get_yaxis_transform(),
+                          textcoords="offset points", ha="right", va="center", fontsize=9.5)  # fmt: skip
+        axes.annotate("ReLUs", (1, 1), (52, 6), xycoords="axes fraction", textcoords="offset points", ha="right")
+        return _svg(figure, [], "stages")
+
+
+def _share(group: Sequence[Record], stage: str) -> float:
+    """Percent of a stage's ReLUs that stayed, the mean over the seeds of one network."""
+    full = group[0].metrics["stages_full"].get(stage, 0)
+    kept = statistics.mean(record.metrics["stages"].get(stage, {}).get("relus", 0) for record in group)
+    return 100 * kept / full if full else 0.0
 
 
 def curves_svg(records: Sequence[Record]) -> str:
-    """Validation accuracy an epoch of every network that was trained, a panel for each role."""
+    """Validation accuracy and loss an epoch of every network that was trained; a row of panels for each method."""
     trained = [record for record in records if record.history]
-    panels = {
-        "full ReLU and one stage only": [r for r in trained if r.metrics["role"] != "candidate"],
-        **{
-            method: [r for r in trained if r.metrics["role"] == "candidate" and r.metrics["method"] == method]
-            for method in dict.fromkeys(r.metrics["method"] for r in trained if r.metrics["role"] == "candidate")
-        },
-    }
-    panels = {title: group for title, group in panels.items() if group}
+    panels: dict[str, list[Record]] = {}
+    for record in sorted(trained, key=lambda r: (r.metrics["role"] == "candidate", r.metrics["method"])):
+        ours = record.metrics["role"] == "candidate"
+        panels.setdefault(record.metrics["method"] if ours else "all ReLUs, and one stage only", []).append(record)
+    relus = [record.metrics["relus"] or 1 for record in trained]
+    colours = ScalarMappable(LogNorm(min(relus), max(*relus, min(relus) + 1)), mpl.colormaps["viridis_r"].resampled(40))
     with mpl.rc_context(STYLE):
-        rows = math.ceil(len(panels) / 2)
-        figure = Figure(figsize=(9.6, 3.4 * rows), layout="constrained")
-        grid = figure.subplots(rows, 2, sharey=True, squeeze=False)
-        for axes, (title, group) in zip(grid.flat, panels.items(), strict=False):
-            _curves(axes, title, group)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
-        return _svg(figure, grid.flat[0], [])
+        figure = Figure(figsize=(9.6, 0.4 + 2.7 * len(panels)), layout="constrained")
+        grid = figure.subplots(len(panels), 2, sharex=True, sharey="col", squeeze=False)
+        tips: list[Tip] = []
+        for (left, right), (title, group) in zip(grid, panels.items(), strict=True):
+            left.set_title(title)
+            tips += _curves(left, group, "validation_accuracy", colours)
+            tips += _curves(right, group, "loss", colours)
+            left.set_ylabel("validation accuracy, %")
+            right.set_ylabel("training loss")
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
+        bar = figure.colorbar(colours, ax=list(grid.flat), label="ReLUs an image", aspect=16 * len(panels), pad=0.02)
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.solids.set(edgecolor="face", rasterized=False)  # pyright: ignore[reportOptionalMemberAccess]
+        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+        return _svg(figure, tips, "curves")
 
 
-def _curves(axes: Axes, title: str, group: Sequence[Record]) -> None:
-    """Shaded by the number of ReLUs, the most and the fewest named at the line's end."""
-    ordered = sorted(group, key=lambda record: -record.metrics["relus"])
-    colours = mpl.colormaps["viridis"]
-    for index, record in enumerate(ordered):
-        epochs = [epoch["epoch"] for epoch in record.history]
-        accuracies = [epoch["validation_accuracy"] for epoch in record.history]
-        colour = colours(0.9 * index / max(1, len(ordered) - 1))
-        axes.plot(epochs, accuracies, color=colour, linewidth=1.4, marker="." if len(epochs) < 3 else "")
-        if index in (0, len(ordered) - 1):
-            text = f" {short(record.metrics['relus'])}"
-            axes.annotate(text, (epochs[-1], accuracies[-1]), color=colour, fontsize=9, va="center")
-    axes.set_title(f"{title} (dark: most ReLUs)")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation accuracy, %")
+def _curves(axes: Axes, group: Sequence[Record], key: str, colours: ScalarMappable) -> list[Tip]:
+    """A line for each network, coloured by its ReLUs, with a tip at its end."""
+    tips: list[Tip] = []
+    for record in sorted(group, key=lambda r: -r.metrics["relus"]):
+        epochs = [epoch["epoch"] for epoch in record.history if epoch.get(key) is not None]
+        values = [epoch[key] for epoch in record.history if epoch.get(key) is not None]
+        if not epochs:
+            continue
+        marker = "." if len(epochs) < 3 else ""
+        colour = colours.to_rgba(np.array([record.metrics["relus"] or 1]))[0]
+        axes.plot(epochs, values, marker=marker, color=colour, linewidth=1.3)
+        seed = f"{record.metrics['relus']:,} ReLUs, seed {record.metrics['seed']}"
+        tips.append((axes, epochs[-1], values[-1], f"{label_of(record)}\n{seed}\n{values[-1]:.3g} after {epochs[-1]}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=FAINT, linewidth=0.6)
+    return tips
 
 
-def _svg(figure: Figure, axes: Axes, tips: Sequence[Tip]) -> str:
-    """The figure as an <svg> element, with an invisible disc and a title over each point that has a tip."""
+def _svg(figure: Figure, tips: Sequence[Tip], name: str) -> str:
+    """The figure as an <svg> element, with an invisible disc and a title over each point that has a tip.
+
+    Its ids begin with `name`, so that figures on one page share none.
+    """
     canvas = FigureCanvasSVG(figure)
     buffer = io.StringIO()
     canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r'( id="|url\(#|href="#)', rf"\1{name}-", tag[0]), text)
     height = figure.get_figheight() * 72
     discs = []
-    for x, y, tip in tips:
+    for axes, x, y, tip in tips:
         px, py = axes.transData.transform((x, y))
         discs.append(
-            f'<circle class="tip" cx="{px:.1f}" cy="{height - py:.1f}" r="8" fill="transparent" '
+            f'<circle class="tip" cx="{px:.1f}" cy="{height - py:.1f}" r="7" fill="transparent" '
             f'data-tip="{escape(tip)}"><title>{escape(tip)}</title></circle>'
         )
     body = text[text.index("<svg") :]

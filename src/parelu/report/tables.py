@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,20 +20,22 @@ class Row:
     """One network, or the same network of several seeds.
 
     Attributes:
-        label: the steps, or the method whose mask it is.
-        validation, test: mean accuracies in percent; spread: standard deviation of `test` over the seeds, 0 for one.
+        label: the steps, or the method whose mask it is; name: its folder in the run, the first seed's.
+        validation, test: mean accuracies in percent; …spread: their standard deviations over the seeds, 0 for one.
         low, high: the range of `test`.
         on_frontier: by validation accuracy, among all rows.
     """
 
     method: str
     label: str
+    name: str
     relus: int
     relus_without_stem: int
     squares: int
     macs: int
     depth: int
     validation: float
+    validation_spread: float
     test: float
     spread: float
     low: float
@@ -46,8 +49,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Test accuracy of `OURS` less another method's at equal ReLUs, in points, paired by seed."""
+    """Test accuracy of a method's network less another method's at equal ReLUs, in points, paired by seed.
 
+    Attributes:
+        label: of the method's network.
+        ours, theirs: mean test accuracies in percent over the seeds that have both.
+        difference: their mean difference; spread: the standard deviation of the differences, 0 for one seed.
+    """
+
+    method: str
     other: str
     relus: int
     label: str
@@ -71,54 +81,78 @@ def candidates_of(records: Iterable[Record]) -> list[Record]:
     return chosen
 
 
+def by_network(records: Sequence[Record]) -> list[list[Record]]:
+    """The candidates, those together that differ in their seed only; most ReLUs first."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in candidates_of(records):
+        m = record.metrics
+        key = (-m["relus"], m["method"], label_of(record), m["budget"] or 0, m["relus_full"], m["macs"], m["params"])
+        groups.setdefault(key, []).append(record)
+    return [groups[key] for key in sorted(groups)]
+
+
 def frontier_rows(records: Sequence[Record]) -> list[Row]:
     """A row for each network, most ReLUs first; the seeds of one network make one row."""
-    groups: dict[tuple[str, str, int], list[Record]] = {}
-    for record in candidates_of(records):
-        groups.setdefault((record.metrics["method"], label_of(record), record.metrics["relus"]), []).append(record)
-    rows = [_row(method, label, group) for (method, label, _), group in groups.items()]
+    rows = [_row(group) for group in by_network(records)]
     chosen = set(pareto.frontier([(row.relus, row.validation) for row in rows]))
-    rows = [dataclasses.replace(row, on_frontier=i in chosen) for i, row in enumerate(rows)]
-    return sorted(rows, key=lambda row: (-row.relus, row.method, row.label))
+    return [dataclasses.replace(row, on_frontier=i in chosen) for i, row in enumerate(rows)]
 
 
-def _row(method: str, label: str, group: Sequence[Record]) -> Row:
+def _row(group: Sequence[Record]) -> Row:
     first, tests = group[0].metrics, [record.metrics["test_accuracy"] for record in group]
+    validations = [record.metrics["validation_accuracy"] for record in group]
     return Row(
-        method=method,
-        label=label,
+        method=first["method"],
+        label=label_of(group[0]),
+        name=group[0].name,
         **{key: first[key] for key in ("relus", "relus_without_stem", "squares", "macs", "depth")},
-        validation=statistics.mean(record.metrics["validation_accuracy"] for record in group),
+        validation=statistics.mean(validations),
+        validation_spread=_deviation(validations),
         test=statistics.mean(tests),
-        spread=statistics.stdev(tests) if len(tests) > 1 else 0.0,
+        spread=_deviation(tests),
         low=min(tests),
         high=max(tests),
-        seeds=len(group),
+        seeds=len({record.metrics["seed"] for record in group}),
         on_frontier=False,
     )
 
 
-def compare(records: Sequence[Record]) -> list[Comparison]:
-    """`OURS` beside each other method where a seed has both at equal ReLUs; of several of ours the best validated."""
-    groups: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
-    reduced = [r for r in records if r.metrics["role"] == "candidate"]
-    for other in (r for r in reduced if r.metrics["method"] != OURS):
-        m = other.metrics
-        equal = [
-            r for r in reduced
-            if r.metrics["method"] == OURS and (r.metrics["seed"], r.metrics["relus"]) == (m["seed"], m["relus"])
-        ]  # fmt: skip
-        if equal:
-            ours = max(equal, key=lambda r: r.metrics["validation_accuracy"])
-            key = (m["method"], m["relus"], label_of(ours))
-            groups.setdefault(key, []).append((ours.metrics["test_accuracy"], m["test_accuracy"]))
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def compare(records: Sequence[Record], ours: str = OURS) -> list[Comparison]:
+    """A method's networks beside each other method's where a seed has both at equal ReLUs.
+
+    Where a method has several networks of one ReLU count, the one stands for it that shares the most seeds with the
+    other, then the best validated. Where no network is of `ours`, the first method by name takes its place.
+    """
+    found: dict[tuple[str, int], dict[str, dict[int, Record]]] = {}
+    for record in (r for r in records if r.metrics["role"] == "candidate"):
+        m = record.metrics
+        found.setdefault((m["method"], m["relus"]), {}).setdefault(label_of(record), {})[m["seed"]] = record
+    methods = sorted({method for method, _ in found})
+    first = ours if ours in methods or not methods else methods[0]
     rows = []
-    for (method, relus, label), pairs in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2])):
-        differences = [a - b for a, b in pairs]
-        ours, theirs = (statistics.mean(side) for side in zip(*pairs, strict=True))
-        spread = statistics.stdev(differences) if len(pairs) > 1 else 0.0
-        rows.append(Comparison(method, relus, label, ours, theirs, ours - theirs, spread, len(pairs)))
+    for (other, relus), theirs in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
+        pairs = [
+            (label, [(mine[seed], its[seed]) for seed in sorted(mine.keys() & its.keys())])
+            for (label, mine), its in itertools.product(found.get((first, relus), {}).items(), theirs.values())
+        ]
+        if other != first and any(shared for _, shared in pairs):
+            label, shared = max(pairs, key=lambda pair: (len(pair[1]), *_means(pair[1], "validation_accuracy")))
+            mine, its = _means(shared, "test_accuracy")
+            differences = [a.metrics["test_accuracy"] - b.metrics["test_accuracy"] for a, b in shared]
+            spread = _deviation(differences)
+            rows.append(Comparison(first, other, relus, label, mine, its, mine - its, spread, len(shared)))
     return rows
+
+
+def _means(pairs: Sequence[tuple[Record, Record]], key: str) -> tuple[float, float]:
+    if not pairs:
+        return 0.0, 0.0
+    mine, its = (statistics.mean(record.metrics[key] for record in side) for side in zip(*pairs, strict=True))
+    return mine, its
 
 
 def frontier_text(records: Sequence[Record]) -> str:
@@ -128,7 +162,7 @@ def frontier_text(records: Sequence[Record]) -> str:
         ("", lambda r: "*" if r.on_frontier else " "),
         ("ReLUs", lambda r: f"{r.relus:,}"),
         ("test %", lambda r: plus_minus(r.test, r.spread, r.seeds)),
-        ("validation %", lambda r: f"{r.validation:.1f}"),
+        ("validation %", lambda r: plus_minus(r.validation, r.validation_spread, r.seeds)),
         ("MACs", lambda r: f"{r.macs / 1e6:,.1f} M"),
         ("method", lambda r: r.method),
         ("network", lambda r: r.label),
@@ -137,7 +171,7 @@ def frontier_text(records: Sequence[Record]) -> str:
     text += "\n* on the frontier, chosen by validation accuracy"
     compared = compare(records)
     if compared:
-        cells = [["ReLUs", OURS, "other", "difference", "seeds", "method"]]
+        cells = [["ReLUs", compared[0].method, "other", "difference", "seeds", "method"]]
         for c in compared:
             difference = f"{c.difference:+.1f}" + (f" ± {c.spread:.1f}" if c.seeds > 1 else "")
             cells.append([f"{c.relus:,}", f"{c.ours:.1f}", f"{c.theirs:.1f}", difference, str(c.seeds), c.other])

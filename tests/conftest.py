@@ -1,0 +1,57 @@
+"""Runs that several test files look at."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from parelu import study
+from parelu.methods import methods
+from parelu.plan import Candidate
+from parelu.run import Run
+from parelu.study import Reduction, Study
+from parelu.train import Progress, Training
+
+# A test's time depends on the machine; how long one example takes says nothing of the code.
+settings.register_profile("parelu", deadline=None)
+settings.load_profile("parelu")
+
+
+class Silent:
+    """A watcher that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.read: list[str] = []
+
+    def queued(self, job: object, cost: float) -> None:
+        assert cost >= 0
+
+    def moved(self, name: str, progress: Progress) -> None:
+        assert 0 < progress.step <= progress.steps
+
+    def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
+        (self.read if resumed else self.trained).append(name)
+
+
+TINY = Training(epochs=2, batch=64, lr=0.1, schedule="one-cycle")
+
+
+def tiny_study(*names: str, seed: int = 0, training: Training = TINY, **changes: object) -> Study:
+    reductions = tuple(Reduction(methods()[name](), ("0.5", "37") if name != "deepreduce" else ()) for name in names)
+    return Study("resnet10 m=2", "digits", reductions, training, seed, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_an_own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Silent]]:
+    """A finished study of all methods on digits, 8×8."""
+    watcher = Silent()
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    yield study.conduct(tiny_study("deepreduce", "random", "uniform"), folder, watcher), watcher

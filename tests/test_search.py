@@ -1,0 +1,231 @@
+"""Studies end to end on the bundled digits: what is trained, what is read again, and what a kill leaves."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, Silent, tiny_study
+
+from parelu import data, study
+from parelu.errors import UserError
+from parelu.methods.deepreduce import criticality
+from parelu.plan import Candidate
+from parelu.run import Record, Run
+from parelu.study import Reduction, matching, read_recipe, recipes
+from parelu.train import accuracy
+
+Finished = tuple[Run, Silent]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(Candidate.load(folder).weights)
+
+
+def same(a: Path, b: Path) -> bool:
+    mine, theirs = weights(a), weights(b)
+    return set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_all_that_was_asked_for_is_there(finished: Finished):
+    run, watcher = finished
+    records = {record.name: record.metrics for record in run.candidates()}
+    roles = [metrics["role"] for metrics in records.values()]
+    assert (roles.count("teacher"), roles.count("criticality"), roles.count("candidate")) == (1, 4, 15 + 2 + 2)
+    assert sorted(watcher.trained) == sorted(records)
+    assert watcher.read == []
+    assert [records[n]["relus"] for n in ("random-304", "uniform-304", "random-37", "uniform-37")] == [304, 304, 37, 37]
+    for metrics in records.values():
+        assert {"method", "steps", "seed", "flops", "params", "test_accuracy", "validation_accuracy"} <= set(metrics)
+        assert metrics["relus_full"] == 608
+        assert metrics["relus"] == sum(metrics["sites"].values())
+        assert metrics["epochs"] == TINY.epochs
+    assert not list(run.path.glob("candidates/*/checkpoint")), "a finished network needs no checkpoint"
+
+
+def test_criticality_is_recorded_with_its_numbers(finished: Finished):
+    run, _ = finished
+    record = run.records()["criticality"]
+    stages = record["stages"]
+    measured = {stage: run.candidate(f"only-{stage}").metrics for stage in stages}
+    accuracies = {stage: metrics["validation_accuracy"] for stage, metrics in measured.items()}
+    assert {stage: row["accuracy"] for stage, row in stages.items()} == accuracies
+    expected = criticality(accuracies, {stage: metrics["relus"] for stage, metrics in measured.items()}, record["w"])
+    assert {stage: row["criticality"] for stage, row in stages.items()} == expected
+    assert record["order"] == sorted(stages, key=lambda stage: expected[stage])
+    culled = run.candidate(f"cull-{record['order'][0]}")
+    assert culled.metrics["stages"][record["order"][0]]["relus"] == 0
+
+
+def test_a_candidate_is_what_was_measured(finished: Finished):
+    run, _ = finished
+    digits = data.load("digits")
+    for name in ("teacher", "random-37", "cull-S1"):
+        candidate = run.candidate(name) if (run.folder(name)).exists() else run.candidate("teacher")
+        assert accuracy(candidate.network(), digits.test, digits) == candidate.metrics["test_accuracy"]
+        assert candidate.preprocessing == {"dataset": "digits", "mean": list(digits.mean), "std": list(digits.std)}
+
+
+def test_running_again_trains_nothing(finished: Finished):
+    run, _ = finished
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    watcher = Silent()
+    study.conduct(tiny_study("deepreduce", "random", "uniform"), run.path, watcher)
+    assert watcher.trained == []
+    assert len(watcher.read) == 24
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_same_seed_same_networks_in_another_folder(finished: Finished, tmp_path):
+    run, _ = finished
+    again = study.conduct(tiny_study("random"), tmp_path / "again", Silent())
+    for name in ("teacher", "random-304", "random-37"):
+        assert same(run.folder(name), again.folder(name)), name
+
+
+def test_a_trained_network_can_be_given(finished: Finished, tmp_path):
+    run, _ = finished
+    given = tiny_study("uniform", weights=run.folder("teacher"))
+    watcher = Silent()
+    again = study.conduct(given, tmp_path / "given", watcher)
+    assert sorted(watcher.trained) == ["uniform-304", "uniform-37"], "the teacher is not trained again"
+    assert same(run.folder("teacher"), again.folder("teacher"))
+    assert same(run.folder("uniform-37"), again.folder("uniform-37"))
+
+
+def test_matching_takes_counts_evenly_by_rank():
+    def record(method: str, relus: int) -> Record:
+        return Record("r", f"{method}-{relus}", {"role": "candidate", "method": method, "relus": relus}, ())
+
+    records = [record("deepreduce", relus) for relus in (900, 700, 500, 300, 100, 100)] + [record("random", 10)]
+    random = tiny_study("random").reductions[0].method
+    assert matching(records, Reduction(random, match=3)) == [900, 500, 100]
+    assert matching(records, Reduction(random, match=9)) == [900, 700, 500, 300, 100]
+    assert matching(records, Reduction(random, match=1)) == [900]
+    assert matching([], Reduction(random, match=3)) == []
+
+
+def test_a_budget_is_checked_before_anything_is_trained(tmp_path):
+    watcher = Silent()
+    bad = dataclasses.replace(
+        tiny_study("random"), reductions=(dataclasses.replace(tiny_study("random").reductions[0], budgets=("609",)),)
+    )
+    with pytest.raises(UserError, match="more than the network's 608 ReLUs"):
+        study.conduct(bad, tmp_path / "run", watcher)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_can_be_conducted(name):
+    title, studies = read_recipe(name)
+    assert title
+    assert len({one.seed for one in studies}) == len(studies) >= 1
+    for one in studies:
+        if data.available(one.data):
+            source, spec = study.prepare(dataclasses.replace(one, images=min(one.images or 100, 100)))
+            assert spec.input == source.input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid YAML"),
+        ("- a", "does not fit a recipe"),
+        ("title: x", "does not fit a recipe"),
+        ("{title: x, model: resnet10, data: digits, methods: [{name: nope}]}", "unknown method 'nope'; known are"),
+        ("{title: x, model: resnet10, data: digits, methods: [], epoch: 3}", "unknown key 'epoch'"),
+        ("{title: x, model: m, data: d, methods: [{name: random, budget: 3}]}", "does not fit a recipe"),
+        ("{title: x, model: m, data: d, methods: [], training: {lr: -1}}", "learning rate -1"),
+    ],
+)
+def test_bad_recipes(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def command(folder: Path) -> list[str]:
+    code = "from parelu.cli import main; main()"
+    options = "reduce random --model resnet10\x00m=4 --data digits --training short --epochs 40 --budget 200 100"
+    arguments = [part.replace("\x00", " ") for part in options.split(" ")]
+    return [sys.executable, "-c", code, *arguments, "--run", str(folder)]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.02)
+
+
+def epochs_done(folder: Path, name: str) -> int:
+    try:
+        return len((folder / "candidates" / name / "metrics.jsonl").read_text().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+def in_group(group: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == group and fields[0] != "Z":
+            alive.append(int(stat.parent.name))
+    return alive
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert subprocess.run(command(folder), capture_output=True, text=True, timeout=300).returncode == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_kill_9_and_the_same_weights_after_all(tmp_path, uninterrupted, whole_group):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: epochs_done(folder, "random-200") >= 5, 120)
+    if whole_group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate()
+    wait_for(lambda: not in_group(process.pid), 20)
+    assert 5 <= epochs_done(folder, "random-200") < 40, "killed in the middle"
+    assert subprocess.run(command(folder), capture_output=True, timeout=300).returncode == 0
+    for name in ("teacher", "random-200", "random-100"):
+        assert same(folder / "candidates" / name, uninterrupted / "candidates" / name), name
+
+
+@pytest.mark.slow
+def test_interrupt_ends_cleanly_and_the_run_goes_on(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: epochs_done(folder, "teacher") >= 2, 120)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("parelu: interrupted; run the same command again")
+    wait_for(lambda: not in_group(process.pid), 20)
+    assert subprocess.run(command(folder), capture_output=True, timeout=300).returncode == 0
+    assert same(folder / "candidates" / "random-100", uninterrupted / "candidates" / "random-100")

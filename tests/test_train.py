@@ -1,0 +1,185 @@
+"""The training loop: its schedules, its losses, and that an interruption leaves no trace."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from parelu import data, store
+from parelu.distill import CrossEntropy, Distillation, kd
+from parelu.errors import UserError
+from parelu.models import spec_of
+from parelu.run import read_history
+from parelu.sites import instrument
+from parelu.train import Teacher, Training, accuracy, memory_format, train
+
+SHORT = Training(epochs=3, batch=128, lr=0.1, schedule="one-cycle")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def network(seed: int = 0, name: str = "resnet10 m=2", classes: int = 10):
+    torch.manual_seed(seed)
+    spec = spec_of(name, (1, 8, 8), classes)
+    return instrument(spec.module(), spec.input)
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+logits = st.integers(0, 10_000).map(lambda seed: torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)))
+
+
+@given(logits, logits, st.sampled_from([1.0, 2.0, 4.0]))
+def test_kd_is_the_divergence_written_out(student, teacher, temperature):
+    p, q = (torch.softmax(x / temperature, 1) for x in (teacher, student))
+    expected = temperature**2 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(kd(student, teacher, temperature), expected)
+    assert kd(teacher, teacher, temperature).abs() < 1e-5
+
+
+def test_distillation_weighs_its_terms():
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    labels = torch.tensor([0, 1, 2, 0])
+    terms = Distillation(4.0, 0.9)(x, labels, lambda: y)
+    torch.testing.assert_close(terms["ce"], 0.1 * F.cross_entropy(x, labels))
+    torch.testing.assert_close(terms["kd"], 0.9 * kd(x, y, 4.0))
+
+
+def test_schedules():
+    step = Training(lr=1.0, schedule="step")
+    assert [step.rate(p) for p in (0, 0.24, 0.25, 0.5, 0.99)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+    cosine = Training(lr=1.0, schedule="cosine")
+    assert [cosine.rate(p) for p in (0, 0.5, 0.999)] == pytest.approx([1, 0.5, 0], abs=1e-5)
+    cycle = Training(lr=1.0, schedule="one-cycle")
+    assert [cycle.rate(p) for p in (0, 0.125, 0.25, 0.625)] == pytest.approx([0, 0.5, 1, 0.5])
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch": 1}, {"lr": 0.0}, {"lr": math.nan}])
+def test_bad_settings(bad):
+    with pytest.raises(UserError):
+        Training(**bad)
+
+
+def test_training_learns_and_repeats_itself(digits, tmp_path):
+    first, second = network(), network()
+    history = train(first, digits, SHORT, CrossEntropy(), seed=1, folder=tmp_path / "a")
+    train(second, digits, SHORT, CrossEntropy(), seed=1, folder=tmp_path / "b")
+    assert same_weights(first, second)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["validation_accuracy"] == accuracy(first, digits.validation, digits)
+    other = network()
+    train(other, digits, SHORT, CrossEntropy(), seed=2, folder=tmp_path / "c")
+    assert not same_weights(first, other)
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 10, 12, 25])
+def test_an_interrupted_training_ends_in_the_same_bits(digits, tmp_path, at):
+    whole, broken = network(), network()
+    train(whole, digits, SHORT, CrossEntropy(0.1), seed=3, folder=tmp_path / "whole")
+
+    def cut(progress):
+        if progress.step == at:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(broken, digits, SHORT, CrossEntropy(0.1), seed=3, folder=tmp_path / "broken", watch=cut)
+    resumed = network()  # a new process starts from fresh weights
+    train(resumed, digits, SHORT, CrossEntropy(0.1), seed=3, folder=tmp_path / "broken")
+    assert same_weights(whole, resumed)
+    histories = [read_history(tmp_path / name) for name in ("whole", "broken")]
+    assert [{k: v for k, v in e.items() if k != "seconds"} for e in histories[0]] == [
+        {k: v for k, v in e.items() if k != "seconds"} for e in histories[1]
+    ]
+    assert len(list((tmp_path / "broken" / "checkpoint").iterdir())) == 1
+
+
+def test_a_half_written_checkpoint_is_not_used(digits, tmp_path):
+    whole, resumed = network(), network()
+    train(whole, digits, SHORT, CrossEntropy(), seed=3, folder=tmp_path / "a")
+    train(network(), digits, dataclasses.replace(SHORT, epochs=1), CrossEntropy(), seed=3, folder=tmp_path / "half")
+    half = tmp_path / "a" / "checkpoint" / "4"
+    half.mkdir()
+    (half / "checkpoint.safetensors").write_bytes(b"cut off here")
+    train(resumed, digits, SHORT, CrossEntropy(), seed=3, folder=tmp_path / "a")
+    assert same_weights(whole, resumed)
+
+
+def test_a_loss_that_blows_up_is_one_clear_error(digits, tmp_path):
+    net = network()
+    train(net, digits, dataclasses.replace(SHORT, epochs=1), CrossEntropy(), seed=0, folder=tmp_path)
+
+    def poisoned(logits, labels, teacher):
+        return {"ce": logits.sum() * math.nan}
+
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 2 at learning rate 0\.1"):
+        train(net, digits, SHORT, poisoned, seed=0, folder=tmp_path)
+    assert len(read_history(tmp_path)) == 1, "the epoch before is kept"
+
+
+def test_what_does_not_fit_is_said(digits, tmp_path):
+    with pytest.raises(UserError, match=r"gives \(7,\) outputs, digits has 10 classes"):
+        train(network(classes=7), digits, SHORT, CrossEntropy(), seed=0, folder=tmp_path)
+    with pytest.raises(UserError, match="do not fill one batch of 100000"):
+        train(network(), digits, dataclasses.replace(SHORT, batch=100_000), CrossEntropy(), seed=0, folder=tmp_path)
+
+
+def test_accuracy_counts_and_restores_the_mode(digits):
+    net = network().train()
+    images = data.normalise(digits.test.images, digits.mean, digits.std)
+    got = accuracy(net, digits.test, digits, batch=100)
+    assert net.training
+    expected = (net.eval()(images).argmax(1) == digits.test.labels).float().mean() * 100
+    assert got == pytest.approx(float(expected))
+
+
+def test_cached_teacher_is_the_live_one(digits, tmp_path, monkeypatch):
+    results = []
+    for largest in (0, Teacher.LARGEST):
+        monkeypatch.setattr(Teacher, "LARGEST", largest)
+        net, teacher = network(), Teacher(network(7), tmp_path / f"logits-{largest}")
+        train(net, digits, SHORT, Distillation(), seed=0, folder=tmp_path / str(largest), teacher=teacher)
+        results.append(net)
+    assert same_weights(*results)
+    assert not (tmp_path / "logits-0").exists()
+    cache = tmp_path / f"logits-{Teacher.LARGEST}"
+    assert len(list(cache.iterdir())) == SHORT.epochs
+
+
+def test_a_damaged_teacher_cache_is_made_again(digits, tmp_path):
+    teacher = Teacher(network(7), tmp_path)
+    before = teacher.logits(digits, SHORT, 0, 0)(3, torch.empty(0))
+    (file,) = tmp_path.glob("*/logits.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(teacher.logits(digits, SHORT, 0, 0)(3, torch.empty(0)), before)
+    assert store.read(file.parent, "logits")[1]["logits"].shape[0] == len(digits.train) // SHORT.batch
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("resnet10 m=8", torch.channels_last), ("resnet10 m=4", torch.contiguous_format)]
+)
+def test_layouts_agree(name, layout):
+    net = network(name=name)
+    assert memory_format(net) == layout
+    x = torch.randn(16, 1, 8, 8)
+    gradients = []
+    for used in (layout, torch.contiguous_format):
+        copy = network(name=name).to(memory_format=used)
+        copy(x.contiguous(memory_format=used)).square().sum().backward()
+        gradients.append([p.grad for p in copy.parameters()])
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-2)
