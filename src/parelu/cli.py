@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 
 from parelu import data, study
+from parelu.count import count, skeleton
 from parelu.errors import UserError
 from parelu.methods import Method, methods
 from parelu.progress import TerminalProgress, say
@@ -131,16 +132,21 @@ class Recipe:
     """a file, or the name of a recipe that comes with parelu"""
     run: Path | None = None
     """folder of the run folders; runs/NAME if left out"""
+    data_folder: Path | None = None
+    """where the data set's files are"""
     dry_run: bool = False
-    """say what would be trained, and check that it can be"""
+    """say what would be trained, and whether the data is there"""
 
     def __call__(self) -> None:
         title, studies = study.read_recipe(self.recipe)
+        studies = [dataclasses.replace(one, data_folder=self.data_folder) for one in studies]
         say(title)
         folder = self.run or Path("runs") / Path(self.recipe).stem
         if self.dry_run:
             for one in studies:
                 print(json.dumps(one.config(), indent=1))
+                source, spec = study.prepare(one)
+                say(f"seed {one.seed}: {count(skeleton(spec)).relus:,} ReLUs, input {'x'.join(map(str, source.input))}")
             return
         runs = [_conduct(one, folder / f"seed{one.seed}") for one in studies]
         _print_frontier(runs)

@@ -104,7 +104,7 @@ def _identity(job: Job) -> str:
         masks.update(site.mask.numpy().tobytes() + site.coefficients.numpy().tobytes())
     objective = {type(job.objective).__name__: dataclasses.asdict(job.objective)}
     training = dataclasses.asdict(job.training)
-    return store.digest([job.spec.to_json(), masks.hexdigest(), training, objective, dict(job.tags)])
+    return store.digest([job.spec.to_json(), masks.hexdigest(), training, objective, dict(job.tags), job.from_teacher])
 
 
 def _is_finished(run: Run, job: Job) -> bool:
@@ -247,11 +247,13 @@ def save_trained(
     torch.manual_seed(int(hashlib.sha256(f"{seed} {job.name}".encode()).hexdigest()[:15], 16))
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
+    full = run.candidate(TEACHER) if job.role != TEACHER else None
+    if full is not None and job.from_teacher:
+        load_weights(network, full.weights)
     history = train(
         network, dataset, job.training, job.objective, seed=seed, folder=folder, teacher=teacher, watch=watch
     )
-    full = run.candidate(TEACHER).metrics if job.role != TEACHER else {}
-    candidate = measured(network, job, dataset, seed, history, full)
+    candidate = measured(network, job, dataset, seed, history, full.metrics if full else {})
     candidate.save(folder)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return candidate

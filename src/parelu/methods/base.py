@@ -35,6 +35,7 @@ class Job:
         name: of its folder in the run, unique there.
         role: "teacher", "criticality" (a network trained only to be measured) or "candidate".
         objective: what is minimised; a `Distillation` gets the run's full-ReLU network as its teacher.
+        from_teacher: start from the full-ReLU network's weights, not from fresh ones.
         tags: JSON values that its metrics carry on: method, steps, budget.
     """
 
@@ -45,6 +46,7 @@ class Job:
     training: Training
     objective: CrossEntropy | Distillation
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    from_teacher: bool = False
 
 
 class Workbench(Protocol):
@@ -93,9 +95,14 @@ class Method(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class FixedMasks(Method):
-    """A method that draws its masks before training; each network then learns from fresh weights with distillation.
+    """A method that draws its masks before training; each network then learns with distillation.
 
     The training is DeepReDuce's, so that at equal ReLUs only the place of the ReLUs differs.
+
+    Attributes:
+        temperature: of the distillation.
+        kd_weight: of its soft loss.
+        from_teacher: start from the full-ReLU network's weights, as learned masks do, not from fresh ones.
     """
 
     exact: ClassVar[bool] = True
@@ -103,6 +110,7 @@ class FixedMasks(Method):
 
     temperature: float = 4.0  # DeepReDuce, section 4
     kd_weight: float = 0.9  # DeepReDuce, section 4
+    from_teacher: bool = False
 
     @abc.abstractmethod
     def masks(self, shapes: Mapping[str, tuple[int, ...]], budget: int, seed: int) -> dict[str, Tensor]:
@@ -110,15 +118,17 @@ class FixedMasks(Method):
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
         shapes = {name: tuple(site.mask.shape) for name, site in bench.teacher.plan.sites.items()}
+        note = "from the full network's weights" if self.from_teacher else ""
         jobs = [
             Job(
-                name=f"{self.name}-{budget}",
+                name=f"{self.name}-{budget}" + ("-from-teacher" if self.from_teacher else ""),
                 role="candidate",
                 spec=bench.teacher.spec,
                 plan=Plan.from_masks(self.masks(shapes, budget, bench.seed)),
                 training=bench.training,
                 objective=Distillation(self.temperature, self.kd_weight),
-                tags={"method": self.name, "steps": "", "budget": budget},
+                tags={"method": self.name, "steps": "", "budget": budget, "note": note},
+                from_teacher=self.from_teacher,
             )
             for budget in budgets
         ]

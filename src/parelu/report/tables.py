@@ -70,7 +70,8 @@ class Comparison:
 
 def label_of(record: Record) -> str:
     m = record.metrics
-    return m["steps"] or (f"{m['method']} mask" if m["budget"] else "all ReLUs")
+    note = f", {m['note']}" if m.get("note") else ""
+    return m["steps"] or (f"{m['method']} mask{note}" if m["budget"] else "all ReLUs")
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
