@@ -1,0 +1,197 @@
+"""The command line: one clear line and exit code 2 for bad input, and a run folder that stays usable."""
+
+import errno
+import json
+import os
+
+import pytest
+from conftest import Silent
+from safetensors.torch import save_file
+
+from parelu import cli, store, study
+from parelu.models import spec_of
+from parelu.run import Run
+
+TINY = ["--model", "resnet10 m=2", "--data", "digits", "--training", "short", "--epochs", "1"]
+
+
+def run(*arguments: str) -> int:
+    """Exit code of a command."""
+    try:
+        cli.main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a bad command gives."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("parelu: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("parelu: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "resnet19"), "unknown network 'resnet19'; known are"),
+        (("inspect", "resnet18", "--steps", "cull S9"), "unknown stage 'S9'; the network has S1, S2, S3, S4"),
+        (("inspect", "resnet18", "--steps", "prune S1"), "unknown step 'prune S1'; known are none, cull S1"),
+        (("inspect", "resnet18", "--input", "32x32"), "input '32x32' is not channels x height x width"),
+        (("inspect", "resnet18", "--classes", "1"), "1 classes"),
+        (("inspect", "no.such:thing"), "No module named 'no'"),
+        (("inspect", "torchvision_style:nothing"), "no attribute 'nothing'"),
+        (("train", "--model", "resnet10", "--data", "nope"), "there is no data set 'nope': choose one of digits"),
+        (("train", "--model", "resnet10", "--epochs", "0"), "training needs at least 1 epoch"),
+        (("train", "--model", "resnet10", "--images", "99999"), "training images asked"),
+        (("recipe", "nope"), "no recipe 'nope'; known are colour-fashion"),
+    ],
+)
+def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("609", "is more than the network's 608 ReLUs"),
+        ("0", "the smallest is 1"),
+        ("-5", "the smallest is 1"),
+        ("abc", "is not a number of ReLUs"),
+        ("200ms", "is not a number of ReLUs"),
+    ],
+)
+def test_bad_budgets(capsys, tmp_path, budget, message):
+    folder = tmp_path / "run"
+    assert message in refused(capsys, "reduce", "random", *TINY, f"--budget={budget}", "--run", str(folder))
+    assert not folder.exists()
+
+
+def test_a_method_that_needs_a_budget(capsys, tmp_path):
+    message = refused(capsys, "reduce", "uniform", *TINY, "--run", str(tmp_path / "run"))
+    assert message == "uniform needs a budget; give --budget, for example --budget 0.1"
+
+
+def test_an_empty_data_folder(capsys, tmp_path):
+    for name in ("fashion-mnist", "cifar10", "folder"):
+        message = refused(capsys, "train", "--model", "resnet10", "--data", name, "--data-folder", str(tmp_path))
+        assert str(tmp_path) in message
+
+
+def test_weights_that_do_not_fit(capsys, tmp_path):
+    state = spec_of("resnet10 m=2", (1, 8, 8), 7).module().state_dict()
+    save_file(state, tmp_path / "seven.safetensors")
+    (tmp_path / "model.pth").write_bytes(b"\x80\x02}q\x00.")
+    command = ["reduce", "random", *TINY, "--budget", "0.1", "--run", str(tmp_path / "run"), "--weights"]
+    assert "fc.bias is (7,), the network's (10,)" in refused(capsys, *command, str(tmp_path / "seven.safetensors"))
+    assert "pickled checkpoints are not read" in refused(capsys, *command, str(tmp_path / "model.pth"))
+    assert "does not exist" in refused(capsys, *command, str(tmp_path / "none"))
+
+
+def test_a_run_of_another_configuration(capsys, finished: tuple[Run, Silent]):
+    folder = finished[0].path
+    before = sorted(path.name for path in folder.rglob("*"))
+    message = refused(capsys, "reduce", "random", *TINY, "--budget", "5", "--run", str(folder))
+    assert "is a run of another configuration" in message
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_folders_that_are_no_run(capsys, tmp_path):
+    for command in ("frontier", "report"):
+        assert "is no run folder" in refused(capsys, command, str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in refused(capsys, "train", *TINY, "--run", str(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_disk_that_cannot_be_written(capsys, tmp_path, monkeypatch, code):
+    def failing(path, data):
+        raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_atomic", failing)
+        message = refused(capsys, "train", *TINY, "--run", str(tmp_path / "run"))
+    assert os.strerror(code) in message
+    assert ("free some space" in message) == (code == errno.ENOSPC)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_training(capsys, tmp_path):
+    """A file system of 200 KB: the run stops with one line, and goes on when there is space."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o size=200k none {folder} 2>/dev/null") != 0:
+        pytest.skip("mounting a small file system needs root and the right to mount")
+    try:
+        command = ["train", *TINY, "--run", str(folder / "run")]
+        command[command.index("resnet10 m=2")] = "resnet10 m=4"
+        message = refused(capsys, *command)
+        assert "No space left on device; free some space" in message
+        assert not list((folder / "run").rglob(".*.[0-9]*")), "no temporary file stays"
+        assert os.system(f"mount -o remount,size=50m {folder}") == 0
+        assert run(*command) == 0
+    finally:
+        os.system(f"umount {folder}")
+
+
+def test_inspect_json(capsys):
+    steps = "cull S1; thin S2+S3+S4; channels 0.5; fmap 0.5"
+    assert run("inspect", "resnet18", "--input", "3x32x32", "--classes", "100", "--steps", steps, "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["relus"] == counts["relus_without_stem"] == 14336
+    assert {"squares", "macs", "flops", "params", "depth"} <= set(counts)
+    assert counts["stages"]["S2"]["relus"] == 8192
+    assert set(counts["stages"]["S2"]) == {"relus", "macs"}
+
+
+def test_frontier_and_report(capsys, finished: tuple[Run, Silent], tmp_path):
+    folder = str(finished[0].path)
+    assert run("frontier", folder) == 0
+    assert "* on the frontier, chosen by validation accuracy" in capsys.readouterr().out
+    assert run("frontier", folder, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"relus", "test", "on_frontier"} <= set(rows[0])
+    assert run("report", folder, "--out", str(tmp_path / "page.html")) == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_users_network_goes_through_inspect(capsys):
+    assert run("inspect", "torchvision_style:build", "--input", "1x8x8", "--steps", "cull S1", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["relus"] == 2 * 8 * 4 * 4
+    assert counts["depth"] == 7
+
+
+@pytest.mark.slow
+def test_a_users_network_goes_through_reduce(capsys, tmp_path):
+    folder = tmp_path / "run"
+    command = ["reduce", "deepreduce", *TINY, "--run", str(folder)]
+    command[command.index("resnet10 m=2")] = "torchvision_style:build"
+    assert run(*command) == 0
+    records = Run.open(folder).records()
+    assert sorted(records["criticality"]["stages"]) == ["S1", "S2"]
+    assert all("channels" in steps for steps in records["skipped"])
+    names = [record.name for record in Run.open(folder).candidates()]
+    assert len([name for name in names if name.startswith("cull-")]) == 3
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_has_an_example(capsys, command):
+    assert run(command, "--help") == 0
+    assert f"parelu {command}" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli.data, "available", lambda name, download: False)
+    monkeypatch.setattr(cli, "_conduct", lambda one, folder: seen.append(one) or one)
+    monkeypatch.setattr(cli, "_print_frontier", lambda runs: None)
+    monkeypatch.setattr(cli, "_write_report", lambda runs, path: None)
+    assert run("quickstart", "--run", str(tmp_path)) == 0
+    assert seen[0].data == "digits"
+    assert seen[0] == study.read_recipe("quickstart-digits")[1][0]
+    assert "the bundled digits stand in" in capsys.readouterr().err
