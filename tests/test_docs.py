@@ -1,10 +1,16 @@
 """What the documentation says is what the code does."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
+from typing import ClassVar
 
+import torch
+
+from parelu import data
 from parelu.methods import methods
+from parelu.methods.base import FixedMasks
 from parelu.steps import KNOWN
 from parelu.study import recipes
 
@@ -19,12 +25,27 @@ def test_the_python_example_runs(capsys):
     assert printed.startswith("57344\n{'layer3.0.relu2': (")
 
 
+def test_the_example_of_a_method_meets_its_budget():
+    (example,) = re.findall(r"```python\n(@dataclasses.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {"dataclasses": dataclasses, "math": math, "torch": torch, "ClassVar": ClassVar, "FixedMasks": FixedMasks}
+    exec(compile(example, "README.md", "exec"), names)
+    masks = names["First"]().masks({"a": (2, 2, 2), "b": (1, 3, 3), "c": (4,)}, 11, 0)
+    assert [int(mask.sum()) for mask in masks.values()] == [8, 3, 0]
+
+
 def test_the_table_of_methods_is_the_registry():
     rows = ["| name | source | budget | options |", "|---|---|---|---|"]
     for name, cls in methods().items():
         options = ", ".join(f"`{field.name}={field.default}`" for field in dataclasses.fields(cls))
         rows.append(f"| `{name}` | {cls.source} | {'exactly' if cls.exact else 'at most'} | {options} |")
     assert "\n".join(rows) in (ROOT / "docs/methods.md").read_text()
+
+
+def test_every_data_set_is_documented():
+    help_text = (ROOT / "src/parelu/cli.py").read_text()
+    for name in data.names():
+        assert f"`{name}`" in (ROOT / "docs/data.md").read_text()
+        assert name in help_text
 
 
 def test_every_step_is_documented():

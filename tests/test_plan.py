@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_plan_round_trip(seed, tmp_path_factory):
     plan.apply(network)
     assert Plan.of(network) == plan
     assert plan.relus == sum(int(s.mask.sum()) for s in plan.sites.values())
+
+
+def test_a_plan_goes_to_another_process_without_file_descriptors():
+    plan = random_plan(3)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    data = ForkingPickler.dumps(plan)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert ForkingPickler.loads(data) == plan
 
 
 def test_diff_names_what_differs():

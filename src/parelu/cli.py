@@ -21,8 +21,6 @@ from parelu.progress import TerminalProgress, say
 from parelu.run import Run
 from parelu.study import Reduction, Study
 
-_SHAPE = "channels x height x width, such as 3x32x32; the data set's own if left out"
-
 
 def _one_of(classes: Mapping[str, type[Any]]) -> Any:
     """The type that makes tyro offer a subcommand for each class."""
@@ -63,17 +61,19 @@ class _Common:
     model: str
     """a network's name, such as "resnet10 m=8", or your.module:function"""
     data: str = "digits"
-    """name of a data set; see the documentation for all"""
+    """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, or folder for a folder of images"""
     data_folder: Path | None = None
     """where the data set's files are"""
     images: int | None = None
     """keep so many training images"""
     input: str | None = None
+    """channels x height x width, such as 3x32x32; the data set's own if left out"""
     training: Literal["paper", "short"] = "paper"
     """the paper's schedule, or one-cycle training in a few epochs"""
     epochs: int | None = None
     """instead of the training's own number"""
     seed: int = 0
+    """of fresh weights, of the order of the images and of random masks"""
     run: Path | None = None
     """the run folder; a run that is there is continued"""
 

@@ -121,11 +121,6 @@ def is_addition(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in ADDITIONS
 
 
-def inputs_of(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose tensors this one reads (shape queries are no tensors)."""
-    return [n for n in node.all_input_nodes if "shape" in n.meta]
-
-
 def problem(node: fx.Node, sites: tuple[type[nn.Module], ...]) -> Problem | None:
     """None where the op has a place in a private network, else what is wrong with it."""
     if node.op in ("placeholder", "output", "get_attr") or is_relu(node):

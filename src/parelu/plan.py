@@ -36,8 +36,16 @@ class SitePlan:
         per_channel = (~self.mask).flatten(1).count_nonzero(1) if self.mask.dim() > 1 else (~self.mask).long()
         return int(per_channel[self.coefficients[2] != 0].sum())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process as plain bytes: torch would open a file descriptor for each tensor."""
+        return _site_plan, (self.mask.numpy(), self.coefficients.numpy())
+
     def same_as(self, other: SitePlan) -> bool:
         return torch.equal(self.mask, other.mask) and torch.equal(self.coefficients, other.coefficients)
+
+
+def _site_plan(mask: np.ndarray, coefficients: np.ndarray) -> SitePlan:
+    return SitePlan(torch.from_numpy(mask), torch.from_numpy(coefficients))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -143,7 +143,8 @@ def methods() -> dict[str, type[Method]]:
 
     def concrete(cls: type[Method]) -> list[type[Method]]:
         below = [c for sub in cls.__subclasses__() for c in concrete(sub)]
-        return below if inspect.isabstract(cls) else [cls, *below]
+        here = cls.__module__.startswith("parelu.methods.") and not inspect.isabstract(cls)
+        return [cls, *below] if here else below
 
     return {cls.name: cls for cls in sorted(concrete(Method), key=lambda cls: cls.name)}
 
