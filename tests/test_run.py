@@ -25,6 +25,15 @@ def test_start_then_continue(tmp_path):
     assert first.records() == {"figures": {"a": 1}}
 
 
+def test_a_kill_while_starting_leaves_a_folder_that_can_be_started(tmp_path):
+    Run.start(tmp_path / "run", CONFIG)
+    (tmp_path / "run" / "environment.json").unlink()
+    assert "torch" in Run.start(tmp_path / "run", CONFIG).environment
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".config.json.123").write_text("{")
+    assert Run.start(tmp_path / "other", CONFIG).config == CONFIG
+
+
 def test_another_configuration_is_refused_by_name(tmp_path):
     Run.start(tmp_path, CONFIG)
     with pytest.raises(UserError, match=r'training is {"epochs": 3} there and {"epochs": 4} now'):

@@ -50,7 +50,7 @@ class Run:
         """Make the folder, or continue in it; raises `UserError` where it holds a run of another configuration."""
         config = json.loads(json.dumps(config))
         file = path / "config.json"
-        if path.exists() and not file.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not file.exists() and (not path.is_dir() or _visible(path)):
             raise UserError(f"{path} exists and is no run folder; give another --run")
         if file.exists():
             known = cls.open(path).config
@@ -62,8 +62,9 @@ class Run:
                     f"{_short(config.get(first))} now); give another --run, or the same options to continue it"
                 )
         else:
-            store.write_json(path / "environment.json", environment())
             store.write_json(file, {"config": config, "sha256": store.digest(config)})
+        if not (path / "environment.json").exists():
+            store.write_json(path / "environment.json", environment())
         return cls(path, config)
 
     @classmethod
@@ -152,6 +153,11 @@ def environment() -> dict[str, Any]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _visible(folder: Path) -> bool:
+    """Whether a folder holds more than the temporary files that a kill can leave."""
+    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _processor() -> str:
