@@ -16,8 +16,8 @@ from parelu import data, study
 from parelu.errors import UserError
 from parelu.methods.deepreduce import criticality
 from parelu.plan import Candidate
-from parelu.run import Record, Run
-from parelu.study import Reduction, matching, read_recipe, recipes
+from parelu.run import Run
+from parelu.study import read_recipe, recipes, spread
 from parelu.train import accuracy
 
 Finished = tuple[Run, Silent]
@@ -98,16 +98,26 @@ def test_a_trained_network_can_be_given(finished: Finished, tmp_path):
     assert same(run.folder("uniform-37"), again.folder("uniform-37"))
 
 
-def test_matching_takes_counts_evenly_by_rank():
-    def record(method: str, relus: int) -> Record:
-        return Record("r", f"{method}-{relus}", {"role": "candidate", "method": method, "relus": relus}, ())
+def test_matching_budgets_are_spread_evenly_by_rank():
+    counts = [900, 100, 700, 500, 300, 100]
+    assert spread(counts, 3) == [900, 500, 100]
+    assert spread(counts, 9) == [900, 700, 500, 300, 100]
+    assert spread(counts, 1) == [900]
+    assert spread(counts, 0) == spread([], 3) == []
 
-    records = [record("deepreduce", relus) for relus in (900, 700, 500, 300, 100, 100)] + [record("random", 10)]
-    random = tiny_study("random").reductions[0].method
-    assert matching(records, Reduction(random, match=3)) == [900, 500, 100]
-    assert matching(records, Reduction(random, match=9)) == [900, 700, 500, 300, 100]
-    assert matching(records, Reduction(random, match=1)) == [900]
-    assert matching([], Reduction(random, match=3)) == []
+
+def test_matching_takes_the_counts_of_the_methods_before(tmp_path):
+    first, second = (tiny_study(name).reductions[0] for name in ("random", "uniform"))
+    two = dataclasses.replace(
+        tiny_study(training=dataclasses.replace(TINY, epochs=1)),
+        reductions=(first, dataclasses.replace(second, budgets=("99",), match=2)),
+    )
+    run = study.conduct(two, tmp_path / "run", Silent())
+    uniform = {r.metrics["relus"] for r in run.candidates() if r.metrics["method"] == "uniform"}
+    assert uniform == {99, 304, 37}
+    watcher = Silent()
+    study.conduct(two, tmp_path / "run", watcher)
+    assert watcher.trained == [], "the same budgets again, whatever the folder holds by now"
 
 
 def test_a_budget_is_checked_before_anything_is_trained(tmp_path):

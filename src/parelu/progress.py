@@ -27,7 +27,6 @@ class TerminalProgress:
         self.done: dict[str, float] = {}
         self.tasks: dict[str, int] = {}
         self.started = time.monotonic()
-        self.worked_before = 0.0
 
     def __enter__(self) -> TerminalProgress:
         self.bars.start()

@@ -22,7 +22,7 @@ from parelu.errors import UserError
 from parelu.methods.base import Method, methods, parse_budget
 from parelu.models import Spec, spec_of
 from parelu.plan import Candidate
-from parelu.run import Record, Run
+from parelu.run import Run
 from parelu.search import Bench, Source, Trainer, Watcher, adopt, full_job
 from parelu.train import SHORT, Training
 
@@ -35,7 +35,7 @@ class Reduction:
 
     Attributes:
         budgets: as on the command line ("50k", "0.1").
-        match: so many further budgets, taken from the ReLU counts of the candidates that the study has by then.
+        match: so many further budgets, taken from the ReLU counts of the study's methods before this one.
     """
 
     method: Method
@@ -110,9 +110,10 @@ def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
         else:
             (teacher,) = trainer.train([job])
         bench = Bench(trainer, teacher, study.training)
+        counts: list[int] = []
         for reduction, given in zip(study.reductions, budgets, strict=True):
-            wanted = [*given, *matching(run.candidates(), reduction)]
-            reduction.method.reduce(bench, list(dict.fromkeys(wanted)))
+            wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
+            counts += [candidate.plan.relus for candidate in reduction.method.reduce(bench, wanted)]
     return run
 
 
@@ -123,14 +124,13 @@ def prepare(study: Study) -> tuple[Source, Spec]:
     return Source(study.data, study.data_folder, study.images, own.input_shape), spec
 
 
-def matching(records: Sequence[Record], reduction: Reduction) -> list[int]:
-    """`reduction.match` of the ReLU counts of other methods' candidates, evenly spread by rank, most ReLUs first."""
-    others = [r for r in records if r.metrics["role"] == "candidate" and r.metrics["method"] != reduction.method.name]
-    counts = sorted({r.metrics["relus"] for r in others}, reverse=True)
-    number = min(reduction.match, len(counts))
+def spread(counts: Sequence[int], number: int) -> list[int]:
+    """`number` of the distinct counts, evenly spread by rank, the largest first; all where there are fewer."""
+    ranked = sorted(set(counts), reverse=True)
+    number = min(number, len(ranked))
     if number < 2:
-        return counts[:number]
-    return [counts[round(i * (len(counts) - 1) / (number - 1))] for i in range(number)]
+        return ranked[:number]
+    return [ranked[round(i * (len(ranked) - 1) / (number - 1))] for i in range(number)]
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
