@@ -3,13 +3,16 @@
     python benchmarks/site.py
 
 Target: at most 1.10 for the step of ResNet18 m=16 on 32×32, batch 128, one thread. The peer is the same network as a
-plain module with nn.ReLU, never traced.
+plain module with nn.ReLU, never traced. Both run in the environment of parelu's training processes, or with
+--plain-environment in that of the shell.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -18,6 +21,7 @@ import torch.nn.functional as F
 
 from parelu.models import spec_of
 from parelu.plan import Plan, SitePlan
+from parelu.search import WORKER_ENVIRONMENT
 from parelu.sites import IDENTITY, instrument
 
 
@@ -25,7 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--model", default="resnet18 m=16")
+    parser.add_argument("--plain-environment", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.plain_environment and not WORKER_ENVIRONMENT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WORKER_ENVIRONMENT})
     torch.set_num_threads(1)
     spec = spec_of(arguments.model, (3, 32, 32), 10)
     variants = {
