@@ -33,7 +33,6 @@ from parelu.run import Run, cores
 from parelu.sites import Network, instrument
 from parelu.train import Progress, Teacher, Training, accuracy, train
 
-
 WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow down each other and whatever else runs: 8× on a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
