@@ -170,7 +170,13 @@ def command(folder: Path) -> list[str]:
 
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command(folder),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in the background of a shell they ignore interrupts, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
