@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
-from parelu import data, study
+from parelu import cli_private, data, study
 from parelu.count import count, skeleton
 from parelu.errors import UserError
 from parelu.methods import Method, methods
+from parelu.models import spec_of
+from parelu.plan import Candidate
 from parelu.progress import TerminalProgress, say
 from parelu.run import Run
+from parelu.steps import reduce
 from parelu.study import Reduction, Study
 
 
@@ -35,13 +38,15 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Count a network's ReLUs, MACs and depth, per stage and per site.
+    """Count a network's ReLUs, MACs and depth, and print its fixed-point plan for private inference.
 
     parelu inspect resnet18 --input 3x32x32 --classes 100 --steps "cull S1; thin S2+S3+S4; channels 0.5" --json
+    parelu inspect runs/quickstart/candidates/teacher
     """
 
     network: tyro.conf.Positional[str]
-    """a network's name, such as resnet18, "resnet18 m=16 4x4x4x" or your.module:function"""
+    """a candidate's folder, or a network's name, such as "resnet18 m=16 4x4x4x" or your.module:function, which gets
+    fresh weights: its ranges then come from noise, a candidate's from its training data"""
     input: str = "3x32x32"
     """channels x height x width"""
     classes: int = 10
@@ -51,9 +56,28 @@ class Inspect:
     """print JSON"""
 
     def __call__(self) -> None:
+        from parelu.private import measure
+        from parelu.private.lower import problems
         from parelu.report.inspection import inspection
 
-        print(inspection(self.network, study.parse_input(self.input), self.classes, self.steps, as_json=self.json))
+        title = self.network + (f", {self.steps}" if self.steps != "none" else "")
+        if (Path(self.network) / "candidate.json").exists():
+            folder = Path(self.network)
+            candidate = Candidate.load(folder)
+            spec, plan = candidate.spec, candidate.plan
+        else:
+            folder = candidate = None
+            reduced = reduce(spec_of(self.network, study.parse_input(self.input), self.classes), self.steps)
+            spec, plan = reduced.spec, reduced.plan
+        network = skeleton(spec)
+        plan.apply(network)
+        unsupported = problems(network)
+        lowered = None
+        if not unsupported:
+            lowered = measure.lowered(folder, candidate) if folder and candidate else measure.sketch(spec, plan)
+        print(inspection(spec, title, plan, lowered, unsupported, as_json=self.json))
+        if unsupported:
+            raise UserError("\n".join(map(str, unsupported)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +253,7 @@ def _write_report(runs: list[Run], path: Path) -> None:
 
 COMMANDS: dict[str, type[Any]] = {
     "quickstart": Quickstart, "inspect": Inspect, "train": Train, "reduce": Reduce, "recipe": Recipe,
-    "frontier": Frontier, "report": Report,
+    "frontier": Frontier, "report": Report, **cli_private.COMMANDS,
 }  # fmt: skip
 
 

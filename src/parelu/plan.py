@@ -145,7 +145,8 @@ class Candidate:
     Attributes:
         weights: state dict of the module that `spec` builds.
         metrics: JSON values: counts, accuracies in percent, method, seed, …
-        preprocessing: JSON values: data set, mean and standard deviation a channel of an image in [0, 1].
+        preprocessing: JSON values: data set, (C, H, W) of its images, mean and standard deviation a channel of an
+            image in [0, 1]. An image of another size than the network's is resized to it.
     """
 
     spec: Spec

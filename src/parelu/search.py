@@ -295,6 +295,7 @@ def measured(
         "seconds": sum(epoch["seconds"] for epoch in history),
         "job": _identity(job),
     }
-    preprocessing = {"dataset": dataset.name, "mean": list(dataset.mean), "std": list(dataset.std)}
+    preprocessing = {"dataset": dataset.name, "image": list(dataset.input_shape), "mean": list(dataset.mean),
+                     "std": list(dataset.std)}  # fmt: skip
     weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     return Candidate(job.spec, job.plan, weights, metrics, preprocessing)

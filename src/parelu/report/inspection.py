@@ -1,33 +1,79 @@
-"""What `parelu inspect` prints: a network's counts per stage, and a bar per site."""
+"""What `parelu inspect` prints: a network's counts per stage, a bar per site, and its plan for private inference."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from parelu.count import Counts, count, skeleton
-from parelu.models import Spec, spec_of
+from parelu.graph import Problem
+from parelu.models import Spec
+from parelu.plan import Plan
+from parelu.private.lower import WEIGHT_BITS, Lowered
+from parelu.private.ring import BITS
 from parelu.sites import Network
-from parelu.steps import reduce
 
 _BAR = 32
 
 
-def inspection(name: str, input: tuple[int, int, int], classes: int, steps: str, *, as_json: bool) -> str:
-    """The counts of a network after steps, as JSON or as text.
+def inspection(spec: Spec, title: str, plan: Plan, lowered: Lowered | None, unsupported: Sequence[Problem], *,
+               as_json: bool) -> str:  # fmt: skip
+    """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
+
+    lowered: None where ops are without a secure lowering; unsupported: these.
 
     Raises:
-        UserError: unknown network, step or stage, or an op without a place in a private network.
+        UserError: an op has no place in a private network at all.
     """
-    reduced = reduce(spec_of(name, input, classes), steps)
-    network = skeleton(reduced.spec)
-    reduced.plan.apply(network)
+    network = skeleton(spec)
+    plan.apply(network)
     counts = count(network)
-    return json.dumps(counts.to_json(), indent=1) if as_json else _text(name, reduced.spec, steps, network, counts)
+    if as_json:
+        fixed = fixed_point(lowered) if lowered else None
+        value = counts.to_json() | {"private": fixed, "unsupported": [str(problem) for problem in unsupported]}
+        return json.dumps(value, indent=1)
+    lines = [_text(title, spec, network, counts)]
+    if lowered:
+        lines += ["", *_fixed_point_text(lowered)]
+    return "\n".join(lines)
 
 
-def _text(name: str, spec: Spec, steps: str, network: Network, counts: Counts) -> str:
+def fixed_point(lowered: Lowered) -> dict[str, Any]:
+    """The fixed-point plan as JSON values."""
+    program = lowered.program
+    return {
+        "ring_bits": BITS, "fraction_bits": program.fraction, "weight_bits": WEIGHT_BITS,
+        "wrap_bound": lowered.wrap_bound, "lsb": 2.0**-program.fraction, "digest": program.digest,
+        "sites": [
+            {"site": r.layer, "kind": r.kind, "positions": r.elements, "largest": r.largest, "bits": r.bits}
+            for r in lowered.ranges if r.kind != "truncate"
+        ],
+    }  # fmt: skip
+
+
+def _fixed_point_text(lowered: Lowered) -> list[str]:
+    program = lowered.program
+    lines = [
+        f"  private inference: ring Z_2^{BITS}, {program.fraction} fraction bits, weights of {WEIGHT_BITS} bits",
+        f"  a truncation is off by at most 1 LSB, {2.0**-program.fraction:.6f}; any wraps in an inference with "
+        f"probability ≤ {lowered.wrap_bound:.1e}",
+        f"  program {program.digest}",
+        "",
+    ]
+    shown = [r for r in lowered.ranges if r.kind != "truncate"]
+    wide = max((len(r.layer) for r in shown), default=4)
+    lines.append(f"  {'site':<{wide}} {'positions':>14} {'largest |x|':>12} {'bits m':>7}")
+    for r in shown:
+        bits = f"{r.bits:>7}" if r.kind == "relu" else f"{'—':>7}"
+        what = "ReLUs  " if r.kind == "relu" else "squares"
+        lines.append(f"  {r.layer:<{wide}} {r.elements:>6,} {what} {r.largest:>12.3f} {bits}")
+    return lines
+
+
+def _text(title: str, spec: Spec, network: Network, counts: Counts) -> str:
     shape = "x".join(map(str, spec.input))
-    title = f"{name}, input {shape}, {spec.classes} classes" + (f", {steps}" if steps != "none" else "")
+    heading = f"{title}, input {shape}, {spec.classes} classes"
     totals = [
         ("ReLUs", f"{counts.relus:,}   ({counts.relus_without_stem:,} without the stem)"),
         ("squares", f"{counts.squares:,}"),
@@ -35,7 +81,7 @@ def _text(name: str, spec: Spec, steps: str, network: Network, counts: Counts) -
         ("parameters", f"{counts.params:,}"),
         ("depth", f"{counts.depth} convolutions"),
     ]
-    lines = [title, ""] + [f"  {label:<11}{value}" for label, value in totals]
+    lines = [heading, ""] + [f"  {label:<11}{value}" for label, value in totals]
     lines += ["", f"  {'stage':<8}{'ReLUs':>12}{'share':>9}{'MACs':>14}"]
     for stage, of_stage in counts.stages.items():
         share = of_stage.relus / counts.relus if counts.relus else 0

@@ -1,0 +1,1 @@
+"""Engines: what executes a program between two parties."""

@@ -1,0 +1,256 @@
+"""The `delphi` engine: all that does not need the image happens offline; online, only ReLUs and squares cost.
+
+Throughout, the client's share of every value is known before the image is (Mishra et al. 2020). Online the client
+sends x − r once; the server computes linear layers on its share at plaintext speed; each activation is one
+round trip in which the client's share becomes a mask that it drew offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.activations.base import Relu
+from parelu.private.channel import Channel, ring_of
+from parelu.private.lower import Integers, Lowered
+from parelu.private.offline.base import ClientOffline, ServerOffline
+from parelu.private.program import Activation, Add, Op, Program, Truncate, local
+from parelu.private.reference import bias_of, linear_map
+from parelu.private.reveal import Reveal
+from parelu.private.ring import Ring, encode, reduce, truncate_client, truncate_server
+
+Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
+INPUT, OUTPUT = "input", "output"
+
+
+def unmeasured(layer: str) -> contextlib.AbstractContextManager[None]:
+    """Measures nothing."""
+    return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Terms:
+    """What both parties agree on before they start."""
+
+    program: Program
+    relu: Relu
+    reveal: Reveal
+
+    @property
+    def instances(self) -> int:
+        """Numbers of garbled instances that one inference takes under one key."""
+        return self.program.relus + self.reveal.instances(self.program.classes)
+
+
+class Model:
+    """What the server has: the terms, the secret integers, and the linear layers ready to apply."""
+
+    def __init__(self, lowered: Lowered, relu: Relu, reveal: Reveal) -> None:
+        self.lowered, self.terms = lowered, Terms(lowered.program, relu, reveal)
+        ops = enumerate(lowered.program.ops, start=1)
+        self.maps = {number: linear_map(op, lowered.weights[number - 1]) for number, op in ops if op.is_secret}
+
+
+class Material:
+    """What one inference consumes; it can be taken once."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    def take(self) -> Any:
+        """The content, the first time; raises RuntimeError after that."""
+        content, self._content = self._content, None
+        if content is None:
+            raise RuntimeError("offline material must not be used twice")
+        return content
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Squares:
+    offset: Ring  # the client's mask of the output; the server's shift of the opening
+    u: Ring
+    v: Ring
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ClientMaterial:
+    mask: Ring  # of the input
+    relus: Mapping[int, Any]
+    squares: Mapping[int, _Squares]
+    output: Any
+    shares: dict[int, Ring] | None  # for `reference.replay`
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ServerMaterial:
+    summands: Mapping[int, Ring]  # of secret ops: the share of the product, and the bias
+    relus: Mapping[int, Any]
+    squares: Mapping[int, _Squares]
+    output: Any
+
+
+def _walk(program: Program, first_value: Ring, make: Callable[[int, Op, Ring], Ring]) -> Ring:
+    """One party's share of the last value; `make` gives those of secret ops, truncations and activations."""
+    values = [first_value]
+    for number, op in enumerate(program.ops, start=1):
+        source = values[op.source]
+        if op.is_secret or isinstance(op, (Truncate, Activation)):
+            values.append(make(number, op, source))
+        else:
+            values.append(local(op, source, values[op.other]) if isinstance(op, Add) else local(op, source))
+    return values[-1]
+
+
+def prepare_client(terms: Terms, offline: ClientOffline, first: int = 0, measure: Measure = unmeasured,
+                   *, keep_shares: bool = False) -> Material:  # fmt: skip
+    """The client's offline phase. first: number of the inference's first garbled instance under the key."""
+    program, counter = terms.program, first
+    relus: dict[int, Any] = {}
+    squares: dict[int, _Squares] = {}
+    shares: dict[int, Ring] | None = {} if keep_shares else None
+    mask = offline.stream(0, "mask").ring(1, *program.input_shape)
+    if shares is not None:
+        shares[0] = mask.reshape(-1)
+
+    def activation(number: int, op: Activation, flat: Ring) -> Ring:
+        nonlocal counter
+        out = flat.copy()
+        if len(op.relus):
+            relus[number] = terms.relu.prepare_client(offline, number, counter, flat[op.relus], op.bits)
+            out[op.relus] = relus[number].mask
+            counter += len(op.relus)
+        if len(op.squares):
+            fresh = offline.stream(number, "square mask").ring(len(op.squares))
+            squares[number] = _Squares(fresh, *offline.square(number, flat[op.squares]))
+            out[op.squares] = fresh
+        if shares is not None:
+            shares[number] = np.concatenate([out[op.relus], out[op.squares]])
+        return out
+
+    def make(number: int, op: Op, source: Ring) -> Ring:
+        if isinstance(op, Truncate):
+            return truncate_client(source, op.bits)
+        shape = (1, *program.shapes[number])
+        with measure(program.layers[number - 1]):
+            if isinstance(op, Activation):
+                return activation(number, op, reduce(source.reshape(-1))).reshape(shape)
+            share = offline.linear(number, op, source, math.prod(shape))
+        if shares is not None:
+            shares[number] = share
+        return share.reshape(shape)
+
+    last = reduce(_walk(program, mask, make))[0]
+    with measure(OUTPUT):
+        output = terms.reveal.prepare_client(offline, len(program.ops) + 1, counter, last, program.output_bits)
+    return Material(_ClientMaterial(mask, relus, squares, output, shares))
+
+
+def prepare_server(model: Model, offline: ServerOffline, first: int = 0, measure: Measure = unmeasured) -> Material:
+    """The server's offline phase."""
+    terms, program, counter = model.terms, model.terms.program, first
+    summands: dict[int, Ring] = {}
+    relus: dict[int, Any] = {}
+    squares: dict[int, _Squares] = {}
+
+    def prepare(number: int, op: Op, integers: Integers) -> None:
+        nonlocal counter
+        if op.is_secret:
+            shape = program.shapes[number]
+            bias = np.broadcast_to(encode(bias_of(op, integers)), shape)
+            summands[number] = offline.linear(number, op).reshape(shape) + bias
+        elif isinstance(op, Activation):
+            if len(op.relus):
+                relus[number] = terms.relu.prepare_server(offline, number, counter, len(op.relus), op.bits)
+                counter += len(op.relus)
+            if len(op.squares):
+                squares[number] = _Squares(*offline.square(number, encode(integers["c1"]), encode(integers["c2"])))
+
+    for number, op in enumerate(program.ops, start=1):
+        with measure(program.layers[number - 1]):
+            prepare(number, op, model.lowered.weights.get(number - 1, {}))
+    with measure(OUTPUT):
+        number = len(program.ops) + 1
+        output = terms.reveal.prepare_server(offline, number, counter, program.classes, program.output_bits)
+    return Material(_ServerMaterial(summands, relus, squares, output))
+
+
+def infer_client(channel: Channel, terms: Terms, material: Material, image: NDArray[np.int64]) -> Ring:
+    """The client's online phase.
+
+    image: integers (C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
+    reveal: the last value, (classes,), or the label, (1,).
+    """
+    program: Program = terms.program
+    content: _ClientMaterial = material.take()
+    with channel.measured("online", INPUT):
+        channel.send("inpt", reduce(encode(image) - content.mask[0]))
+    for number, op in enumerate(program.ops, start=1):
+        if isinstance(op, Activation):
+            with channel.measured("online", program.layers[number - 1]):
+                _answer(channel, terms.relu, number, op, content)
+    with channel.measured("online", OUTPUT):
+        return terms.reveal.answer(channel, content.output)
+
+
+def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: _ClientMaterial) -> None:
+    answers: list[Any] = []
+    if len(op.relus):
+        answers += relu.answer(channel, content.relus[number])
+    if len(op.squares):
+        square = content.squares[number]
+        opened = ring_of(channel.receive("sqre", 8 * len(op.squares)))
+        share = reduce(opened * square.u + square.v)
+        if content.shares is not None:
+            content.shares[-number] = share
+        answers.append(reduce(truncate_client(share, op.truncation) - square.offset))
+    channel.send("mask", *answers)
+
+
+def infer_server(channel: Channel, model: Model, material: Material) -> None:
+    """The server's online phase."""
+    terms, program, content = model.terms, model.terms.program, material.take()
+    with channel.measured("online", INPUT):
+        share = ring_of(channel.receive("inpt", 8 * math.prod(program.input_shape)))
+
+    def make(number: int, op: Op, source: Ring) -> Ring:
+        if isinstance(op, Truncate):
+            return truncate_server(source, op.bits)
+        with channel.measured("online", program.layers[number - 1]):
+            if isinstance(op, Activation):
+                flat = _activate(channel, model, number, op, content, reduce(source.reshape(-1)))
+                return flat.reshape(source.shape)
+            return model.maps[number](source) + content.summands[number]
+
+    last = _walk(program, share.reshape(1, *program.input_shape), make)
+    with channel.measured("online", OUTPUT):
+        terms.reveal.open(channel, content.output, reduce(last[0]))
+
+
+def _activate(channel: Channel, model: Model, number: int, op: Activation, content: _ServerMaterial,
+              flat: Ring) -> Ring:  # fmt: skip
+    """The server's flat share of the activation's output."""
+    relu = model.terms.relu
+    at_relus, at_squares = flat[op.relus], flat[op.squares]
+    opened, due = at_squares, 8 * len(op.squares)
+    if len(op.relus):
+        relu.open(channel, content.relus[number], at_relus)
+        due += relu.answer_bytes(len(op.relus))
+    if len(op.squares):
+        opened = reduce(at_squares + content.squares[number].offset)
+        channel.send("sqre", opened)
+    answer = channel.receive("mask", due)
+    split = due - 8 * len(op.squares)
+    if len(op.relus):
+        flat[op.relus] = relu.close(content.relus[number], at_relus, answer[:split])
+    if len(op.squares):
+        square = content.squares[number]
+        c0, c1, c2 = (encode(model.lowered.weights[number - 1][name]) for name in ("c0", "c1", "c2"))
+        full = c0 + opened * (c1 + opened * c2) + opened * square.u + square.v
+        flat[op.squares] = reduce(truncate_server(full, op.truncation) + ring_of(answer[split:]))
+    return flat

@@ -1,0 +1,155 @@
+"""What private inference does to a candidate: accuracy in the ring over a test set, and a measured row.
+
+They are kept in private/ beside the candidate, for the report; a candidate that changed since is measured again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parelu import data, store
+from parelu.count import skeleton
+from parelu.errors import UserError
+from parelu.models import Spec
+from parelu.plan import Candidate, Plan
+from parelu.private import reference
+from parelu.private.bench import bench
+from parelu.private.lower import Lowered, lower
+from parelu.sites import instrument
+
+CALIBRATION = 512  # training images
+NOISE = 16  # images of noise, for a network without training data
+PROGRAM = "program"
+Count = Callable[[int], None]
+
+
+def silent(done: int) -> None:
+    """No progress."""
+
+
+def dataset_of(candidate: Candidate, folder: Path | None = None, images: int | None = None) -> data.Dataset:
+    """The data set that a candidate was trained on, at its own size; raises `UserError` where it is unknown."""
+    name = candidate.preprocessing.get("dataset")
+    if not isinstance(name, str):
+        raise UserError("the candidate does not say what data it was trained on; train it with parelu")
+    native = candidate.preprocessing.get("image")
+    return data.load(name, folder=folder, images=images, input_shape=tuple(native) if native else None)
+
+
+def fit(candidate: Candidate, images: Tensor) -> Tensor:
+    """uint8 images of the data set, brought to the network's size as in training."""
+    return data.resize(images, (candidate.spec.input[1], candidate.spec.input[2]))
+
+
+def lowered(folder: Path, candidate: Candidate, data_folder: Path | None = None) -> Lowered:
+    """The candidate's program, calibrated on its training data; made once and kept beside it."""
+    header = store.read_header(folder, "candidate")
+    own = folder / "private"
+    if (own / f"{PROGRAM}.json").exists():
+        known = store.read_header(own, PROGRAM)
+        if known.get("candidate") == header["tensors_sha256"]:
+            return Lowered.load(own)
+    dataset = dataset_of(candidate, data_folder)
+    result = lower(candidate, fit(candidate, dataset.train.images[:CALIBRATION]))
+    result.save(own, header["tensors_sha256"])
+    return result
+
+
+def untrained(spec: Spec, keep: float, seed: int) -> Candidate:
+    """A network with fresh weights and a random mask: enough to measure seconds and bytes, not accuracy."""
+    if not (math.isfinite(keep) and 0 <= keep <= 1):
+        raise UserError(f"--keep {keep:g} is not a fraction from 0 to 1")
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: site.shape for name, site in skeleton(spec).sites.items()}
+    masks = {name: torch.rand(shape, generator=generator) < keep for name, shape in shapes.items()}
+    return fresh(spec, Plan.from_masks(masks), seed)
+
+
+def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
+    """A candidate with fresh weights. Its batch-norms are set by noise, so that activations have the range that
+    training gives them."""
+    torch.manual_seed(seed)
+    network = instrument(spec.module(), spec.input)
+    plan.apply(network)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.momentum = None  # the mean over all batches
+    network.train()
+    mean, std = (0.5,) * spec.input[0], (0.25,) * spec.input[0]
+    with torch.no_grad():
+        network(data.normalise(noise(NOISE, spec.input, seed), mean, std))
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Candidate(spec, plan, weights, {}, {"mean": list(mean), "std": list(std)})
+
+
+def sketch(spec: Spec, plan: Plan) -> Lowered:
+    """The program that a network with fresh weights would have."""
+    return lower(fresh(spec, plan), noise(NOISE, spec.input, seed=1))
+
+
+def noise(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:
+    """uint8 (count, *shape), uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class RingAccuracy:
+    """Over a whole test set. accuracy, float_accuracy, agreement: percent; overflow_rate: of ReLU inputs."""
+
+    accuracy: float
+    float_accuracy: float
+    agreement: float
+    max_error: float
+    overflow_rate: float
+    images: int
+
+
+def ring_accuracy(program: Lowered, candidate: Candidate, test: data.Split, progress: Count = silent) -> RingAccuracy:
+    """Run the ring reference and the float network over a test set."""
+    images = fit(candidate, test.images)
+    mean, std = (tuple(candidate.preprocessing[name]) for name in ("mean", "std"))
+    network = candidate.network()
+    with torch.no_grad():
+        batches = (network(data.normalise(batch, mean, std)) for batch in images.split(250))
+        expected = torch.cat(list(batches)).double().numpy()
+    result = reference.run(program, images, progress)
+    labels = test.labels.numpy()
+    return RingAccuracy(
+        accuracy=100 * float((result.labels == labels).mean()),
+        float_accuracy=100 * float((expected.argmax(1) == labels).mean()),
+        agreement=100 * float((result.labels == expected.argmax(1)).mean()),
+        max_error=float(np.abs(result.logits - expected).max()),
+        overflow_rate=result.overflows / max(result.values, 1),
+        images=len(images),
+    )
+
+
+def measure(folder: Path, dataset: data.Dataset, network: str, progress: Count = silent) -> dict[str, Any]:
+    """Ring accuracy and a bench row of one candidate of a run, as {"ring": …, "row": …}; kept beside it.
+
+    network: "loopback", "lan" or "wan".
+    """
+    file = folder / "private" / "measured.json"
+    header = store.read_header(folder, "candidate")
+    identity = {"candidate": header["tensors_sha256"], "network": network}
+    if file.exists():
+        known = json.loads(file.read_bytes())
+        if known["identity"] == identity:
+            return known
+    candidate = Candidate.load(folder)
+    program = lowered(folder, candidate)
+    ring = ring_accuracy(program, candidate, dataset.test, progress)
+    row = bench(program, candidate, fit(candidate, dataset.test.images[:5]), network=network)
+    value = {"identity": identity, "ring": dataclasses.asdict(ring), "row": row}
+    store.write_json(file, value)
+    return value

@@ -1,0 +1,184 @@
+"""Offline mode `dealer`: a trusted third party expands seeds. For development and comparison, never for privacy.
+
+The dealer runs in the server's process and knows the weights and both parties' randomness: whoever runs that process
+can decrypt the client's image. The client gets a seed and the garbled tables; all that it would have received
+from a protocol, it draws from the seed, and the dealer makes the server's half fit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.channel import Channel
+from parelu.private.engines.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
+from parelu.private.offline.base import ClientOffline, Mode, Package, ServerOffline
+from parelu.private.primitives.garbling import with_colour
+from parelu.private.primitives.hash import Hash
+from parelu.private.primitives.prg import SEED_BYTES, Blocks, Stream, fresh_seed
+from parelu.private.program import Op
+from parelu.private.ring import Ring, reduce
+
+
+class DealtClient(ClientOffline):
+    """The client with a seed of the dealer's; tables come over the channel in the order of the program."""
+
+    def __init__(self, seed: bytes, key: bytes, channel: Channel | None) -> None:
+        self.seed, self.hash, self.channel = seed, Hash(key), channel
+
+    def stream(self, number: int, what: str) -> Stream:
+        return Stream(self.seed, "client", what, number)
+
+    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
+        return self.stream(number, "linear").ring(count)
+
+    def labels(self, number: int, first: int, bits: NDArray[np.uint8]) -> Blocks:
+        return self.stream(number, "labels").blocks(*bits.shape)
+
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
+        return self.stream(number, "random ot").ring(len(choices))
+
+    def tables(self, number: int, blocks: int) -> Blocks:
+        assert self.channel is not None
+        return self.channel.receive("tabl", 16 * blocks).view(np.uint64).reshape(-1, 2)
+
+    def product(self, number: int, first: int, values: Ring) -> Ring:
+        return self.stream(number, "product").ring(len(values))
+
+    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
+        u, v = self.stream(number, "square").ring(2, len(share))
+        return u, v
+
+
+class Mirror(DealtClient):
+    """The dealer's copy of the client: it keeps what the client asked for and what it drew."""
+
+    def __init__(self, seed: bytes) -> None:
+        super().__init__(seed, bytes(SEED_BYTES), None)
+        self.asked: dict[tuple[str, int], Any] = {}
+
+    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
+        result = super().linear(number, op, share, count)
+        self.asked["linear", number] = share, result
+        return result
+
+    def labels(self, number: int, first: int, bits: NDArray[np.uint8]) -> Blocks:
+        result = super().labels(number, first, bits)
+        self.asked["labels", number] = bits
+        return result
+
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
+        result = super().random_ot(number, first, choices)
+        self.asked["random ot", number] = choices, result
+        return result
+
+    def tables(self, number: int, blocks: int) -> Blocks:
+        return np.empty((0, 2), np.uint64)
+
+    def product(self, number: int, first: int, values: Ring) -> Ring:
+        result = super().product(number, first, values)
+        self.asked["product", number] = values, result
+        return result
+
+    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
+        result = super().square(number, share)
+        self.asked["square", number] = (share, *result)
+        return result
+
+
+class Dealer(ServerOffline):
+    """The server's half, made to fit by a dealer in its process.
+
+    mirror: after it walked the program as the client will.
+    """
+
+    def __init__(self, mirror: Mirror, model: Model) -> None:
+        self.seed, self.key = fresh_seed(), fresh_seed()
+        self.hash = Hash(self.key)
+        self.delta = with_colour(Stream(self.seed, "delta").blocks())
+        self.mirror, self.model = mirror, model
+        self.outgoing: list[tuple[str, Blocks]] = []  # layer, tables
+
+    def _asked(self, what: str, number: int) -> Any:
+        return self.mirror.asked.pop((what, number))
+
+    def linear(self, number: int, op: Op) -> Ring:
+        share, result = self._asked("linear", number)
+        return reduce(self.model.maps[number](share).reshape(-1) - result)
+
+    def labels(self, number: int, first: int, wires: int, count: int) -> Blocks:
+        bits = self._asked("labels", number)
+        labels = self.mirror.stream(number, "labels").blocks(wires, count)
+        labels ^= (np.uint64(0) - bits.astype(np.uint64))[:, :, None] & self.delta
+        return labels
+
+    def random_ot(self, number: int, first: int, count: int) -> tuple[Ring, Ring]:
+        choices, chosen = self._asked("random ot", number)
+        other = Stream(self.seed, "random ot", number).ring(count)
+        return np.where(choices == 0, chosen, other), np.where(choices == 0, other, chosen)
+
+    def send_tables(self, number: int, tables: Blocks) -> None:
+        layers = (*self.model.terms.program.layers, OUTPUT)
+        self.outgoing.append((layers[number - 1], tables))
+
+    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Ring:
+        values, theirs = self._asked("product", number)
+        return reduce(bits * values - theirs)
+
+    def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
+        share, u, v = self._asked("square", number)
+        # Neither party has a: the dealer draws it from both seeds.
+        a = Stream(self.seed, "square", number).ring(len(share)) + self.mirror.stream(number, "a").ring(len(share))
+        return reduce(share - a), reduce(np.uint64(2) * c2 * a - u), reduce(c1 * a + c2 * a * a - v)
+
+
+class _Dealt(Package):
+    def __init__(self, dealer: Dealer, material: Material) -> None:
+        self.dealer, self.material = dealer, material
+
+    def deliver(self, channel: Channel) -> Material:
+        with channel.measured("offline", "seed"):
+            channel.send("deal", self.dealer.mirror.seed, self.dealer.key)
+        while self.dealer.outgoing:
+            layer, tables = self.dealer.outgoing.pop(0)
+            with channel.measured("offline", layer):
+                channel.send("tabl", tables)
+        return self.material
+
+
+def deal(model: Model) -> tuple[Dealer, Material]:
+    """Walk the program as both parties will; the dealer has what the client is to get."""
+    mirror = Mirror(fresh_seed())
+    prepare_client(model.terms, mirror)
+    dealer = Dealer(mirror, model)
+    return dealer, prepare_server(model, dealer)
+
+
+class Dealt(Mode):
+    name: ClassVar[str] = "dealer"
+    threat_model: ClassVar[str] = "semi-honest, with a trusted dealer in the server's process: no privacy against it"
+    packages: ClassVar[bool] = True
+
+    def package(self, model: Model) -> Package:
+        return _Dealt(*deal(model))
+
+    def server(self, channel: Channel, context: bytes) -> None:
+        return None
+
+    def client(self, channel: Channel, context: bytes) -> None:
+        return None
+
+    def serve(self, channel: Channel, state: None, model: Model) -> Material:
+        with channel.measured("offline", "dealer"):
+            package = self.package(model)
+        return package.deliver(channel)
+
+    def fetch(self, channel: Channel, state: None, terms: Terms, *, keep_shares: bool = False) -> Material:
+        with channel.measured("offline", "seed"):
+            body = channel.receive("deal", 2 * SEED_BYTES).tobytes()
+        client = DealtClient(body[:SEED_BYTES], body[SEED_BYTES:], channel)
+        measure = functools.partial(channel.measured, "offline")
+        return prepare_client(terms, client, measure=measure, keep_shares=keep_shares)

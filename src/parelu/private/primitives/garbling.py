@@ -1,0 +1,185 @@
+"""Garbled circuits: half gates, free XOR, point and permute, vectorised over instances.
+
+A circuit is a function of a `Machine` and wires. Run by a `Garbler` it makes the tables, by an `Evaluator` it computes
+on labels, by a `Clear` on bits. Instances are handled `CHUNK` at a time, so that a gate's work stays in the cache;
+tables of one chunk stand together: (chunk, gate, half, instance, 16 bytes), flat, as long as `Clear.blocks` says.
+
+Zahur, Rosulek, Evans 2015 (two blocks an AND); Kolesnikov, Schneider 2008 (XOR for free).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.primitives.hash import Hash
+from parelu.private.primitives.kernels import kernels
+from parelu.private.primitives.prg import Blocks
+
+CHUNK = 2048
+TOP = np.uint64(1 << 63)
+
+
+def with_colour(delta: Blocks) -> Blocks:
+    """Δ with colour 1, as point and permute asks."""
+    delta = delta.copy()
+    delta[..., 1] |= TOP
+    return delta
+
+
+def colours(labels: Blocks) -> NDArray[np.uint8]:
+    """(n, 2) → uint8 (n,): the top bits."""
+    return (labels[:, 1] >> np.uint64(63)).astype(np.uint8)
+
+
+def chunks(count: int, chunk: int = CHUNK) -> Iterator[slice]:
+    """Slices of at most `chunk` that cover `count` instances."""
+    return (slice(start, min(start + chunk, count)) for start in range(0, count, chunk))
+
+
+class Machine(abc.ABC):
+    """What a circuit is run on; a wire is an array over the instances."""
+
+    def xor(self, a: Any, b: Any) -> Any:
+        """Free."""
+        return a ^ b
+
+    @abc.abstractmethod
+    def conjunction(self, a: Any, b: Any) -> Any:
+        """AND: two blocks of table an instance."""
+
+    @abc.abstractmethod
+    def invert(self, a: Any) -> Any:
+        """NOT: free."""
+
+
+class Clear(Machine):
+    """Wires are bits, uint8 (n,): what the circuit computes, its ANDs, and how many blocks its tables have."""
+
+    def __init__(self) -> None:
+        self.gates = self.blocks = 0
+
+    def conjunction(self, a: Any, b: Any) -> Any:
+        self.gates += 1
+        self.blocks += 2 * len(a)
+        return a & b
+
+    def invert(self, a: Any) -> Any:
+        return a ^ 1
+
+
+class _Tables(Machine):
+    """A machine with tables, which it goes through gate by gate."""
+
+    def __init__(self, hash: Hash, first: int, tables: Blocks) -> None:
+        self.hash, self.first, self.tables = hash, first, tables
+        self.gate = self.position = 0
+        self._operands = np.empty((0, 0, 2), np.uint64)
+
+    def _next(self, count: int) -> Blocks:
+        """(2, count, 2): the table of the next gate."""
+        start, self.position = self.position, self.position + 2 * count
+        self.gate += 1
+        return self.tables[start : self.position].reshape(2, count, 2)
+
+    def _hashes(self, *operands: Blocks) -> Blocks:
+        if self._operands.shape[:2] != (len(operands), len(operands[0])):
+            self._operands = np.empty((len(operands), *operands[0].shape), np.uint64)
+        for number, operand in enumerate(operands):
+            self._operands[number] = operand
+        left, right = 2 * self.gate, 2 * self.gate + 1
+        uses = (left, right) if len(operands) == 2 else (left, left, right, right)
+        return self.hash.uses(self._operands, self.first, uses)
+
+
+class Garbler(_Tables):
+    """Wires are zero labels, uint64 (n, 2).
+
+    Args:
+        hash: under this package's key.
+        delta: (2,), with colour 1.
+        first: number of the first instance, never used before under this key and Δ.
+        tables: (blocks, 2), written.
+    """
+
+    def __init__(self, hash: Hash, delta: Blocks, first: int, tables: Blocks) -> None:
+        super().__init__(hash, first, tables)
+        self.delta = delta
+
+    def conjunction(self, a: Blocks, b: Blocks) -> Blocks:
+        hashes = self._hashes(a, a ^ self.delta, b, b ^ self.delta)
+        out = np.empty_like(a)
+        kernels.garble_half_gates(hashes, a, b, self.delta, self._next(len(a)), out)
+        return out
+
+    def invert(self, a: Blocks) -> Blocks:
+        return a ^ self.delta
+
+
+class Evaluator(_Tables):
+    """Wires are active labels, uint64 (n, 2); `first` and `tables` are the garbler's."""
+
+    def conjunction(self, a: Blocks, b: Blocks) -> Blocks:
+        hashes = self._hashes(a, b)
+        out = np.empty_like(a)
+        kernels.evaluate_half_gates(hashes, a, b, self._next(len(a)), out)
+        return out
+
+    def invert(self, a: Blocks) -> Blocks:
+        return a
+
+
+def sign(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    """[1 where a + b modulo 2^m, as a signed number, is not negative]; m = len(a), m − 1 ANDs."""
+    return [machine.invert(machine.xor(machine.xor(a[-1], b[-1]), _carries(machine, a, b)[-1]))]
+
+
+def masked_relu(machine: Machine, a: Sequence[Any], b: Sequence[Any], mask: Sequence[Any]) -> list[Any]:
+    """Bits of relu(a + b) − mask modulo 2^m; 3(m − 1) ANDs (DELPHI, section 4.1.1)."""
+    carries = _carries(machine, a, b)
+    xors = [machine.xor(x, y) for x, y in zip(a, b, strict=True)]
+    total = [xors[0], *(machine.xor(x, c) for x, c in zip(xors[1:], carries, strict=True))]
+    positive = machine.invert(total[-1])
+    relu = [machine.conjunction(bit, positive) for bit in total[:-1]]  # the top bit of a relu is 0
+    # y − r = ¬(¬y + r); the top bit of ¬y is 1.
+    inverted = [machine.invert(bit) for bit in relu]
+    borrows = _carries(machine, [*inverted, None], mask)
+    low = [machine.invert(machine.xor(x, y)) for x, y in zip(inverted, mask[:-1], strict=True)]
+    difference = [low[0], *(machine.xor(x, c) for x, c in zip(low[1:], borrows[:-1], strict=True))]
+    return [*difference, machine.xor(mask[-1], borrows[-1])]
+
+
+def argmax(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    """Bits of the index of the largest a + b, highest first; a tournament over the instances, a power of two.
+
+    a, b: m wires each; no sum reaches 2^(m − 2) in absolute value. Of equals, any may win.
+    """
+    carries = _carries(machine, a, b)
+    xors = [machine.xor(x, y) for x, y in zip(a, b, strict=True)]
+    values = [xors[0], *(machine.xor(x, c) for x, c in zip(xors[1:], carries, strict=True))]
+    index: list[Any] = []
+    while len(values[0]) > 1:
+        half = len(values[0]) // 2
+        first, second = [v[:half] for v in values], [v[half:] for v in values]
+        later = sign(machine, [machine.invert(v) for v in first], second)[0]  # 1 where second − first − 1 ≥ 0
+        values = [_choose(machine, later, x, y) for x, y in zip(first, second, strict=True)]
+        index = [_choose(machine, later, i[:half], i[half:]) for i in index] + [later]
+    return index
+
+
+def _choose(machine: Machine, bit: Any, a: Any, b: Any) -> Any:
+    """b where the bit is 1, else a; one AND."""
+    return machine.xor(a, machine.conjunction(bit, machine.xor(a, b)))
+
+
+def _carries(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    """Carries into bits 1 to m − 1 of a + b; one AND each."""
+    carries = [machine.conjunction(a[0], b[0])]
+    for x, y in zip(a[1:-1], b[1:-1], strict=True):
+        last = carries[-1]
+        carries.append(machine.xor(last, machine.conjunction(machine.xor(x, last), machine.xor(y, last))))
+    return carries

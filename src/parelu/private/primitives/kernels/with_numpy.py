@@ -1,0 +1,44 @@
+"""Inner loops in numpy. Blocks are uint64 (n, 2): 16 bytes, the colour is the top bit of the second word."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Blocks = NDArray[np.uint64]
+COLOUR = np.uint64(63)
+
+
+def add_tweaks(blocks: Blocks, first: int, high: int, out: Blocks) -> None:
+    """out[i] = blocks[i] ⊕ (first + i, high)."""
+    np.bitwise_xor(blocks[:, 0], np.arange(first, first + len(blocks), dtype=np.uint64), out=out[:, 0])
+    np.bitwise_xor(blocks[:, 1], np.uint64(high), out=out[:, 1])
+
+
+def _where(colour_of: Blocks, blocks: Blocks) -> Blocks:
+    """The block where the colour is 1, else zero."""
+    return (colour_of[:, 1].view(np.int64) >> 63).view(np.uint64)[:, None] & blocks
+
+
+def garble_half_gates(hashes: Blocks, a: Blocks, b: Blocks, delta: Blocks, table: Blocks, out: Blocks) -> None:
+    """The two half gates of AND (Zahur, Rosulek, Evans 2015, figure 2).
+
+    hashes: (4, n, 2), of a, a ⊕ Δ, b, b ⊕ Δ; a, b: (n, 2), zero labels; table: (2, n, 2) and out: (n, 2) are written.
+    """
+    generator = hashes[0] ^ hashes[1] ^ _where(b, delta)
+    evaluator = hashes[2] ^ hashes[3]
+    np.bitwise_xor(evaluator, a, out=table[1])
+    table[0] = generator
+    np.bitwise_xor(hashes[0] ^ _where(a, generator), hashes[2] ^ _where(b, evaluator), out=out)
+
+
+def evaluate_half_gates(hashes: Blocks, a: Blocks, b: Blocks, table: Blocks, out: Blocks) -> None:
+    """hashes: (2, n, 2), of the active labels a and b; table: (2, n, 2); out: (n, 2) is written."""
+    np.bitwise_xor(hashes[0] ^ _where(a, table[0]), hashes[1] ^ _where(b, table[1] ^ a), out=out)
+
+
+def select_labels(zeros: Blocks, delta: Blocks, values: NDArray[np.uint64], out: Blocks) -> None:
+    """out[w, i] = zeros[w, i] ⊕ (bit w of values[i])·Δ; zeros, out: (wires, n, 2)."""
+    shifts = np.arange(len(zeros), dtype=np.uint64)[:, None]
+    chosen = np.uint64(0) - ((values[None, :] >> shifts) & np.uint64(1))
+    np.bitwise_xor(zeros, chosen[:, :, None] & delta, out=out)
