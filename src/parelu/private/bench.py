@@ -84,11 +84,12 @@ def _run_parties(folder: Path, relu: str, offline: str, network: str) -> tuple[d
             raise UserError(f"the server's process failed: {_last_line(server)}")
         with _party("client", folder, str(json.loads(first)["port"]), network) as client:
             out, error = client.communicate()
-            if client.returncode:
-                raise UserError(f"the client's process failed: {(error.strip() or 'killed').splitlines()[-1]}")
         rest = server.stdout.readline()
         if not rest:
             raise UserError(f"the server's process failed: {_last_line(server)}")
+        if client.returncode:
+            reasons = [(error.strip() or "killed").splitlines()[-1], *json.loads(rest)["log"]]
+            raise UserError(f"private inference failed: {'; '.join(reasons)}")
         return json.loads(rest), json.loads(out)
 
 

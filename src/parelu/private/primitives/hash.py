@@ -40,7 +40,7 @@ class Hash:
         inner, outer = self._scratch[blocks.shape]
         self._permute(blocks, inner)
         for k, use in enumerate(uses):
-            kernels.add_tweaks(inner.blocks[k], first, use, blocks[k])
+            kernels.add_tweaks(inner.blocks[k], np.uint64(first), np.uint64(use), blocks[k])
         self._permute(blocks, outer)
         return np.bitwise_xor(inner.blocks, outer.blocks, out=inner.blocks)
 

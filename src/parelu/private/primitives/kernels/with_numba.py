@@ -11,11 +11,10 @@ _loop = numba.njit(cache=True, nogil=True)
 
 
 @_loop
-def add_tweaks(blocks: Any, first: int, high: int, out: Any) -> None:
-    low, top = np.uint64(first), np.uint64(high)
+def add_tweaks(blocks: Any, first: Any, high: Any, out: Any) -> None:
     for i in range(len(blocks)):
-        out[i, 0] = blocks[i, 0] ^ (low + np.uint64(i))
-        out[i, 1] = blocks[i, 1] ^ top
+        out[i, 0] = blocks[i, 0] ^ (first + np.uint64(i))
+        out[i, 1] = blocks[i, 1] ^ high
 
 
 @_loop
@@ -50,3 +49,24 @@ def select_labels(zeros: Any, delta: Any, values: Any, out: Any) -> None:
             chosen = np.uint64(0) - ((values[i] >> shift) & np.uint64(1))
             out[wire, i, 0] = zeros[wire, i, 0] ^ (chosen & delta[0])
             out[wire, i, 1] = zeros[wire, i, 1] ^ (chosen & delta[1])
+
+
+@_loop
+def transpose_bits(columns: Any, out: Any) -> None:
+    block = np.empty(64, np.uint64)
+    for word in range(columns.shape[1]):
+        for half in range(2):
+            for k in range(64):
+                block[k] = columns[64 * half + k, word]
+            width, mask = 32, np.uint64(0xFFFFFFFF)
+            while width:
+                shift = np.uint64(width)
+                for start in range(0, 64, 2 * width):
+                    for k in range(start, start + width):
+                        swapped = ((block[k] >> shift) ^ block[k + width]) & mask
+                        block[k] ^= swapped << shift
+                        block[k + width] ^= swapped
+                width >>= 1
+                mask ^= mask << np.uint64(width)
+            for k in range(64):
+                out[64 * word + k, half] = block[k]

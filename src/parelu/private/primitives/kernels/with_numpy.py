@@ -9,10 +9,10 @@ Blocks = NDArray[np.uint64]
 COLOUR = np.uint64(63)
 
 
-def add_tweaks(blocks: Blocks, first: int, high: int, out: Blocks) -> None:
+def add_tweaks(blocks: Blocks, first: np.uint64, high: np.uint64, out: Blocks) -> None:
     """out[i] = blocks[i] ⊕ (first + i, high)."""
-    np.bitwise_xor(blocks[:, 0], np.arange(first, first + len(blocks), dtype=np.uint64), out=out[:, 0])
-    np.bitwise_xor(blocks[:, 1], np.uint64(high), out=out[:, 1])
+    np.bitwise_xor(blocks[:, 0], first + np.arange(len(blocks), dtype=np.uint64), out=out[:, 0])
+    np.bitwise_xor(blocks[:, 1], high, out=out[:, 1])
 
 
 def _where(colour_of: Blocks, blocks: Blocks) -> Blocks:
@@ -42,3 +42,20 @@ def select_labels(zeros: Blocks, delta: Blocks, values: NDArray[np.uint64], out:
     shifts = np.arange(len(zeros), dtype=np.uint64)[:, None]
     chosen = np.uint64(0) - ((values[None, :] >> shifts) & np.uint64(1))
     np.bitwise_xor(zeros, chosen[:, :, None] & delta, out=out)
+
+
+def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
+    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2)."""
+    for half in range(2):
+        block = columns[64 * half : 64 * half + 64].copy()  # (64, words): row k of each 64 × 64 block
+        width, mask = 32, np.uint64(0xFFFFFFFF)
+        while width:
+            rows = np.arange(64)
+            upper = rows[(rows & width) == 0]
+            shift = np.uint64(width)
+            swapped = ((block[upper] >> shift) ^ block[upper + width]) & mask
+            block[upper] ^= swapped << shift
+            block[upper + width] ^= swapped
+            width >>= 1
+            mask ^= mask << np.uint64(width)
+        out.reshape(-1, 64, 2)[:, :, half] = block.T
