@@ -70,7 +70,7 @@ class Bench:
             spec = spec_of(self.network_or_candidate, study.parse_input(self.input), self.classes)
             candidate = measure.untrained(spec, self.keep, self.seed)
             images = measure.noise(self.images, spec.input, self.seed + 1)
-            lowered = lower(candidate, images)
+            lowered = lower(candidate.network(), images, candidate.preprocessing)
         row = bench(lowered, candidate, images, relu=self.relu, offline=self.offline, network=self.network)
         print(json.dumps([row], indent=1) if self.json else bench_text(row))
 

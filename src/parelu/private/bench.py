@@ -69,11 +69,9 @@ def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, relu: str =
 
 
 def _float_logits(candidate: Candidate, images: Tensor) -> Any:
-    mean, std = (tuple(candidate.preprocessing.get(name, ())) for name in ("mean", "std"))
-    channels = images.shape[1]
+    mean, std = (tuple(candidate.preprocessing[name]) for name in ("mean", "std"))
     with torch.no_grad():
-        x = normalise(images, mean or (0.5,) * channels, std or (0.25,) * channels)
-        return candidate.network()(x).double().numpy()
+        return candidate.network()(normalise(images, mean, std)).double().numpy()
 
 
 def _run_parties(folder: Path, relu: str, offline: str, network: str) -> tuple[dict[str, Any], dict[str, Any]]:

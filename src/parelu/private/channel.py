@@ -24,6 +24,7 @@ from parelu.private.ring import BITS, Ring
 HEADER = struct.Struct("<4sIQ")  # kind, number, length
 STAMP = struct.Struct("<d")  # when a message was sent, in front of each on a shaped network; not counted
 TIMEOUT = 60.0  # seconds of silence
+SMALL = 1 << 16  # bytes: parts up to this size are sent together
 FAIL, LONGEST_REASON = b"fail", 300
 
 
@@ -72,6 +73,7 @@ class Channel:
         self._now = Traffic()
         self._numbers = [0, 0]  # of the next message sent, received
         self._open = 0  # bytes of the announced message that are still to be sent
+        self._waiting = bytearray()
         self._is_sending: bool | None = None
         self._link_free = 0.0  # when the shaped link has delivered all that it carried
         connection.settimeout(timeout)
@@ -103,16 +105,22 @@ class Channel:
         self._numbers[0] += 1
         self._open = length
         stamp = STAMP.pack(time.monotonic()) if self.network != NETWORKS["loopback"] else b""
-        self._send(stamp + header)
+        self._waiting += stamp + header
         self._now.sent += len(header)
+        self._flush()
 
     def send_part(self, part: Any) -> None:
         """Send the next bytes of the announced body."""
         body = _bytes(part)
         assert len(body) <= self._open, "more than was announced"
         self._open -= len(body)
-        self._send(body)
         self._now.sent += len(body)
+        if len(body) > SMALL:
+            self._flush(force=True)
+            self._send(body)
+        else:
+            self._waiting += body
+            self._flush()
 
     def receive(self, kind: str, length: int) -> NDArray[np.uint8]:
         """The body of the next message, which has this kind and exactly this length."""
@@ -168,6 +176,12 @@ class Channel:
         if sending != self._is_sending:
             self._is_sending = sending
             self._now.turns += 1
+
+    def _flush(self, *, force: bool = False) -> None:
+        """Send what waits: small parts go together, the last of a message at once."""
+        if self._waiting and (force or not self._open or len(self._waiting) > SMALL):
+            self._send(self._waiting)
+            self._waiting = bytearray()
 
     def _send(self, data: Any) -> None:
         try:

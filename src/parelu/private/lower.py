@@ -19,7 +19,6 @@ from parelu.data import normalise
 from parelu.errors import UserError
 from parelu.fuse import fold_batch_norms
 from parelu.graph import Problem
-from parelu.plan import Candidate
 from parelu.private.program import (
     Activation,
     Add,
@@ -113,30 +112,23 @@ def problems(network: Network) -> tuple[Problem, ...]:
     return tuple(dict.fromkeys((*network.problems, *(p for p in found if p))))
 
 
-def lower(candidate: Candidate, images: Tensor | None = None) -> Lowered:
-    """Lower a candidate.
+def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any]) -> Lowered:
+    """Lower a network that follows its plan and has its weights.
 
-    images: uint8 (N, C, H, W), training images that the ranges are calibrated on; a few hundred do. None, for a
-    network without training data: uniform noise.
+    images: uint8 (N, *network.input_shape), training images that the ranges are calibrated on; a few hundred do.
+    preprocessing: of a candidate: mean, std, and image, (C, H, W) of the data set's images, else the network's input.
 
     Raises:
         UserError: an op has no secure lowering (one line each), or the wrap bound is above 1e-4.
     """
-    network = candidate.network()
     found = problems(network)
     if found:
         raise UserError("\n".join(map(str, found)))
-    channels = network.input_shape[0]
-    mean = tuple(candidate.preprocessing.get("mean", (0.5,) * channels))
-    std = tuple(candidate.preprocessing.get("std", (0.25,) * channels))
-    if images is None:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (64, *network.input_shape), generator=generator, dtype=torch.uint8)
+    mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))
+    native = preprocessing.get("image", network.input_shape)
     folded = fold_batch_norms(network)
     seen = _calibrate(folded, images, mean, std)
-    lowering = _Lowering(folded, seen)
-    native = candidate.preprocessing.get("image", network.input_shape)
-    return lowering.result({"mean": list(mean), "std": list(std), "image": list(native)})
+    return _Lowering(folded, seen).result({"mean": list(mean), "std": list(std), "image": list(native)})
 
 
 @dataclasses.dataclass

@@ -59,7 +59,8 @@ def lowered(folder: Path, candidate: Candidate, data_folder: Path | None = None)
         if known.get("candidate") == header["tensors_sha256"]:
             return Lowered.load(own)
     dataset = dataset_of(candidate, data_folder)
-    result = lower(candidate, fit(candidate, dataset.train.images[:CALIBRATION]))
+    images = fit(candidate, dataset.train.images[:CALIBRATION])
+    result = lower(candidate.network(), images, candidate.preprocessing)
     result.save(own, header["tensors_sha256"])
     return result
 
@@ -93,7 +94,8 @@ def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
 
 def sketch(spec: Spec, plan: Plan) -> Lowered:
     """The program that a network with fresh weights would have."""
-    return lower(fresh(spec, plan), noise(NOISE, spec.input, seed=1))
+    candidate = fresh(spec, plan)
+    return lower(candidate.network(), noise(NOISE, spec.input, seed=1), candidate.preprocessing)
 
 
 def noise(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:

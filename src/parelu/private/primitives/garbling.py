@@ -44,13 +44,21 @@ def chunks(count: int, chunk: int = CHUNK) -> Iterator[slice]:
 class Machine(abc.ABC):
     """What a circuit is run on; a wire is an array over the instances."""
 
+    @abc.abstractmethod
+    def zero(self, like: Any) -> Any:
+        """A wire that is 0: free, and the XOR of `like` with itself."""
+
     def xor(self, a: Any, b: Any) -> Any:
         """Free."""
         return a ^ b
 
     @abc.abstractmethod
+    def majority(self, a: Any, b: Any, c: Any) -> Any:
+        """c ⊕ (a ⊕ c)(b ⊕ c), the carry of a full adder: one AND, two blocks of table an instance."""
+
     def conjunction(self, a: Any, b: Any) -> Any:
-        """AND: two blocks of table an instance."""
+        """AND."""
+        return self.majority(a, b, self.zero(a))
 
     @abc.abstractmethod
     def invert(self, a: Any) -> Any:
@@ -63,41 +71,38 @@ class Clear(Machine):
     def __init__(self) -> None:
         self.gates = self.blocks = 0
 
-    def conjunction(self, a: Any, b: Any) -> Any:
+    def zero(self, like: Any) -> Any:
+        return np.zeros_like(like)
+
+    def majority(self, a: Any, b: Any, c: Any) -> Any:
         self.gates += 1
         self.blocks += 2 * len(a)
-        return a & b
+        return c ^ (a ^ c) & (b ^ c)
 
     def invert(self, a: Any) -> Any:
         return a ^ 1
 
 
-class _Tables(Machine):
-    """A machine with tables, which it goes through gate by gate."""
+class _Labels(Machine):
+    """A machine on labels, uint64 (n, 2), that goes through its tables gate by gate."""
 
     def __init__(self, hash: Hash, first: int, tables: Blocks) -> None:
         self.hash, self.first, self.tables = hash, first, tables
-        self.gate = self.position = 0
-        self._operands = np.empty((0, 0, 2), np.uint64)
+        self._gate = self._position = 0
 
-    def _next(self, count: int) -> Blocks:
-        """(2, count, 2): the table of the next gate."""
-        start, self.position = self.position, self.position + 2 * count
-        self.gate += 1
-        return self.tables[start : self.position].reshape(2, count, 2)
+    def zero(self, like: Any) -> Any:
+        # A constant has the label 0 on both sides: nobody evaluates a gate with two constants.
+        return np.zeros_like(like)
 
-    def _hashes(self, *operands: Blocks) -> Blocks:
-        if self._operands.shape[:2] != (len(operands), len(operands[0])):
-            self._operands = np.empty((len(operands), *operands[0].shape), np.uint64)
-        for number, operand in enumerate(operands):
-            self._operands[number] = operand
-        left, right = 2 * self.gate, 2 * self.gate + 1
-        uses = (left, right) if len(operands) == 2 else (left, left, right, right)
-        return self.hash.uses(self._operands, self.first, uses)
+    def _next(self, count: int) -> tuple[int, Blocks]:
+        """Number of the first use of the next gate, and its table (2, count, 2)."""
+        use, self._gate = 2 * self._gate, self._gate + 1
+        start, self._position = self._position, self._position + 2 * count
+        return use, self.tables[start : self._position].reshape(2, count, 2)
 
 
-class Garbler(_Tables):
-    """Wires are zero labels, uint64 (n, 2).
+class Garbler(_Labels):
+    """Wires are zero labels.
 
     Args:
         hash: under this package's key.
@@ -110,23 +115,29 @@ class Garbler(_Tables):
         super().__init__(hash, first, tables)
         self.delta = delta
 
-    def conjunction(self, a: Blocks, b: Blocks) -> Blocks:
-        hashes = self._hashes(a, a ^ self.delta, b, b ^ self.delta)
+    def majority(self, a: Blocks, b: Blocks, c: Blocks) -> Blocks:
+        use, table = self._next(len(a))
+        scratch = self.hash.scratch(4, len(a))
+        kernels.garbler_operands(a, b, c, self.delta, scratch.operands)
+        inner, outer = self.hash.halves(scratch, self.first, use, use, use + 1, use + 1)
         out = np.empty_like(a)
-        kernels.garble_half_gates(hashes, a, b, self.delta, self._next(len(a)), out)
+        kernels.garble(scratch.operands, inner, outer, c, self.delta, table, out)
         return out
 
     def invert(self, a: Blocks) -> Blocks:
         return a ^ self.delta
 
 
-class Evaluator(_Tables):
-    """Wires are active labels, uint64 (n, 2); `first` and `tables` are the garbler's."""
+class Evaluator(_Labels):
+    """Wires are active labels; `first` and `tables` are the garbler's."""
 
-    def conjunction(self, a: Blocks, b: Blocks) -> Blocks:
-        hashes = self._hashes(a, b)
+    def majority(self, a: Blocks, b: Blocks, c: Blocks) -> Blocks:
+        use, table = self._next(len(a))
+        scratch = self.hash.scratch(2, len(a))
+        kernels.evaluator_operands(a, b, c, scratch.operands)
+        inner, outer = self.hash.halves(scratch, self.first, use, use + 1)
         out = np.empty_like(a)
-        kernels.evaluate_half_gates(hashes, a, b, self._next(len(a)), out)
+        kernels.evaluate(scratch.operands, inner, outer, c, table, out)
         return out
 
     def invert(self, a: Blocks) -> Blocks:
@@ -180,6 +191,5 @@ def _carries(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
     """Carries into bits 1 to m − 1 of a + b; one AND each."""
     carries = [machine.conjunction(a[0], b[0])]
     for x, y in zip(a[1:-1], b[1:-1], strict=True):
-        last = carries[-1]
-        carries.append(machine.xor(last, machine.conjunction(machine.xor(x, last), machine.xor(y, last))))
+        carries.append(machine.majority(x, y, carries[-1]))
     return carries

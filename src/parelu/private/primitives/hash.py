@@ -7,10 +7,9 @@ is used once under one key and one Δ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
 
 from parelu.private.primitives.kernels import kernels
 from parelu.private.primitives.prg import Blocks
@@ -24,28 +23,39 @@ class Hash:
     def __init__(self, key: bytes) -> None:
         # π is a public permutation under a public key: ECB is what the construction asks for.
         self._encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-        self._scratch: dict[tuple[int, ...], tuple[_Buffer, _Buffer]] = {}
+        self._scratch: dict[tuple[int, ...], Scratch] = {}
 
     def __call__(self, blocks: Blocks, first: int, use: int) -> Blocks:
         """H(blocks[i], (first + i, use)); blocks: (n, 2)."""
-        return self.uses(blocks[None].copy(), first, (use,))[0].copy()
+        scratch = self.scratch(1, len(blocks))
+        scratch.operands[0] = blocks
+        inner, outer = self.halves(scratch, first, use)
+        return inner[0] ^ outer[0]
 
-    def uses(self, blocks: Blocks, first: int, uses: Sequence[int]) -> Blocks:
-        """H(blocks[k, i], (first + i, uses[k])); blocks: (k, n, 2), overwritten.
+    def scratch(self, operands: int, count: int) -> Scratch:
+        """Buffers for `halves`, the same each time."""
+        if (operands, count) not in self._scratch:
+            self._scratch[operands, count] = Scratch(operands, count)
+        return self._scratch[operands, count]
 
-        The result is scratch: valid until the next call with this shape.
-        """
-        if blocks.shape not in self._scratch:
-            self._scratch[blocks.shape] = _Buffer(blocks.shape), _Buffer(blocks.shape)
-        inner, outer = self._scratch[blocks.shape]
-        self._permute(blocks, inner)
-        for k, use in enumerate(uses):
-            kernels.add_tweaks(inner.blocks[k], np.uint64(first), np.uint64(use), blocks[k])
-        self._permute(blocks, outer)
-        return np.bitwise_xor(inner.blocks, outer.blocks, out=inner.blocks)
+    def halves(self, scratch: Scratch, first: int, *uses: int) -> tuple[Blocks, Blocks]:
+        """Two (k, n, 2) whose XOR is H(operands[k, i], (first + i, uses[k])); valid until the next call."""
+        self._permute(scratch.flat_operands, scratch.inner)
+        kernels.add_tweaks(scratch.inner.blocks, np.uint64(first), np.array(uses, np.uint64), scratch.tweaked)
+        self._permute(scratch.flat_tweaked, scratch.outer)
+        return scratch.inner.blocks, scratch.outer.blocks
 
-    def _permute(self, blocks: Blocks, out: _Buffer) -> None:
-        self._encryptor.update_into(blocks.reshape(-1).view(np.uint8), out.bytes)  # pyright: ignore[reportArgumentType]
+    def _permute(self, flat: NDArray[np.uint8], out: _Buffer) -> None:
+        self._encryptor.update_into(flat, out.bytes)  # pyright: ignore[reportArgumentType]
+
+
+class Scratch:
+    """operands: (k, n, 2), to be filled."""
+
+    def __init__(self, operands: int, count: int) -> None:
+        self.operands, self.tweaked = np.empty((2, operands, count, 2), np.uint64)
+        self.flat_operands, self.flat_tweaked = (x.reshape(-1).view(np.uint8) for x in (self.operands, self.tweaked))
+        self.inner, self.outer = _Buffer(self.operands.shape), _Buffer(self.operands.shape)
 
 
 class _Buffer:

@@ -7,39 +7,48 @@ Hashed with unique tweaks they are random transfers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from parelu.private.errors import ProtocolError
+from parelu.private.primitives.garbling import chunks
 from parelu.private.primitives.hash import OT_DOMAIN, Hash
 from parelu.private.primitives.kernels import kernels
 from parelu.private.primitives.prg import Blocks, Stream
 from parelu.private.ring import MASK, Ring
 
 BASE = 128
-STEP = 1 << 15  # transfers at a time: 128 columns of so many bits stay in the cache
+STEP = 1 << 17  # transfers at a time: what bounds the memory beside the message and the result
+HASHED = 1 << 13  # transfers hashed at a time: their blocks stay in the cache
+
+
+def message_bytes(count: int) -> int:
+    """Length of the receiver's message for `count` transfers."""
+    return BASE * _bytes(count)
+
+
+def _bytes(count: int) -> int:
+    """Bytes of `count` bits."""
+    return -(-count // 8)
+
+
+def _padded(count: int) -> int:
+    """`count` rounded up to whole blocks of 128 transfers; both parties' streams go so far."""
+    return -(-count // BASE) * BASE
 
 
 def _streams(seeds: NDArray[np.uint8]) -> list[Stream]:
     return [Stream(seed.tobytes(), "extension") for seed in seeds]
 
 
-def _steps(count: int) -> list[int]:
-    """Transfers of each step, the last one rounded up to whole blocks of 128."""
-    padded = -(-count // BASE) * BASE
-    return [min(STEP, padded - start) for start in range(0, padded, STEP)]
-
-
-def message_bytes(count: int) -> int:
-    """Length of the receiver's message for `count` transfers."""
-    return 16 * sum(_steps(count))
-
-
-def _rows(columns: NDArray[np.uint8]) -> Blocks:
-    """(128, n / 8) packed bits → (n, 2)."""
-    out = np.empty((8 * columns.shape[1], 2), np.uint64)
-    kernels.transpose_bits(np.ascontiguousarray(columns).view(np.uint64), out)
-    return out
+def _parts(message: NDArray[np.uint8], rows: Blocks, count: int) -> Iterator[tuple[slice, NDArray[np.uint8], Blocks]]:
+    """Of each step: its transfers, its part of the message (128, bytes), and its part of the padded rows."""
+    for step in chunks(count, STEP):
+        start, size = step.start, step.stop - step.start
+        part = message[message_bytes(start) :][: message_bytes(size)].reshape(BASE, _bytes(size))
+        yield step, part, rows[start : start + _padded(size)]
 
 
 class ExtensionReceiver:
@@ -49,23 +58,18 @@ class ExtensionReceiver:
         self._zero, self._one = _streams(pairs[:, 0]), _streams(pairs[:, 1])
 
     def extend(self, choices: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Blocks]:
-        """choices: uint8 (n,) of 0 and 1 → the message, uint8, and t, (n, 2)."""
-        count = len(choices)
-        message = np.empty(message_bytes(count), np.uint8)
-        rows, position, sent = np.empty((count, 2), np.uint64), 0, 0
-        for size in _steps(count):
-            packed = np.zeros(size // 8, np.uint8)
-            part = np.packbits(choices[position : position + size], bitorder="little")
-            packed[: len(part)] = part
-            columns = np.stack([stream.bytes(size // 8) for stream in self._zero])
-            masked = message[sent : sent + 16 * size].reshape(BASE, size // 8)
-            for column, out, stream in zip(columns, masked, self._one, strict=True):
-                np.bitwise_xor(column, stream.bytes(size // 8), out=out)
-                out ^= packed
-            end = min(position + size, count)
-            rows[position:end] = _rows(columns)[: end - position]
-            position, sent = end, sent + 16 * size
-        return message, rows
+        """choices: uint8 (n,) of 0 and 1 → the message, uint8 (128·⌈n / 8⌉,), and t, (n, 2)."""
+        n = len(choices)
+        message, rows = np.empty(message_bytes(n), np.uint8), np.empty((_padded(n), 2), np.uint64)
+        for step, part, out in _parts(message, rows, n):
+            packed = np.packbits(choices[step], bitorder="little")
+            columns = np.empty((BASE, len(out) // 8), np.uint8)
+            for column, sent, zero, one in zip(columns, part, self._zero, self._one, strict=True):
+                column[:] = zero.bytes(len(column))
+                np.bitwise_xor(column[: len(packed)], packed, out=sent)
+                sent ^= one.bytes(len(column))[: len(packed)]
+            kernels.transpose_bits(columns.view(np.uint64), out)
+        return message, rows[:n]
 
 
 class ExtensionSender:
@@ -74,28 +78,31 @@ class ExtensionSender:
     def __init__(self, choices: NDArray[np.uint8], seeds: NDArray[np.uint8]) -> None:
         assert choices[-1] == 1, "Δ needs colour 1"
         self.delta: Blocks = np.packbits(choices, bitorder="little").view(np.uint64)
-        self._masks = (np.uint8(0) - choices)[:, None]
+        self._masks = np.uint8(0) - choices
         self._chosen = _streams(seeds)
 
-    def extend(self, message: NDArray[np.uint8], count: int) -> Blocks:
-        """q, (count, 2); raises ProtocolError where the message has another length."""
-        if len(message) != message_bytes(count):
-            raise ProtocolError(f"{len(message)} bytes for {count} oblivious transfers, not {message_bytes(count)}")
-        rows, position, received = np.empty((count, 2), np.uint64), 0, 0
-        for size in _steps(count):
-            columns = np.stack([stream.bytes(size // 8) for stream in self._chosen])
-            columns ^= message[received : received + 16 * size].reshape(BASE, size // 8) & self._masks
-            end = min(position + size, count)
-            rows[position:end] = _rows(columns)[: end - position]
-            position, received = end, received + 16 * size
-        return rows
+    def extend(self, message: NDArray[np.uint8], n: int) -> Blocks:
+        """q = t ⊕ choice·Δ, (n, 2); raises ProtocolError where the message has another length."""
+        if len(message) != message_bytes(n):
+            raise ProtocolError(f"{len(message)} bytes for {n} oblivious transfers, not {message_bytes(n)}")
+        rows = np.empty((_padded(n), 2), np.uint64)
+        for _, part, out in _parts(message, rows, n):
+            columns = np.empty((BASE, len(out) // 8), np.uint8)
+            for column, received, mask, stream in zip(columns, part, self._masks, self._chosen, strict=True):
+                column[:] = stream.bytes(len(column))
+                column[: len(received)] ^= received & mask
+            kernels.transpose_bits(columns.view(np.uint64), out)
+        return rows[:n]
 
 
 def random_ot_sender(q: Blocks, delta: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) -> tuple[Ring, Ring]:
     """Two random elements a transfer, (n,) each, of which the receiver has one; tweaks (first + i, use)."""
-    return hash(q, first, use)[:, 0] & MASK, hash(q ^ delta, first, use)[:, 0] & MASK
+    return random_ot_receiver(q, hash, first, use), random_ot_receiver(q ^ delta, hash, first, use)
 
 
 def random_ot_receiver(t: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) -> Ring:
     """The chosen element of each transfer, (n,)."""
-    return hash(t, first, use)[:, 0] & MASK
+    out = np.empty(len(t), np.uint64)
+    for part in chunks(len(t), HASHED):
+        out[part] = hash(t[part], first + part.start, use)[:, 0]
+    return out & MASK

@@ -11,34 +11,55 @@ _loop = numba.njit(cache=True, nogil=True)
 
 
 @_loop
-def add_tweaks(blocks: Any, first: Any, high: Any, out: Any) -> None:
-    for i in range(len(blocks)):
-        out[i, 0] = blocks[i, 0] ^ (first + np.uint64(i))
-        out[i, 1] = blocks[i, 1] ^ high
+def add_tweaks(blocks: Any, first: Any, uses: Any, out: Any) -> None:
+    for k in range(len(blocks)):
+        for i in range(blocks.shape[1]):
+            out[k, i, 0] = blocks[k, i, 0] ^ (first + np.uint64(i))
+            out[k, i, 1] = blocks[k, i, 1] ^ uses[k]
 
 
 @_loop
-def garble_half_gates(hashes: Any, a: Any, b: Any, delta: Any, table: Any, out: Any) -> None:
+def garbler_operands(a: Any, b: Any, c: Any, delta: Any, out: Any) -> None:
     for i in range(len(a)):
-        colour_a = np.uint64(np.int64(a[i, 1]) >> np.int64(63))
-        colour_b = np.uint64(np.int64(b[i, 1]) >> np.int64(63))
         for word in range(2):
-            generator = hashes[0, i, word] ^ hashes[1, i, word] ^ (colour_b & delta[word])
-            evaluator = hashes[2, i, word] ^ hashes[3, i, word]
+            left, right = a[i, word] ^ c[i, word], b[i, word] ^ c[i, word]
+            out[0, i, word] = left
+            out[1, i, word] = left ^ delta[word]
+            out[2, i, word] = right
+            out[3, i, word] = right ^ delta[word]
+
+
+@_loop
+def evaluator_operands(a: Any, b: Any, c: Any, out: Any) -> None:
+    for i in range(len(a)):
+        for word in range(2):
+            out[0, i, word] = a[i, word] ^ c[i, word]
+            out[1, i, word] = b[i, word] ^ c[i, word]
+
+
+@_loop
+def garble(operands: Any, inner: Any, outer: Any, c: Any, delta: Any, table: Any, out: Any) -> None:
+    for i in range(len(c)):
+        colour_a = np.uint64(np.int64(operands[0, i, 1]) >> np.int64(63))
+        colour_b = np.uint64(np.int64(operands[2, i, 1]) >> np.int64(63))
+        for word in range(2):
+            left, right = inner[0, i, word] ^ outer[0, i, word], inner[2, i, word] ^ outer[2, i, word]
+            generator = left ^ inner[1, i, word] ^ outer[1, i, word] ^ (colour_b & delta[word])
+            evaluator = right ^ inner[3, i, word] ^ outer[3, i, word]
             table[0, i, word] = generator
-            table[1, i, word] = evaluator ^ a[i, word]
-            half = hashes[0, i, word] ^ (colour_a & generator)
-            out[i, word] = half ^ hashes[2, i, word] ^ (colour_b & evaluator)
+            table[1, i, word] = evaluator ^ operands[0, i, word]
+            out[i, word] = left ^ (colour_a & generator) ^ right ^ (colour_b & evaluator) ^ c[i, word]
 
 
 @_loop
-def evaluate_half_gates(hashes: Any, a: Any, b: Any, table: Any, out: Any) -> None:
-    for i in range(len(a)):
-        colour_a = np.uint64(np.int64(a[i, 1]) >> np.int64(63))
-        colour_b = np.uint64(np.int64(b[i, 1]) >> np.int64(63))
+def evaluate(operands: Any, inner: Any, outer: Any, c: Any, table: Any, out: Any) -> None:
+    for i in range(len(c)):
+        colour_a = np.uint64(np.int64(operands[0, i, 1]) >> np.int64(63))
+        colour_b = np.uint64(np.int64(operands[1, i, 1]) >> np.int64(63))
         for word in range(2):
-            half = hashes[0, i, word] ^ (colour_a & table[0, i, word])
-            out[i, word] = half ^ hashes[1, i, word] ^ (colour_b & (table[1, i, word] ^ a[i, word]))
+            left = inner[0, i, word] ^ outer[0, i, word] ^ (colour_a & table[0, i, word])
+            right = inner[1, i, word] ^ outer[1, i, word] ^ (colour_b & (table[1, i, word] ^ operands[0, i, word]))
+            out[i, word] = left ^ right ^ c[i, word]
 
 
 @_loop
@@ -53,20 +74,30 @@ def select_labels(zeros: Any, delta: Any, values: Any, out: Any) -> None:
 
 @_loop
 def transpose_bits(columns: Any, out: Any) -> None:
-    block = np.empty(64, np.uint64)
-    for word in range(columns.shape[1]):
+    # 32 words of a column at a time: every swap is then one pass over neighbours, which the compiler vectorises.
+    block = np.empty((64, 32), np.uint64)
+    for first in range(0, columns.shape[1], 32):
+        lanes = min(32, columns.shape[1] - first)
         for half in range(2):
             for k in range(64):
-                block[k] = columns[64 * half + k, word]
-            width, mask = 32, np.uint64(0xFFFFFFFF)
-            while width:
-                shift = np.uint64(width)
-                for start in range(0, 64, 2 * width):
-                    for k in range(start, start + width):
-                        swapped = ((block[k] >> shift) ^ block[k + width]) & mask
-                        block[k] ^= swapped << shift
-                        block[k + width] ^= swapped
-                width >>= 1
-                mask ^= mask << np.uint64(width)
-            for k in range(64):
-                out[64 * word + k, half] = block[k]
+                block[k, :lanes] = columns[64 * half + k, first : first + lanes]
+            _transpose_blocks(block)
+            for lane in range(lanes):
+                for k in range(64):
+                    out[64 * (first + lane) + k, half] = block[k, lane]
+
+
+@_loop
+def _transpose_blocks(block: Any) -> None:
+    width, mask = 32, np.uint64(0xFFFFFFFF)
+    while width:
+        shift = np.uint64(width)
+        for pair in range(32):
+            k = pair + (pair & -width)  # the rows without the bit `width`
+            upper, lower = block[k], block[k + width]
+            for lane in range(32):
+                swapped = ((upper[lane] >> shift) ^ lower[lane]) & mask
+                upper[lane] ^= swapped << shift
+                lower[lane] ^= swapped
+        width >>= 1
+        mask ^= mask << np.uint64(width)

@@ -9,10 +9,23 @@ Blocks = NDArray[np.uint64]
 COLOUR = np.uint64(63)
 
 
-def add_tweaks(blocks: Blocks, first: np.uint64, high: np.uint64, out: Blocks) -> None:
-    """out[i] = blocks[i] ⊕ (first + i, high)."""
-    np.bitwise_xor(blocks[:, 0], first + np.arange(len(blocks), dtype=np.uint64), out=out[:, 0])
-    np.bitwise_xor(blocks[:, 1], high, out=out[:, 1])
+def add_tweaks(blocks: Blocks, first: np.uint64, uses: NDArray[np.uint64], out: Blocks) -> None:
+    """out[k, i] = blocks[k, i] ⊕ (first + i, uses[k]); blocks, out: (k, n, 2)."""
+    np.bitwise_xor(blocks[:, :, 0], first + np.arange(blocks.shape[1], dtype=np.uint64), out=out[:, :, 0])
+    np.bitwise_xor(blocks[:, :, 1], uses[:, None], out=out[:, :, 1])
+
+
+def garbler_operands(a: Blocks, b: Blocks, c: Blocks, delta: Blocks, out: Blocks) -> None:
+    """out = a ⊕ c, a ⊕ c ⊕ Δ, b ⊕ c, b ⊕ c ⊕ Δ; out: (4, n, 2)."""
+    for k, wire in ((0, a), (2, b)):
+        np.bitwise_xor(wire, c, out=out[k])
+        np.bitwise_xor(out[k], delta, out=out[k + 1])
+
+
+def evaluator_operands(a: Blocks, b: Blocks, c: Blocks, out: Blocks) -> None:
+    """out = a ⊕ c, b ⊕ c; out: (2, n, 2)."""
+    np.bitwise_xor(a, c, out=out[0])
+    np.bitwise_xor(b, c, out=out[1])
 
 
 def _where(colour_of: Blocks, blocks: Blocks) -> Blocks:
@@ -20,21 +33,25 @@ def _where(colour_of: Blocks, blocks: Blocks) -> Blocks:
     return (colour_of[:, 1].view(np.int64) >> 63).view(np.uint64)[:, None] & blocks
 
 
-def garble_half_gates(hashes: Blocks, a: Blocks, b: Blocks, delta: Blocks, table: Blocks, out: Blocks) -> None:
-    """The two half gates of AND (Zahur, Rosulek, Evans 2015, figure 2).
+def garble(operands: Blocks, inner: Blocks, outer: Blocks, c: Blocks, delta: Blocks, table: Blocks,
+           out: Blocks) -> None:  # fmt: skip
+    """c ⊕ AND of operands 0 and 2 by two half gates (Zahur, Rosulek, Evans 2015, figure 2).
 
-    hashes: (4, n, 2), of a, a ⊕ Δ, b, b ⊕ Δ; a, b: (n, 2), zero labels; table: (2, n, 2) and out: (n, 2) are written.
+    operands: (4, n, 2), of `garbler_operands`; inner ⊕ outer: their hashes; c: (n, 2); table: (2, n, 2), out: (n, 2),
+    written.
     """
+    hashes, a, b = inner ^ outer, operands[0], operands[2]
     generator = hashes[0] ^ hashes[1] ^ _where(b, delta)
     evaluator = hashes[2] ^ hashes[3]
     np.bitwise_xor(evaluator, a, out=table[1])
     table[0] = generator
-    np.bitwise_xor(hashes[0] ^ _where(a, generator), hashes[2] ^ _where(b, evaluator), out=out)
+    np.bitwise_xor(hashes[0] ^ _where(a, generator), hashes[2] ^ _where(b, evaluator) ^ c, out=out)
 
 
-def evaluate_half_gates(hashes: Blocks, a: Blocks, b: Blocks, table: Blocks, out: Blocks) -> None:
-    """hashes: (2, n, 2), of the active labels a and b; table: (2, n, 2); out: (n, 2) is written."""
-    np.bitwise_xor(hashes[0] ^ _where(a, table[0]), hashes[1] ^ _where(b, table[1] ^ a), out=out)
+def evaluate(operands: Blocks, inner: Blocks, outer: Blocks, c: Blocks, table: Blocks, out: Blocks) -> None:
+    """The same on active labels; operands, inner, outer: (2, n, 2); table: (2, n, 2); out: (n, 2), written."""
+    hashes, (a, b) = inner ^ outer, operands
+    np.bitwise_xor(hashes[0] ^ _where(a, table[0]), hashes[1] ^ _where(b, table[1] ^ a) ^ c, out=out)
 
 
 def select_labels(zeros: Blocks, delta: Blocks, values: NDArray[np.uint64], out: Blocks) -> None:
@@ -45,17 +62,24 @@ def select_labels(zeros: Blocks, delta: Blocks, values: NDArray[np.uint64], out:
 
 
 def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
-    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2)."""
+    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2).
+
+    Blocks of 64 × 64 by masked swaps, six rounds (Warren, Hacker's Delight, 7-3), all blocks at once.
+    """
+    words = columns.shape[1]
     for half in range(2):
-        block = columns[64 * half : 64 * half + 64].copy()  # (64, words): row k of each 64 × 64 block
+        block = columns[64 * half : 64 * half + 64].copy()  # (64, words): row k of each block
+        scratch = np.empty((32, words), np.uint64)
         width, mask = 32, np.uint64(0xFFFFFFFF)
         while width:
-            rows = np.arange(64)
-            upper = rows[(rows & width) == 0]
-            shift = np.uint64(width)
-            swapped = ((block[upper] >> shift) ^ block[upper + width]) & mask
-            block[upper] ^= swapped << shift
-            block[upper + width] ^= swapped
+            shift, pairs = np.uint64(width), block.reshape(32 // width, 2, width, words)
+            upper, lower, swapped = pairs[:, 0], pairs[:, 1], scratch.reshape(32 // width, width, words)
+            np.right_shift(upper, shift, out=swapped)
+            swapped ^= lower
+            swapped &= mask
+            lower ^= swapped
+            swapped <<= shift
+            upper ^= swapped
             width >>= 1
             mask ^= mask << np.uint64(width)
         out.reshape(-1, 64, 2)[:, :, half] = block.T

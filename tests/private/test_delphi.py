@@ -1,0 +1,189 @@
+"""The engine: secure inference is the ring reference with the parties' seeds, to the bit."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from two_parties import Pair, Residual, images_of, lowered_of, ready
+
+from parelu.private import reference
+from parelu.private.activations.base import relus
+from parelu.private.channel import HEADER
+from parelu.private.engines.delphi import Material
+from parelu.private.offline.base import modes
+from parelu.private.ring import decode
+
+MODES, RELUS = list(modes()), list(relus())
+
+
+def polynomial(channels: int) -> torch.Tensor:
+    """Identity, degree 1 and degree 2 in turn."""
+    c = torch.tensor([[0.0, 1.0, 0.0], [0.1, 0.7, 0.0], [0.05, 0.5, 0.2], [-0.1, 0.9, -0.15]])
+    return c[torch.arange(channels) % 4].T.contiguous()
+
+
+def residual(seed: int, keep: float, width: int = 4) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return ready(Residual(width=width), (1, 6, 6), lambda u: u < keep, polynomial)
+
+
+@pytest.mark.parametrize("offline", MODES)
+@pytest.mark.parametrize("relu", RELUS)
+def test_secure_inference_is_the_replayed_reference(offline, relu):
+    lowered = lowered_of(residual(0, 0.5))
+    assert lowered.program.squares and lowered.program.relus
+    with Pair(lowered, relu, offline) as pair:
+        for image in images_of(3, (1, 6, 6), seed=1):
+            result, shares = pair.infer(image)
+            assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
+            logits = decode(result) * lowered.program.output_unit
+            assert np.abs(logits - reference.run(lowered, image[None]).logits).max() < 0.05
+    assert pair.server_error is None and pair.done == 3
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(RELUS), st.sampled_from(MODES), st.integers(1, 3))
+def test_secure_inference_of_random_programs(seed, keep, relu, offline, width):
+    lowered = lowered_of(residual(seed, keep, 2 * width))
+    image = images_of(1, (1, 6, 6), seed=seed)[0]
+    with Pair(lowered, relu, offline) as pair:
+        result, shares = pair.infer(image)
+    assert pair.server_error is None
+    assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
+
+
+@pytest.mark.parametrize("offline", MODES)
+def test_label_reveals_the_arg_max_and_nothing_else(offline):
+    lowered = lowered_of(residual(3, 0.7))
+    with Pair(lowered, "sign", offline, "label") as pair:
+        for image in images_of(6, (1, 6, 6), seed=2):
+            result, _ = pair.infer(image)
+            logits = np.sort(reference.run(lowered, image[None]).logits[0])
+            expected = int(reference.run(lowered, image[None]).labels[0])
+            assert result.shape == (1,)
+            assert int(result[0]) == expected or logits[-1] - logits[-2] < 0.02
+    sent_to_client = pair.client.channel.traffic["online", "output"].received
+    bits = lowered.program.output_bits
+    assert sent_to_client == 6 * (16 + 16 * 8 * bits + 1)  # header, labels of 8 padded classes, 3 decoding bits
+
+
+def test_material_is_taken_once():
+    material = Material("content")
+    assert material.take() == "content"
+    with pytest.raises(RuntimeError, match="twice"):
+        material.take()
+
+
+def test_scattered_and_contiguous_masks_cost_the_same_bytes_and_rounds():
+    def traffic(mask):
+        torch.manual_seed(0)
+        network = ready(Residual(), (1, 6, 6))
+        for site in network.sites.values():
+            size = site.mask.numel()
+            site.assign(mask(size, size // 3).view(site.shape))
+        lowered = lowered_of(network)
+        ops = [op for op in lowered.program.ops if op.kind == "activation"]
+        for op in ops:  # the calibrated ranges may differ; they are not what is compared
+            object.__setattr__(op, "bits", 16)
+        with Pair(lowered) as pair:
+            pair.infer(images_of(1, (1, 6, 6))[0])
+        return {key: (t.sent, t.received, t.turns) for key, t in pair.client.channel.traffic.items() if "online" in key}
+
+    def scattered(size, kept):
+        return torch.randperm(size, generator=torch.Generator().manual_seed(1)) < kept
+
+    assert traffic(scattered) == traffic(lambda size, kept: torch.arange(size) < kept)
+
+
+class Recorder:
+    """A socket that keeps what passes."""
+
+    def __init__(self, socket):
+        self.socket, self.sent, self.received = socket, bytearray(), bytearray()
+
+    def sendall(self, data):
+        self.sent += data
+        self.socket.sendall(data)
+
+    def recv_into(self, buffer):
+        count = self.socket.recv_into(buffer)
+        self.received += buffer[:count]
+        return count
+
+    def __getattr__(self, name):
+        return getattr(self.socket, name)
+
+
+def record(lowered, image, relu="sign", offline="dealer"):
+    recorders = []
+
+    def wrap(socket):
+        recorders.append(Recorder(socket))
+        return recorders[0]
+
+    with Pair(lowered, relu, offline, wrap=wrap) as pair:
+        pair.client.prepare()
+        start = len(recorders[0].sent), len(recorders[0].received)
+        pair.client.infer(reference.encode_images(lowered.program, image[None])[0])
+    return recorders[0].sent[start[0] :], recorders[0].received[start[1] :]
+
+
+def frames(stream):
+    """(kind, body) of each message."""
+    found, position = [], 0
+    while position < len(stream):
+        kind, _, length = HEADER.unpack_from(stream, position)
+        position += HEADER.size + length
+        found.append((kind.strip().decode(), bytes(stream[position - length : position])))
+    return found
+
+
+@pytest.mark.parametrize("relu", RELUS)
+def test_what_crosses_the_wire_looks_uniform(relu):
+    """Masked openings of a black and of a white image, over enough runs that a biased bit would show."""
+    lowered = lowered_of(residual(1, 0.8))
+    for level in (0, 255):
+        image = torch.full((1, 6, 6), level, dtype=torch.uint8)
+        opened = {"inpt": [], "mask": [], "sqre": [], "outp": []}
+        for _ in range(40):
+            sent, received = record(lowered, image, relu)
+            activations = [op for op in lowered.program.ops if op.kind == "activation"]
+            for kind, body in frames(sent) + frames(received):
+                if kind == "mask" and relu == "sign":  # packed bits stand between the ReLUs' and the squares' elements
+                    count = len(activations.pop(0).relus)
+                    body = body[: 8 * count] + body[8 * count + -(-count // 8) :]
+                if kind in opened:
+                    opened[kind].append(np.frombuffer(body, np.uint64))
+        for kind, parts in opened.items():
+            elements = np.concatenate(parts)
+            assert len(elements) > 150, kind
+            bits = (elements[:, None] >> np.arange(59, dtype=np.uint64)) & np.uint64(1)
+            assert np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(elements)), kind
+            assert (elements >> np.uint64(59) == 0).all(), kind
+
+
+@pytest.mark.parametrize("offline", MODES)
+def test_two_runs_on_one_image_share_no_message(offline):
+    lowered = lowered_of(residual(2, 0.6))
+    image = images_of(1, (1, 6, 6))[0]
+    first, second = (record(lowered, image, offline=offline) for _ in range(2))
+    for ours, theirs in zip(first, second, strict=True):
+        assert [(kind, len(body)) for kind, body in frames(ours)] == [(kind, len(body)) for kind, body in frames(theirs)]
+        words = {body[i : i + 8] for kind, body in frames(ours) if kind != "comd" for i in range(0, len(body) - 7, 8)}
+        for kind, body in frames(theirs):
+            assert kind == "comd" or not any(body[i : i + 8] in words for i in range(0, len(body) - 7, 8)), kind
+
+
+def test_the_ring_truncates_within_one_and_never_wraps_in_range():
+    from parelu.private.primitives.prg import Stream
+    from parelu.private.ring import encode, reduce, truncate_client, truncate_server
+
+    stream = Stream(b"0" * 16, "test")
+    values = (stream.ring(200_000) % np.uint64(1 << 30)).astype(np.int64) - (1 << 29)
+    share = stream.ring(200_000)
+    other = reduce(encode(values) - share)
+    for bits in (1, 10, 20):
+        total = decode(reduce(truncate_client(share, bits) + truncate_server(other, bits)))
+        floor = values >> bits
+        assert ((total == floor) | (total == floor + 1)).all()

@@ -1,0 +1,111 @@
+"""Small networks, and both parties of an inference in one process."""
+
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parelu.private.activations.base import relus
+from parelu.private.channel import Channel
+from parelu.private.engines.delphi import Model
+from parelu.private.lower import Lowered, lower
+from parelu.private.offline.base import modes
+from parelu.private.reference import encode_images
+from parelu.private.reveal import REVEALS
+from parelu.private.session import Session, serve
+from parelu.sites import Network, instrument
+
+PREPROCESSING = {"mean": [0.5], "std": [0.25]}
+
+
+def images_of(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randint(256, (count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def preprocessing_of(channels: int) -> dict[str, list[float]]:
+    return {name: values * channels for name, values in PREPROCESSING.items()}
+
+
+def ready(module: nn.Module, shape: tuple[int, ...], masks: Callable[[Tensor], Tensor] | None = None,
+          coefficients: Callable[[int], Tensor] | None = None) -> Network:  # fmt: skip
+    """The module as a network in evaluation mode, its batch-norms set by data."""
+    network = instrument(module, shape)
+    for site in network.sites.values():
+        mask = torch.ones(site.shape, dtype=torch.bool) if masks is None else masks(torch.rand(site.shape))
+        site.assign(mask, (0.0, 1.0, 0.0) if coefficients is None else coefficients(site.shape[0]))
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network((images_of(16, shape).float() / 255 - 0.5) * 4)
+    return network.eval()
+
+
+def lowered_of(network: Network, count: int = 16) -> Lowered:
+    shape = network.input_shape
+    return lower(network, images_of(count, shape), preprocessing_of(shape[0]))
+
+
+class Residual(nn.Module):
+    """Every op that can be lowered, in 6 × 6 pixels: forks, sums of different units, pools, groups, a late batch-norm."""
+
+    def __init__(self, channels: int = 1, width: int = 4, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, width, 3, 1, 1)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.depthwise = nn.Conv2d(width, width, 3, 2, 1, groups=width, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.late = nn.BatchNorm2d(width)
+        self.relu3 = nn.ReLU()
+        self.pool = nn.AvgPool2d(2)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn(self.stem(x)))
+        y = self.relu2(self.bn2(self.depthwise(x))) + self.pool(x)
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.relu3(self.late(y)), 1), 1))
+
+
+class Pair:
+    """A session between two threads: `client` is the client's end; `server_error` what ended the server."""
+
+    def __init__(self, lowered: Lowered, relu: str = "sign", offline: str = "dealer", reveal: str = "logits",
+                 pin: str | None = None, timeout: float = 20.0, wrap: Callable[[Any], Any] = lambda s: s) -> None:  # fmt: skip
+        self.model = Model(lowered, relus()[relu], REVEALS[reveal])
+        ours, theirs = socket.socketpair()
+        self.server_channel = Channel(theirs, timeout=timeout)
+        self.server_error: Exception | None = None
+        self.done: int | None = None
+        self.thread = threading.Thread(target=self._serve, args=(modes()[offline],))
+        self.thread.start()
+        try:
+            self.client = Session(Channel(wrap(ours), timeout=timeout), pin, keep_shares=True)
+        except BaseException:
+            ours.close()
+            self.thread.join()
+            raise
+
+    def _serve(self, mode: Any) -> None:
+        try:
+            self.done = serve(self.server_channel, self.model, mode)
+        except Exception as error:
+            self.server_error = error
+        finally:
+            self.server_channel.close()
+
+    def infer(self, image: Tensor) -> tuple[Any, dict[int, Any]]:
+        """What is revealed of a uint8 image (C, H, W), and the client's shares for a replay."""
+        self.client.prepare()
+        shares = self.client.prepared[-1]._content.shares
+        return self.client.infer(encode_images(self.client.terms.program, image[None])[0]), shares
+
+    def __enter__(self) -> "Pair":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.thread.join()
