@@ -49,7 +49,7 @@ def lowered_of(network: Network, count: int = 16) -> Lowered:
 
 
 class Residual(nn.Module):
-    """Every op that can be lowered, in 6 × 6 pixels: forks, sums of different units, pools, groups, a late batch-norm."""
+    """Every op that can be lowered, for 6 × 6 pixels: forks, sums of two units, pools, groups, a late batch-norm."""
 
     def __init__(self, channels: int = 1, width: int = 4, classes: int = 5) -> None:
         super().__init__()
@@ -74,7 +74,8 @@ class Pair:
     """A session between two threads: `client` is the client's end; `server_error` what ended the server."""
 
     def __init__(self, lowered: Lowered, relu: str = "sign", offline: str = "dealer", reveal: str = "logits",
-                 pin: str | None = None, timeout: float = 20.0, wrap: Callable[[Any], Any] = lambda s: s) -> None:  # fmt: skip
+                 pin: str | None = None, timeout: float = 20.0,
+                 wrap: Callable[[Any], Any] = lambda s: s) -> None:  # fmt: skip
         self.model = Model(lowered, relus()[relu], REVEALS[reveal])
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)

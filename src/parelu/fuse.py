@@ -14,7 +14,8 @@ from parelu.sites import Network
 def fold_batch_norms(network: Network) -> Network:
     """A copy of a network, in evaluation mode, without the batch-norms that follow a convolution or linear layer.
 
-    One whose layer is read by somebody else as well, or called twice, or that follows another op, stays.
+    One whose layer is read by somebody else as well, or called twice, stays; so does one that follows another op, or
+    has no running statistics.
     """
     copied = copy.deepcopy(network)
     folded = Network(copied, copied.graph, type(network).__name__).eval()
@@ -23,7 +24,7 @@ def fold_batch_norms(network: Network) -> Network:
     for node, norm in list(graph.calls(folded, graph.BATCH_NORMS)):
         source = node.all_input_nodes[0]
         layer = graph.called_module(source)
-        if len(source.users) != 1 or modules.count(str(source.target)) != 1:
+        if len(source.users) != 1 or modules.count(str(source.target)) != 1 or norm.running_mean is None:
             continue
         if isinstance(layer, graph.CONVOLUTIONS):
             fused: nn.Module = fuse_conv_bn_eval(layer, norm)  # pyright: ignore[reportArgumentType]

@@ -169,7 +169,9 @@ def test_two_runs_on_one_image_share_no_message(offline):
     image = images_of(1, (1, 6, 6))[0]
     first, second = (record(lowered, image, offline=offline) for _ in range(2))
     for ours, theirs in zip(first, second, strict=True):
-        assert [(kind, len(body)) for kind, body in frames(ours)] == [(kind, len(body)) for kind, body in frames(theirs)]
+        assert [(kind, len(body)) for kind, body in frames(ours)] == [
+            (kind, len(body)) for kind, body in frames(theirs)
+        ]
         words = {body[i : i + 8] for kind, body in frames(ours) if kind != "comd" for i in range(0, len(body) - 7, 8)}
         for kind, body in frames(theirs):
             assert kind == "comd" or not any(body[i : i + 8] in words for i in range(0, len(body) - 7, 8)), kind

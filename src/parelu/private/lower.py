@@ -108,8 +108,8 @@ class Lowered:
 def problems(network: Network) -> tuple[Problem, ...]:
     """Every op that has no secure lowering, with its module path and the remedy."""
     folded = network if network.problems else fold_batch_norms(network)
-    found = (_problem(node) for node in folded.graph.nodes)
-    return tuple(dict.fromkeys((*network.problems, *(p for p in found if p))))
+    found = (graph.problem(node, (Site,)) or _problem(node) for node in folded.graph.nodes)
+    return tuple(dict.fromkeys(p for p in found if p))
 
 
 def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any]) -> Lowered:

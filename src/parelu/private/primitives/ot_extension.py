@@ -17,7 +17,7 @@ from parelu.private.primitives.garbling import chunks
 from parelu.private.primitives.hash import OT_DOMAIN, Hash
 from parelu.private.primitives.kernels import kernels
 from parelu.private.primitives.prg import Blocks, Stream
-from parelu.private.ring import MASK, Ring
+from parelu.private.ring import Ring, reduce
 
 BASE = 128
 STEP = 1 << 17  # transfers at a time: what bounds the memory beside the message and the result
@@ -97,7 +97,11 @@ class ExtensionSender:
 
 def random_ot_sender(q: Blocks, delta: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) -> tuple[Ring, Ring]:
     """Two random elements a transfer, (n,) each, of which the receiver has one; tweaks (first + i, use)."""
-    return random_ot_receiver(q, hash, first, use), random_ot_receiver(q ^ delta, hash, first, use)
+    zero, one = np.empty((2, len(q)), np.uint64)
+    for part in chunks(len(q), HASHED):
+        zero[part] = random_ot_receiver(q[part], hash, first + part.start, use)
+        one[part] = random_ot_receiver(q[part] ^ delta, hash, first + part.start, use)
+    return zero, one
 
 
 def random_ot_receiver(t: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) -> Ring:
@@ -105,4 +109,4 @@ def random_ot_receiver(t: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) 
     out = np.empty(len(t), np.uint64)
     for part in chunks(len(t), HASHED):
         out[part] = hash(t[part], first + part.start, use)[:, 0]
-    return out & MASK
+    return reduce(out)

@@ -1,0 +1,215 @@
+"""Lowering, the program's format, and the ring reference against the float network."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from two_parties import Residual, images_of, lowered_of, preprocessing_of, ready
+
+from parelu.data import normalise
+from parelu.errors import UserError
+from parelu.fuse import fold_batch_norms
+from parelu.models import spec_of
+from parelu.private import reference
+from parelu.private.lower import Lowered, problems
+from parelu.private.program import Program
+from parelu.private.ring import BITS, LinearMap, decode, encode
+from parelu.sites import instrument
+
+
+def float_logits(network, images):
+    p = preprocessing_of(network.input_shape[0])
+    with torch.no_grad():
+        return network(normalise(images, tuple(p["mean"]), tuple(p["std"]))).double().numpy()
+
+
+def test_folding_batch_norms_keeps_the_function():
+    for name in ("resnet10 m=4", "resnet9 m=4", "resnet20 m=4"):
+        network = ready(spec_of(name, (3, 16, 16), 10).module(), (3, 16, 16))
+        folded = fold_batch_norms(network)
+        x = torch.randn(4, 3, 16, 16)
+        assert torch.allclose(network(x), folded(x), atol=1e-4)
+        assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)], "the original keeps its own"
+        assert list(folded.sites) == list(network.sites)
+
+
+def test_a_batch_norm_that_cannot_be_folded_stays():
+    network = ready(Residual(), (1, 6, 6))
+    folded = fold_batch_norms(network)
+    assert [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)] == ["late"]
+    x = torch.randn(4, 1, 6, 6)
+    assert torch.allclose(network(x), folded(x), atol=1e-4)
+
+
+def test_the_reference_is_the_float_network_up_to_rounding():
+    coefficients = torch.tensor([[0.1, -0.05], [0.8, 0.9], [0.0, 0.12]])
+    for seed in range(4):
+        torch.manual_seed(seed)
+        network = ready(Residual(), (1, 6, 6), lambda u: u < 0.5, lambda c: coefficients.repeat(1, c // 2))
+        lowered = lowered_of(network, 64)
+        images = images_of(64, (1, 6, 6))
+        result = reference.run(lowered, images)
+        assert np.abs(result.logits - float_logits(network, images)).max() < 0.02
+        assert result.overflows == 0
+        assert lowered.wrap_bound < 1e-4
+
+
+def test_an_input_outside_of_the_calibrated_range_is_counted():
+    network = ready(Residual(), (1, 6, 6))
+    lowered = lowered_of(network)
+    narrow = tuple(dataclasses.replace(op, bits=4) if op.kind == "activation" else op for op in lowered.program.ops)
+    result = reference.run(dataclasses.replace(lowered, program=dataclasses.replace(lowered.program, ops=narrow)),
+                           images_of(8, (1, 6, 6)))  # fmt: skip
+    assert 0 < result.overflows <= result.values == 8 * lowered.program.relus
+
+
+class Bad(nn.Module):
+    def __init__(self, op):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.op = op
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.op(self.conv(x))
+        return self.fc(x.mean((2, 3)))
+
+
+class Broadcast(nn.Module):
+    def forward(self, x):
+        return x + x.mean((2, 3), keepdim=True)
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return x + 1.0
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x[:, :, :3]
+
+
+class Functional(nn.Module):
+    def forward(self, x):
+        return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("op", "path", "remedy"),
+    [
+        (nn.MaxPool2d(2), "op: MaxPool2d", "use nn.AvgPool2d"),
+        (nn.GELU(), "op: GELU", "use nn.ReLU and train again"),
+        (nn.Conv2d(4, 4, 3, padding=2, dilation=2), "op: a convolution with", "dilation 1"),
+        (nn.Conv2d(4, 4, 3, padding="same"), "op: a convolution with", "numbers for its zero padding"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "op: a convolution with", "zero padding"),
+        (nn.AvgPool2d(2, ceil_mode=True), "op: AvgPool2d", "no ceil_mode"),
+        (nn.AvgPool2d(3, padding=1, count_include_pad=False), "op: AvgPool2d", "uncounted padding"),
+        (nn.ZeroPad2d(1), "op: ZeroPad2d", "use the padding of the convolution"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "op: a batch-norm without", "track_running_stats=True"),
+        (Broadcast(), "op: an addition that broadcasts", "give both terms one shape"),
+        (Constant(), "op: an addition of a constant", "bias of the layer before"),
+        (Half(), "op: getitem", "write it with convolutions"),
+        (Functional(), "op: avg_pool2d", "no ceil_mode"),
+    ],
+)  # fmt: skip
+def test_what_has_no_lowering_is_named_with_its_path_and_a_remedy(op, path, remedy):
+    network = instrument(Bad(op), (1, 6, 6))
+    (problem,) = problems(network)
+    assert path in str(problem) and remedy in str(problem)
+    with pytest.raises(UserError, match="op"):
+        lowered_of(network.eval())
+
+
+def test_a_program_survives_bytes_and_files(tmp_path):
+    lowered = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.5))
+    again = Program.from_bytes(lowered.program.to_bytes())
+    assert again.digest == lowered.program.digest and again.shapes == lowered.program.shapes
+    lowered.save(tmp_path)
+    loaded = Lowered.load(tmp_path)
+    assert loaded.program.digest == lowered.program.digest and loaded.ranges == lowered.ranges
+    images = images_of(4, (1, 6, 6))
+    assert np.array_equal(reference.run(loaded, images).logits, reference.run(lowered, images).logits)
+
+
+PROGRAM = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.5)).program.to_bytes()
+NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats())
+JUNK = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.lists(NUMBERS, max_size=4))
+
+
+def refused_or_sound(data):
+    """Whether the decoder refuses; what it takes is a program in canonical form that can be walked."""
+    try:
+        program = Program.from_bytes(data)
+    except ValueError:
+        return True
+    assert program.to_bytes() == data
+    assert len(program.shapes) == len(program.ops) + 1 and program.classes >= 1
+    return False
+
+
+@settings(max_examples=2500)
+@given(st.data())
+def test_mutated_programs_are_refused_or_sound(draw):
+    """One value anywhere in the JSON is replaced, removed or doubled."""
+    value = json.loads(PROGRAM)
+    place = value
+    while isinstance(place, dict | list) and place:
+        key = draw.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        inner = place[key]
+        if not isinstance(inner, dict | list) or not inner or draw.draw(st.integers(0, 3)) == 0:
+            action = draw.draw(st.integers(0, 2))
+            if action == 0:
+                place[key] = draw.draw(JUNK)
+            elif action == 1:
+                del place[key]
+            elif isinstance(place, list):
+                place.insert(key, inner)
+            break
+        place = inner
+    refused_or_sound(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+@settings(max_examples=3000)
+@given(st.lists(st.tuples(st.integers(0, len(PROGRAM) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+       st.integers(0, len(PROGRAM)))  # fmt: skip
+def test_mutated_bytes_of_programs_are_refused_or_sound(changes, end):
+    data = bytearray(PROGRAM)
+    for position, byte in changes:
+        data[position] = byte
+    assert refused_or_sound(bytes(data[: max(end, 1)])) or end == len(PROGRAM)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[]", b"null", b"[" * 100_000, b'{"format":"parelu-program-1"}', b"\xff"]
+)
+def test_what_is_no_program_is_refused(text):
+    with pytest.raises(ValueError):
+        Program.from_bytes(text)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 2), st.integers(0, 1), st.sampled_from([1, 2]), st.integers(1, 40))
+def test_linear_maps_are_exact_modulo_the_ring(seed, stride, padding, groups, bits):
+    generator = np.random.default_rng(seed)
+    weight = generator.integers(-(2**bits), 2**bits, (4, 4 // groups, 3, 3))
+    x = generator.integers(0, 1 << BITS, (2, 4, 5, 5), dtype=np.uint64)
+    found = LinearMap(weight, (stride, stride), (padding, padding), groups)(x)
+    padded = np.pad(x.astype(object), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    size = (5 + 2 * padding - 3) // stride + 1
+    for n, o, i, j in np.ndindex(2, 4, size, size):
+        group = o // (4 // groups) * (4 // groups)
+        window = padded[n, group : group + 4 // groups, i * stride : i * stride + 3, j * stride : j * stride + 3]
+        expected = sum(int(a) * int(b) for a, b in zip(window.flat, weight[o].flat, strict=True))
+        assert int(found[n, o, i, j]) % 2**BITS == expected % 2**BITS
+
+
+@given(st.lists(st.integers(-(2**58), 2**58 - 1), min_size=1))
+def test_encoding_is_exact(values):
+    assert decode(encode(np.array(values))).tolist() == values
