@@ -224,6 +224,23 @@ def test_both_sets_of_kernels_make_the_same_tables(circuit, inputs):
         assert ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize(("circuit", "inputs"), [(garbling.sign, 2), (garbling.masked_relu, 3)])
+def test_no_tweak_is_used_twice(circuit, inputs, monkeypatch):
+    calls, halves = [], Hash.halves
+
+    def recorded(self: Hash, scratch: Any, first: int, *uses: int) -> Any:
+        calls.append((first, uses))
+        return halves(self, scratch, first, *uses)
+
+    monkeypatch.setattr(Hash, "halves", recorded)
+    m = 9
+    run = Garbled(circuit, list(np.zeros((inputs, 3), np.uint64)), m, "numpy", "numpy")
+    gates = range(run.gates)
+    # A tweak of the garbler's is for both labels of one wire; the evaluator's is for the one it has.
+    assert calls[: run.gates] == [(1000, (2 * g, 2 * g, 2 * g + 1, 2 * g + 1)) for g in gates]
+    assert calls[run.gates :] == [(1000, (2 * g, 2 * g + 1)) for g in gates]
+
+
 # Base transfers
 
 P = 2**255 - 19

@@ -47,14 +47,16 @@ class Client:
         context = tls.client_context(certificates) if certificates else None
         connection = connect(host, port)
         try:
-            wrapped = context.wrap_socket(connection, server_hostname=host) if context else connection
-            self.session = Session(Channel(wrapped, network, timeout), pin)
-        except ssl.SSLError as error:
-            connection.close()
-            raise UserError(f"{host}:{port}: no TLS connection ({error.reason or error}); "
+            wrapped = tls.handshake(context, connection, host) if context else connection
+        except OSError as error:
+            reason = error.reason if isinstance(error, ssl.SSLError) else error
+            raise UserError(f"{host}:{port}: no TLS connection ({reason or error}); "
                             "check the certificates on both sides") from error  # fmt: skip
+        channel = Channel(wrapped, network, timeout)
+        try:
+            self.session = Session(channel, pin)
         except BaseException:
-            connection.close()
+            channel.close()
             raise
         self.program = self.session.terms.program
 

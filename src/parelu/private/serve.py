@@ -26,8 +26,6 @@ class Stock:
     leaves none behind that could be used twice."""
 
     def __init__(self, model: Model, mode: Mode, size: int) -> None:
-        if size and not mode.packages:
-            raise UserError(f"offline mode {mode.name} needs the client: it keeps no stock; leave --stock out")
         self.size = size
         self._make = lambda: mode.package(model)
         self._packages: deque[Package] = deque()
@@ -99,6 +97,8 @@ class Server:
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closing = False
+        if stock and not mode.packages:
+            raise UserError(f"offline mode {mode.name} needs the client: it keeps no stock; leave --stock out")
         try:
             self._listener = socket.create_server(address, backlog=64)
         except (OSError, OverflowError) as error:
@@ -159,22 +159,24 @@ class Server:
     def _talk(self, connection: socket.socket) -> str:
         connection.settimeout(HANDSHAKE_TIMEOUT)
         tcp(connection)
-        wrapped = self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
+        wrapped = tls.handshake(self._tls, connection) if self._tls else connection
         with self._lock:
             self._connections.discard(connection)
             self._connections.add(wrapped)
         channel = Channel(wrapped, self.network, self.timeout)
-        if not self._free.acquire(blocking=False):
-            channel.fail(f"{self._clients} clients are being served; try again later")
-            return f"refused: {self._clients} clients are being served"
+        is_free = self._free.acquire(blocking=False)
         try:
+            if not is_free:
+                channel.fail(f"{self._clients} clients are being served; try again later")
+                return f"refused: {self._clients} clients are being served"
             done = session.serve(channel, self.model, self.mode, self.stock.take, self.finished)
             return f"{done} inference{'s' if done != 1 else ''}"
         except ProtocolError as error:
             channel.fail(str(error))
             raise
         finally:
-            self._free.release()
+            if is_free:
+                self._free.release()
             channel.close()
             with self._lock:
                 self._connections.discard(wrapped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import socket
 import ssl
 from pathlib import Path
 
@@ -45,6 +46,24 @@ def _context(folder: Path, party: str, protocol: int) -> ssl.SSLContext:
     except (ssl.SSLError, OSError) as error:
         raise UserError(f"{folder}: its certificates cannot be used ({error})") from error
     return context
+
+
+def handshake(context: ssl.SSLContext, connection: socket.socket, server_hostname: str | None = None) -> ssl.SSLSocket:
+    """TLS over a connected socket, which is closed where the handshake fails; server_hostname: of a client only."""
+    try:
+        connection.getpeername()  # ssl leaves the socket of a peer that is gone already to the garbage collector
+    except OSError:
+        connection.close()
+        raise
+    wrapped = context.wrap_socket(
+        connection, server_side=server_hostname is None, do_handshake_on_connect=False, server_hostname=server_hostname
+    )
+    try:
+        wrapped.do_handshake()
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped
 
 
 def make_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> None:
