@@ -44,15 +44,63 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("inspect", "no.such:thing"), "No module named 'no'"),
         (("inspect", "torchvision_style:nothing"), "no attribute 'nothing'"),
         (("train", "--model", "resnet10", "--data", "nope"), "there is no data set 'nope': choose one of digits"),
-        (("train", "--model", "resnet10", "--epochs", "0"), "training needs at least 1 epoch"),
+        (("train", "--model", "resnet10", "--epochs", "0"), "epochs is 0; it should be a whole number, 1 or more"),
         (("train", "--model", "resnet10", "--images", "99999"), "training images asked"),
         (("recipe", "nope"), "no recipe 'nope'; known are colour-fashion"),
+        (("recipe", "."), "no recipe '.'; known are colour-fashion"),
+        (("frontier",), "no run folder given; name one or more, for example parelu frontier runs/"),
+        (("frontier", "--json"), "no run folder given"),
+        (("report",), "no run folder given; name one or more, for example parelu report runs/"),
+        (("report", "--out", "page.html"), "no run folder given"),
     ],
 )
 def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("title: 2024-01-01", "title is datetime.date(2024, 1, 1); it should be text, in quotes"),
+        ("title: 2024-13-01", "is not valid YAML: month must be in 1..12"),
+        ("model: [resnet10]", "model is ['resnet10']; it should be text, in quotes"),
+        ("images: abc", "images is 'abc'; it should be a whole number"),
+        ("images: true", "images is True; it should be a whole number"),
+        ("input: abc", "input 'abc' is not channels x height x width; write 3x32x32"),
+        ("input: 3x32x³", "input '3x32x³' is not channels x height x width; write 3x32x32"),
+        ("input: [3, 32, 32]", "input is [3, 32, 32]; it should be channels x height x width, such as 3x32x32"),
+        ("seeds: 3", "seeds is 3; it should be a list of whole numbers such as [0, 1, 2]"),
+        ("seeds: [0, a]", "seeds is [0, 'a']; it should be a list of whole numbers such as [0, 1, 2]"),
+        ("seeds: []", "seeds is empty; it should have at least one, such as [0]"),
+        ("training: short", "training is 'short'; it should be a mapping such as {preset: short, epochs: 5}"),
+        ("training: {preset: long}", "training.preset is 'long'; it should be one of paper, short"),
+        ("training: {epochs: x}", "training.epochs is 'x'; it should be a whole number"),
+        ("training: {epochs: 0}", "epochs is 0; it should be a whole number, 1 or more"),
+        ("training: {lr: 1e-1}", "training.lr is '1e-1'; it should be a number such as 0.1"),
+        ("training: {lr: .nan}", "training.lr is nan; it should be a number such as 0.1"),
+        ("training: {epoch: 5}", "unknown key 'training.epoch'; known are preset, epochs, batch"),
+        ("3: x", "unknown key '3'; known are title, model, data, methods"),
+        ("methods: random", "methods is 'random'; it should be a list such as [{name: random, budgets: [50k]}]"),
+        ("methods: [random]", "methods is ['random']; it should be a list such as [{name: random, budgets: [50k]}]"),
+        ("methods: [{budgets: [5]}]", "unknown method None; known are deepreduce"),
+        ("methods: [{name: [random]}]", "unknown method ['random']; known are deepreduce"),
+        ("methods: [{name: random, budgets: 50k}]", "methods.random.budgets is '50k'; it should be a list such as"),
+        ("methods: [{name: random, budgets: [{a: 1}]}]", "methods.random.budgets is [{'a': 1}]; it should be a list"),
+        ("methods: [{name: random, match: -1}]", "match is -1; it should be a whole number, 0 or more"),
+        ("methods: [{name: random, kd_weight: x}]", "methods.random.kd_weight is 'x'; it should be a number such as"),
+        ("methods: [{name: random, from_teacher: 1}]", "methods.random.from_teacher is 1; it should be true or false"),
+    ],
+)
+def test_bad_recipes(capsys, tmp_path, line, message):
+    lines = ["title: x", "model: resnet10", "data: digits", "methods: []"]
+    key = line.split(":")[0]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("\n".join([*(good for good in lines if not good.startswith(key)), line]))
+    said = refused(capsys, "recipe", str(recipe), "--dry-run")
+    assert said.startswith(str(recipe))
+    assert message in said
 
 
 @pytest.mark.parametrize(
@@ -191,7 +239,11 @@ def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_conduct", lambda one, folder: seen.append(one) or one)
     monkeypatch.setattr(cli, "_print_frontier", lambda runs: None)
     monkeypatch.setattr(cli, "_write_report", lambda runs, path: None)
+    monkeypatch.setattr(cli.cli_private, "measure_run", lambda run: seen.append("measured"))
+    monkeypatch.setattr(cli.cli_private, "side_by_side", lambda run, dataset: "side by side")
     assert run("quickstart", "--run", str(tmp_path)) == 0
     assert seen[0].data == "digits"
     assert seen[0] == study.read_recipe("quickstart-digits")[1][0]
-    assert "the bundled digits stand in" in capsys.readouterr().err
+    assert seen[1] == "measured"
+    shown = capsys.readouterr()
+    assert "the bundled digits stand in" in shown.err and "side by side" in shown.out

@@ -377,7 +377,8 @@ def test_saved_picture(tmp_path):
 
 
 def test_inspection_bars_are_to_scale():
-    text = inspection("resnet18", (3, 32, 32), 10, "cull S1", as_json=False)
+    reduced = reduce(spec_of("resnet18", (3, 32, 32), 10), "cull S1")
+    text = inspection(reduced.spec, "resnet18", reduced.plan, None, (), as_json=False)
     bars = {line.split()[1]: line for line in text.splitlines() if line.startswith("  S")}
     assert bars["layer2.0.relu1"].count("█") == 16
     assert bars["layer1.0.relu1"].count("░") == 32

@@ -68,7 +68,8 @@ def test_a_candidate_is_what_was_measured(finished: Finished):
     for name in ("teacher", "random-37", "cull-S1"):
         candidate = run.candidate(name) if (run.folder(name)).exists() else run.candidate("teacher")
         assert accuracy(candidate.network(), digits.test, digits) == candidate.metrics["test_accuracy"]
-        assert candidate.preprocessing == {"dataset": "digits", "mean": list(digits.mean), "std": list(digits.std)}
+        normalised = {"mean": list(digits.mean), "std": list(digits.std)}
+        assert candidate.preprocessing == {"dataset": "digits", "image": [1, 8, 8], **normalised}
 
 
 def test_running_again_trains_nothing(finished: Finished):
@@ -145,12 +146,15 @@ def test_recipes_can_be_conducted(name):
     ("text", "message"),
     [
         ("{", "is not valid YAML"),
-        ("- a", "does not fit a recipe"),
-        ("title: x", "does not fit a recipe"),
+        ("- a", "is not a recipe"),
+        ("title: x", "model is missing; it should be text"),
         ("{title: x, model: resnet10, data: digits, methods: [{name: nope}]}", "unknown method 'nope'; known are"),
         ("{title: x, model: resnet10, data: digits, methods: [], epoch: 3}", "unknown key 'epoch'"),
-        ("{title: x, model: m, data: d, methods: [{name: random, budget: 3}]}", "does not fit a recipe"),
-        ("{title: x, model: m, data: d, methods: [], training: {lr: -1}}", "learning rate -1"),
+        (
+            "{title: x, model: m, data: d, methods: [{name: random, budget: 3}]}",
+            "unknown key 'methods.random.budget'",
+        ),
+        ("{title: x, model: m, data: d, methods: [], training: {lr: -1}}", "lr is -1; it should be a number above 0"),
     ],
 )
 def test_bad_recipes(tmp_path, text, message):

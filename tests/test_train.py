@@ -65,10 +65,32 @@ def test_schedules():
     assert [cycle.rate(p) for p in (0, 0.125, 0.25, 0.625)] == pytest.approx([0, 0.5, 1, 0.5])
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch": 1}, {"lr": 0.0}, {"lr": math.nan}])
-def test_bad_settings(bad):
-    with pytest.raises(UserError):
-        Training(**bad)
+@pytest.mark.parametrize(
+    ("field", "values", "range_"),
+    [
+        ("epochs", (0, -1, 1.5, math.inf, "x", True), "a whole number, 1 or more"),
+        ("batch", (1, 2.0, None), "a whole number, 2 or more"),
+        ("lr", (0.0, -0.1, math.nan, math.inf, "0.1"), "a number above 0"),
+        ("schedule", ("linear", "", None), "one of step, cosine, one-cycle"),
+        ("momentum", (-0.1, 1, 1.5, math.nan), "a number from 0 to below 1"),
+        ("weight_decay", (-1e-4, math.nan, math.inf), "a number, 0 or more"),
+        ("label_smoothing", (-0.1, 1.0, math.nan), "a number from 0 to below 1"),
+    ],
+)
+def test_bad_settings(field, values, range_):
+    for value in values:
+        with pytest.raises(UserError) as caught:
+            Training(**{field: value})
+        assert str(caught.value) == f"{field} is {value!r}; it should be {range_}"
+
+
+def test_every_setting_has_a_range_and_its_edges_are_good():
+    edges = {"epochs": 1, "batch": 2, "lr": 1, "schedule": "cosine", "momentum": 0, "weight_decay": 0.0}
+    edges["label_smoothing"] = 0
+    assert dataclasses.asdict(Training(**edges)) == edges
+    for field in dataclasses.fields(Training):
+        with pytest.raises(UserError, match=f"^{field.name} is None"):
+            Training(**{field.name: None})
 
 
 def test_training_learns_and_repeats_itself(digits, tmp_path):

@@ -19,6 +19,7 @@ from parelu.errors import UserError
 from parelu.methods import Method, methods
 from parelu.models import spec_of
 from parelu.plan import Candidate
+from parelu.private.errors import ProtocolError
 from parelu.progress import TerminalProgress, say
 from parelu.run import Run
 from parelu.steps import reduce
@@ -191,11 +192,12 @@ class Frontier:
     def __call__(self) -> None:
         from parelu.report import tables
 
-        records = [record for path in self.runs for record in Run.open(path).candidates()]
+        runs = _open(self.runs, "frontier")
         if self.json:
+            records = [record for run in runs for record in run.candidates()]
             print(json.dumps([row.to_json() for row in tables.frontier_rows(records)], indent=1))
         else:
-            _print_frontier([Run.open(path) for path in self.runs])
+            _print_frontier(runs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +212,14 @@ class Report:
     """the page; report.html in the first run's folder if left out"""
 
     def __call__(self) -> None:
-        _write_report([Run.open(path) for path in self.runs], self.out or self.runs[0] / "report.html")
+        runs = _open(self.runs, "report")
+        _write_report(runs, self.out or self.runs[0] / "report.html")
 
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """From a small ResNet to its frontier and report on real images, in under ten minutes on two cores.
+    """From a small ResNet to its frontier, private inference and a report, on real images, in under ten minutes on
+    two cores.
 
     parelu quickstart
     """
@@ -229,7 +233,11 @@ class Quickstart:
             say("Fashion-MNIST is neither on this machine nor can it be fetched: the bundled digits stand in.")
         run = _conduct(one, self.run)
         _print_frontier([run])
+        say("private inference of the networks on the frontier")
+        dataset = cli_private.measure_run(run)
         _write_report([run], self.run / "report.html")
+        print()
+        print(cli_private.side_by_side(run, dataset))
 
 
 def _conduct(one: Study, folder: Path) -> Run:
@@ -237,6 +245,12 @@ def _conduct(one: Study, folder: Path) -> Run:
     say(f"{one.model} on {one.data}, seed {one.seed}{budgets} → {folder}")
     with TerminalProgress() as progress:
         return study.conduct(one, folder, progress)
+
+
+def _open(paths: tuple[Path, ...], command: str) -> list[Run]:
+    if not paths:
+        raise UserError(f"no run folder given; name one or more, for example parelu {command} runs/quickstart")
+    return [Run.open(path) for path in paths]
 
 
 def _print_frontier(runs: list[Run]) -> None:
@@ -265,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
                   tyro.conf.FlagCreatePairsOff)  # fmt: skip
         command: Any = tyro.cli(commands, prog="parelu", args=arguments, description=__doc__, config=config)  # pyright: ignore
         command()
-    except UserError as error:
+    except (UserError, ProtocolError) as error:
         sys.exit(_fail(str(error)))
     except OSError as error:
         if error.errno is None:

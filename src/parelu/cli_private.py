@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from parelu import study
+from parelu import data, pareto, study
 from parelu.errors import UserError
 from parelu.models import spec_of
 from parelu.plan import Candidate
-from parelu.progress import say
+from parelu.progress import bar, say
+from parelu.report.latency import measured_text
+from parelu.report.private import duration, size
+from parelu.report.tables import frontier_rows, label_of
+from parelu.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from parelu.private.lower import Lowered
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -30,10 +36,12 @@ class Bench:
 
     parelu bench resnet20 --keep 0.1
     parelu bench runs/quickstart/candidates/teacher --relu full --network wan --json
+    parelu bench runs/quickstart
     """
 
     network_or_candidate: tyro.conf.Positional[str]
-    """a candidate's folder, or a network's name, which gets fresh weights and a random mask"""
+    """a network's name, which gets fresh weights and a random mask; a candidate's folder; or a run's folder: then
+    the networks on its frontier, with their accuracy in the ring over the test set, kept there for the report"""
     keep: float = 1.0
     """of a network's name: the fraction of its ReLUs that stays"""
     input: str = "3x32x32"
@@ -54,25 +62,78 @@ class Bench:
     """print JSON: a list with one row"""
 
     def __call__(self) -> None:
-        from parelu.private import measure
         from parelu.private.bench import bench
-        from parelu.private.lower import lower
         from parelu.report.private import bench_text
 
         if not 1 <= self.images <= 10_000:
             raise UserError(f"--images {self.images}: give 1 to 10000")
+        if (Path(self.network_or_candidate) / "config.json").exists():
+            run = Run.open(Path(self.network_or_candidate))
+            measure_run(run, self.relu, self.offline, self.network)
+            print(json.dumps([r.private["row"] for r in run.candidates() if r.private], indent=1)
+                  if self.json else measured_text(run.candidates()))  # fmt: skip
+            return
+        lowered, candidate, images = self._subject()
+        row = bench(lowered, candidate, images, relu=self.relu, offline=self.offline, network=self.network)
+        print(json.dumps([row], indent=1) if self.json else bench_text(row))
+
+    def _subject(self) -> tuple[Lowered, Candidate, Tensor]:
+        from parelu.private import measure
+        from parelu.private.lower import lower
+
         folder = Path(self.network_or_candidate)
         if (folder / "candidate.json").exists():
             candidate = Candidate.load(folder)
-            lowered = measure.lowered(folder, candidate)
-            images = measure.fit(candidate, measure.dataset_of(candidate).test.images[: self.images])
-        else:
-            spec = spec_of(self.network_or_candidate, study.parse_input(self.input), self.classes)
-            candidate = measure.untrained(spec, self.keep, self.seed)
-            images = measure.noise(self.images, spec.input, self.seed + 1)
-            lowered = lower(candidate.network(), images, candidate.preprocessing)
-        row = bench(lowered, candidate, images, relu=self.relu, offline=self.offline, network=self.network)
-        print(json.dumps([row], indent=1) if self.json else bench_text(row))
+            dataset = measure.dataset_of(candidate)
+            images = measure.fit(candidate, dataset.test.images[: self.images])
+            return measure.lowered(folder, candidate, dataset), candidate, images
+        spec = spec_of(self.network_or_candidate, study.parse_input(self.input), self.classes)
+        candidate = measure.untrained(spec, self.keep, self.seed)
+        images = measure.noise(self.images, spec.input, self.seed + 1)
+        return lower(candidate.network(), images, candidate.preprocessing), candidate, images
+
+
+def measure_run(run: Run, relu: str = "sign", offline: str = "dealer", network: str = "loopback") -> data.Dataset:
+    """Measure the networks on a run's frontier and the full one; returns the data set."""
+    from parelu.private import measure
+
+    records = run.candidates()
+    full = [record.name for record in records if record.metrics["method"] == "train"]
+    chosen = [row.name for row in frontier_rows(records) if row.on_frontier]
+    names = list(dict.fromkeys((*full[:1], *chosen)))
+    folder = run.config.get("data_folder")
+    dataset = measure.dataset_of(run.candidate(names[0]), Path(folder) if folder else None)
+    for name in names:
+        with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
+            value = measure.measure(run.folder(name), dataset, relu, offline, network, progress)
+        ring, online = value["ring"], value["row"]["online"]
+        say(f"  {name}: ring {ring['accuracy']:.1f} %, float {ring['float_accuracy']:.1f} %, "
+            f"{duration(online['seconds'])} online")  # fmt: skip
+    return dataset
+
+
+def side_by_side(run: Run, dataset: data.Dataset) -> str:
+    """The first test image, classified privately by the full-ReLU network and by the frontier's knee."""
+    records = {record.name: record for record in run.candidates() if record.private}
+    full = next(record for record in records.values() if record.metrics["method"] == "train")
+    rows = [row for row in frontier_rows(run.candidates()) if row.on_frontier and row.name in records]
+    knee = records[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
+    lines = [
+        f"private inference of test image 0 (class {int(dataset.test.labels[0])}) by two processes; "
+        f"the frontier's knee is {label_of(knee)}",
+        f"  {'':<34}{'all ReLUs':>12}{'knee':>12}",
+    ]
+    sides = [record.private["row"] for record in (full, knee) if record.private]
+    cells = {
+        "ReLUs": [f"{row['relus']:,}" for row in sides],
+        "it says class": [str(row["labels"][0]) for row in sides],
+        "accuracy in the ring, test set": [f"{r.private['ring']['accuracy']:.1f} %" for r in (full, knee) if r.private],
+        "online seconds": [duration(row["online"]["seconds"]) for row in sides],
+        "online bytes": [size(row["online"]["bytes_to_client"] + row["online"]["bytes_to_server"]) for row in sides],
+        "offline seconds": [duration(row["offline"]["seconds"]) for row in sides],
+    }
+    lines += [f"  {name:<34}{left:>12}{right:>12}" for name, (left, right) in cells.items()]
+    return "\n".join([*lines, f"  {sides[0]['threat_model']}"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +218,8 @@ class Infer:
             images = [read_image(path, client.program.input_shape[0]) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
-            client.prepare(len(ready))
+            prepared = min(len(ready), client.session.terms.most_prepared)
+            client.prepare(prepared)
             offline = time.perf_counter() - started
             rows = [self._row(client, path, image) for path, image in zip(self.images, ready, strict=True)]
         if self.json:
@@ -166,7 +228,7 @@ class Infer:
         for row in rows:
             top = "" if row["logits"] is None else f"   logit {max(row['logits']):.3f}"
             print(f"{row['image']}: class {row['label']}{top}   {1000 * row['seconds']:.0f} ms online")
-        say(f"{len(rows)} prepared in {offline:.2f} s; {client.session.mode.threat_model}")
+        say(f"{prepared} prepared in {offline:.2f} s; {client.session.mode.threat_model}")
 
     def _row(self, client: Any, path: Path, image: Tensor) -> dict[str, Any]:
         started = time.perf_counter()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -63,6 +65,16 @@ class TerminalProgress:
         left = spent / done * (total - done) if done else 0
         note = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
         self.bars.update(self.total, completed=done, note=note if done else "")
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere; gives what to call with the number done."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description:44.44}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda done: bars.advance(task, done)
 
 
 def say(text: str) -> None:

@@ -3,7 +3,7 @@
 config.json        what was asked for, with its digest; a folder of another configuration is refused
 environment.json   versions and machine
 candidates/NAME/   one network: candidate.json, candidate.safetensors, metrics.jsonl (a line an epoch),
-                   checkpoint/ while it trains
+                   checkpoint/ while it trains, private/ with its program and what private inference measured
 records/NAME.json  figures of a method, such as its criticality table
 report.html
 """
@@ -30,12 +30,18 @@ from parelu.plan import Candidate
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A finished network of a run, without its weights: `metrics` of the candidate, `history` a dict an epoch."""
+    """A finished network of a run, without its weights.
+
+    Attributes:
+        metrics: of the candidate; history: a dict an epoch.
+        private: what `parelu bench RUN` measured of this network, {"ring": …, "row": …}; None where it did not.
+    """
 
     run: str
     name: str
     metrics: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
+    private: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +121,27 @@ class Run:
         """The finished networks, by falling number of ReLUs."""
         found = []
         for header in sorted((self.path / "candidates").glob("*/candidate.json")):
-            metrics = store.read_header(header.parent, "candidate")["metrics"]
-            found.append(Record(self.path.name, header.parent.name, metrics, tuple(read_history(header.parent))))
+            candidate = store.read_header(header.parent, "candidate")
+            found.append(Record(self.path.name, header.parent.name, candidate["metrics"],
+                                tuple(read_history(header.parent)), measured(header.parent, candidate)))  # fmt: skip
         return sorted(found, key=lambda record: -record.metrics["relus"])
+
+
+def measured(folder: Path, candidate: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What private inference measured of a candidate, private/measured.json; None where it was another candidate's."""
+    try:
+        value = json.loads((folder / "private" / "measured.json").read_bytes())
+        return value if value["identity"]["candidate"] == candidate["tensors_sha256"] else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/private/measured.json is damaged ({error}); delete it and bench again") from error
+
+
+def keep_measured(folder: Path, candidate: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+    """Write what `measured` reads. candidate: its checked header."""
+    identity = {"candidate": candidate["tensors_sha256"]}
+    store.write_json(folder / "private" / "measured.json", {"identity": identity, **value})
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,10 @@ class Training:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 2:
-            raise UserError(f"training needs at least 1 epoch and a batch of 2, not {self.epochs} and {self.batch}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UserError(f"learning rate {self.lr} is not a positive number")
+        for name, (kinds, within, words) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not within(value):
+                raise UserError(f"{name} is {value!r}; it should be {words}")
 
     def rate(self, progress: float) -> float:
         """Learning rate where `progress`, in [0, 1), of all steps are done."""
@@ -57,6 +57,17 @@ class Training:
             return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
 
+
+# Of each field of Training: its types, the range, and both in words. NaN is in no range.
+_ALLOWED: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
+    "epochs": ((int,), lambda n: n >= 1, "a whole number, 1 or more"),
+    "batch": ((int,), lambda n: n >= 2, "a whole number, 2 or more"),
+    "lr": ((int, float), lambda x: 0 < x < math.inf, "a number above 0"),
+    "schedule": ((str,), lambda name: name in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
+    "momentum": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "weight_decay": ((int, float), lambda x: 0 <= x < math.inf, "a number, 0 or more"),
+    "label_smoothing": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+}
 
 # One-cycle training in a handful of epochs (Smith & Topin 2017), for small networks and quick answers.
 SHORT = Training(epochs=5, batch=256, lr=0.3, schedule="one-cycle", weight_decay=5e-4, label_smoothing=0.1)

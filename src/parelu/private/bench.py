@@ -64,6 +64,7 @@ def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, relu: str =
         "peak_mb_client": client["peak_mb"], "peak_mb_server": server["peak_mb"],
         "max_error": float(np.abs(logits - expected).max()),
         "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
+        "labels": logits.argmax(1).tolist(),
         "layers": _layers(client["runs"][1:], server["runs"][1:]),
     }  # fmt: skip
 

@@ -61,7 +61,11 @@ class Client:
         self.program = self.session.terms.program
 
     def prepare(self, count: int = 1) -> None:
-        """Run the offline phase of `count` inferences, so that `predict` is as fast as the online phase."""
+        """Run the offline phase of `count` inferences, so that `predict` is as fast as the online phase.
+
+        Raises:
+            UserError: more than a connection may hold, `session.terms.most_prepared`.
+        """
         self.session.prepare(count)
 
     def predict(self, images: Tensor | NDArray[np.uint8],

@@ -6,7 +6,6 @@ They are kept in private/ beside the candidate, for the report; a candidate that
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parelu import data, store
+from parelu import data, run, store
 from parelu.count import skeleton
 from parelu.errors import UserError
 from parelu.models import Spec
@@ -27,6 +26,7 @@ from parelu.private.lower import Lowered, lower
 from parelu.sites import instrument
 
 CALIBRATION = 512  # training images
+IMAGES = 5  # of the test set, that a network of a run is measured on
 NOISE = 16  # images of noise, for a network without training data
 PROGRAM = "program"
 Count = Callable[[int], None]
@@ -36,13 +36,13 @@ def silent(done: int) -> None:
     """No progress."""
 
 
-def dataset_of(candidate: Candidate, folder: Path | None = None, images: int | None = None) -> data.Dataset:
+def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset:
     """The data set that a candidate was trained on, at its own size; raises `UserError` where it is unknown."""
     name = candidate.preprocessing.get("dataset")
     if not isinstance(name, str):
         raise UserError("the candidate does not say what data it was trained on; train it with parelu")
     native = candidate.preprocessing.get("image")
-    return data.load(name, folder=folder, images=images, input_shape=tuple(native) if native else None)
+    return data.load(name, folder=folder, input_shape=tuple(native) if native else None)
 
 
 def fit(candidate: Candidate, images: Tensor) -> Tensor:
@@ -50,15 +50,19 @@ def fit(candidate: Candidate, images: Tensor) -> Tensor:
     return data.resize(images, (candidate.spec.input[1], candidate.spec.input[2]))
 
 
-def lowered(folder: Path, candidate: Candidate, data_folder: Path | None = None) -> Lowered:
-    """The candidate's program, calibrated on its training data; made once and kept beside it."""
+def lowered(folder: Path, candidate: Candidate, dataset: data.Dataset | Path | None = None) -> Lowered:
+    """The candidate's program, calibrated on its training data; made once and kept beside it.
+
+    dataset: the data it was trained on, or the folder where its files are.
+    """
     header = store.read_header(folder, "candidate")
     own = folder / "private"
     if (own / f"{PROGRAM}.json").exists():
         known = store.read_header(own, PROGRAM)
         if known.get("candidate") == header["tensors_sha256"]:
             return Lowered.load(own)
-    dataset = dataset_of(candidate, data_folder)
+    if not isinstance(dataset, data.Dataset):
+        dataset = dataset_of(candidate, dataset)
     images = fit(candidate, dataset.train.images[:CALIBRATION])
     result = lower(candidate.network(), images, candidate.preprocessing)
     result.save(own, header["tensors_sha256"])
@@ -136,22 +140,22 @@ def ring_accuracy(program: Lowered, candidate: Candidate, test: data.Split, prog
     )
 
 
-def measure(folder: Path, dataset: data.Dataset, network: str, progress: Count = silent) -> dict[str, Any]:
+def measure(folder: Path, dataset: data.Dataset, relu: str, offline: str, network: str,
+            progress: Count = silent) -> dict[str, Any]:  # fmt: skip
     """Ring accuracy and a bench row of one candidate of a run, as {"ring": …, "row": …}; kept beside it.
 
-    network: "loopback", "lan" or "wan".
+    relu, offline, network: as `bench` takes them.
     """
-    file = folder / "private" / "measured.json"
     header = store.read_header(folder, "candidate")
-    identity = {"candidate": header["tensors_sha256"], "network": network}
-    if file.exists():
-        known = json.loads(file.read_bytes())
-        if known["identity"] == identity:
-            return known
+    known = run.measured(folder, header)
+    wanted = {"relu": relu, "offline_mode": offline, "network": network}
+    if known and all(known["row"][name] == value for name, value in wanted.items()):
+        return known
     candidate = Candidate.load(folder)
-    program = lowered(folder, candidate)
+    program = lowered(folder, candidate, dataset)
     ring = ring_accuracy(program, candidate, dataset.test, progress)
-    row = bench(program, candidate, fit(candidate, dataset.test.images[:5]), network=network)
-    value = {"identity": identity, "ring": dataclasses.asdict(ring), "row": row}
-    store.write_json(file, value)
+    row = bench(program, candidate, fit(candidate, dataset.test.images[:IMAGES]),
+                relu=relu, offline=offline, network=network)  # fmt: skip
+    value = {"ring": dataclasses.asdict(ring), "row": row}
+    run.keep_measured(folder, header, value)
     return value

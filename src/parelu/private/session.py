@@ -35,7 +35,6 @@ from parelu.private.ring import Ring
 
 FORMAT = "parelu-session-1"
 LARGEST_HELLO = 4096
-MOST_PREPARED = 256  # inferences a connection may have in stock
 COMMAND = struct.Struct("<4sI")
 PREPARE, INFER, END = b"prep", b"infr", b"end "
 
@@ -77,7 +76,10 @@ class Session:
         self._state = self.mode.client(channel, _context(ours, theirs, digest))
 
     def prepare(self, count: int = 1) -> None:
-        """Run the offline phase of `count` inferences."""
+        """Run the offline phase of `count` inferences; with those that wait, at most `terms.most_prepared`."""
+        most = self.terms.most_prepared - len(self.prepared)
+        if not 1 <= count <= most:
+            raise UserError(f"{count} inferences cannot be prepared: a connection may have {most} more")
         self.channel.send("comd", COMMAND.pack(PREPARE, count))
         for _ in range(count):
             material = self.mode.fetch(self.channel, self._state, self.terms, keep_shares=self.keep_shares)
@@ -120,7 +122,7 @@ def serve(channel: Channel, model: Model, mode: Mode, package: Callable[[], Pack
     done = 0
     while True:
         command, count = COMMAND.unpack(channel.receive("comd", COMMAND.size).tobytes())
-        if command == PREPARE and 1 <= count <= MOST_PREPARED - len(prepared):
+        if command == PREPARE and 1 <= count <= model.terms.most_prepared - len(prepared):
             for _ in range(count):
                 ready = package()
                 material = ready.deliver(channel) if ready else mode.serve(channel, state, model)

@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from parelu import store
 from parelu.errors import UserError
-from parelu.report import plots, tables
+from parelu.report import latency, plots, tables
+from parelu.report.private import duration, size
 from parelu.report.tables import Row
 from parelu.run import Record, Run
 
@@ -30,7 +31,7 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     rows = tables.frontier_rows(records)
     # Without script: everything that a run's files say is text, and is escaped.
     environment = Environment(loader=PackageLoader("parelu.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters["short"] = plots.short
+    environment.filters |= {"short": plots.short, "duration": duration, "size": size}
     page = environment.get_template("page.html.jinja").render(
         title=f"{', '.join(_distinct(runs, 'model'))} on {', '.join(data)}",
         headline=headline(rows),
@@ -40,6 +41,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         compared=tables.compare(records),
         criticality=[(run, c) for run in runs if (c := run.records().get("criticality"))],
         skipped=[(run, s) for run in runs if (s := run.records().get("skipped"))],
+        measured=(measured := latency.measured_rows(records)),
+        latency=Markup(latency.latency_svg(records)) if measured else "",
         frontier=Markup(plots.frontier_svg(records)),
         stages=Markup(plots.stages_svg(records)),
         curves=Markup(plots.curves_svg(records)) if any(record.history for record in records) else "",

@@ -42,7 +42,7 @@ def frontier_svg(records: Sequence[Record]) -> str:
     """Test accuracy over ReLUs for every network, the frontier as steps; a point is the mean over its seeds."""
     with mpl.rc_context(STYLE):
         figure, tips = _frontier(records)
-        return _svg(figure, tips, "frontier")
+        return svg_text(figure, tips, "frontier")
 
 
 def save_frontier(records: Sequence[Record], path: Path) -> None:
@@ -144,7 +144,7 @@ def stages_svg(records: Sequence[Record]) -> str:
             axes.annotate(f"{group[0].metrics['relus']:,}", (1, y), (52, 0), xycoords=axes.get_yaxis_transform(),
                           textcoords="offset points", ha="right", va="center", fontsize=9.5)  # fmt: skip
         axes.annotate("ReLUs", (1, 1), (52, 6), xycoords="axes fraction", textcoords="offset points", ha="right")
-        return _svg(figure, [], "stages")
+        return svg_text(figure, [], "stages")
 
 
 def _share(group: Sequence[Record], stage: str) -> float:
@@ -181,7 +181,7 @@ def curves_svg(records: Sequence[Record]) -> str:
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.solids.set(edgecolor="face", rasterized=False)  # pyright: ignore[reportOptionalMemberAccess]
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        return _svg(figure, tips, "curves")
+        return svg_text(figure, tips, "curves")
 
 
 def _curves(axes: Axes, group: Sequence[Record], key: str, colours: ScalarMappable) -> list[Tip]:
@@ -202,7 +202,7 @@ def _curves(axes: Axes, group: Sequence[Record], key: str, colours: ScalarMappab
     return tips
 
 
-def _svg(figure: Figure, tips: Sequence[Tip], name: str) -> str:
+def svg_text(figure: Figure, tips: Sequence[Tip], name: str) -> str:
     """The figure as an <svg> element, with an invisible disc and a title over each point that has a tip.
 
     Its ids begin with `name`, so that figures on one page share none.

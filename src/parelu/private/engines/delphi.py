@@ -27,6 +27,7 @@ from parelu.private.ring import Ring, encode, reduce, truncate_client, truncate_
 
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
+MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # of these ReLUs each takes some 600 B of the server's memory
 
 
 def unmeasured(layer: str) -> contextlib.AbstractContextManager[None]:
@@ -46,6 +47,11 @@ class Terms:
     def instances(self) -> int:
         """Numbers of garbled instances that one inference takes under one key."""
         return self.program.relus + self.reveal.instances(self.program.classes)
+
+    @property
+    def most_prepared(self) -> int:
+        """Inferences whose offline material one connection may hold."""
+        return max(1, min(MOST_PREPARED, PREPARED_RELUS // max(1, self.program.relus)))
 
 
 class Model:

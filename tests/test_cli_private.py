@@ -1,0 +1,178 @@
+"""bench, serve, infer and certs, as a user runs them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import refused, run
+
+from parelu import cli_private, data
+from parelu.private import measure, reference
+from parelu.report.page import write_report
+from parelu.run import Run
+
+
+@pytest.fixture(scope="module")
+def study(finished, tmp_path_factory):
+    """A copy of a finished run."""
+    folder = tmp_path_factory.mktemp("private") / "run"
+    shutil.copytree(finished[0].path, folder)
+    return Run.open(folder)
+
+
+PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client", "cpu_server"}
+
+
+@pytest.mark.parametrize(("relu", "offline", "network"), [("sign", "dealer", "loopback"), ("full", "ot", "lan")])
+def test_bench_prints_a_row(capsys, relu, offline, network):
+    arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--json"]
+    assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--network", network) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["engine"], row["relu"], row["offline_mode"], row["network"]) == ("delphi", relu, offline, network)
+    assert "dealer" in row["threat_model"], "every row says whom it trusts"
+    assert 0 < row["relus"] < 2000 and row["squares"] == 0
+    for phase in ("online", "offline"):
+        assert set(row[phase]) == PHASE and all(value >= 0 for value in row[phase].values())
+    assert row["agreement"] == 1 and row["max_error"] < 0.05 and row["peak_mb"] > 50
+    online = [layer for layer in row["layers"] if layer["phase"] == "online"]
+    assert sum(layer.get("bytes_to_client", 0) for layer in online) == row["online"]["bytes_to_client"]
+    sites = sum(".relu" in layer["layer"] or layer["layer"] == "relu" for layer in online)
+    assert sites <= row["online"]["rounds"] <= sites + 1.5
+    if network == "lan":
+        assert row["online"]["seconds"] > sites * 0.5e-3
+
+
+def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, study):
+    assert run("bench", str(study.path)) == 0
+    shown = capsys.readouterr()
+    assert "ring %" in shown.out and "no privacy against it" in shown.out
+    measured = [record for record in study.candidates() if record.private]
+    assert measured
+    test = data.load("digits").test
+    for record in measured:
+        ring = record.private["ring"]
+        assert ring["images"] == len(test) and ring["agreement"] >= 99.5
+        assert abs(ring["float_accuracy"] - record.metrics["test_accuracy"]) < 0.6
+    page = write_report([study], study.path / "report.html").read_text()
+    assert "Private inference, measured" in page and "ring test, %" in page and page.count("<svg") >= 4
+    before = {record.name: record.private for record in measured}
+    assert run("bench", str(study.path), "--json") == 0  # again: nothing is measured twice
+    assert {record.name: record.private for record in study.candidates() if record.private} == before
+    text = cli_private.side_by_side(study, data.load("digits"))
+    assert "private inference of test image 0" in text and "online seconds" in text
+
+
+def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study):
+    """200 test images, to the bit; against the seedless reference the largest error is small."""
+    from two_parties import Pair
+
+    candidate = study.candidate("teacher")
+    lowered = measure.lowered(study.folder("teacher"), candidate)
+    images = data.load("digits").test.images[:200]
+    expected = reference.run(lowered, images).logits
+    errors = []
+    with Pair(lowered) as pair:
+        for image, logits in zip(images, expected, strict=True):
+            result, shares = pair.infer(image)
+            assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
+            errors.append(np.abs(reference.decode(result) * lowered.program.output_unit - logits).max())
+    assert pair.done == 200 and max(errors) < 0.1
+
+
+def test_inspect_prints_the_fixed_point_plan(capsys, study):
+    assert run("inspect", str(study.folder("teacher"))) == 0
+    text = capsys.readouterr().out
+    assert "ring Z_2^59, 10 fraction bits" in text and "any wraps in an inference with probability ≤" in text
+    assert run("inspect", "resnet10 m=2", "--input", "1x8x8", "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["private"]["wrap_bound"] < 1e-4 and value["unsupported"] == []
+    assert all(2 <= site["bits"] <= 59 for site in value["private"]["sites"])
+
+
+def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
+    (tmp_path / "dilated.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = refused(capsys, "inspect", "dilated:net", "--input", "1x8x8", "--classes", "3")
+    assert line == "0: a convolution with named or reflected padding or dilation is not supported; use numbers for its zero padding, and dilation 1"  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "resnet19"), "unknown network 'resnet19'"),
+        (("bench", "resnet10 m=2", "--keep", "1.5"), "--keep 1.5 is not a fraction from 0 to 1"),
+        (("bench", "resnet10 m=2", "--images", "0"), "--images 0"),
+        (("serve", "nowhere"), "nowhere holds no candidate"),
+        (("serve", "nowhere", "--host", "0.0.0.0"), "give --tls DIR"),
+        (("serve", "nowhere", "--port", "99999"), "--port from 0 to 65535"),
+        (("infer", "nowhere", "a.png"), "address 'nowhere' is not HOST:PORT; write localhost:7000"),
+        (("infer", "example.test:7000", "a.png"), "give --tls DIR"),
+        (("infer", "localhost:1", "a.png"), "is `parelu serve` running there?"),
+        (("infer", "localhost:1"), "no image given"),
+        (("infer", "localhost:1", "a.png", "--tls", "nowhere"), "ca.pem is missing"),
+    ],
+)
+def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+
+
+def test_serve_and_infer_as_two_processes(study, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from parelu.cli import main; main()"]
+
+    def parelu(*arguments):
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment)
+
+    certs = tmp_path / "certs"
+    assert parelu("certs", certs).returncode == 0
+    images = data.load("digits").test.images[:2, 0].numpy()
+    files = []
+    for number, image in enumerate(images):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(image).save(files[-1])
+    Image.new("L", (9, 9)).save(tmp_path / "wrong.png")
+    (tmp_path / "text.png").write_text("text")
+    server = subprocess.Popen([*command, "serve", str(study.folder("teacher")), "--port", "0", "--tls", str(certs),
+                               "--stock", "1"], stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+    assert server.stderr is not None
+    try:
+        lines = [server.stderr.readline() for _ in range(3)]
+        digest = lines[0].split()[1].rstrip(":")
+        address = f"localhost:{lines[2].split(':')[-1].strip()}"
+        done = parelu("infer", address, *files, "--tls", certs, "--pin", digest, "--json")
+        rows = json.loads(done.stdout)
+        lowered = measure.lowered(study.folder("teacher"), study.candidate("teacher"))
+        expected = reference.run(lowered, data.load("digits").test.images[:2])
+        assert [row["label"] for row in rows] == expected.labels.tolist()
+        assert np.abs(np.array([row["logits"] for row in rows]) - expected.logits).max() < 0.1
+        for arguments, message in (
+            ((tmp_path / "wrong.png",), "an image is 1x9x9; the network takes 1x8x8"),
+            ((tmp_path / "text.png",), "is not an image that can be read"),
+            ((tmp_path / "none.png",), "there is no such image"),
+            ((files[0], "--pin", "0" * 64), "is not the pinned"),
+        ):
+            done = parelu("infer", address, *arguments, "--tls", certs)
+            assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+            assert len(done.stderr.splitlines()) == 1
+        assert parelu("infer", address, files[0], "--tls", certs).stdout.startswith(str(files[0]) + ": class ")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        rest = server.stderr.read()
+        server.stderr.close()
+        assert server.wait(20) == 0
+    assert "parelu: stopping" in rest and "Traceback" not in rest
+    assert list(Path(study.path).rglob("*.sock")) == []
