@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_parties import Pair, Residual, images_of, lowered_of, ready
 
-from parelu.private import reference
+from parelu.models import spec_of
+from parelu.private import measure, reference
 from parelu.private.activations.base import relus
 from parelu.private.channel import HEADER
 from parelu.private.engines.delphi import Material
+from parelu.private.lower import lower
 from parelu.private.offline.base import modes
 from parelu.private.ring import decode
 
@@ -51,6 +53,19 @@ def test_secure_inference_of_random_programs(seed, keep, relu, offline, width):
         result, shares = pair.infer(image)
     assert pair.server_error is None
     assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
+
+
+@pytest.mark.parametrize("relu", RELUS)
+def test_convolutions_in_two_parts_are_the_replayed_reference(relu):
+    """Where few positions are ReLUs, the server works on the others while the client does."""
+    spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
+    candidate = measure.untrained(spec, 0.15, seed=0)
+    lowered = lower(candidate.network(), images_of(16, spec.input), candidate.preprocessing)
+    with Pair(lowered, relu) as pair:
+        assert sum(map(len, pair.model.followers.values())) > 5
+        for image in images_of(3, spec.input, seed=1):
+            result, shares = pair.infer(image)
+            assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
 
 
 @pytest.mark.parametrize("offline", MODES)

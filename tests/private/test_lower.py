@@ -18,8 +18,9 @@ from parelu.fuse import fold_batch_norms
 from parelu.models import spec_of
 from parelu.private import reference
 from parelu.private.lower import Lowered, problems
+from parelu.private.primitives.kernels import NAMES, load
 from parelu.private.program import Program
-from parelu.private.ring import BITS, LinearMap, decode, encode
+from parelu.private.ring import BITS, LinearMap, decode, encode, reduce
 from parelu.sites import instrument
 
 
@@ -208,6 +209,41 @@ def test_linear_maps_are_exact_modulo_the_ring(seed, stride, padding, groups, bi
         window = padded[n, group : group + 4 // groups, i * stride : i * stride + 3, j * stride : j * stride + 3]
         expected = sum(int(a) * int(b) for a, b in zip(window.flat, weight[o].flat, strict=True))
         assert int(found[n, o, i, j]) % 2**BITS == expected % 2**BITS
+
+
+@given(st.integers(0, 2**32), st.integers(1, 2), st.integers(0, 1), st.sampled_from([1, 3]), st.floats(0, 1))
+def test_a_sparse_input_can_be_added_position_by_position(seed, stride, padding, kernel, share):
+    generator = np.random.default_rng(seed)
+    weight = generator.integers(-(2**12), 2**12, (5, 4, kernel, kernel))
+    apply = LinearMap(weight, (stride, stride), (padding, padding))
+    whole = generator.integers(0, 1 << BITS, (1, 4, 5, 6), dtype=np.uint64)
+    positions = np.flatnonzero(generator.random(whole.size) < share)
+    rest = whole.copy()
+    rest.reshape(-1)[positions] = 0
+    found = apply(rest)
+    apply.add(found, whole.shape[1:], positions, whole.reshape(-1)[positions])
+    assert np.array_equal(reduce(found), reduce(apply(whole)))
+
+
+@given(st.integers(0, 2**32), st.tuples(st.integers(1, 2), st.integers(1, 3)), st.tuples(st.integers(0, 1), st.integers(0, 2)))  # fmt: skip  # noqa: E501
+def test_both_sets_of_kernels_give_the_same_products(seed, stride, padding):
+    generator = np.random.default_rng(seed)
+    x = generator.integers(0, 2**64, (2, 3, 6, 7), dtype=np.uint64)
+    positions = generator.permutation(3 * 6 * 7)[:20]
+    weight = generator.integers(0, 2**64, (3, 3, 2, 4), dtype=np.uint64)
+    shape = [
+        (size + 2 * pad - k) // step + 1 for size, k, step, pad in zip((6, 7), (3, 2), stride, padding, strict=True)
+    ]
+    found = []
+    for kernels in map(load, NAMES):
+        columns, joined = np.empty((3, 3, 2, 3, 2, *shape)), np.empty((2, 9, *shape), np.uint64)
+        kernels.limb_columns(x, 20, stride, padding, columns)
+        products = columns.reshape(9, 2, 3, 2, *shape)[:, 0].copy()
+        kernels.join_limbs(products, 20, joined)
+        added = joined[0, :4].copy()
+        kernels.add_sparse(weight, (6, 7), stride, padding, positions, x.reshape(-1)[:20], added)
+        found.append((columns, joined, added))
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @given(st.lists(st.integers(-(2**58), 2**58 - 1), min_size=1))

@@ -71,6 +71,7 @@ class Channel:
         self.socket, self.network, self.timeout = connection, network, timeout
         self.traffic: dict[tuple[str, str], Traffic] = {}
         self._now = Traffic()
+        self._clock = time.perf_counter(), time.process_time()
         self._numbers = [0, 0]  # of the next message sent, received
         self._open = 0  # bytes of the announced message that are still to be sent
         self._waiting = bytearray()
@@ -80,15 +81,21 @@ class Channel:
 
     @contextlib.contextmanager
     def measured(self, phase: str, layer: str) -> Iterator[None]:
-        """Count what passes, and the time, for this phase and layer."""
-        outer, self._now = self._now, self.traffic.setdefault((phase, layer), Traffic())
-        wall, cpu = time.perf_counter(), time.process_time()
+        """Count what passes, and the time, for this phase and layer; an outer layer's clock stands still."""
+        outer = self._now
+        self._count_time()
+        self._now = self.traffic.setdefault((phase, layer), Traffic())
         try:
             yield
         finally:
-            self._now.seconds += time.perf_counter() - wall
-            self._now.cpu += time.process_time() - cpu
+            self._count_time()
             self._now = outer
+
+    def _count_time(self) -> None:
+        clock = time.perf_counter(), time.process_time()
+        self._now.seconds += clock[0] - self._clock[0]
+        self._now.cpu += clock[1] - self._clock[1]
+        self._clock = clock
 
     def send(self, kind: str, *parts: Any) -> None:
         """Send one message: the parts, arrays or bytes, one after another."""

@@ -6,12 +6,15 @@ before it is sent, compared or truncated.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import threading
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+
+from parelu.private.primitives.kernels import kernels
 
 BITS = 59  # the largest power-of-two plaintext modulus that SEAL takes is below 2^60
 MASK = np.uint64((1 << BITS) - 1)
@@ -61,7 +64,7 @@ def limb_bits(weight: NDArray[np.int64]) -> int:
 class LinearMap:
     """y = W·x over the ring for a secret integer W: a convolution, or a matrix.
 
-    The element's bits are cut into limbs, each limb's product is one exact float64 product of BLAS.
+    The element's bits are cut into limbs, whose windows become the columns of one exact float64 product of BLAS.
 
     Args:
         weight: int64, (O, I/groups, kh, kw) for a convolution, (O, I) for a matrix.
@@ -72,28 +75,56 @@ class LinearMap:
                  padding: tuple[int, int] = (0, 0), groups: int = 1) -> None:  # fmt: skip
         self.weight = torch.from_numpy(weight.astype(np.float64))
         self.is_matrix = weight.ndim == 2
-        self.options: dict[str, Any] = {"stride": stride, "padding": padding, "groups": groups}
+        self.stride, self.padding, self.groups = stride, padding, groups
+        self.kernel: tuple[int, ...] = (1, 1) if self.is_matrix else weight.shape[2:]
+        self.by_input = np.ascontiguousarray(np.moveaxis(weight, 0, -1)).view(np.uint64)
+        self.rows = self.weight.numpy().reshape(groups, len(weight) // groups, -1)
         self.count = -(-BITS // limb_bits(weight))
         self.width = -(-BITS // self.count)
 
     def __call__(self, x: Ring) -> Ring:
         """x: (batch, …) → (batch, …), modulo 2^64."""
-        mask = np.uint64((1 << self.width) - 1)
-        limbs = np.concatenate([(x & MASK) >> np.uint64(k * self.width) & mask for k in range(self.count)])
-        products = self._float(torch.from_numpy(limbs.view(np.int64)).double())
-        parts = products.to(torch.int64).numpy().view(np.uint64).reshape(self.count, len(x), *products.shape[1:])
-        total = parts[0]
-        for k in range(1, self.count):
-            total = total + (parts[k] << np.uint64(k * self.width))
-        return total
+        images = np.ascontiguousarray(x.reshape(*x.shape[:2], 1, 1) if self.is_matrix else x)
+        sides = zip(images.shape[2:], self.kernel, self.stride, self.padding, strict=True)
+        shape = tuple((size + 2 * pad - kernel) // step + 1 for size, kernel, step, pad in sides)
+        batch, channels, outputs = len(images), images.shape[1], len(self.weight)
+        columns = _scratch("columns", channels, *self.kernel, self.count, batch, *shape)
+        kernels.limb_columns(images, self.width, self.stride, self.padding, columns)
+        products = _scratch("products", outputs, self.count, batch, *shape)
+        np.matmul(self.rows, columns.reshape(*self.rows.shape[::2], -1),
+                  out=products.reshape(*self.rows.shape[:2], -1))  # fmt: skip
+        out = np.empty((batch, outputs, *shape), np.uint64)
+        kernels.join_limbs(products, self.width, out)
+        return out.reshape(batch, outputs) if self.is_matrix else out
+
+    def add(self, out: Ring, shape: tuple[int, ...], positions: NDArray[np.int64], values: Ring) -> None:
+        """out += W·x for an x that is 0 but for `values` at flat `positions`; a convolution of one group.
+
+        out: (1, O, …), as `self(x)` is; shape: (C, H, W) of x.
+        """
+        kernels.add_sparse(self.by_input, shape[1:], self.stride, self.padding, positions, values, out[0])
 
     def small(self, x: NDArray[np.int64]) -> NDArray[np.int64]:
         """The same for plain signed integers, exact as long as no sum reaches 2^53; raises OverflowError else."""
         rows = self.weight.reshape(len(self.weight), -1).abs().sum(1).max()
         if float(rows) * float(np.abs(x).max(initial=0)) >= 2.0**EXACT:
             raise OverflowError("a product-sum reaches 2^53")
-        return self._float(torch.from_numpy(x).double()).to(torch.int64).numpy()
-
-    def _float(self, x: torch.Tensor) -> torch.Tensor:
+        values = torch.from_numpy(x).double()
         with torch.no_grad():
-            return x @ self.weight.T if self.is_matrix else F.conv2d(x, self.weight, **self.options)
+            if self.is_matrix:
+                return (values @ self.weight.T).to(torch.int64).numpy()
+            product = F.conv2d(values, self.weight, None, self.stride, self.padding, 1, self.groups)
+            return product.to(torch.int64).numpy()
+
+
+_kept = threading.local()
+
+
+def _scratch(name: str, *shape: int) -> NDArray[np.float64]:
+    """This thread's buffer: fresh memory for the columns would cost as much as filling them."""
+    size = math.prod(shape)
+    kept: NDArray[np.float64] | None = getattr(_kept, name, None)
+    if kept is None or len(kept) < size:
+        kept = np.empty(size)
+        setattr(_kept, name, kept)
+    return kept[:size].reshape(shape)

@@ -20,13 +20,14 @@ from parelu.private.activations.base import Relu
 from parelu.private.channel import Channel, ring_of
 from parelu.private.lower import Integers, Lowered
 from parelu.private.offline.base import ClientOffline, ServerOffline
-from parelu.private.program import Activation, Add, Op, Program, Truncate, local
+from parelu.private.program import Activation, Add, Conv, Op, Program, Truncate, local
 from parelu.private.reference import bias_of, linear_map
 from parelu.private.reveal import Reveal
-from parelu.private.ring import Ring, encode, reduce, truncate_client, truncate_server
+from parelu.private.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
 
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
+SPARSE = 0.3  # of a site's positions: up to here, adding them one by one to a convolution costs less than the whole
 MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # of these ReLUs each takes some 600 B of the server's memory
 
 
@@ -61,6 +62,19 @@ class Model:
         self.lowered, self.terms = lowered, Terms(lowered.program, relu, reveal)
         ops = enumerate(lowered.program.ops, start=1)
         self.maps = {number: linear_map(op, lowered.weights[number - 1]) for number, op in ops if op.is_secret}
+        self.followers = _followers(lowered.program, self.maps)
+
+
+def _followers(program: Program, maps: Mapping[int, Callable[[Ring], Ring]]) -> dict[int, dict[int, LinearMap]]:
+    """Activation → the convolutions that read it, where it is sparse enough to apply them in two parts."""
+    numbered = list(enumerate(program.ops, start=1))
+    convs = {n: (op, map_) for n, op in numbered
+             if isinstance(op, Conv) and op.groups == 1 and isinstance(map_ := maps[n], LinearMap)}  # fmt: skip
+    return {
+        number: {reader: map_ for reader, (conv, map_) in convs.items() if conv.source == number}
+        for number, op in numbered
+        if isinstance(op, Activation) and len(op.relus) + len(op.squares) <= SPARSE * math.prod(program.shapes[number])
+    }
 
 
 class Material:
@@ -221,6 +235,7 @@ def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: 
 def infer_server(channel: Channel, model: Model, material: Material) -> None:
     """The server's online phase."""
     terms, program, content = model.terms, model.terms.program, material.take()
+    ahead: dict[int, Ring] = {}
     with channel.measured("online", INPUT):
         share = ring_of(channel.receive("inpt", 8 * math.prod(program.input_shape)))
 
@@ -229,9 +244,9 @@ def infer_server(channel: Channel, model: Model, material: Material) -> None:
             return truncate_server(source, op.bits)
         with channel.measured("online", program.layers[number - 1]):
             if isinstance(op, Activation):
-                flat = _activate(channel, model, number, op, content, reduce(source.reshape(-1)))
-                return flat.reshape(source.shape)
-            return model.maps[number](source) + content.summands[number]
+                return _activate(channel, model, number, op, content, reduce(source), ahead)
+            product = ahead.pop(number) if number in ahead else model.maps[number](source)
+            return product + content.summands[number]
 
     last = _walk(program, share.reshape(1, *program.input_shape), make)
     with channel.measured("online", OUTPUT):
@@ -239,9 +254,13 @@ def infer_server(channel: Channel, model: Model, material: Material) -> None:
 
 
 def _activate(channel: Channel, model: Model, number: int, op: Activation, content: _ServerMaterial,
-              flat: Ring) -> Ring:  # fmt: skip
-    """The server's flat share of the activation's output."""
-    relu = model.terms.relu
+              share: Ring, ahead: dict[int, Ring]) -> Ring:  # fmt: skip
+    """The server's share of the activation's output.
+
+    While the client works on its answer, the convolutions that follow are applied to the identity positions, whose
+    shares are known; `ahead` gets their products, complete when this returns.
+    """
+    relu, flat = model.terms.relu, share.reshape(-1)
     at_relus, at_squares = flat[op.relus], flat[op.squares]
     opened, due = at_squares, 8 * len(op.squares)
     if len(op.relus):
@@ -250,6 +269,11 @@ def _activate(channel: Channel, model: Model, number: int, op: Activation, conte
     if len(op.squares):
         opened = reduce(at_squares + content.squares[number].offset)
         channel.send("sqre", opened)
+    flat[op.relus] = flat[op.squares] = 0
+    followers = model.followers.get(number, {})
+    for follower, map_ in followers.items():
+        with channel.measured("online", model.terms.program.layers[follower - 1]):
+            ahead[follower] = map_(share)
     answer = channel.receive("mask", due)
     split = due - 8 * len(op.squares)
     if len(op.relus):
@@ -259,4 +283,8 @@ def _activate(channel: Channel, model: Model, number: int, op: Activation, conte
         c0, c1, c2 = (encode(model.lowered.weights[number - 1][name]) for name in ("c0", "c1", "c2"))
         full = c0 + opened * (c1 + opened * c2) + opened * square.u + square.v
         flat[op.squares] = reduce(truncate_server(full, op.truncation) + ring_of(answer[split:]))
-    return flat
+    positions = np.concatenate([op.relus, op.squares])
+    for follower, map_ in followers.items():
+        with channel.measured("online", model.terms.program.layers[follower - 1]):
+            map_.add(ahead[follower], share.shape[1:], positions, flat[positions])
+    return share

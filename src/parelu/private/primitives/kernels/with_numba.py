@@ -101,3 +101,63 @@ def _transpose_blocks(block: Any) -> None:
                 lower[lane] ^= swapped
         width >>= 1
         mask ^= mask << np.uint64(width)
+
+
+@_loop
+def limb_columns(x: Any, width: int, stride: Any, padding: Any, out: Any) -> None:
+    (top, left), (down, across) = padding, stride
+    low, ring = np.uint64((1 << width) - 1), np.uint64((1 << 59) - 1)
+    padded = np.zeros((x.shape[2] + 2 * top, x.shape[3] + 2 * left))
+    for c in range(x.shape[1]):
+        for k in range(out.shape[3]):
+            for n in range(len(x)):
+                for i in range(x.shape[2]):
+                    for j in range(x.shape[3]):
+                        limb = ((x[n, c, i, j] & ring) >> np.uint64(k * width)) & low
+                        padded[top + i, left + j] = np.float64(np.int64(limb))
+                # One function, so that the compiler sees that no index is negative, and vectorises.
+                for u in range(out.shape[1]):
+                    for v in range(out.shape[2]):
+                        for i in range(out.shape[5]):
+                            row = padded[i * down + u]
+                            if across == 1:
+                                for j in range(out.shape[6]):
+                                    out[c, u, v, k, n, i, j] = row[j + v]
+                            else:
+                                for j in range(out.shape[6]):
+                                    out[c, u, v, k, n, i, j] = row[j * across + v]
+
+
+@_loop
+def join_limbs(products: Any, width: int, out: Any) -> None:
+    for n in range(out.shape[0]):
+        for o in range(out.shape[1]):
+            for i in range(out.shape[2]):
+                for j in range(out.shape[3]):
+                    total = np.uint64(np.int64(products[o, 0, n, i, j]))
+                    for k in range(1, products.shape[1]):
+                        total += np.uint64(np.int64(products[o, k, n, i, j])) << np.uint64(k * width)
+                    out[n, o, i, j] = total
+
+
+@_loop
+def add_sparse(weight: Any, size: Any, stride: Any, padding: Any, positions: Any, values: Any, out: Any) -> None:
+    total = np.zeros((out.shape[1], out.shape[2], out.shape[0]), np.uint64)
+    for p in range(len(positions)):
+        rest, column = divmod(positions[p], size[1])
+        channel, row = divmod(rest, size[0])
+        for u in range(weight.shape[1]):
+            i, rest_i = divmod(row + padding[0] - u, stride[0])
+            if rest_i or i < 0 or i >= out.shape[1]:
+                continue
+            for v in range(weight.shape[2]):
+                j, rest_j = divmod(column + padding[1] - v, stride[1])
+                if rest_j or j < 0 or j >= out.shape[2]:
+                    continue
+                factors, sums = weight[channel, u, v], total[i, j]
+                for o in range(len(factors)):
+                    sums[o] += factors[o] * values[p]
+    for o in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            for j in range(out.shape[2]):
+                out[o, i, j] += total[i, j, o]

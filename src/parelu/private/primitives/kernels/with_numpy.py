@@ -83,3 +83,40 @@ def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
             width >>= 1
             mask ^= mask << np.uint64(width)
         out.reshape(-1, 64, 2)[:, :, half] = block.T
+
+
+def limb_columns(x: NDArray[np.uint64], width: int, stride: tuple[int, int], padding: tuple[int, int],
+                 out: NDArray[np.float64]) -> None:  # fmt: skip
+    """out[c, u, v, k, n, i, j] = limb k of x[n, c] at row i·stride + u − padding, column j·stride + v − padding.
+
+    A limb is `width` bits of the lowest 59; x: (N, C, H, W); outside of it is 0.
+    """
+    low = np.uint64((1 << width) - 1)
+    ring = x & np.uint64((1 << 59) - 1)
+    limbs = np.stack([((ring >> np.uint64(k * width)) & low).astype(np.float64) for k in range(out.shape[3])])
+    (top, left), (down, across) = padding, stride
+    padded = np.pad(limbs, ((0, 0), (0, 0), (0, 0), (top, top), (left, left)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, out.shape[1:3], (3, 4))
+    np.copyto(out, windows[:, :, :, ::down, ::across].transpose(2, 5, 6, 0, 1, 3, 4))
+
+
+def join_limbs(products: NDArray[np.float64], width: int, out: NDArray[np.uint64]) -> None:
+    """out[n, o] = Σ_k products[o, k, n]·2^(k·width) modulo 2^64; products: (O, K, N, H, W), exact integers."""
+    parts = products.astype(np.int64).view(np.uint64)
+    shifts = (np.arange(parts.shape[1], dtype=np.uint64) * np.uint64(width))[:, None, None, None]
+    np.copyto(out, (parts << shifts).sum(1, dtype=np.uint64).transpose(1, 0, 2, 3))
+
+
+def add_sparse(weight: NDArray[np.uint64], size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
+               positions: NDArray[np.int64], values: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:  # fmt: skip
+    """out += the convolution of the x that is 0 but for `values` at flat `positions`, modulo 2^64.
+
+    weight: (C, kh, kw, O); size: (H, W) of x; out: (O, H', W').
+    """
+    channel, row, column = np.unravel_index(positions, (len(weight), *size))
+    total = np.zeros((*out.shape[1:], len(out)), np.uint64)
+    for u, v in np.ndindex(*weight.shape[1:3]):
+        (i, rest_i), (j, rest_j) = divmod(row + padding[0] - u, stride[0]), divmod(column + padding[1] - v, stride[1])
+        hit = (rest_i == 0) & (rest_j == 0) & (i >= 0) & (j >= 0) & (i < out.shape[1]) & (j < out.shape[2])
+        np.add.at(total, (i[hit], j[hit]), weight[channel[hit], u, v] * values[hit, None])
+    out += total.transpose(2, 0, 1)
