@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 
@@ -25,17 +26,19 @@ class Recipe:
     check: str
 
 
+GROUPS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["dependency-groups"]
+
 SPU = Recipe(
     "spu",
     ("3.11", "3.10"),
-    (("spu==0.9.5", "jax==0.4.34", "jaxlib==0.4.34", "numpy<2"),),
+    (tuple(GROUPS["spu"]),),
     "import jax, spu.libspu, spu.utils.frontend",
 )
 
 CRYPTEN = Recipe(
     "crypten",
     ("3.11",),
-    (("torch==2.13.0", "numpy", "pyyaml", "omegaconf==2.3.0"), ("--no-deps", "crypten==0.4.1")),
+    (tuple(GROUPS["crypten"]), ("--no-deps", "crypten==0.4.1")),
     "import importlib.util, omegaconf, torch; assert importlib.util.find_spec('crypten')",
 )
 

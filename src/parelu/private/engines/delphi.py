@@ -20,6 +20,7 @@ from parelu.private.activations.base import Relu
 from parelu.private.channel import Channel, ring_of
 from parelu.private.lower import Integers, Lowered
 from parelu.private.offline.base import ClientOffline, ServerOffline
+from parelu.private.primitives.kernels import kernels
 from parelu.private.program import Activation, Add, Conv, Op, Program, Truncate, local
 from parelu.private.reference import bias_of, linear_map
 from parelu.private.reveal import Reveal
@@ -27,7 +28,6 @@ from parelu.private.ring import LinearMap, Ring, encode, reduce, truncate_client
 
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
-SPARSE = 0.3  # of a site's positions: up to here, adding them one by one to a convolution costs less than the whole
 MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # of these ReLUs each takes some 600 B of the server's memory
 
 
@@ -73,7 +73,8 @@ def _followers(program: Program, maps: Mapping[int, Callable[[Ring], Ring]]) -> 
     return {
         number: {reader: map_ for reader, (conv, map_) in convs.items() if conv.source == number}
         for number, op in numbered
-        if isinstance(op, Activation) and len(op.relus) + len(op.squares) <= SPARSE * math.prod(program.shapes[number])
+        if isinstance(op, Activation)
+        and len(op.relus) + len(op.squares) <= kernels.SPARSE * math.prod(program.shapes[number])
     }
 
 

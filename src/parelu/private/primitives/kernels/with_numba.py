@@ -7,6 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
+SPARSE = 0.3
 _loop = numba.njit(cache=True, nogil=True)
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Blocks = NDArray[np.uint64]
 COLOUR = np.uint64(63)
+SPARSE = 0.0  # of a site's positions: up to here, `add_sparse` costs less than the convolution
 
 
 def add_tweaks(blocks: Blocks, first: np.uint64, uses: NDArray[np.uint64], out: Blocks) -> None:
