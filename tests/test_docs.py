@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,16 @@ import torch
 from parelu import data
 from parelu.methods import methods
 from parelu.methods.base import FixedMasks
+from parelu.models import spec_of
+from parelu.private import reference
+from parelu.private.activations.base import relus
+from parelu.private.engines.delphi import Model
+from parelu.private.lower import lower
+from parelu.private.measure import noise, untrained
+from parelu.private.offline.base import modes
+from parelu.private.reveal import REVEALS
+from parelu.private.serve import Server
+from parelu.private.tls import make_certificates
 from parelu.steps import KNOWN
 from parelu.study import recipes
 
@@ -31,6 +42,38 @@ def test_the_example_of_a_method_meets_its_budget():
     exec(compile(example, "README.md", "exec"), names)
     masks = names["First"]().masks({"a": (2, 2, 2), "b": (1, 3, 3), "c": (4,)}, 11, 0)
     assert [int(mask.sum()) for mask in masks.values()] == [8, 3, 0]
+
+
+def test_the_example_of_a_client_runs(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(from pathlib.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
+    candidate = untrained(spec, 0.2, seed=0)
+    images = noise(3, spec.input, seed=0)
+    lowered = lower(candidate.network(), images, candidate.preprocessing)
+    make_certificates(tmp_path / "certs")
+    monkeypatch.chdir(tmp_path)
+    model = Model(lowered, relus()["sign"], REVEALS["logits"])
+    server = Server(model, modes()["dealer"], ("127.0.0.1", 0), tmp_path / "certs")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        for said, real in (("7000", str(server.port)), ("1f3a…", lowered.program.digest)):
+            assert example.count(said) == 1
+            example = example.replace(said, real)
+        names = {"images": images}
+        exec(compile(example, "README.md", "exec"), names)
+    finally:
+        server.close()
+        thread.join()
+    assert names["labels"].tolist() == reference.run(lowered, images).labels.tolist()
+
+
+def test_the_threat_model_names_tests_that_exist():
+    named = set(re.findall(r"\btest_\w+(?!\.py)\b", (ROOT / "docs/threat-model.md").read_text()))
+    files = list((ROOT / "tests").rglob("*.py"))
+    defined = {name for path in files for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert len(named) > 20
+    assert named <= defined | {path.stem for path in files}
 
 
 def test_the_table_of_methods_is_the_registry():

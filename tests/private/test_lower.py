@@ -188,6 +188,14 @@ def test_mutated_bytes_of_programs_are_refused_or_sound(changes, end):
     assert refused_or_sound(bytes(data[: max(end, 1)])) or end == len(PROGRAM)
 
 
+def test_a_program_that_would_not_fit_into_memory_is_refused():
+    value = json.loads(PROGRAM)
+    value["input_shape"], value["layers"] = [1, 1 << 13, 1 << 13], ["scale"] * 5
+    value["ops"] = [{"kind": "scale", "source": 0, "factor": 2} for _ in range(5)]
+    with pytest.raises(ValueError, match="elements together, more than"):
+        Program.from_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
 @pytest.mark.parametrize(
     "text", [b"", b"{}", b"[]", b"null", b"[" * 100_000, b'{"format":"parelu-program-1"}', b"\xff"]
 )

@@ -23,6 +23,7 @@ from parelu.private.ring import BITS, Ring
 
 FORMAT = "parelu-program-1"
 LARGEST_VALUE = 1 << 26  # elements of one value
+LARGEST_TOTAL = 1 << 28  # elements of all values: a party keeps them for one inference
 LARGEST_PROGRAM = 32 << 20  # bytes of the JSON
 MOST_OPS = 10_000
 
@@ -288,6 +289,8 @@ def _shapes(program: Program) -> tuple[Shape, ...]:
         if math.prod(shape) > LARGEST_VALUE:
             raise ValueError(f"op {number} makes {math.prod(shape)} elements, more than {LARGEST_VALUE}")
         shapes.append(shape)
+    if sum(map(math.prod, shapes)) > LARGEST_TOTAL:
+        raise ValueError(f"values of {sum(map(math.prod, shapes))} elements together, more than {LARGEST_TOTAL}")
     if len(shapes[-1]) != 1:
         raise ValueError(f"the output has shape {shapes[-1]}, not (classes,)")
     if not (1 <= program.fraction <= 24 and -(1 << 40) < program.low <= program.high < 1 << 40):
