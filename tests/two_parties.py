@@ -51,8 +51,9 @@ def lowered_of(network: Network, count: int = 16) -> Lowered:
 class Residual(nn.Module):
     """Every op that can be lowered, for 6 × 6 pixels: forks, sums of two units, pools, groups, a late batch-norm."""
 
-    def __init__(self, channels: int = 1, width: int = 4, classes: int = 5) -> None:
+    def __init__(self, channels: int = 1, width: int = 4, classes: int = 5, seed: int = 0) -> None:
         super().__init__()
+        torch.manual_seed(seed)
         self.stem = nn.Conv2d(channels, width, 3, 1, 1)
         self.bn = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()

@@ -27,8 +27,7 @@ def polynomial(channels: int) -> torch.Tensor:
 
 
 def residual(seed: int, keep: float, width: int = 4) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return ready(Residual(width=width), (1, 6, 6), lambda u: u < keep, polynomial)
+    return ready(Residual(width=width, seed=seed), (1, 6, 6), lambda u: u < keep, polynomial)
 
 
 @pytest.mark.parametrize("offline", MODES)
@@ -93,7 +92,6 @@ def test_material_is_taken_once():
 
 def test_scattered_and_contiguous_masks_cost_the_same_bytes_and_rounds():
     def traffic(mask):
-        torch.manual_seed(0)
         network = ready(Residual(), (1, 6, 6))
         for site in network.sites.values():
             size = site.mask.numel()
