@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from conftest import Silent
@@ -247,3 +249,13 @@ def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
     assert seen[1] == "measured"
     shown = capsys.readouterr()
     assert "the bundled digits stand in" in shown.err and "side by side" in shown.out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-c", "from parelu.cli import main; main()", "recipe", "quickstart", "--dry-run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert "pipe" not in said.lower() and "Traceback" not in said

@@ -42,6 +42,7 @@ class Inspect:
     """Count a network's ReLUs, MACs and depth, and print its fixed-point plan for private inference.
 
     parelu inspect resnet18 --input 3x32x32 --classes 100 --steps "cull S1; thin S2+S3+S4; channels 0.5" --json
+
     parelu inspect runs/quickstart/candidates/teacher
     """
 
@@ -131,6 +132,7 @@ class Reduce(_Common):
     """Reduce a network's ReLUs with a method; trains the full-ReLU network first unless --weights has it.
 
     parelu reduce deepreduce --model "resnet10 m=8" --data colour-fashion --training short
+
     parelu reduce random --model resnet18 --data cifar100 --budget 50k 0.02
     """
 
@@ -279,8 +281,12 @@ def main(arguments: list[str] | None = None) -> None:
                   tyro.conf.FlagCreatePairsOff)  # fmt: skip
         command: Any = tyro.cli(commands, prog="parelu", args=arguments, description=__doc__, config=config)  # pyright: ignore
         command()
+        sys.stdout.flush()
     except (UserError, ProtocolError) as error:
         sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno is None:
             raise

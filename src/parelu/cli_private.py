@@ -35,7 +35,9 @@ class Bench:
     """Measure private inference between two processes: seconds, bytes and rounds, per layer and in total.
 
     parelu bench resnet20 --keep 0.1
+
     parelu bench runs/quickstart/candidates/teacher --relu full --network wan --json
+
     parelu bench runs/quickstart
     """
 
