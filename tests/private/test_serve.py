@@ -14,7 +14,7 @@ import torch
 from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import UserError
-from parelu.private import reference, tls
+from parelu.private import reference, serve, tls
 from parelu.private.activations.base import relus
 from parelu.private.client import Client
 from parelu.private.engines.delphi import Model
@@ -135,6 +135,27 @@ def test_one_client_too_many_is_told_so(certificates):
                 Client("localhost", server.port, certificates)
             assert client.predict(IMAGES).shape == (3, 5)
         assert until(lambda: len(lines) == 2)
+        with Client("localhost", server.port, certificates) as client:
+            assert client.predict(IMAGES[:1]).shape == (1, 5)
+
+
+def test_strangers_are_bounded(certificates, monkeypatch):
+    """Connections that never shake hands take no more than their share of threads."""
+    monkeypatch.setattr(serve, "STRANGERS", 3)
+    with serving(certificates, clients=1) as (server, _):
+        strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+        try:
+            assert until(lambda: len(server._threads) == 4)
+            closed = 0
+            for stranger in strangers:
+                stranger.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    closed += stranger.recv(1) == b""
+            assert closed == 4 and len(server._threads) == 4
+        finally:
+            for stranger in strangers:
+                stranger.close()
+        assert until(lambda: not server._threads)
         with Client("localhost", server.port, certificates) as client:
             assert client.predict(IMAGES[:1]).shape == (1, 5)
 

@@ -19,6 +19,7 @@ from parelu.private.offline.base import Mode, Package
 
 Traffics = Mapping[tuple[str, str], Traffic]
 HANDSHAKE_TIMEOUT = 10.0  # seconds
+STRANGERS = 64  # connections beyond the clients served: so many may be shaking hands
 
 
 class Stock:
@@ -115,6 +116,9 @@ class Server:
             except OSError:
                 if self._closing:
                     return
+                continue
+            if len(self._threads) >= self._clients + STRANGERS:
+                connection.close()
                 continue
             thread = threading.Thread(target=self._serve, args=(connection, f"{address[0]}:{address[1]}"), daemon=True)
             with self._lock:
