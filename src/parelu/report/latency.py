@@ -88,7 +88,7 @@ def latency_svg(records: Sequence[Record]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        tips = _panel(left, rows, [row.online for row in rows], styles, "online seconds an image", duration)
+        tips = _panel(left, rows, [row.online for row in rows], styles, "online time an image", duration)
         tips += _panel(right, rows, [row.online_bytes for row in rows], styles, "online bytes an image", size)
         left.set_ylabel("test accuracy in the ring, %")
         handles, labels = left.get_legend_handles_labels()
