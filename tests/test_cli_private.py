@@ -66,7 +66,7 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
     assert run("bench", str(study.path), "--json") == 0  # again: nothing is measured twice
     assert {record.name: record.private for record in study.candidates() if record.private} == before
     text = cli_private.side_by_side(study, data.load("digits"))
-    assert "private inference of test image 0" in text and "online seconds" in text
+    assert "private inference of test image 0" in text and "online time" in text
 
 
 def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study):

@@ -130,9 +130,9 @@ def side_by_side(run: Run, dataset: data.Dataset) -> str:
         "ReLUs": [f"{row['relus']:,}" for row in sides],
         "it says class": [str(row["labels"][0]) for row in sides],
         "accuracy in the ring, test set": [f"{r.private['ring']['accuracy']:.1f} %" for r in (full, knee) if r.private],
-        "online seconds": [duration(row["online"]["seconds"]) for row in sides],
+        "online time": [duration(row["online"]["seconds"]) for row in sides],
         "online bytes": [size(row["online"]["bytes_to_client"] + row["online"]["bytes_to_server"]) for row in sides],
-        "offline seconds": [duration(row["offline"]["seconds"]) for row in sides],
+        "offline time": [duration(row["offline"]["seconds"]) for row in sides],
     }
     lines += [f"  {name:<34}{left:>12}{right:>12}" for name, (left, right) in cells.items()]
     return "\n".join([*lines, f"  {sides[0]['threat_model']}"])
