@@ -54,4 +54,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Si
     """A finished study of all methods on digits, 8×8."""
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    yield study.conduct(tiny_study("deepreduce", "random", "uniform"), folder, watcher), watcher
+    yield study.conduct(tiny_study("deepreduce", "random", "snip", "uniform"), folder, watcher), watcher

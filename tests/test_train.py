@@ -16,7 +16,7 @@ from parelu.errors import UserError
 from parelu.models import spec_of
 from parelu.run import read_history
 from parelu.sites import instrument
-from parelu.train import Teacher, Training, accuracy, memory_format, train
+from parelu.train import Teacher, Training, accuracy, memory_format, slope_gradients, train
 
 SHORT = Training(epochs=3, batch=128, lr=0.1, schedule="one-cycle")
 
@@ -54,6 +54,33 @@ def test_distillation_weighs_its_terms():
     terms = Distillation(4.0, 0.9)(x, labels, lambda: y)
     torch.testing.assert_close(terms["ce"], 0.1 * F.cross_entropy(x, labels))
     torch.testing.assert_close(terms["kd"], 0.9 * kd(x, y, 4.0))
+
+
+class Slope(nn.Module):
+    """a·relu(x) + (1 − a)·x, written out."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a * F.relu(x) + (1 - self.a) * x
+
+
+def test_slope_gradients_are_those_of_slopes_written_out(digits):
+    full = network()
+    found = slope_gradients(full, digits, 300, seed=1, batch=64)
+    slopes = network()
+    for name, site in slopes.sites.items():
+        slopes.set_submodule(name, Slope(site.shape))
+    chosen = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(1))[:300]
+    images = data.normalise(digits.train.images[chosen], digits.mean, digits.std)
+    F.cross_entropy(slopes.eval()(images), digits.train.labels[chosen]).backward()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, slopes.get_submodule(name).a.grad, rtol=1e-3, atol=1e-6)
+    assert any(gradient.abs().max() > 1e-4 for gradient in found.values())
+    more = slope_gradients(full, digits, 10**6, seed=1)
+    assert set(more) == set(found)
 
 
 def test_schedules():

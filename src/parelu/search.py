@@ -31,7 +31,7 @@ from parelu.models import Spec, external
 from parelu.plan import Candidate, Plan, load_weights
 from parelu.run import Run, cores
 from parelu.sites import Network, instrument
-from parelu.train import Progress, Teacher, Training, accuracy, train
+from parelu.train import Progress, Teacher, Training, accuracy, slope_gradients, train
 
 WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow down each other and whatever else runs: 8× on a busy machine.
@@ -77,6 +77,10 @@ class Bench:
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         return self.trainer.train(jobs)
+
+    def slope_gradients(self, images: int) -> dict[str, Tensor]:
+        """Kept in the run folder: a resumed run must choose the same masks, whatever its threads."""
+        return self.trainer.slope_gradients(self.teacher, images)
 
     def record(self, name: str, value: Any) -> None:
         self.trainer.run.record(name, value)
@@ -169,6 +173,17 @@ class Trainer:
         # By the number of all jobs, not of the missing ones: a resumed run must add its floats in the same order.
         self._train(missing, threads=max(1, cores() // min(self._workers, len(jobs) or 1)))
         return [self.run.candidate(job.name) for job in jobs]
+
+    def slope_gradients(self, teacher: Candidate, images: int) -> dict[str, Tensor]:
+        """Of the teacher; computed in this process."""
+        name, folder = f"slope-gradients-{images}", self.run.path / "records"
+        header = {"job": teacher.metrics["job"]}
+        if (folder / f"{name}.json").exists() and store.read_header(folder, name).get("job") == header["job"]:
+            return store.read(folder, name)[1]
+        dataset = self.source.load()
+        gradients = slope_gradients(teacher.network(), dataset, images, self.seed)
+        store.write(folder, name, header, gradients)
+        return gradients
 
     def _train(self, jobs: Sequence[Job], threads: int) -> None:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parelu import data, store
@@ -213,6 +214,35 @@ def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512)
             right += int((predicted == split.labels[start : start + batch].to(_device())).sum())
     network.train(was_training)
     return 100 * right / len(split)
+
+
+def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, batch: int = 128) -> dict[str, Tensor]:
+    """Site → ∂L/∂a, `site.shape`, of activations a·relu(x) + (1 − a)·x at a = 1.
+
+    L is the cross-entropy, the mean over `images` training images drawn by the seed, with the network in evaluation
+    mode. The gradient of one position is the mean of its output's gradient times (relu(x) − x).
+    """
+    split, count = dataset.train, min(images, len(dataset.train))
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
+    totals = {name: torch.zeros(site.shape, device=_device()) for name, site in network.sites.items()}
+
+    def collect(site: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        total, falls = totals[str(site.name)], F.relu(-inputs[0].detach())
+
+        def add(gradient: Tensor) -> None:
+            total.add_((gradient * falls).sum(0))
+
+        output.register_hook(add)
+
+    hooks = [site.register_forward_hook(collect) for site in network.sites.values()]
+    network.eval().to(_device()).requires_grad_(False)
+    for part in chosen.split(batch):
+        pixels = data.normalise(split.images[part].to(_device()), dataset.mean, dataset.std)
+        logits = network(fit(pixels, network).requires_grad_())  # no other gradient is needed
+        (F.cross_entropy(logits, split.labels[part].to(_device()), reduction="sum") / count).backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: total.cpu() for name, total in totals.items()}
 
 
 def fit(images: Tensor, network: Network) -> Tensor:

@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
+import torch
 
+from parelu import cli
 from parelu.count import count, skeleton
 from parelu.errors import UserError
 from parelu.methods import Job, methods
@@ -28,6 +30,11 @@ class DryBench:
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         self.jobs += jobs
         return [Candidate(job.spec, job.plan, {}, {"validation_accuracy": 50 + job.plan.relus / 100}) for job in jobs]
+
+    def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        sites = self.teacher.plan.sites.items()
+        return {name: torch.randn(site.mask.shape, generator=generator) for name, site in sites}
 
     def record(self, name: str, value: object) -> None:
         self.records[name] = value
@@ -78,6 +85,14 @@ def test_options_have_defaults_and_sources(name):
     assert dataclasses.is_dataclass(cls)
     assert cls.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(cls))
+
+
+@pytest.mark.parametrize("name", methods())
+def test_the_command_line_has_the_method(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["reduce", name, "--help"])
+    assert stop.value.code == 0
+    assert f"parelu reduce {name}" in capsys.readouterr().out
 
 
 def test_deepreduce_without_a_budget_makes_all_its_candidates():

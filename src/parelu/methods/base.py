@@ -16,6 +16,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from parelu.distill import CrossEntropy, Distillation
@@ -65,6 +66,13 @@ class Workbench(Protocol):
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         """Train networks side by side; those that the run folder holds already are read instead."""
+        ...
+
+    def slope_gradients(self, images: int) -> dict[str, Tensor]:
+        """Site → ∂L/∂a, (C, H, W), of the teacher's activations a·relu(x) + (1 − a)·x at a = 1.
+
+        L: cross-entropy, the mean over so many training images (all of them, where there are fewer).
+        """
         ...
 
     def record(self, name: str, value: Any) -> None:
@@ -118,21 +126,41 @@ class FixedMasks(Method):
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
         shapes = {name: tuple(site.mask.shape) for name, site in bench.teacher.plan.sites.items()}
-        note = "from the full network's weights" if self.from_teacher else ""
-        jobs = [
-            Job(
-                name=f"{self.name}-{budget}" + ("-from-teacher" if self.from_teacher else ""),
-                role="candidate",
-                spec=bench.teacher.spec,
-                plan=Plan.from_masks(self.masks(shapes, budget, bench.seed)),
-                training=bench.training,
-                objective=Distillation(self.temperature, self.kd_weight),
-                tags={"method": self.name, "steps": "", "budget": budget, "note": note},
-                from_teacher=self.from_teacher,
-            )
-            for budget in budgets
-        ]
+        masks = {budget: self.masks(shapes, budget, bench.seed) for budget in budgets}
+        objective = Distillation(self.temperature, self.kd_weight)
+        jobs = masked_jobs(self.name, bench, masks, objective, from_teacher=self.from_teacher)
+        if self.from_teacher:
+            note = {"note": "from the full network's weights"}
+            jobs = [dataclasses.replace(j, name=f"{j.name}-from-teacher", tags={**j.tags, **note}) for j in jobs]
         return bench.train(jobs)
+
+
+def masked_jobs(name: str, bench: Workbench, masks: Mapping[int, Mapping[str, Tensor]], objective: Distillation,
+                *, from_teacher: bool) -> list[Job]:  # fmt: skip
+    """A candidate of the teacher's architecture for each budget's masks; name: of the method."""
+    return [
+        Job(
+            name=f"{name}-{budget}",
+            role="candidate",
+            spec=bench.teacher.spec,
+            plan=Plan.from_masks(masks[budget]),
+            training=bench.training,
+            objective=objective,
+            tags={"method": name, "steps": "", "budget": budget, "note": ""},
+            from_teacher=from_teacher,
+        )
+        for budget in masks
+    ]
+
+
+def highest(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
+    """Site → bool mask of the `budget` highest scores of all sites; of equals, the first. Smaller budgets lie inside
+    larger ones."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    kept = torch.zeros(len(flat), dtype=torch.bool)
+    kept[torch.argsort(flat, descending=True, stable=True)[:budget]] = True
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
 
 def methods() -> dict[str, type[Method]]:
