@@ -38,6 +38,9 @@ class Silent:
 TINY = Training(epochs=2, batch=64, lr=0.1, schedule="one-cycle")
 
 
+ALL = ("deepreduce", "random", "snip", "uniform")
+
+
 def tiny_study(*names: str, seed: int = 0, training: Training = TINY, **changes: object) -> Study:
     reductions = tuple(Reduction(methods()[name](), ("0.5", "37") if name != "deepreduce" else ()) for name in names)
     return Study("resnet10 m=2", "digits", reductions, training, seed, **changes)  # pyright: ignore[reportArgumentType]
@@ -54,4 +57,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Si
     """A finished study of all methods on digits, 8×8."""
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    yield study.conduct(tiny_study("deepreduce", "random", "snip", "uniform"), folder, watcher), watcher
+    yield study.conduct(tiny_study(*ALL), folder, watcher), watcher

@@ -179,7 +179,8 @@ class Trainer:
         name, folder = f"slope-gradients-{images}", self.run.path / "records"
         header = {"job": teacher.metrics["job"]}
         if (folder / f"{name}.json").exists() and store.read_header(folder, name).get("job") == header["job"]:
-            return store.read(folder, name)[1]
+            kept = store.read(folder, name)[1]
+            return {site: kept[site] for site in teacher.plan.sites}
         dataset = self.source.load()
         gradients = slope_gradients(teacher.network(), dataset, images, self.seed)
         store.write(folder, name, header, gradients)
