@@ -85,11 +85,11 @@ def test_slope_gradients_are_those_of_slopes_written_out(digits):
 
 def test_schedules():
     step = Training(lr=1.0, schedule="step")
-    assert [step.rate(p) for p in (0, 0.24, 0.25, 0.5, 0.99)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+    assert [step.shape(p) for p in (0, 0.24, 0.25, 0.5, 0.99)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
     cosine = Training(lr=1.0, schedule="cosine")
-    assert [cosine.rate(p) for p in (0, 0.5, 0.999)] == pytest.approx([1, 0.5, 0], abs=1e-5)
+    assert [cosine.shape(p) for p in (0, 0.5, 0.999)] == pytest.approx([1, 0.5, 0], abs=1e-5)
     cycle = Training(lr=1.0, schedule="one-cycle")
-    assert [cycle.rate(p) for p in (0, 0.125, 0.25, 0.625)] == pytest.approx([0, 0.5, 1, 0.5])
+    assert [cycle.shape(p) for p in (0, 0.125, 0.25, 0.625)] == pytest.approx([0, 0.5, 1, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,11 +23,61 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """Mismatch of post-ReLU maps: the sum over sites of ‖ψ_s/‖ψ_s‖₂ − ψ_t/‖ψ_t‖₂‖²₂ / (C·H·W), mean over the batch.
+
+    The papers write the distance without the square (shallow-again, eq. 2); with their weight β = 1000 only the mean
+    of squares, as attention transfer has it (Zagoruyko & Komodakis 2017), is of the order of the other terms.
+
+    Args:
+        student, teacher: site → (N, C, H, W).
+    """
+    terms = []
+    for name, mine in student.items():
+        a, b = (F.normalize(map.flatten(1), dim=1) for map in (mine, teacher[name]))
+        terms.append((a - b).square().mean())
+    return torch.stack(terms).sum()
+
+
+def tails(maps: Mapping[str, Tensor], limit: float = 2.0) -> Tensor:
+    """How far single images stand out: the sum over sites of the batch mean of max(0, e_i/ē − limit).
+
+    e_i: mean square of an image's map; ē: that of the batch. Squares in a row make of an image with twice the scale
+    one with 2^2^n times the scale; training against it costs nothing in private inference.
+
+    Args:
+        maps: site → (N, C, H, W).
+    """
+    energies = [map.flatten(1).square().mean(1) for map in maps.values()]
+    return torch.stack([F.relu(e / e.mean().detach() - limit).mean() for e in energies]).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What an objective may read of a step.
+
+    Attributes:
+        labels: (N,).
+        maps: site → the network's outputs there, (N, C, H, W); empty unless the objective `reads_maps`.
+        teacher: gives the teacher's logits, (N, classes); teacher_maps: its outputs of sites; None without a teacher.
+    """
+
+    labels: Tensor
+    maps: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    teacher: Callable[[], Tensor] | None = None
+    teacher_maps: Callable[[], Mapping[str, Tensor]] | None = None
+
+
 class Objective(Protocol):
     """What the training loop minimises: the sum of named terms."""
 
-    def __call__(self, logits: Tensor, labels: Tensor, teacher: Callable[[], Tensor] | None) -> Mapping[str, Tensor]:
-        """logits: (N, classes); labels: (N,); teacher: gives the teacher's logits of the batch, (N, classes)."""
+    @property
+    def reads_maps(self) -> bool:
+        """Whether it asks for the outputs of sites, which the loop then keeps."""
+        ...
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """logits: (N, classes)."""
         ...
 
 
@@ -36,19 +87,34 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def __call__(self, logits: Tensor, labels: Tensor, teacher: Callable[[], Tensor] | None) -> Mapping[str, Tensor]:
-        return {"ce": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+    @property
+    def reads_maps(self) -> bool:
+        return False
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return {"ce": F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """(1 − weight)·CE + weight·KD with a frozen teacher."""
+    """(1 − weight)·CE + weight·KD + ½·mismatch·PRAM + tails·tails, with a frozen teacher."""
 
     temperature: float = 4.0  # DeepReDuce, section 4
     weight: float = 0.9  # DeepReDuce, section 4
+    mismatch: float = 0.0  # β of shallow-again, eq. 2
+    tails: float = 0.0
 
-    def __call__(self, logits: Tensor, labels: Tensor, teacher: Callable[[], Tensor] | None) -> Mapping[str, Tensor]:
-        if teacher is None:
+    @property
+    def reads_maps(self) -> bool:
+        return self.mismatch > 0 or self.tails > 0
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        if batch.teacher is None or batch.teacher_maps is None:
             raise ValueError("distillation needs a teacher")
-        soft = kd(logits, teacher(), self.temperature)
-        return {"ce": (1 - self.weight) * F.cross_entropy(logits, labels), "kd": self.weight * soft}
+        soft = kd(logits, batch.teacher(), self.temperature)
+        terms = {"ce": (1 - self.weight) * F.cross_entropy(logits, batch.labels), "kd": self.weight * soft}
+        if self.mismatch:
+            terms["pram"] = self.mismatch / 2 * pram(batch.maps, batch.teacher_maps())
+        if self.tails:
+            terms["tails"] = self.tails * tails(batch.maps)
+        return terms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,6 +103,13 @@ class Plan:
             for name, (a, b) in pairs.items()
             if a is None or b is None or not a.same_as(b)
         }
+
+    def digest(self) -> str:
+        """SHA-256 of all masks and polynomials, in order of execution."""
+        whole = hashlib.sha256()
+        for site in self.sites.values():
+            whole.update(site.mask.numpy().tobytes() + site.coefficients.numpy().tobytes())
+        return whole.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write plan.json and plan.safetensors."""

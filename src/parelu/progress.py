@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from parelu.methods.base import Job
+from parelu.methods.base import Job, Search
 from parelu.plan import Candidate
 from parelu.train import Progress as Step
 
@@ -37,8 +37,8 @@ class TerminalProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.bars.stop()
 
-    def queued(self, job: Job, cost: float) -> None:
-        self.costs[job.name] = cost
+    def queued(self, task: Job | Search, cost: float) -> None:
+        self.costs[task.name] = cost
         self.bars.update(self.total, total=sum(self.costs.values()))
 
     def moved(self, name: str, progress: Step) -> None:

@@ -21,17 +21,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from parelu import data, store
+from parelu import data, mask_search, store
 from parelu.count import count, skeleton
 from parelu.data import Dataset
 from parelu.distill import CrossEntropy, Distillation
 from parelu.errors import UserError
-from parelu.methods.base import TEACHER, Job
+from parelu.methods.base import TEACHER, Job, Search
 from parelu.models import Spec, external
 from parelu.plan import Candidate, Plan, load_weights
 from parelu.run import Run, cores
 from parelu.sites import Network, instrument
-from parelu.train import Progress, Teacher, Training, accuracy, slope_gradients, train
+from parelu.train import Progress, Teacher, Training, accuracy, recalibrate, slope_gradients, train
 
 WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow down each other and whatever else runs: 8× on a busy machine.
@@ -58,7 +58,7 @@ class Source:
 class Watcher(Protocol):
     """Told how a training goes on, in the process that started it."""
 
-    def queued(self, job: Job, cost: float) -> None: ...
+    def queued(self, task: Job | Search, cost: float) -> None: ...
     def moved(self, name: str, progress: Progress) -> None: ...
     def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None: ...
 
@@ -77,6 +77,9 @@ class Bench:
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         return self.trainer.train(jobs)
+
+    def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
+        return self.trainer.search(searches)
 
     def slope_gradients(self, images: int) -> dict[str, Tensor]:
         """Kept in the run folder: a resumed run must choose the same masks, whatever its threads."""
@@ -103,7 +106,7 @@ def adopt(run: Run, source: Source, job: Job, weights: Mapping[str, Tensor], see
     return candidate
 
 
-def _cost(job: Job) -> float:
+def _cost(job: Job | Search) -> float:
     """Work of a training in arbitrary units, for the estimate of the time left."""
     counts = count(skeleton(job.spec))
     return job.training.epochs * (counts.macs + 200 * counts.relus)
@@ -111,12 +114,9 @@ def _cost(job: Job) -> float:
 
 def _identity(job: Job) -> str:
     """A digest of all that decides a job's outcome."""
-    masks = hashlib.sha256()
-    for site in job.plan.sites.values():
-        masks.update(site.mask.numpy().tobytes() + site.coefficients.numpy().tobytes())
     objective = {type(job.objective).__name__: dataclasses.asdict(job.objective)}
     training = dataclasses.asdict(job.training)
-    return store.digest([job.spec.to_json(), masks.hexdigest(), training, objective, dict(job.tags), job.from_teacher])
+    return store.digest([job.spec.to_json(), job.plan.digest(), training, objective, dict(job.tags), job.start])
 
 
 def _is_finished(run: Run, job: Job) -> bool:
@@ -169,10 +169,19 @@ class Trainer:
         for job in jobs:
             self.watcher.queued(job, _cost(job) if job in missing else 0)
             if job not in missing:
-                self.watcher.finished(job.name, self.run.candidate(job.name), resumed=True)
-        # By the number of all jobs, not of the missing ones: a resumed run must add its floats in the same order.
-        self._train(missing, threads=max(1, cores() // min(self._workers, len(jobs) or 1)))
+                self.watcher.finished(job.name, self._outcome(job), resumed=True)
+        self._work(_train_job, missing, len(jobs))
         return [self.run.candidate(job.name) for job in jobs]
+
+    def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
+        """Conduct the searches that the run folder does not hold finished; for each: budget → candidate."""
+        missing = [search for search in searches if not mask_search.is_finished(self.run, search)]
+        for search in searches:
+            self.watcher.queued(search, _cost(search) if search in missing else 0)
+            if search not in missing:
+                self.watcher.finished(search.name, self._outcome(search), resumed=True)
+        self._work(_search_job, missing, len(searches))
+        return [{b: mask_search.found(self.run, search, b) for b in search.budgets} for search in searches]
 
     def slope_gradients(self, teacher: Candidate, images: int) -> dict[str, Tensor]:
         """Of the teacher; computed in this process."""
@@ -186,11 +195,14 @@ class Trainer:
         store.write(folder, name, header, gradients)
         return gradients
 
-    def _train(self, jobs: Sequence[Job], threads: int) -> None:
+    def _work(self, function: Callable[..., None], tasks: Sequence[Job | Search], of: int) -> None:
+        """Call the function in the workers for each of these tasks, which are the unfinished ones of `of`."""
+        # Threads by the number of all, not of the missing ones: a resumed run must add its floats in the same order.
+        threads = max(1, cores() // min(self._workers, of or 1))
         try:
             submit = self._executor.submit
             with _deaf_to_interrupts():  # the first call starts the workers
-                futures = {submit(_train_job, self.run, self.source, self.seed, job, threads): job for job in jobs}
+                futures = {submit(function, self.run, self.source, self.seed, task, threads): task for task in tasks}
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -198,12 +210,14 @@ class Trainer:
                     self.watcher.moved(*self._events.get())
                 for future in done:
                     future.result()
-                    name = futures[future].name
-                    self.watcher.finished(name, self.run.candidate(name), resumed=False)
+                    self.watcher.finished(futures[future].name, self._outcome(futures[future]), resumed=False)
         except BrokenProcessPool as error:
             raise UserError(
                 "a training process was killed, perhaps for want of memory; run the same command again to go on"
             ) from error
+
+    def _outcome(self, task: Job | Search) -> Candidate:
+        return mask_search.last(self.run, task) if isinstance(task, Search) else self.run.candidate(task.name)
 
 
 @contextmanager
@@ -240,19 +254,28 @@ def _end_with_parent() -> None:
 
 def _train_job(run: Run, source: Source, seed: int, job: Job, threads: int) -> None:
     torch.set_num_threads(threads)
+    teacher = _teacher(run) if isinstance(job.objective, Distillation) else None
+    save_trained(run, job, _dataset(source), seed, teacher, _watch(job.name))
 
+
+def _search_job(run: Run, source: Source, seed: int, search: Search, threads: int) -> None:
+    torch.set_num_threads(threads)
+    mask_search.conduct(run, search, _dataset(source), seed, _teacher(run), _watch(search.name))
+
+
+def _watch(name: str) -> Callable[[Progress], None]:
     def watch(progress: Progress) -> None:
         if _stop.is_set():
             raise _Stopped
         if progress.step % 8 == 0 or progress.step == progress.steps:
-            _events.put((job.name, progress))
+            _events.put((name, progress))
 
-    dataset = _dataset(source)
-    teacher = None
-    if isinstance(job.objective, Distillation):
-        full = run.candidate(TEACHER)
-        teacher = Teacher(full.network(), run.path / "teacher-logits" / full.metrics["job"][:16])
-    save_trained(run, job, dataset, seed, teacher, watch)
+    return watch
+
+
+def _teacher(run: Run) -> Teacher:
+    full = run.candidate(TEACHER)
+    return Teacher(full.network(), run.path / "teacher-logits" / full.metrics["job"][:16])
 
 
 _loaded: dict[Source, Dataset] = {}
@@ -274,11 +297,15 @@ def save_trained(
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
     full = run.candidate(TEACHER) if job.role != TEACHER else None
-    if full is not None and job.from_teacher:
-        load_weights(network, full.weights)
+    if job.start:
+        start = full if job.start == TEACHER else Candidate.load(run.path / "searches" / job.start)
+        assert start is not None, "the full-ReLU network starts afresh"
+        load_weights(network, start.weights)
     history = train(
         network, dataset, job.training, job.objective, seed=seed, folder=folder, teacher=teacher, watch=watch
     )
+    if job.plan.squares:
+        recalibrate(network, dataset, job.training, seed)
     candidate = measured(network, job, dataset, seed, history, full.metrics if full else {})
     candidate.save(folder)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)

@@ -7,6 +7,7 @@ a channel. It knows no method and no training.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ def _pass_above(y: Tensor, floor: Tensor, gradient: Tensor) -> Tensor:
     """The gradient where y > floor, else 0; written over y − floor, since memory costs more here than arithmetic."""
     above = y - floor
     return torch.ops.aten.threshold_backward.grad_input(gradient, above, 0, grad_input=above)
+
+
+def _horner(x: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+    """c0 + (c1 + c2·x)·x, stored as x is: else the first operand's order would decide."""
+    return torch.addcmul(c1, x, c2, out=torch.empty_like(x)).mul_(x).add_(c0)
 
 
 class _Masked(torch.autograd.Function):
@@ -52,13 +58,28 @@ class _MaskedPolynomial(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, floor: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
         z = torch.clamp(x, min=floor)
         ctx.save_for_backward(z, floor, c1, c2)
-        return torch.addcmul(c1, z, c2).mul_(z).add_(c0)
+        return _horner(z, c0, c1, c2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         z, floor, c1, c2 = ctx.saved_tensors
-        slope = torch.addcmul(c1, z, c2, value=2).mul_(gradients[0])
+        slope = torch.addcmul(c1, z, c2, value=2, out=torch.empty_like(z)).mul_(gradients[0])
         return _pass_above(z, floor, slope), None, None, None, None
+
+
+class _Polynomial(torch.autograd.Function):
+    """c0 + c1·x + c2·x²."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+        ctx.save_for_backward(x, c1, c2)
+        return _horner(x, c0, c1, c2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        x, c1, c2 = ctx.saved_tensors
+        slope = torch.addcmul(c1, x, c2, value=2, out=torch.empty_like(x))
+        return slope.mul_(gradients[0]), None, None, None
 
 
 class Site(nn.Module):
@@ -128,7 +149,7 @@ class Site(nn.Module):
             return _Masked.apply(x, floor)  # pyright: ignore[reportReturnType]
         if self.relus:
             return _MaskedPolynomial.apply(x, floor, c0, c1, c2)  # pyright: ignore[reportReturnType]
-        return torch.addcmul(c0, torch.addcmul(c1, x, c2), x)
+        return _Polynomial.apply(x, c0, c1, c2)  # pyright: ignore[reportReturnType]
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.relus}/{self.mask.numel()} ReLUs"
@@ -184,6 +205,22 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
         )
     assign_stages(network, getattr(module, "stages", None))
     return network
+
+
+@contextmanager
+def observed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Name → the output of each module's latest call inside the `with` block."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: outputs.__setitem__(name, output)
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _replace_calls(traced: fx.GraphModule) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,22 +19,27 @@ from torch import Tensor, nn
 
 from parelu import data, store
 from parelu.data import Dataset, Split
-from parelu.distill import Objective
+from parelu.distill import Batch, Objective
 from parelu.errors import UserError
+from parelu.gates import gates_of
+from parelu.masks import MaskLearner, Step
 from parelu.plan import load_weights
 from parelu.run import write_history
-from parelu.sites import Network
+from parelu.sites import Network, observed
 
-Schedule = Literal["step", "cosine", "one-cycle"]
+Schedule = Literal["step", "cosine", "one-cycle", "constant"]
+Optimizer = Literal["sgd", "adam"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one network is trained, with SGD.
+    """How one network is trained.
 
     Attributes:
         schedule: "step" divides the rate by 10 after each quarter of the epochs; "cosine" falls to 0; "one-cycle"
             rises over the first quarter and falls linearly to 0.
+        momentum: of SGD; Adam has its own (0.9, 0.999).
+        clip: largest norm of the weights' gradient; 0 for none.
     """
 
     epochs: int = 120  # DeepReDuce, section 4
@@ -43,6 +49,8 @@ class Training:
     momentum: float = 0.9  # DeepReDuce, section 4
     weight_decay: float = 4e-4  # DeepReDuce, section 4
     label_smoothing: float = 0.0
+    optimizer: Optimizer = "sgd"
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (kinds, within, words) in _ALLOWED.items():
@@ -50,13 +58,15 @@ class Training:
             if not isinstance(value, kinds) or isinstance(value, bool) or not within(value):
                 raise UserError(f"{name} is {value!r}; it should be {words}")
 
-    def rate(self, progress: float) -> float:
-        """Learning rate where `progress`, in [0, 1), of all steps are done."""
+    def shape(self, progress: float) -> float:
+        """Learning rate as a share of `lr` where `progress`, in [0, 1), of all steps are done."""
         if self.schedule == "step":
-            return self.lr * 0.1 ** int(progress * 4)
+            return 0.1 ** int(progress * 4)
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "one-cycle":
+            return min(progress / 0.25, (1 - progress) / 0.75)
+        return 1.0
 
 
 # Of each field of Training: its types, the range, and both in words. NaN is in no range.
@@ -67,6 +77,8 @@ _ALLOWED: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
     "schedule": ((str,), lambda name: name in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
     "momentum": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
     "weight_decay": ((int, float), lambda x: 0 <= x < math.inf, "a number, 0 or more"),
+    "clip": ((int, float), lambda x: 0 <= x < math.inf, "a number, 0 or more"),
+    "optimizer": ((str,), lambda name: name in get_args(Optimizer), f"one of {', '.join(get_args(Optimizer))}"),
     "label_smoothing": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
 }
 
@@ -111,6 +123,12 @@ class Teacher:
             store.write(folder, "logits", {}, {"logits": logits})
         return lambda number, _: logits[number]
 
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Site → output, (N, C, H, W)."""
+        with observed(self.network.sites) as maps:
+            self._run(images)
+        return maps
+
     def _run(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return self.network.to(_device())(fit(images, self.network)).float()
@@ -126,6 +144,7 @@ def train(
     folder: Path,
     teacher: Teacher | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
+    learner: MaskLearner | None = None,
 ) -> list[dict[str, Any]]:
     """Train a network in place; continues from the checkpoint in `folder` where there is one.
 
@@ -136,9 +155,11 @@ def train(
         seed: of the order of the images and their augmentation; the fresh weights are the caller's.
         folder: gets metrics.jsonl and the checkpoint.
         watch: called after each step.
+        learner: moves the network's gates, which it has put there.
 
     Returns:
-        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds.
+        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds; with a learner,
+        the ReLUs kept, in all and a stage.
 
     Raises:
         UserError: the loss is not finite, or the data set does not fit the network.
@@ -147,24 +168,27 @@ def train(
     if per_epoch == 0:
         raise UserError(f"{len(dataset.train)} training images do not fill one batch of {training.batch}")
     network.to(_device(), memory_format=memory_format(network))  # pyright: ignore[reportCallIssue]
-    optimizer = _optimizer(network, training)
-    history = _resume(folder, network, optimizer)
+    optimizers = _optimizers(network, training, learner)
+    history = _resume(folder, network, optimizers)
     while len(history) < training.epochs:
         started, epoch = time.perf_counter(), len(history)
         known = history[-1]["validation_accuracy"] if history else None
         means: dict[str, float] = {}
-        steps = _epoch(network, dataset, training, objective, optimizer, seed, epoch, teacher)
+        steps = _epoch(network, dataset, training, objective, optimizers, seed, epoch, teacher, learner)
         for step, terms in enumerate(steps, start=1):
             means = {name: means.get(name, 0.0) + (term - means.get(name, 0.0)) / step for name, term in terms.items()}
             watch(Progress(epoch * per_epoch + step, training.epochs * per_epoch, epoch + 1, terms["loss"], known))
+        if learner:
+            learner.after_epoch(gates_of(network), epoch + 1)
         history.append({
             "epoch": epoch + 1,
             **means,
-            "lr": optimizer.param_groups[0]["lr"],
+            **(_kept(learner, network) if learner else {}),
+            "lr": optimizers[0].param_groups[0]["lr"],
             "validation_accuracy": accuracy(network, dataset.validation, dataset),
             "seconds": time.perf_counter() - started,
         })  # fmt: skip
-        _checkpoint(folder, network, optimizer, history)
+        _checkpoint(folder, network, optimizers, history)
     return history
 
 
@@ -173,32 +197,49 @@ def _epoch(
     dataset: Dataset,
     training: Training,
     objective: Objective,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     seed: int,
     epoch: int,
     teacher: Teacher | None,
+    learner: MaskLearner | None,
 ) -> Iterator[dict[str, float]]:
     """One epoch; yields after each step the loss and its terms."""
     torch.manual_seed(_mix(seed, epoch))  # dropout
     network.train()
     steps = len(dataset.train) // training.batch
+    gates = gates_of(network) if learner else {}
+    weights = [parameter for group in optimizers[0].param_groups for parameter in group["params"]]
     answers = teacher.logits(dataset, training, seed, epoch) if teacher else None
     for number, (images, labels) in enumerate(_batches(dataset, training, seed, epoch)):
-        for group in optimizer.param_groups:
-            group["lr"] = training.rate((epoch * steps + number) / (steps * training.epochs))
-        with _autocast():
+        shape = training.shape((epoch * steps + number) / (steps * training.epochs))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["full_lr"] * shape
+        watched = (gates or network.sites) if objective.reads_maps else {}
+        with _autocast(), observed(watched) as maps:
             logits = network(fit(images, network))
         if logits.shape[1:] != (dataset.classes,):
             raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
                             f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
-        terms = objective(logits.float(), labels, partial(answers, number, images) if answers else None)
+        batch = Batch(
+            labels, maps, answers and partial(answers, number, images), teacher and partial(teacher.maps, images)
+        )
+        terms = objective(logits.float(), batch)
         loss = torch.stack(list(terms.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        if training.clip:
+            torch.nn.utils.clip_grad_norm_(weights, training.clip)
+        if learner:
+            learner.before_step(gates)
+        for optimizer in optimizers:
+            optimizer.step()
         if not math.isfinite(loss.item()):
-            raise UserError(f"the loss became {loss.item()} in epoch {epoch + 1} at learning rate {training.lr:g}; "
-                            "lower it, in a new run folder")  # fmt: skip
+            raise UserError(_blown_up(network, loss.item(), epoch, training))
+        if learner:
+            done = epoch * steps + number
+            learner.after_step(network, Step(done, (done + 1) / (steps * training.epochs), images, labels,
+                                             teacher.network if teacher else None))  # fmt: skip
         yield {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 
 
@@ -214,6 +255,25 @@ def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512)
             right += int((predicted == split.labels[start : start + batch].to(_device())).sum())
     network.train(was_training)
     return 100 * right / len(split)
+
+
+def recalibrate(network: Network, dataset: Dataset, training: Training, seed: int, batches: int = 40) -> None:
+    """Set the batch-norms' running statistics to their plain means over the last epoch's first batches.
+
+    Behind squares a batch in which one image stands out moves a running variance by far more than it lasts.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean
+    network.train()
+    with torch.no_grad(), _autocast():
+        for images, _ in itertools.islice(_batches(dataset, training, seed, training.epochs - 1), batches):
+            network(fit(images, network))
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, batch: int = 128) -> dict[str, Tensor]:
@@ -267,16 +327,48 @@ def _batches(dataset: Dataset, training: Training, seed: int, epoch: int) -> Ite
         yield data.normalise(images.to(_device()), dataset.mean, dataset.std), labels.to(_device())
 
 
-def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
-    return torch.optim.SGD(network.parameters(), lr=training.lr, momentum=training.momentum,
-                           weight_decay=training.weight_decay)  # fmt: skip
+def _optimizers(network: Network, training: Training, learner: MaskLearner | None) -> list[torch.optim.Optimizer]:
+    """One for the weights, one for what the learner moves; each group's `full_lr` is scaled by the schedule."""
+    gates = gates_of(network)
+    own = {id(parameter) for gate in gates.values() for parameter in gate.parameters()}
+    weights = [parameter for parameter in network.parameters() if id(parameter) not in own]
+    if training.optimizer == "adam":
+        first = torch.optim.Adam(weights, lr=training.lr, weight_decay=training.weight_decay)
+    else:
+        first = torch.optim.SGD(weights, lr=training.lr, momentum=training.momentum,
+                                weight_decay=training.weight_decay)  # fmt: skip
+    second = learner.optimizer(gates) if learner else None
+    optimizers = [first, *([second] if second else [])]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["full_lr"] = group["lr"]
+    return optimizers
 
 
-def _checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+def _kept(learner: MaskLearner, network: Network) -> dict[str, Any]:
+    """ReLUs that stand now, for the history."""
+    stages: dict[str, int] = {}
+    for gate in gates_of(network).values():
+        stages[gate.stage] = stages.get(gate.stage, 0) + learner.kept({gate.name: gate})
+    return {"relus": sum(stages.values()), "stages": stages}
+
+
+def _blown_up(network: Network, loss: float, epoch: int, training: Training) -> str:
+    sites = [*network.sites.values(), *gates_of(network).values()]
+    squares = any(bool((site.coefficients[2] != 0).any()) for site in sites)
+    remedy = "its squares feed on each other: give --degree 1, or lower it" if squares else "lower it"
+    return (
+        f"the loss became {loss} in epoch {epoch + 1} at learning rate {training.lr:g}; {remedy}, in a new run folder"
+    )
+
+
+def _checkpoint(
+    folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], history: list[dict]
+) -> None:
     """Keep all that the next epoch depends on; the folder of the epoch before goes when this one is whole."""
     tensors = {f"weight/{name}": tensor for name, tensor in network.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     checkpoints = folder / "checkpoint"
     store.write(checkpoints / str(len(history)), "checkpoint", {"history": history}, tensors)
     write_history(folder, history)
@@ -285,19 +377,20 @@ def _checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimiz
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _resume(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
     """Load the newest whole checkpoint; returns its epochs, none where there is no checkpoint."""
     found = sorted((folder / "checkpoint").glob("*/checkpoint.json"), key=lambda path: int(path.parent.name))
     if not found:
         return []
     header, tensors = store.read(found[-1].parent, "checkpoint")
     load_weights(network, {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")})
-    state: dict[int, dict[str, Tensor]] = {}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
-            _, index, key = name.split("/", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            _, number, index, key = name.split("/", 3)
+            states[int(number)].setdefault(int(index), {})[key] = tensor
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return list(header["history"])
 
 

@@ -9,9 +9,11 @@ import torch
 from parelu import cli
 from parelu.count import count, skeleton
 from parelu.errors import UserError
-from parelu.methods import Job, methods
+from parelu.gates import gates_of
+from parelu.methods import Job, Search, methods
 from parelu.models import spec_of
 from parelu.plan import Candidate, Plan
+from parelu.sites import instrument
 from parelu.train import SHORT
 
 SPEC = spec_of("resnet10 m=2", (1, 8, 8), 10)
@@ -22,14 +24,31 @@ class DryBench:
     """Returns each job as a candidate with a made-up accuracy that rises with the ReLUs."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.teacher = Candidate(SPEC, Plan.of(skeleton(SPEC)), {})
+        torch.manual_seed(0)
+        network = instrument(SPEC.module(), SPEC.input)
+        self.teacher = Candidate(SPEC, Plan.of(network), network.state_dict())
         self.training, self.seed = SHORT, seed
         self.jobs: list[Job] = []
+        self.searches: list[Search] = []
         self.records: dict[str, object] = {}
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         self.jobs += jobs
         return [Candidate(job.spec, job.plan, {}, {"validation_accuracy": 50 + job.plan.relus / 100}) for job in jobs]
+
+    def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
+        """As if a search had ended before its first step."""
+        self.searches += searches
+        return [{budget: self._left(search, budget) for budget in search.budgets} for search in searches]
+
+    def _left(self, search: Search, budget: int) -> Candidate:
+        torch.manual_seed(self.seed)
+        network = instrument(search.spec.module(), search.spec.input)
+        search.plan.apply(network)
+        search.learner.prepare(network)
+        masks = search.learner.project(gates_of(network), budget)
+        metrics = {"epochs": 0, "seconds": 0.0, "validation_accuracy": 10.0}
+        return Candidate(search.spec, Plan.from_masks(masks), {}, metrics)
 
     def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(self.seed)

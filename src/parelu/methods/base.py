@@ -14,15 +14,16 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from parelu.distill import CrossEntropy, Distillation
 from parelu.errors import UserError
+from parelu.masks import MaskLearner
 from parelu.models import Spec
 from parelu.plan import Candidate, Plan
+from parelu.steps import reduce
 from parelu.train import Training
 
 TEACHER = "teacher"
@@ -38,6 +39,8 @@ class Job:
         objective: what is minimised; a `Distillation` gets the run's full-ReLU network as its teacher.
         from_teacher: start from the full-ReLU network's weights, not from fresh ones.
         tags: JSON values that its metrics carry on: method, steps, budget.
+        start: whose weights it starts from: "" for fresh ones, `TEACHER` for the full-ReLU network, or what a search
+            left for a budget, `Search.start_of(budget)`.
     """
 
     name: str
@@ -47,7 +50,31 @@ class Job:
     training: Training
     objective: CrossEntropy | Distillation
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    from_teacher: bool = False
+    start: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A training of the full-ReLU network in which a learner takes its ReLUs away.
+
+    Attributes:
+        name: unique in the run.
+        plan: where ReLUs may stand.
+        budgets: ReLUs to stop at, the largest first: as the search passes each, its masks are projected onto exactly
+            that budget (at most, for channels and layers) and kept with the weights of the moment.
+    """
+
+    name: str
+    spec: Spec
+    plan: Plan
+    training: Training
+    objective: CrossEntropy | Distillation
+    learner: MaskLearner
+    budgets: tuple[int, ...]
+
+    def start_of(self, budget: int) -> str:
+        """For `Job.start`."""
+        return f"{self.name}/{budget}"
 
 
 class Workbench(Protocol):
@@ -66,6 +93,10 @@ class Workbench(Protocol):
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         """Train networks side by side; those that the run folder holds already are read instead."""
+        ...
+
+    def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
+        """Conduct searches side by side; for each: budget → what it left, with its validation accuracy as it is."""
         ...
 
     def slope_gradients(self, images: int) -> dict[str, Tensor]:
@@ -128,7 +159,7 @@ class FixedMasks(Method):
         shapes = {name: tuple(site.mask.shape) for name, site in bench.teacher.plan.sites.items()}
         masks = {budget: self.masks(shapes, budget, bench.seed) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        jobs = masked_jobs(self.name, bench, masks, objective, from_teacher=self.from_teacher)
+        jobs = masked_jobs(self.name, bench, masks, objective, start=TEACHER if self.from_teacher else "")
         if self.from_teacher:
             note = {"note": "from the full network's weights"}
             jobs = [dataclasses.replace(j, name=f"{j.name}-from-teacher", tags={**j.tags, **note}) for j in jobs]
@@ -136,7 +167,7 @@ class FixedMasks(Method):
 
 
 def masked_jobs(name: str, bench: Workbench, masks: Mapping[int, Mapping[str, Tensor]], objective: Distillation,
-                *, from_teacher: bool) -> list[Job]:  # fmt: skip
+                *, start: str) -> list[Job]:  # fmt: skip
     """A candidate of the teacher's architecture for each budget's masks; name: of the method."""
     return [
         Job(
@@ -147,20 +178,136 @@ def masked_jobs(name: str, bench: Workbench, masks: Mapping[int, Mapping[str, Te
             training=bench.training,
             objective=objective,
             tags={"method": name, "steps": "", "budget": budget, "note": ""},
-            from_teacher=from_teacher,
+            start=start,
         )
         for budget in masks
     ]
 
 
-def highest(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
-    """Site → bool mask of the `budget` highest scores of all sites; of equals, the first. Smaller budgets lie inside
-    larger ones."""
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    kept = torch.zeros(len(flat), dtype=torch.bool)
-    kept[torch.argsort(flat, descending=True, stable=True)[:budget]] = True
-    parts = kept.split([score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+@dataclasses.dataclass(frozen=True)
+class LearnedMasks(Method):
+    """A method that learns its masks from the full-ReLU network, then finetunes each candidate with frozen masks.
+
+    Several budgets share one search where the method passes through them.
+
+    Attributes:
+        thin: drop alternate ReLUs before the search (DeepReShape, Table 5).
+        search_epochs: of the search.
+        finetune_epochs: of each candidate behind it; the training's own number if left out.
+        finetune_lr: learning rate there; the training's own if left out.
+        temperature: of the distillation, in the search and behind it.
+        kd_weight: of its soft loss.
+    """
+
+    exact: ClassVar[bool] = True
+    needs_budget: ClassVar[bool] = True
+    shares_search: ClassVar[bool] = True
+
+    thin: bool = False
+    search_epochs: int = 10
+    finetune_epochs: int | None = None
+    finetune_lr: float | None = None
+    temperature: float = 4.0
+    kd_weight: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("search_epochs", "finetune_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it should be a whole number, 1 or more")
+
+    def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
+        """Where the search may place ReLUs, of the positions of a plan; budgets: the largest first."""
+        return plan
+
+    @abc.abstractmethod
+    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+        """plan: where ReLUs may stand; budgets: of one search, the largest first."""
+
+    @abc.abstractmethod
+    def search_training(self, training: Training) -> Training:
+        """How the weights are trained in the search; its epochs are set from `search_epochs`."""
+
+    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+        plan = reduce(bench.teacher.spec, "thin all").plan if self.thin else bench.teacher.plan
+        if max(budgets) > plan.relus:
+            raise UserError(f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that thinning leaves; "
+                            "give a smaller one, or no --thin")  # fmt: skip
+        plan = self.start(bench, plan, sorted(budgets, reverse=True))
+        descending = tuple(sorted(budgets, reverse=True))
+        groups = [descending] if self.shares_search else [(budget,) for budget in descending]
+        searches = [self._search(bench, plan, group) for group in groups]
+        jobs = {}
+        for search, found in zip(searches, bench.search(searches), strict=True):
+            jobs |= {budget: self._finetuning(bench, search, budget, found[budget]) for budget in search.budgets}
+        return bench.train([jobs[budget] for budget in budgets])
+
+    def _search(self, bench: Workbench, plan: Plan, budgets: tuple[int, ...]) -> Search:
+        name = self._label if self.shares_search else f"{self._label}-{budgets[0]}"
+        training = dataclasses.replace(self.search_training(bench.training), epochs=self.search_epochs)
+        objective = self.objective(finetuning=False)
+        learner = self.learner(bench, plan, budgets)
+        return Search(name, bench.teacher.spec, plan, training, objective, learner, budgets)
+
+    def _finetuning(self, bench: Workbench, search: Search, budget: int, found: Candidate) -> Job:
+        clip = search.training.clip
+        changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip if found.plan.squares else None}
+        return Job(
+            name=f"{self._label}-{budget}",
+            role="candidate",
+            spec=found.spec,
+            plan=found.plan,
+            training=dataclasses.replace(bench.training, **{k: v for k, v in changes.items() if v is not None}),
+            objective=self.objective(finetuning=True),
+            tags={
+                "method": self.name,
+                "steps": "thin all" if self.thin else "",
+                "budget": budget,
+                "note": self._note(),
+                "searched": {key: found.metrics[key] for key in ("epochs", "seconds", "validation_accuracy")},
+            },
+            start=search.start_of(budget),
+        )
+
+    def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
+        """Of the search, or of the finetuning behind it."""
+        return Distillation(self.temperature, self.kd_weight)
+
+    @property
+    def _label(self) -> str:
+        return f"{self.name}-thin" if self.thin else self.name
+
+    def _note(self) -> str:
+        """The options that are not their defaults and change what the method is, for tables."""
+        silent = ("thin", "search_epochs", "finetune_epochs")
+        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in silent}
+        words = [f"{f.name} {changed[f.name]}" for f in dataclasses.fields(self)
+                 if f.name in changed and changed[f.name] != f.default]  # fmt: skip
+        return ", ".join(words).replace("_", " ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Polynomials(LearnedMasks):
+    """Learned masks with polynomials where no ReLU stays, fitted to the distribution of each channel's input (DaPa).
+
+    Attributes:
+        degree: of the polynomials; 0 is the identity. Squares are counted apart from ReLUs.
+        tails: weight of the loss term against images that stand out (`distill.tails`): with squares in a row a few of
+            them grow without bound, and with them the batch-norms' statistics.
+        clip: largest norm of the weights' gradient.
+        weight_lr: of SGD in the search.
+    """
+
+    degree: Literal[0, 1, 2] = 2
+    tails: float = 1.0
+    clip: float = 1.0
+    weight_lr: float = 0.05
+
+    def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
+        return Distillation(self.temperature, self.kd_weight, tails=self.tails if self.degree == 2 else 0.0)
+
+    def search_training(self, training: Training) -> Training:
+        return dataclasses.replace(training, lr=self.weight_lr, schedule="constant", clip=self.clip)
 
 
 def methods() -> dict[str, type[Method]]:

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from parelu.distill import Distillation
 from parelu.errors import UserError
-from parelu.methods.base import Method, Workbench, highest, masked_jobs
+from parelu.masks import project
+from parelu.methods.base import TEACHER, Method, Workbench, masked_jobs
 from parelu.plan import Candidate
 
 
@@ -39,6 +40,6 @@ class Snip(Method):
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
         scores = {name: gradient.abs() for name, gradient in bench.slope_gradients(self.saliency_images).items()}
-        masks = {budget: highest(scores, budget) for budget in budgets}
+        masks = {budget: project(scores, budget) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        return bench.train(masked_jobs(self.name, bench, masks, objective, from_teacher=True))
+        return bench.train(masked_jobs(self.name, bench, masks, objective, start=TEACHER))

@@ -1,0 +1,102 @@
+"""AutoReP: an indicator for every ReLU, with hysteresis, and polynomials for the rest (Peng et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parelu.gates import Gate, gates_of, positions
+from parelu.masks import MaskLearner, Step, kept_share
+from parelu.methods.base import Polynomials, Workbench
+from parelu.plan import Plan
+from parelu.sites import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Indicators(MaskLearner):
+    """Indicators s in {0, 1}, the gates, that follow auxiliary parameters m, moved by Adam.
+
+    The gradient passes straight through s to m, scaled by softplus(m) (section 3.2). A ReLU goes when m ≤ −t and comes
+    back when m > t (eq. 10), in training steps only.
+
+    Attributes:
+        target: share of ReLUs that the penalty μ·max(0, density − target) aims at.
+        mu: μ.
+        threshold: t; 0 for no hysteresis.
+        lr: of Adam.
+    """
+
+    target: float = 0.0
+    mu: float = 80.0
+    threshold: float = 0.003
+    lr: float = 1e-3
+    spread: float = 1.0
+    anneal: bool = True
+
+    def equip(self, gate: Gate) -> None:
+        gate.open.requires_grad_(True)
+        gate.register_parameter("auxiliary", nn.Parameter(self.spread * torch.rand(gate.shape)))
+        gate.register_buffer("wanted", torch.tensor(1.0))
+
+    def optimizer(self, gates: Mapping[str, Gate]) -> torch.optim.Optimizer:
+        return torch.optim.Adam([gate.get_parameter("auxiliary") for gate in gates.values()], lr=self.lr)
+
+    @torch.no_grad()
+    def before_step(self, gates: Mapping[str, Gate]) -> None:
+        allowed = positions(gates)
+        density = self.kept(gates) / allowed
+        for gate in gates.values():
+            m, gradient = gate.get_parameter("auxiliary"), gate.open.grad
+            assert gradient is not None
+            if density > gate.get_buffer("wanted"):
+                gradient = gradient + self.mu / allowed
+            m.grad = (gradient * F.softplus(m)).masked_fill_(~gate.allowed, 0.0)
+            gate.open.grad = None
+
+    @torch.no_grad()
+    def after_step(self, network: Network, step: Step) -> None:
+        for gate in gates_of(network).values():
+            m, wanted = gate.get_parameter("auxiliary"), gate.get_buffer("wanted")
+            wanted.fill_(kept_share(step.progress, self.target) if self.anneal else self.target)
+            gate.open.masked_fill_(m <= -self.threshold, 0.0)
+            gate.open.masked_fill_((m > self.threshold) & gate.allowed, 1.0)
+
+    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
+        """Standing ReLUs first, each group by m."""
+        return {
+            name: gate.get_parameter("auxiliary").detach() + 1e3 * gate.open.detach() for name, gate in gates.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoReP(Polynomials):
+    """Discrete indicators with hysteresis; the rest becomes polynomials fitted to the input's distribution (DaPa).
+
+    Attributes:
+        mu: weight of the penalty on the share of ReLUs above the budget's.
+        threshold: of the hysteresis; 0 for none.
+        indicator_lr: of Adam on the auxiliary parameters.
+        spread: they start uniform in [0, spread]. The paper's 1 belongs to its 58,000 steps: in a short search the
+            order of the start would decide.
+        anneal: the penalty follows a falling share of ReLUs, so that one search passes through several budgets; off,
+            it aims at the smallest budget from the first step, as in the paper.
+    """
+
+    name: ClassVar[str] = "autorep"
+    source: ClassVar[str] = "Peng et al., AutoReP, ICCV 2023"
+
+    mu: float = 80.0  # public configuration, 12.9K of ResNet18
+    threshold: float = 0.003  # section 4.4
+    indicator_lr: float = 1e-3  # section 4.1
+    spread: float = 0.02
+    anneal: bool = True
+
+    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+        target = budgets[-1] / plan.relus
+        return Indicators(degree=self.degree, target=target, mu=self.mu, threshold=self.threshold, lr=self.indicator_lr,
+                          anneal=self.anneal, spread=self.spread)  # fmt: skip

@@ -1,0 +1,28 @@
+"""DELPHI's planner on layers: whole layers of ReLUs become quadratics (after Mishra et al., USENIX Security 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+from parelu.masks import MaskLearner
+from parelu.methods.base import Polynomials, Workbench
+from parelu.methods.fisher import Ranked
+from parelu.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Delphi(Polynomials):
+    """Whole layers become polynomials, least missed a ReLU first, while the weights train along.
+
+    DELPHI searches the layers by population-based training; here a running score ranks them (see `fisher`), and the
+    polynomials are fitted to each channel's input (AutoReP) where DELPHI takes one for all.
+    """
+
+    name: ClassVar[str] = "delphi"
+    source: ClassVar[str] = "after Mishra et al., DELPHI, USENIX Security 2020"
+    exact: ClassVar[bool] = False
+
+    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+        return Ranked(granularity="layer", degree=self.degree, target=budgets[-1] / plan.relus)

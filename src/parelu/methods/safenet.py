@@ -1,0 +1,28 @@
+"""SAFENet on channels: whole channels of ReLUs become polynomials (after Lou et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+from parelu.masks import MaskLearner
+from parelu.methods.base import Polynomials, Workbench
+from parelu.methods.fisher import Ranked
+from parelu.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class SAFENet(Polynomials):
+    """Whole channels become polynomials, least missed a ReLU first, while the weights train along.
+
+    SAFENet trains degrees 1 to 3 and their coefficients; here a running score ranks the channels (see `fisher`), and
+    the polynomials are fitted to each channel's input (AutoReP).
+    """
+
+    name: ClassVar[str] = "safenet"
+    source: ClassVar[str] = "after Lou et al., SAFENet, ICLR 2021"
+    exact: ClassVar[bool] = False
+
+    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+        return Ranked(granularity="channel", degree=self.degree, target=budgets[-1] / plan.relus)

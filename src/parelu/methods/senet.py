@@ -1,0 +1,140 @@
+"""SENet: a budget for each layer by its sensitivity, then masks where the full and the partial network differ most."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from parelu import graph
+from parelu.distill import CrossEntropy, Distillation
+from parelu.gates import Gate, gates_of
+from parelu.masks import MaskLearner, Step, project
+from parelu.methods.base import LearnedMasks, Workbench
+from parelu.plan import Plan
+from parelu.sites import Network, Site, observed
+from parelu.train import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Mismatch(MaskLearner):
+    """Keeps in each layer the positions where full and partial network differ most behind the activation (stage 2).
+
+    Attributes:
+        budgets: site → ReLUs.
+        every: steps between two looks at the difference.
+    """
+
+    budgets: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    every: int = 4
+
+    def equip(self, gate: Gate) -> None:
+        gate.register_buffer("difference", torch.zeros(gate.shape))
+
+    @torch.no_grad()
+    def after_step(self, network: Network, step: Step) -> None:
+        gates = gates_of(network)
+        if step.number == 0:  # as if no ReLU stood, for a first choice
+            for gate in gates.values():
+                gate.open.zero_()
+        if step.number % self.every == 0:
+            self._look(network, gates, step)
+        if step.number == 0:
+            self.after_epoch(gates, 0)
+
+    def _look(self, network: Network, gates: Mapping[str, Gate], step: Step) -> None:
+        assert step.teacher is not None
+        network.eval()
+        with observed(step.teacher.sites) as full, observed(gates) as partial:
+            step.teacher(step.images)
+            network(step.images)
+        network.train()
+        for name, gate in gates.items():
+            gate.get_buffer("difference").add_((full[name] - partial[name]).abs().mean(0))
+
+    @torch.no_grad()
+    def after_epoch(self, gates: Mapping[str, Gate], epoch: int) -> None:
+        for name, mask in self.project(gates, sum(self.budgets.values())).items():
+            gates[name].open.copy_(mask)
+
+    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
+        return {name: gate.get_buffer("difference") for name, gate in gates.items()}
+
+    def project(self, gates: Mapping[str, Gate], budget: int) -> dict[str, Tensor]:
+        masks = {}
+        for name, score in self.scores(gates).items():
+            allowed = score.masked_fill(~gates[name].allowed, -torch.inf)
+            masks |= project({name: allowed}, self.budgets[name])
+        return masks
+
+
+@dataclasses.dataclass(frozen=True)
+class SENet(LearnedMasks):
+    """Layer budgets from pruning sensitivity; masks by activation mismatch; finetuning with PRAM.
+
+    Attributes:
+        density: of the proxy that the sensitivity is read from: the weights of largest magnitude of all layers.
+        pram: β, the weight of the mismatch of post-ReLU maps in finetuning.
+        weight_lr: of SGD in the search.
+    """
+
+    name: ClassVar[str] = "senet"
+    source: ClassVar[str] = "Kundu et al., SENet, ICLR 2023"
+    shares_search: ClassVar[bool] = False  # each budget has its own layer budgets
+
+    kd_weight: float = 0.9  # λ of stage 3
+    density: float = 0.1
+    pram: float = 1000.0  # β
+    weight_lr: float = 0.05  # stage 2
+
+    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+        sensitivity = sensitivities(bench.teacher.network(), self.density)
+        sizes = {name: site.relus for name, site in plan.sites.items()}
+        split = allocate(sensitivity, sizes, budgets[0])
+        bench.record(f"senet-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
+        return Mismatch(budgets=split)
+
+    def search_training(self, training: Training) -> Training:
+        return dataclasses.replace(training, lr=self.weight_lr, schedule="cosine")
+
+    def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
+        return Distillation(self.temperature, self.kd_weight, self.pram if finetuning else 0.0)
+
+
+def sensitivities(network: Network, density: float) -> dict[str, float]:
+    """Site → 1 − η, η the share of its convolution's weights that are among the largest `density` of all weights.
+
+    A site's convolution is the last large one before it; a shortcut's 1×1 is none.
+    """
+    layers: dict[str, nn.Conv2d] = {}
+    waiting: list[nn.Conv2d] = []
+    for node in network.graph.nodes:
+        module = graph.called_module(node)
+        if isinstance(module, nn.Conv2d):
+            waiting.append(module)
+        elif isinstance(module, Site) and waiting:
+            layers[module.name] = max(waiting, key=lambda layer: layer.kernel_size[0])
+            waiting = []
+    weights = {name: layer.weight.detach().abs().flatten() for name, layer in layers.items()}
+    every = torch.cat(list(weights.values()))
+    least = every.kthvalue(max(1, round((1 - density) * len(every)))).values
+    return {name: 1 - float((weight > least).float().mean()) for name, weight in weights.items()}
+
+
+def allocate(sensitivity: Mapping[str, float], sizes: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Site → ReLUs, proportional to the sensitivities, at most the site's size, summing to the budget exactly."""
+    split = dict.fromkeys(sizes, 0)
+    while (left := budget - sum(split.values())) > 0:
+        free = {name: sensitivity[name] for name in sizes if split[name] < sizes[name]}
+        total = sum(free.values())
+        shares = {name: left * (value / total if total else 1 / len(free)) for name, value in free.items()}
+        given = {name: min(int(share), sizes[name] - split[name]) for name, share in shares.items()}
+        if not any(given.values()):  # the remainder, one each, the most sensitive first
+            for name in sorted(free, key=lambda name: -free[name])[:left]:
+                given[name] = 1
+        for name, number in given.items():
+            split[name] += number
+    return split
