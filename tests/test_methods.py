@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from parelu.errors import UserError
 from parelu.methods import parse_budget
-from parelu.methods.base import highest
 from parelu.methods.deepreduce import candidate_steps, criticality
 from parelu.methods.random import Random
 from parelu.methods.uniform import Uniform
@@ -84,20 +83,6 @@ def test_uniform_keeps_the_same_share_of_each_site(shapes, share):
     budget = max(1, round(share * total))
     for mask in Uniform().masks(shapes, budget, 0).values():
         assert abs(int(mask.sum()) - budget / total * mask.numel()) <= 1
-
-
-@given(st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=20), min_size=1, max_size=4), st.integers(1, 30))
-def test_the_highest_scores_are_kept_exactly_and_nested(values, budget):
-    scores = {str(i): torch.tensor(v, dtype=torch.float32) for i, v in enumerate(values)}
-    flat = torch.cat(list(scores.values()))
-    budget = min(budget, len(flat))
-    masks = highest(scores, budget)
-    kept = torch.cat(list(masks.values()))
-    assert int(kept.sum()) == budget
-    if budget < len(flat):
-        assert flat[kept].min() >= flat[~kept].max()
-        larger = torch.cat(list(highest(scores, budget + 1).values()))
-        assert bool((larger | ~kept).all())
 
 
 def test_random_masks_of_smaller_budgets_lie_inside():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from parelu import data, store
-from parelu.distill import CrossEntropy, Distillation, kd
+from parelu.distill import Batch, CrossEntropy, Distillation, kd, pram, tails
 from parelu.errors import UserError
 from parelu.models import spec_of
 from parelu.run import read_history
@@ -51,9 +51,38 @@ def test_kd_is_the_divergence_written_out(student, teacher, temperature):
 def test_distillation_weighs_its_terms():
     x, y = torch.randn(4, 3), torch.randn(4, 3)
     labels = torch.tensor([0, 1, 2, 0])
-    terms = Distillation(4.0, 0.9)(x, labels, lambda: y)
+    terms = Distillation(4.0, 0.9)(x, Batch(labels, {}, lambda: y, dict))
     torch.testing.assert_close(terms["ce"], 0.1 * F.cross_entropy(x, labels))
     torch.testing.assert_close(terms["kd"], 0.9 * kd(x, y, 4.0))
+
+
+def test_distillation_adds_what_it_reads_of_the_maps():
+    x, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    mine, theirs = ({"a": torch.randn(4, 2, 3, 3), "b": torch.randn(4, 5)} for _ in range(2))
+    batch = Batch(labels, mine, lambda: x, lambda: theirs)
+    assert not Distillation().reads_maps
+    objective = Distillation(mismatch=1000.0, tails=0.5)
+    assert objective.reads_maps
+    terms = objective(x, batch)
+    torch.testing.assert_close(terms["pram"], 500 * pram(mine, theirs))
+    torch.testing.assert_close(terms["tails"], 0.5 * tails(mine))
+
+
+def test_pram_is_the_distance_of_normalised_maps():
+    mine, theirs = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
+    expected = 0.0
+    for a, b in zip(mine, theirs, strict=True):
+        expected += ((a / a.norm() - b / b.norm()) ** 2).sum() / (2 * 12)
+    torch.testing.assert_close(pram({"a": mine}, {"a": theirs}), torch.as_tensor(expected))
+    assert pram({"a": mine}, {"a": 3 * mine}) == pytest.approx(0, abs=1e-12)
+
+
+def test_tails_are_images_that_stand_out():
+    maps = torch.ones(4, 2, 3, 3)
+    assert tails({"a": maps}) == 0
+    maps[0] *= 3  # energies 9, 1, 1, 1 of mean 3: one is a whole mean above twice the mean
+    assert tails({"a": maps, "b": maps}) == pytest.approx(2 * 1 / 4)
+    assert tails({"a": 100 * maps}) == pytest.approx(1 / 4), "the scale does not matter"
 
 
 class Slope(nn.Module):
@@ -98,7 +127,9 @@ def test_schedules():
         ("epochs", (0, -1, 1.5, math.inf, "x", True), "a whole number, 1 or more"),
         ("batch", (1, 2.0, None), "a whole number, 2 or more"),
         ("lr", (0.0, -0.1, math.nan, math.inf, "0.1"), "a number above 0"),
-        ("schedule", ("linear", "", None), "one of step, cosine, one-cycle"),
+        ("schedule", ("linear", "", None), "one of step, cosine, one-cycle, constant"),
+        ("optimizer", ("lion", None), "one of sgd, adam"),
+        ("clip", (-1.0, math.nan, math.inf), "a number, 0 or more"),
         ("momentum", (-0.1, 1, 1.5, math.nan), "a number from 0 to below 1"),
         ("weight_decay", (-1e-4, math.nan, math.inf), "a number, 0 or more"),
         ("label_smoothing", (-0.1, 1.0, math.nan), "a number from 0 to below 1"),
@@ -113,7 +144,7 @@ def test_bad_settings(field, values, range_):
 
 def test_every_setting_has_a_range_and_its_edges_are_good():
     edges = {"epochs": 1, "batch": 2, "lr": 1, "schedule": "cosine", "momentum": 0, "weight_decay": 0.0}
-    edges["label_smoothing"] = 0
+    edges |= {"label_smoothing": 0, "optimizer": "adam", "clip": 0}
     assert dataclasses.asdict(Training(**edges)) == edges
     for field in dataclasses.fields(Training):
         with pytest.raises(UserError, match=f"^{field.name} is None"):
@@ -172,11 +203,12 @@ def test_a_loss_that_blows_up_is_one_clear_error(digits, tmp_path):
     net = network()
     train(net, digits, dataclasses.replace(SHORT, epochs=1), CrossEntropy(), seed=0, folder=tmp_path)
 
-    def poisoned(logits, labels, teacher):
-        return {"ce": logits.sum() * math.nan}
+    class Poisoned(CrossEntropy):
+        def __call__(self, logits, batch):
+            return {"ce": logits.sum() * math.nan}
 
     with pytest.raises(UserError, match=r"the loss became nan in epoch 2 at learning rate 0\.1"):
-        train(net, digits, SHORT, poisoned, seed=0, folder=tmp_path)
+        train(net, digits, SHORT, Poisoned(), seed=0, folder=tmp_path)
     assert len(read_history(tmp_path)) == 1, "the epoch before is kept"
 
 

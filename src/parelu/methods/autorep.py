@@ -62,7 +62,7 @@ class Indicators(MaskLearner):
     def after_step(self, network: Network, step: Step) -> None:
         for gate in gates_of(network).values():
             m, wanted = gate.get_parameter("auxiliary"), gate.get_buffer("wanted")
-            wanted.fill_(kept_share(step.progress, self.target) if self.anneal else self.target)
+            wanted.fill_(kept_share(step.progress, self.target, reached=0.8) if self.anneal else self.target)
             gate.open.masked_fill_(m <= -self.threshold, 0.0)
             gate.open.masked_fill_((m > self.threshold) & gate.allowed, 1.0)
 
