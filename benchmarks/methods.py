@@ -57,9 +57,9 @@ def variants() -> dict[str, Method]:
     """Label → method; identity and polynomials are two leaderboards."""
     known = methods()
     learned = {"search_epochs": SEARCH, "finetune_epochs": FINETUNE}
-    found: dict[str, Method] = {
-        name: known[name](**learned) for name in ("snl", "fisher", "bcd", "senet", "autorep", "safenet", "delphi")
-    }
+    squares = {**learned, "finetune_lr": 0.1}
+    found: dict[str, Method] = {name: known[name](**learned) for name in ("snl", "fisher", "bcd", "senet")}
+    found |= {name: known[name](**squares) for name in ("autorep", "safenet", "delphi")}
     found["autorep-linear"] = known["autorep"](degree=1, **learned)
     found["autorep-identity"] = known["autorep"](degree=0, **learned)
     found["snip"] = known["snip"]()

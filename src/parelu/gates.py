@@ -89,27 +89,27 @@ def gated(x: Tensor, open: Tensor, coefficients: Tensor) -> Tensor:
 
 
 class _Gated(torch.autograd.Function):
-    """`gated` on the CPU: one pass over memory forward and one backward."""
+    """`gated` on the CPU: one pass over memory forward and one backward, which reads x with 8 significant bits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, open: Tensor, coefficients: Tensor) -> Tensor:
         if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
             x = x.contiguous()
-        y = torch.empty_like(x)
-        gate_loops.forward(_rows(x), *_as_stored(x, open, coefficients), _rows(y))  # pyright: ignore
-        ctx.save_for_backward(x, open, coefficients)
+        y, rows = torch.empty_like(x), _rows(x)
+        ctx.channels_last, ctx.shape = _is_channels_last(x), open.shape
+        ctx.stored = _as_stored(open, coefficients, ctx.channels_last)
+        rounded = torch.empty(rows.shape, dtype=torch.uint16)
+        gate_loops.forward(rows, rows.view(np.uint32), *ctx.stored, _rows(y), rounded.numpy())  # pyright: ignore
+        ctx.save_for_backward(rounded)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, open, coefficients = ctx.saved_tensors
-        layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
-        g = gradients[0].contiguous(memory_format=layout)
-        dx = torch.empty_like(x)
-        da = np.zeros(open.numel(), np.float32)
-        stored = _as_stored(x, open, coefficients)
-        gate_loops.backward(_rows(x), *stored, _rows(g), _rows(dx), da)  # pyright: ignore
-        return dx, _as_shaped(x, da, open.shape), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (rounded,) = ctx.saved_tensors
+        g = gradients[0].contiguous(memory_format=torch.channels_last if ctx.channels_last else torch.contiguous_format)
+        dx, da = torch.empty_like(g), np.zeros(rounded.shape[1], np.float32)
+        gate_loops.backward(rounded.numpy(), *ctx.stored, _rows(g), _rows(dx), da)  # pyright: ignore
+        return dx, _as_shaped(da, ctx.shape, ctx.channels_last), None
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -121,16 +121,16 @@ def _rows(x: Tensor) -> np.ndarray:
     return (x.detach().movedim(1, -1) if _is_channels_last(x) else x.detach()).numpy().reshape(len(x), -1)
 
 
-def _as_stored(x: Tensor, open: Tensor, coefficients: Tensor) -> list[np.ndarray]:
-    """`open` and each coefficient, (C·H·W,), in the order in which a row of x is stored."""
+def _as_stored(open: Tensor, coefficients: Tensor, channels_last: bool) -> list[np.ndarray]:
+    """Copies of `open` and of each coefficient, (C·H·W,), in the order in which a row of the batch is stored."""
     wide = [c.view(-1, *[1] * (open.dim() - 1)).expand(open.shape) for c in coefficients]
-    order = [t.detach().movedim(0, -1) if _is_channels_last(x) else t.detach() for t in (open, *wide)]
-    return [t.contiguous().numpy().reshape(-1) for t in order]
+    order = [t.detach().movedim(0, -1) if channels_last else t.detach() for t in (open, *wide)]
+    return [t.clone(memory_format=torch.contiguous_format).numpy().reshape(-1) for t in order]
 
 
-def _as_shaped(x: Tensor, values: np.ndarray, shape: torch.Size) -> Tensor:
+def _as_shaped(values: np.ndarray, shape: torch.Size, channels_last: bool) -> Tensor:
     """The inverse of `_as_stored` for one array."""
-    if not _is_channels_last(x):
+    if not channels_last:
         return torch.from_numpy(values).view(shape)
     return torch.from_numpy(values).view(*shape[1:], shape[0]).movedim(-1, 0)
 
