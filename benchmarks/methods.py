@@ -57,7 +57,7 @@ def variants() -> dict[str, Method]:
     """Label → method; identity and polynomials are two leaderboards."""
     known = methods()
     learned = {"search_epochs": SEARCH, "finetune_epochs": FINETUNE}
-    squares = {**learned, "finetune_lr": 0.1}
+    squares = {**learned, "finetune_lr": 0.05}
     found: dict[str, Method] = {name: known[name](**learned) for name in ("snl", "fisher", "bcd", "senet")}
     found |= {name: known[name](**squares) for name in ("autorep", "safenet", "delphi")}
     found["autorep-linear"] = known["autorep"](degree=1, **learned)

@@ -258,22 +258,27 @@ def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512)
 
 
 def recalibrate(network: Network, dataset: Dataset, training: Training, seed: int, batches: int = 40) -> None:
-    """Set the batch-norms' running statistics to their plain means over the last epoch's first batches.
+    """Set the batch-norms' running statistics to the medians over the last epoch's first batches.
 
-    Behind squares a batch in which one image stands out moves a running variance by far more than it lasts.
+    Behind squares one image that stands out moves a running variance, or a mean of variances, by far more than itself.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
+    means, variances = ([[] for _ in norms] for _ in range(2))
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean
+        norm.momentum = 1.0  # the running statistics are those of the latest batch
     network.train()
     with torch.no_grad(), _autocast():
         for images, _ in itertools.islice(_batches(dataset, training, seed, training.epochs - 1), batches):
             network(fit(images, network))
+            for norm, mean, variance in zip(norms, means, variances, strict=True):
+                mean.append(norm.get_buffer("running_mean").clone())
+                variance.append(norm.get_buffer("running_var").clone())
     network.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, momentum, mean, variance in zip(norms, momenta, means, variances, strict=True):
         norm.momentum = momentum
+        norm.get_buffer("running_mean").copy_(torch.stack(mean).median(0).values)
+        norm.get_buffer("running_var").copy_(torch.stack(variance).median(0).values)
 
 
 def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, batch: int = 128) -> dict[str, Tensor]:

@@ -301,7 +301,7 @@ class Polynomials(LearnedMasks):
     degree: Literal[0, 1, 2] = 2
     tails: float = 1.0
     clip: float = 0.5
-    weight_lr: float = 0.1
+    weight_lr: float = 0.05
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
         return Distillation(self.temperature, self.kd_weight, tails=self.tails if self.degree == 2 else 0.0)
