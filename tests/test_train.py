@@ -16,7 +16,16 @@ from parelu.errors import UserError
 from parelu.models import spec_of
 from parelu.run import read_history
 from parelu.sites import instrument
-from parelu.train import Teacher, Training, accuracy, memory_format, slope_gradients, train
+from parelu.train import (
+    Teacher,
+    Training,
+    accuracy,
+    memory_format,
+    ranges,
+    recalibrate,
+    slope_gradients,
+    train,
+)
 
 SHORT = Training(epochs=3, batch=128, lr=0.1, schedule="one-cycle")
 
@@ -264,3 +273,66 @@ def test_layouts_agree(name, layout):
         gradients.append([p.grad for p in copy.parameters()])
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-2)
+
+
+def quadratic(network):
+    """The network with a ReLU at every second position and a square at the others."""
+    for site in network.sites.values():
+        mask = torch.arange(site.mask.numel()).view(site.shape) % 2 == 0
+        site.assign(mask, (0.1, 0.5, 0.2))
+    return network
+
+
+def test_ranges_are_those_of_the_inputs_of_squares(digits):
+    net = quadratic(network())
+    first = next(iter(net.sites.values()))
+    first.assign(torch.ones(first.shape, dtype=torch.bool))
+    images = data.normalise(digits.validation.images, digits.mean, digits.std)
+    seen = {}
+    for site in net.sites.values():
+        site.register_forward_pre_hook(lambda module, args: seen.__setitem__(module.name, args[0].detach()))
+    net.eval()(images)
+    expected = {name: (float(x.min()), float(x.max())) for name, x in seen.items() if name != first.name}
+    found = ranges(net, digits.validation, digits, batch=50)
+    assert list(found) == list(expected)
+    for name, (low, high) in found.items():
+        assert (low, high) == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_recalibrated_statistics_do_not_follow_one_image(digits):
+    training = dataclasses.replace(SHORT, epochs=1, batch=16)
+    split = digits.train.take(320)
+    plain = network()
+    recalibrate(plain, dataclasses.replace(digits, train=split), training, seed=0)
+    expected = {name: value.clone() for name, value in plain.state_dict().items() if "running" in name}
+    again = network()
+    for module in again.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(1e6)  # as if an image had stood out
+    recalibrate(again, dataclasses.replace(digits, train=split), training, seed=0)
+    norm = next(module for module in again.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.momentum == 0.1
+    assert not again.training
+    for name, value in again.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(value, expected[name])
+
+
+def test_squares_that_blow_up_are_named(digits, tmp_path):
+    net = quadratic(network())
+    with pytest.raises(UserError, match="its squares feed on each other: give --degree 1, or lower it"):
+        train(net, digits, dataclasses.replace(SHORT, lr=1e6), CrossEntropy(), seed=0, folder=tmp_path)
+
+
+def test_clipping_bounds_a_step(digits, tmp_path):
+    moved = {}
+    for clip in (0.0, 1e-3):
+        torch.manual_seed(0)
+        net = network()
+        before = torch.cat([p.detach().flatten().clone() for p in net.parameters()])
+        training = Training(epochs=1, batch=len(digits.train), lr=1.0, schedule="constant", momentum=0, weight_decay=0,
+                            clip=clip)  # fmt: skip
+        train(net, digits, training, CrossEntropy(), seed=0, folder=tmp_path / str(clip))
+        moved[clip] = float((torch.cat([p.detach().flatten() for p in net.parameters()]) - before).norm())
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[0.0] > 0.01

@@ -31,7 +31,7 @@ from parelu.models import Spec, external
 from parelu.plan import Candidate, Plan, load_weights
 from parelu.run import Run, cores
 from parelu.sites import Network, instrument
-from parelu.train import Progress, Teacher, Training, accuracy, recalibrate, slope_gradients, train
+from parelu.train import Progress, Teacher, Training, accuracy, ranges, recalibrate, slope_gradients, train
 
 WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow down each other and whatever else runs: 8× on a busy machine.
@@ -338,6 +338,8 @@ def measured(
         "seconds": sum(epoch["seconds"] for epoch in history),
         "job": _identity(job),
     }
+    if job.plan.squares:
+        metrics["ranges"] = ranges(network, dataset.validation, dataset)
     preprocessing = {"dataset": dataset.name, "image": list(dataset.input_shape), "mean": list(dataset.mean),
                      "std": list(dataset.std)}  # fmt: skip
     weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}

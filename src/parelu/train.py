@@ -23,7 +23,7 @@ from parelu.distill import Batch, Objective
 from parelu.errors import UserError
 from parelu.gates import gates_of
 from parelu.masks import MaskLearner, Step
-from parelu.plan import load_weights
+from parelu.plan import Plan, load_weights
 from parelu.run import write_history
 from parelu.sites import Network, observed
 
@@ -279,6 +279,24 @@ def recalibrate(network: Network, dataset: Dataset, training: Training, seed: in
         norm.momentum = momentum
         norm.get_buffer("running_mean").copy_(torch.stack(mean).median(0).values)
         norm.get_buffer("running_var").copy_(torch.stack(variance).median(0).values)
+
+
+def ranges(network: Network, split: Split, dataset: Dataset, batch: int = 512) -> dict[str, tuple[float, float]]:
+    """Site with squares → least and greatest input over the images of a split, in evaluation mode."""
+    found: dict[str, tuple[float, float]] = {}
+
+    def extend(site: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        low, high = (float(value) for value in torch.aminmax(inputs[0]))
+        before = found.get(str(site.name), (low, high))
+        found[str(site.name)] = (min(before[0], low), max(before[1], high))
+
+    plan = Plan.of(network)
+    squared = [site for name, site in network.sites.items() if plan.sites[name].squares]
+    hooks = [site.register_forward_pre_hook(extend) for site in squared]
+    accuracy(network, split, dataset, batch)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, batch: int = 128) -> dict[str, Tensor]:
