@@ -16,6 +16,7 @@ from parelu.data import normalise
 from parelu.errors import UserError
 from parelu.fuse import fold_batch_norms
 from parelu.models import spec_of
+from parelu.private import lower as lower_module
 from parelu.private import reference
 from parelu.private.lower import Lowered, problems
 from parelu.private.primitives.kernels import NAMES, load
@@ -60,6 +61,26 @@ def test_the_reference_is_the_float_network_up_to_rounding():
         assert np.abs(result.logits - float_logits(network, images)).max() < 0.02
         assert result.overflows == 0
         assert lowered.wrap_bound < 1e-4
+
+
+def test_many_squares_take_fewer_bits(monkeypatch):
+    torch.manual_seed(0)
+    half = torch.tensor([[0.1, 0.0], [0.5, 0.5], [0.1, 0.15]])
+    network = ready(spec_of("resnet10 m=4", (1, 8, 8), 10).module(), (1, 8, 8), lambda u: u < 0.5,
+                    lambda c: half.repeat(1, c // 2))  # fmt: skip
+    first = lowered_of(network, 32)
+    monkeypatch.setattr(lower_module, "LARGEST_WRAP", first.wrap_bound / 3)
+    second = lowered_of(network, 32)
+    assert second.wrap_bound <= first.wrap_bound / 3
+    images = images_of(32, (1, 8, 8))
+    for lowered in (first, second):
+        scale = np.abs(float_logits(network, images)).max()
+        assert np.abs(reference.run(lowered, images).logits - float_logits(network, images)).max() < 0.02 * scale
+    bits = [[r.bits for r in lowered.ranges if r.kind == "square"] for lowered in (first, second)]
+    assert all(few < many for many, few in zip(*bits, strict=True))
+    monkeypatch.setattr(lower_module, "LARGEST_WRAP", first.wrap_bound / 1000)
+    with pytest.raises(UserError, match=r"may wrap with probability .* keep activations and the number of squares"):
+        lowered_of(network, 32)
 
 
 def test_an_input_outside_of_the_calibrated_range_is_counted():

@@ -36,7 +36,8 @@ from parelu.private.ring import BITS
 from parelu.sites import IDENTITY, Network, Site
 
 FRACTION = 10  # bits behind the point of an activation
-WEIGHT_BITS = 12  # the largest weight of a layer takes so many
+WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site
+LEAST_SQUARE_BITS = 8  # c2 takes fewer, down to this, where many squares would make a wrap too likely
 SPARE_BITS = 1  # the calibrated range may be exceeded so often by a factor of two
 LARGEST_WRAP = 1e-4  # bound on the probability that a truncation wraps, an inference
 
@@ -128,7 +129,13 @@ def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any]) ->
     native = preprocessing.get("image", network.input_shape)
     folded = fold_batch_norms(network)
     seen = _calibrate(folded, images, mean, std)
-    return _Lowering(folded, seen).result({"mean": list(mean), "std": list(std), "image": list(native)})
+    described = {"mean": list(mean), "std": list(std), "image": list(native)}
+    for square_bits in range(WEIGHT_BITS, LEAST_SQUARE_BITS - 1, -1):
+        lowered = _Lowering(folded, seen, square_bits).result(described)
+        if lowered.wrap_bound <= LARGEST_WRAP:
+            return lowered
+    raise UserError(f"a truncation may wrap with probability {lowered.wrap_bound:.1e} an inference, more than "
+                    f"{LARGEST_WRAP:g}; keep activations and the number of squares smaller")  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -192,8 +199,8 @@ class _Value:
 class _Lowering:
     """Walks the folded graph and writes ops; `values` has the number and unit of each node's tensor."""
 
-    def __init__(self, network: Network, seen: Mapping[tuple[fx.Node, str], _Seen]) -> None:
-        self.network, self.seen = network, seen
+    def __init__(self, network: Network, seen: Mapping[tuple[fx.Node, str], _Seen], square_bits: int) -> None:
+        self.network, self.seen, self.square_bits = network, seen, square_bits
         self.ops: list[Op] = []
         self.layers: list[str] = []
         self.weights: dict[int, Integers] = {}
@@ -217,11 +224,7 @@ class _Lowering:
             output_unit=logits.unit, output_bits=min(output_bits, BITS), ops=tuple(self.ops),
             layers=tuple(self.layers), preprocessing=preprocessing,
         )  # fmt: skip
-        lowered = Lowered(program, self.weights, tuple(self.ranges))
-        if lowered.wrap_bound > LARGEST_WRAP:
-            raise UserError(f"a truncation may wrap with probability {lowered.wrap_bound:.1e} an inference, more than "
-                            f"{LARGEST_WRAP:g}; keep activations and the number of squares smaller")  # fmt: skip
-        return lowered
+        return Lowered(program, self.weights, tuple(self.ranges))
 
     def _node(self, node: fx.Node) -> None:
         module = graph.called_module(node)
@@ -329,7 +332,7 @@ class _Lowering:
         truncation = 0
         if len(positions):
             c0, c1, c2 = (c[squares].double().numpy() for c in wide[1:])
-            truncation = FRACTION + WEIGHT_BITS - min(2, math.frexp(float(np.abs(c2).max()))[1])
+            truncation = FRACTION + self.square_bits - min(2, math.frexp(float(np.abs(c2).max()))[1])
             scale = 2.0**truncation
             self.weights[len(self.ops)] = {
                 name: np.rint(values).astype(np.int64)
