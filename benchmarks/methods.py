@@ -2,7 +2,8 @@
 
     python benchmarks/methods.py run --out runs/methods                     hours; goes on where it was stopped
     python benchmarks/methods.py run --out runs/methods --only snl fisher --seeds 0
-    python benchmarks/methods.py table --out runs/methods                   the table, and methods.png beside it
+    python benchmarks/methods.py table --out runs/methods --plot methods.png
+    python benchmarks/methods.py run --out runs/methods --only no-hysteresis mu-3 … --seeds 0      claims of the papers
     python benchmarks/methods.py run --out runs/fashion --setting fashion
 
 Each (method, seed) is a run folder of its own, OUT/seedN/METHOD, that starts from the seed's full-ReLU network.
@@ -19,14 +20,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from parelu import study
-from parelu.methods import Method, methods
+import torch
+from torch import Tensor
+
+from parelu import data, study
+from parelu.distill import Distillation
+from parelu.gates import put_gates
+from parelu.masks import project
+from parelu.methods import Job, Method, Workbench, methods
+from parelu.methods.base import TEACHER
+from parelu.plan import Candidate, Plan, SitePlan
 from parelu.run import Record, Run, cores
 from parelu.study import Reduction, Study
-from parelu.train import SHORT, Training
+from parelu.train import SHORT, Training, fit
 
 SEARCH, FINETUNE = 10, 4
 TRAINING = dataclasses.replace(SHORT, epochs=SEARCH + FINETUNE)
@@ -69,6 +79,62 @@ def variants() -> dict[str, Method]:
     return found
 
 
+def effects() -> dict[str, Method]:
+    """Label → a method with one thing changed: what the papers claim of it."""
+    known = methods()
+    learned = {"search_epochs": SEARCH, "finetune_epochs": FINETUNE}
+    squares = {**learned, "finetune_lr": 0.05}
+    changed: dict[str, Method] = {"no-hysteresis": known["autorep"](threshold=0.0, **squares)}
+    changed |= {f"mu-{mu}": known["autorep"](mu=float(mu), **squares) for mu in (3, 30, 100)}
+    changed |= {"snl-thin": known["snl"](thin=True, **learned)}
+    changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
+    return changed
+
+
+POLYNOMIALS = {"identity": 0, "x2": (0.0, 0.0, 1.0), "x2+x": (0.0, 1.0, 1.0), "dapa-1": 1, "dapa-2": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed(Method):
+    """SNIP's masks with a polynomial in the place of each other ReLU, trained for 4 epochs."""
+
+    name: ClassVar[str] = "placed"
+    source: ClassVar[str] = "AutoReP, Fig. 6"
+    exact: ClassVar[bool] = True
+    needs_budget: ClassVar[bool] = True
+
+    polynomial: str = "dapa-2"
+
+    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+        scores = {name: gradient.abs() for name, gradient in bench.slope_gradients(1024).items()}
+        coefficients = self._coefficients(bench.teacher)
+        training = dataclasses.replace(bench.training, epochs=FINETUNE, lr=0.05, clip=0.5)
+        jobs = []
+        for budget in budgets:
+            masks = project(scores, budget)
+            plan = Plan({name: SitePlan(mask, coefficients[name]) for name, mask in masks.items()})
+            tags = {"method": self.name, "steps": "", "budget": budget, "note": self.polynomial}
+            objective = Distillation(tails=1.0 if plan.squares else 0.0)
+            name = f"{self.name}-{self.polynomial}-{budget}"
+            jobs.append(Job(name, "candidate", bench.teacher.spec, plan, training, objective, tags, TEACHER))
+        return bench.train(jobs)
+
+    def _coefficients(self, teacher: Candidate) -> dict[str, Tensor]:
+        """Of each site; fitted ones to the full network's inputs."""
+        chosen = POLYNOMIALS[self.polynomial]
+        if not isinstance(chosen, int):
+            return {n: torch.tensor(chosen)[:, None].repeat(1, s.mask.shape[0]) for n, s in teacher.plan.sites.items()}
+        network, p = teacher.network().train(), teacher.preprocessing
+        gates = put_gates(network)
+        for gate in gates.values():
+            gate.follow_inputs(chosen)
+        images = data.load(p["dataset"]).train.images[:2048]
+        with torch.no_grad():
+            for batch in images.split(256):
+                network(fit(data.normalise(batch, tuple(p["mean"]), tuple(p["std"])), network))
+        return {name: gate.coefficients.clone() for name, gate in gates.items()}
+
+
 class Silent:
     """A watcher that prints a line for each network."""
 
@@ -85,7 +151,7 @@ def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
     teacher = out / f"seed{seed}" / "teacher"
     study.conduct(setting.study(seed, ()), teacher, Silent())
     if label != "teacher":
-        method = variants()[label]
+        method = {**variants(), **effects()}[label]
         budgets = () if label == "deepreduce" else setting.budgets
         weights = teacher / "candidates" / "teacher"
         one = setting.study(seed, (Reduction(method, budgets),), weights)
@@ -128,27 +194,68 @@ def records(out: Path) -> Iterator[tuple[str, int, Record]]:
                 yield folder.name, int(folder.parent.name.removeprefix("seed")), record
 
 
-def table(out: Path, setting: Setting) -> str:
-    """Markdown: a row a method, a column a budget: mean ± standard deviation over seeds (number of seeds)."""
-    known, rows = variants(), {}
+def _rows(out: Path, setting: Setting, labels: Sequence[str]) -> tuple[list[int], dict[str, dict[int, list[dict]]]]:
+    """Budgets; label → budget → the metrics of each seed; the labels by accuracy at the smallest budget."""
     full = Run.open(next(out.glob("seed*/teacher"))).candidates()[0].metrics["relus"]
     budgets = [study.parse_budget(text, full) for text in setting.budgets]
-    for label, seed, record in records(out):
-        budget = record.metrics["budget"]
-        if label in known and budget in budgets:
-            rows.setdefault(label, {}).setdefault(budget, {})[seed] = record.metrics
-    lines = ["| method | " + " | ".join(f"{budget:,} ReLUs" for budget in budgets) + " | squares |",
+    rows: dict[str, dict[int, list[dict]]] = {}
+    for label, _, record in records(out):
+        if label in labels and record.metrics["budget"] in budgets:
+            cells = rows.setdefault(label, {budget: [] for budget in budgets})
+            cells[record.metrics["budget"]].append(dict(record.metrics))
+    if "deepreduce" in labels:
+        rows |= _deepreduce(out, budgets)
+
+    def at_least(label: str) -> float:
+        found = [metrics["test_accuracy"] for metrics in rows[label][budgets[-1]]]
+        return statistics.mean(found) if found else 0.0
+
+    return budgets, {label: rows[label] for label in sorted(rows, key=at_least, reverse=True)}
+
+
+def _deepreduce(out: Path, budgets: list[int]) -> dict[str, dict[int, list[dict]]]:
+    """Of each seed the candidate within a budget that the validation split prefers."""
+    cells: dict[int, list[dict]] = {budget: [] for budget in budgets}
+    for folder in sorted(out.glob("seed*/deepreduce")):
+        found = [r.metrics for r in Run.open(folder).candidates() if r.metrics["role"] == "candidate"]
+        for budget in budgets:
+            fitting = [dict(metrics) for metrics in found if metrics["relus"] <= budget]
+            if fitting:
+                cells[budget].append(max(fitting, key=lambda metrics: metrics["validation_accuracy"]))
+    return {"deepreduce": cells} if any(cells.values()) else {}
+
+
+def table(out: Path, setting: Setting, labels: Sequence[str]) -> str:
+    """Markdown: a row a method, a column a budget: mean ± standard deviation over seeds (number of seeds)."""
+    budgets, rows = _rows(out, setting, labels)
+    lines = [f"| method | {' | '.join(f'{budget:,} ReLUs' for budget in budgets)} | squares |",
              "|---" * (len(budgets) + 2) + "|"]  # fmt: skip
-
-    def least_budget(label: str) -> float:
-        found = rows[label].get(budgets[-1], {})
-        return statistics.mean(m["test_accuracy"] for m in found.values()) if found else 0.0
-
-    for label in sorted(rows, key=least_budget, reverse=True):
-        cells = [_cell([m["test_accuracy"] for m in rows[label].get(budget, {}).values()]) for budget in budgets]
-        squares = [m["squares"] for cell in rows[label].values() for m in cell.values()]
-        lines.append(f"| `{label}` | {' | '.join(cells)} | {'–' if not max(squares) else f'{max(squares):,}'} |")
+    for label, cells in rows.items():
+        texts = [_cell([metrics["test_accuracy"] for metrics in cells[budget]]) for budget in budgets]
+        squares = max((metrics["squares"] for metrics in cells[budgets[-1]]), default=0)
+        lines.append(f"| `{label}` | {' | '.join(texts)} | {f'{squares:,}' if squares else '–'} |")
     return "\n".join(lines)
+
+
+def plot(out: Path, setting: Setting, labels: Sequence[str], path: Path) -> None:
+    """Accuracy over ReLUs, a line a method; dashed where squares stand for ReLUs."""
+    from matplotlib import pyplot
+
+    budgets, rows = _rows(out, setting, labels)
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for number, (label, cells) in enumerate(rows.items()):
+        known = [budget for budget in budgets if cells[budget]]
+        values = [[metrics["test_accuracy"] for metrics in cells[budget]] for budget in known]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        style = "--" if any(metrics["squares"] for cell in cells.values() for metrics in cell) else "-"
+        marker, colour = "osv^D<>pXP*hd"[number % 13], pyplot.get_cmap("tab20")(number % 20)
+        axes.errorbar(known, [statistics.mean(v) for v in values], spread, label=label, linestyle=style, marker=marker,
+                      color=colour, capsize=2)  # fmt: skip
+    full = [Run.open(path).candidates()[0].metrics["test_accuracy"] for path in out.glob("seed*/teacher")]
+    axes.axhline(statistics.mean(full), color="grey", linewidth=0.8, label="all ReLUs")
+    axes.set(xscale="log", xlabel="ReLUs", ylabel="test accuracy, %")
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=120)
 
 
 def _cell(values: list[float]) -> str:
@@ -163,7 +270,8 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "one", "table"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--setting", choices=SETTINGS, default="colour")
-    parser.add_argument("--only", nargs="+", choices=(*variants(), "teacher"), default=list(variants()))
+    parser.add_argument("--only", nargs="+", choices=(*variants(), *effects(), "teacher"), default=list(variants()))
+    parser.add_argument("--plot", type=Path, help="of the table's means, a picture")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
@@ -172,7 +280,9 @@ def main() -> None:
     elif arguments.action == "run":
         run(arguments.out, arguments.setting, arguments.only, arguments.seeds)
     else:
-        print(table(arguments.out, setting))
+        print(table(arguments.out, setting, arguments.only))
+        if arguments.plot:
+            plot(arguments.out, setting, arguments.only, arguments.plot)
 
 
 if __name__ == "__main__":
