@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,32 @@ def test_same_seed_same_networks_in_another_folder(finished: Finished, tmp_path)
     again = study.conduct(tiny_study("random"), tmp_path / "again", Silent())
     for name in ("teacher", "random-304", "random-37"):
         assert same(run.folder(name), again.folder(name)), name
+
+
+def test_a_search_serves_all_its_budgets_and_is_not_repeated(tmp_path):
+    watcher, again = Silent(), Silent()
+    run = study.conduct(tiny_study("fisher"), tmp_path / "run", watcher)
+    assert watcher.trained[:2] == ["teacher", "fisher"]
+    assert sorted(watcher.trained[2:]) == ["fisher-304", "fisher-37"]
+    metrics = {record.name: record.metrics for record in run.candidates()}
+    assert [metrics[f"fisher-{budget}"]["relus"] for budget in (304, 37)] == [304, 37]
+    early, late = (metrics[f"fisher-{budget}"]["searched"]["epochs"] for budget in (304, 37))
+    assert early < late == 10
+    before = weights(run.folder("fisher-37"))
+    shutil.rmtree(run.folder("fisher-37"))
+    study.conduct(tiny_study("fisher"), tmp_path / "run", again)
+    assert again.trained == ["fisher-37"]
+    assert "fisher" in again.read
+    assert all(torch.equal(before[name], value) for name, value in weights(run.folder("fisher-37")).items())
+
+
+def test_squares_are_counted_and_their_ranges_kept(tmp_path):
+    run = study.conduct(tiny_study("safenet"), tmp_path / "run", Silent())
+    for record in run.candidates():
+        if record.metrics["role"] == "candidate":
+            assert record.metrics["relus"] <= record.metrics["budget"]
+            assert record.metrics["squares"] == 608 - record.metrics["relus"]
+            assert all(low < high for low, high in record.metrics["ranges"].values())
 
 
 def test_a_trained_network_can_be_given(finished: Finished, tmp_path):
