@@ -92,13 +92,14 @@ class BCD(LearnedMasks):
     """Random blocks removed from a larger mask, that of `snip`, when the training accuracy allows it.
 
     Attributes:
-        head_start: ReLUs of the larger mask, as a multiple of the largest budget.
+        head_start: ReLUs of the larger mask, as a multiple of the budget.
         trials: blocks tried for one that goes.
         weight_lr: of SGD in the search.
     """
 
     name: ClassVar[str] = "bcd"
     source: ClassVar[str] = "block coordinate descent on masks"
+    shares_search: ClassVar[bool] = False  # random blocks from a far larger mask would end in a random mask
 
     head_start: float = 2.0
     trials: int = 8
