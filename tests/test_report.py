@@ -134,6 +134,20 @@ RECORDS = [
 ]
 
 
+def test_squares_have_a_frontier_of_their_own():
+    plain = [record("train", "", 200, 90, role="teacher"), record("snl", "", 50, 80), record("snl", "", 20, 70)]
+    squared = [record("autorep", "", 50, 85), record("autorep", "", 30, 86), record("autorep", "", 10, 84)]
+    squared = [dataclasses.replace(r, metrics={**r.metrics, "squares": 190 - r.metrics["relus"]}) for r in squared]
+    rows = {(row.method, row.relus): row.on_frontier for row in tables.frontier_rows([*plain, *squared])}
+    assert rows == {("train", 200): True, ("snl", 50): True, ("snl", 20): True,
+                    ("autorep", 50): False, ("autorep", 30): True, ("autorep", 10): True}  # fmt: skip
+    text = tables.frontier_text([*plain, *squared])
+    assert "squares" in text.splitlines()[0]
+    assert "networks with squares have one of their own" in text
+    assert "squares" not in tables.frontier_text(plain)
+    assert "with squares" in plots.frontier_svg([*plain, *squared])
+
+
 def test_rows_are_means_over_seeds():
     rows = {(row.method, row.relus): row for row in tables.frontier_rows(RECORDS)}
     assert len(rows) == 6, "the criticality network is no candidate"

@@ -130,10 +130,12 @@ def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any]) ->
     folded = fold_batch_norms(network)
     seen = _calibrate(folded, images, mean, std)
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
-    for square_bits in range(WEIGHT_BITS, LEAST_SQUARE_BITS - 1, -1):
+    square_bits, lowered = WEIGHT_BITS, _Lowering(folded, seen, WEIGHT_BITS).result(described)
+    while lowered.wrap_bound > LARGEST_WRAP and square_bits > LEAST_SQUARE_BITS:
+        square_bits -= 1
         lowered = _Lowering(folded, seen, square_bits).result(described)
-        if lowered.wrap_bound <= LARGEST_WRAP:
-            return lowered
+    if lowered.wrap_bound <= LARGEST_WRAP:
+        return lowered
     raise UserError(f"a truncation may wrap with probability {lowered.wrap_bound:.1e} an inference, more than "
                     f"{LARGEST_WRAP:g}; keep activations and the number of squares smaller")  # fmt: skip
 

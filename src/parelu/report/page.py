@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,14 +65,16 @@ def headline(rows: Sequence[Row]) -> list[str]:
     sentences = [
         f"{full.label}: {full.relus:,} ReLUs, {tables.plus_minus(full.test, full.spread, full.seeds)} % test accuracy."
     ]
-    for points in (2, 5, 15):
-        within = [row for row in rows if row.on_frontier and row.validation >= full.validation - points]
+    for points, squares in itertools.product((2, 5, 15), (False, True)):
+        good = [row for row in rows if row.on_frontier and row.validation >= full.validation - points]
+        within = [row for row in good if bool(row.squares) == squares]
         least = min(within, key=lambda row: row.relus, default=full)
         if least.relus < full.relus:
+            with_squares = f" and {least.squares:,} squares" if squares else ""
             fewer = f"{full.relus / least.relus:.1f}× fewer ReLUs" if least.relus else "No ReLU"
             change = f"{least.test - full.test:+.1f}".replace("-", "−")
             sentences.append(
-                f"{fewer} at {change} points: {least.label}, {least.relus:,} ReLUs, "
+                f"{fewer} at {change} points: {least.label}, {least.relus:,} ReLUs{with_squares}, "
                 f"{tables.plus_minus(least.test, least.spread, least.seeds)} %."
             )
     return list(dict.fromkeys(sentences))

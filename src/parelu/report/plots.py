@@ -26,7 +26,7 @@ from parelu.run import Record
 
 # Okabe and Ito's palette, told apart by the colour-blind too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#d9d9d9"
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "parelu", "font.family": "sans-serif", "font.size": 11,
@@ -71,10 +71,16 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
         ranges = [[row.test - row.low for row in of_method], [row.high - row.test for row in of_method]]
         if any(row.seeds > 1 for row in of_method):
             axes.errorbar(x, y, yerr=ranges, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5, alpha=0.7)
-        axes.plot(x, y, marker, color=colour, markersize=8, markeredgecolor="white", markeredgewidth=0.9, label=method)
-    best = sorted((row for row in rows if row.on_frontier), key=lambda row: row.relus)
-    axes.plot([x_of[r.relus] for r in best], [r.test for r in best], "-", color=INK, linewidth=1.1, alpha=0.55,
-              drawstyle="steps-post", zorder=1, label="frontier (by validation)")  # fmt: skip
+        hollow = any(row.squares for row in of_method)
+        axes.plot(x, y, marker, color=colour, markersize=8, markerfacecolor="white" if hollow else colour,
+                  markeredgecolor=colour if hollow else "white", markeredgewidth=1.4 if hollow else 0.9,
+                  label=f"{method}, with squares" if hollow else method)  # fmt: skip
+    for squares, style, label in ((False, "-", "frontier (by validation)"), (True, ":", "frontier with squares")):
+        best = [row for row in rows if row.on_frontier and bool(row.squares) == squares]
+        best = sorted(best, key=lambda row: row.relus)
+        if best:
+            axes.plot([x_of[r.relus] for r in best], [r.test for r in best], style, color=INK, linewidth=1.1,
+                      alpha=0.55, drawstyle="steps-post", zorder=1, label=label)  # fmt: skip
     for index, row in enumerate(full):
         axes.axhline(row.test, color=INK, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
         axes.plot(x_of[row.relus], row.test, "*", color=INK, markersize=14, label="" if index else "all ReLUs")
@@ -101,8 +107,9 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
 
 def _tip(row: Row) -> str:
     seeds = f", {row.seeds} seeds" if row.seeds > 1 else ""
+    squares = f", {row.squares:,} squares" if row.squares else ""
     return (
-        f"{row.label}\n{row.relus:,} ReLUs{', on the frontier' if row.on_frontier else ''}\n"
+        f"{row.label}\n{row.relus:,} ReLUs{squares}{', on the frontier' if row.on_frontier else ''}\n"
         f"test {plus_minus(row.test, row.spread, row.seeds)} %, "
         f"validation {plus_minus(row.validation, row.validation_spread, row.seeds)} %{seeds}\n"
         f"{row.macs / 1e6:,.1f} M MACs, depth {row.depth}\n{row.method}: {row.name}"

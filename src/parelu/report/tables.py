@@ -23,7 +23,8 @@ class Row:
         label: the steps, or the method whose mask it is; name: its folder in the run, the first seed's.
         validation, test: mean accuracies in percent; …spread: their standard deviations over the seeds, 0 for one.
         low, high: the range of `test`.
-        on_frontier: by validation accuracy, among all rows.
+        on_frontier: by validation accuracy, among the rows that have squares too, or among those that have none: a
+            square costs a secure multiplication, so networks with squares are compared with each other.
     """
 
     method: str
@@ -95,7 +96,11 @@ def by_network(records: Sequence[Record]) -> list[list[Record]]:
 def frontier_rows(records: Sequence[Record]) -> list[Row]:
     """A row for each network, most ReLUs first; the seeds of one network make one row."""
     rows = [_row(group) for group in by_network(records)]
-    chosen = set(pareto.frontier([(row.relus, row.validation) for row in rows]))
+    chosen: set[int] = set()
+    for squares in (False, True):
+        board = [i for i, row in enumerate(rows) if bool(row.squares) == squares]
+        best = pareto.frontier([(rows[i].relus, rows[i].validation) for i in board])
+        chosen |= {board[i] for i in best}
     return [dataclasses.replace(row, on_frontier=i in chosen) for i, row in enumerate(rows)]
 
 
@@ -164,12 +169,14 @@ def frontier_text(records: Sequence[Record]) -> str:
         ("ReLUs", lambda r: f"{r.relus:,}"),
         ("test %", lambda r: plus_minus(r.test, r.spread, r.seeds)),
         ("validation %", lambda r: plus_minus(r.validation, r.validation_spread, r.seeds)),
+        *([("squares", lambda r: f"{r.squares:,}")] if any(row.squares for row in rows) else []),
         ("MACs", lambda r: f"{r.macs / 1e6:,.1f} M"),
         ("method", lambda r: r.method),
         ("network", lambda r: r.label),
     ]
     text = _aligned([[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)], left=2)
     text += "\n* on the frontier, chosen by validation accuracy"
+    text += "; networks with squares have one of their own" if any(row.squares for row in rows) else ""
     compared = compare(records)
     if compared:
         cells = [["ReLUs", compared[0].method, "other", "difference", "seeds", "method"]]
