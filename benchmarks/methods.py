@@ -67,11 +67,10 @@ def variants() -> dict[str, Method]:
     """Label → method; identity and polynomials are two leaderboards."""
     known = methods()
     learned = {"search_epochs": SEARCH, "finetune_epochs": FINETUNE}
-    squares = {**learned, "finetune_lr": 0.05}
-    found: dict[str, Method] = {name: known[name](**learned) for name in ("snl", "fisher", "bcd", "senet")}
-    found |= {name: known[name](**squares) for name in ("autorep", "safenet", "delphi")}
-    found["autorep-linear"] = known["autorep"](degree=1, **learned)
-    found["autorep-identity"] = known["autorep"](degree=0, **learned)
+    names = ("snl", "fisher", "bcd", "senet", "autorep", "safenet", "delphi")
+    found: dict[str, Method] = {name: known[name](**learned) for name in names}
+    found["autorep-linear"] = known["autorep"](degree=1, finetune_lr=None, **learned)
+    found["autorep-identity"] = known["autorep"](degree=0, finetune_lr=None, **learned)
     found["snip"] = known["snip"]()
     found["random"] = known["random"](from_teacher=True)
     found["uniform"] = known["uniform"](from_teacher=True)
@@ -83,9 +82,8 @@ def effects() -> dict[str, Method]:
     """Label → a method with one thing changed: what the papers claim of it."""
     known = methods()
     learned = {"search_epochs": SEARCH, "finetune_epochs": FINETUNE}
-    squares = {**learned, "finetune_lr": 0.05}
-    changed: dict[str, Method] = {"no-hysteresis": known["autorep"](threshold=0.0, **squares)}
-    changed |= {f"mu-{mu}": known["autorep"](mu=float(mu), **squares) for mu in (3, 30, 100)}
+    changed: dict[str, Method] = {"no-hysteresis": known["autorep"](threshold=0.0, **learned)}
+    changed |= {f"mu-{mu}": known["autorep"](mu=float(mu), **learned) for mu in (3, 30, 100)}
     changed |= {"snl-thin": known["snl"](thin=True, **learned)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     return changed

@@ -107,7 +107,7 @@ class Teacher:
     LARGEST = 1 << 30
 
     def __init__(self, network: Network, folder: Path) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False).to(_device())
         self.folder = folder
 
     def logits(self, dataset: Dataset, training: Training, seed: int, epoch: int) -> Callable[[int, Tensor], Tensor]:
@@ -131,7 +131,7 @@ class Teacher:
 
     def _run(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.network.to(_device())(fit(images, self.network)).float()
+            return self.network(fit(images, self.network)).float()
 
 
 def train(
@@ -216,7 +216,7 @@ def _epoch(
             group["lr"] = group["full_lr"] * shape
         watched = (gates or network.sites) if objective.reads_maps else {}
         with _autocast(), observed(watched) as maps:
-            logits = network(fit(images, network))
+            logits = network(inputs := fit(images, network))
         if logits.shape[1:] != (dataset.classes,):
             raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
                             f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
@@ -238,8 +238,8 @@ def _epoch(
             raise UserError(_blown_up(network, loss.item(), epoch, training))
         if learner:
             done = epoch * steps + number
-            learner.after_step(network, Step(done, (done + 1) / (steps * training.epochs), images, labels,
-                                             teacher.network if teacher else None))  # fmt: skip
+            full = teacher.network if teacher else None
+            learner.after_step(network, Step(done, (done + 1) / (steps * training.epochs), inputs, labels, full))
         yield {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
 
 

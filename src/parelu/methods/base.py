@@ -298,6 +298,7 @@ class Polynomials(LearnedMasks):
         weight_lr: of SGD in the search.
     """
 
+    finetune_lr: float | None = 0.05  # with squares, rates for fresh weights end in a blow-up
     degree: Literal[0, 1, 2] = 2
     tails: float = 1.0
     clip: float = 0.5
