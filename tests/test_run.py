@@ -36,11 +36,22 @@ def test_a_kill_while_starting_leaves_a_folder_that_can_be_started(tmp_path):
 
 def test_another_configuration_is_refused_by_name(tmp_path):
     Run.start(tmp_path, CONFIG)
-    with pytest.raises(UserError, match=r'training is {"epochs": 3} there and {"epochs": 4} now'):
+    with pytest.raises(UserError, match=r"training\.epochs is 3 there and 4 now"):
         Run.start(tmp_path, {**CONFIG, "training": {"epochs": 4}})
     with pytest.raises(UserError, match=r"images is null there and 5 now"):
         Run.start(tmp_path, {**CONFIG, "images": 5})
     assert Run.open(tmp_path).config == CONFIG
+
+
+def test_another_budget_is_named_where_it_differs(tmp_path):
+    method = {"method": "snl", "options": {"lam": 1e-5}, "budgets": ["0.1"]}
+    Run.start(tmp_path, {"reductions": [method]})
+    with pytest.raises(UserError, match=r'reductions\.1\.budgets\.1 is "0\.1" there and "0\.2" now'):
+        Run.start(tmp_path, {"reductions": [{**method, "budgets": ["0.2"]}]})
+    with pytest.raises(UserError, match=r'budgets is \["0\.1"\] there and \["0\.1", "0\.2"\] now'):
+        Run.start(tmp_path, {"reductions": [{**method, "budgets": ["0.1", "0.2"]}]})
+    with pytest.raises(UserError, match=r"options\.lam is 1e-05 there and null now"):
+        Run.start(tmp_path, {"reductions": [{**method, "options": {}}]})
 
 
 def test_what_is_no_run_folder(tmp_path):

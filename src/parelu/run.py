@@ -60,13 +60,12 @@ class Run:
         if path.exists() and not file.exists() and (not path.is_dir() or _visible(path)):
             raise UserError(f"{path} exists and is no run folder; give another --run")
         if file.exists():
-            known = cls.open(path).config
-            changed = [key for key in {**known, **config} if known.get(key) != config.get(key)]
+            changed = _first_difference(cls.open(path).config, config)
             if changed:
-                first = changed[0]
+                name, there, now = changed
                 raise UserError(
-                    f"{path} is a run of another configuration ({first} is {_short(known.get(first))} there and "
-                    f"{_short(config.get(first))} now); give another --run, or the same options to continue it"
+                    f"{path} is a run of another configuration ({name} is {_short(there)} there and "
+                    f"{_short(now)} now); give another --run, or the same options to continue it"
                 )
         else:
             store.write_json(file, {"config": config, "sha256": store.digest(config)})
@@ -191,6 +190,20 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _first_difference(there: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Dotted name and both values of the innermost place where two JSON values first differ."""
+    if there == now:
+        return None
+    if isinstance(there, dict) and isinstance(now, dict):
+        inner = [(key, there.get(key), now.get(key)) for key in {**there, **now}]
+    elif isinstance(there, list) and isinstance(now, list) and len(there) == len(now):
+        inner = [(str(number), *pair) for number, pair in enumerate(zip(there, now, strict=True), start=1)]
+    else:
+        return name, there, now
+    found = (_first_difference(a, b, f"{name}.{key}" if name else key) for key, a, b in inner)
+    return next(filter(None, found), (name, there, now))
 
 
 def _short(value: Any) -> str:
