@@ -85,6 +85,8 @@ def effects() -> dict[str, Method]:
     changed: dict[str, Method] = {"no-hysteresis": known["autorep"](threshold=0.0, **learned)}
     changed |= {f"mu-{mu}": known["autorep"](mu=float(mu), **learned) for mu in (3, 30, 100)}
     changed |= {"snl-thin": known["snl"](thin=True, **learned)}
+    paper = {"schedule": "paper", "search_epochs": 400, "slope_lr": 1e-3, "weight_lr": 1e-3}
+    changed |= {"snl-paper": known["snl"](finetune_epochs=FINETUNE, **paper)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     return changed
 
