@@ -253,7 +253,9 @@ def plot(out: Path, setting: Setting, labels: Sequence[str], path: Path) -> None
                       color=colour, capsize=2)  # fmt: skip
     full = [Run.open(path).candidates()[0].metrics["test_accuracy"] for path in out.glob("seed*/teacher")]
     axes.axhline(statistics.mean(full), color="grey", linewidth=0.8, label="all ReLUs")
-    axes.set(xscale="log", xlabel="ReLUs", ylabel="test accuracy, %")
+    axes.set(xscale="log", xlabel="ReLUs an image", ylabel="test accuracy, %")
+    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    axes.minorticks_off()
     axes.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=120)
 
