@@ -28,7 +28,8 @@ class Bench:
     """A workbench that conducts searches in this process and trains nothing behind them."""
 
     def __init__(self, path: Path, model: str, training: Training = SHORT, images: int = 64) -> None:
-        self.dataset = data.load("digits", images=images)
+        whole = data.load("digits", images=images)
+        self.dataset = dataclasses.replace(whole, validation=whole.validation.take(20))
         self.training, self.seed, self.searches = training, 0, []
         spec = spec_of(model, self.dataset.input_shape, 10)
         torch.manual_seed(0)
@@ -59,11 +60,11 @@ def test_200_random_budgets_are_met(tmp_path):
     draw, met = random.Random(0), 0
     while met < 200:
         model, name = draw.choice(NETWORKS), draw.choice(LEARNED)
-        bench = Bench(tmp_path / str(met), model)
+        bench = Bench(tmp_path / str(met), model, images=32)
         options = {"search_epochs": 1, "thin": draw.random() < 0.3}
         method = methods()[name](**options)
         full = 200 if options["thin"] else bench.teacher.plan.relus
-        budgets = [draw.randint(1, full) for _ in range(draw.randint(1, 4))]
+        budgets = [draw.randint(1, full) for _ in range(draw.randint(2, 5))]
         budgets = list(dict.fromkeys(budgets))
         candidates = method.reduce(bench, budgets)
         for budget, candidate in zip(budgets, candidates, strict=True):
