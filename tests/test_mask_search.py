@@ -64,7 +64,7 @@ def test_200_random_budgets_are_met(tmp_path):
         options = {"search_epochs": 1, "thin": draw.random() < 0.3}
         method = methods()[name](**options)
         full = 200 if options["thin"] else bench.teacher.plan.relus
-        budgets = [draw.randint(1, full) for _ in range(draw.randint(2, 5))]
+        budgets = [draw.randint(1, full) for _ in range(draw.randint(4, 8))]
         budgets = list(dict.fromkeys(budgets))
         candidates = method.reduce(bench, budgets)
         for budget, candidate in zip(budgets, candidates, strict=True):

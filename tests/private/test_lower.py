@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -90,6 +91,34 @@ def test_an_input_outside_of_the_calibrated_range_is_counted():
     result = reference.run(dataclasses.replace(lowered, program=dataclasses.replace(lowered.program, ops=narrow)),
                            images_of(8, (1, 6, 6)))  # fmt: skip
     assert 0 < result.overflows <= result.values == 8 * lowered.program.relus
+
+
+def test_an_image_that_leaves_the_exact_range_is_lost_alone(monkeypatch):
+    network = ready(Residual(), (1, 6, 6))
+    lowered, images = lowered_of(network), images_of(16, (1, 6, 6))
+    whole = reference.run(lowered, images)
+    small, limits = LinearMap.small, []
+
+    def limited(self, x):
+        limits.append(float(np.abs(x).max()))
+        if np.abs(x).max() >= limit:
+            raise OverflowError
+        return small(self, x)
+
+    limit = math.inf
+    monkeypatch.setattr(LinearMap, "small", limited)
+    for image in images.split(1):
+        reference.run(lowered, image)
+    layers = len(limits) // len(images)
+    largest = [max(limits[i * layers : (i + 1) * layers]) for i in range(len(images))]
+    limit = sorted(largest)[-3]
+    lost = np.array(largest) >= limit
+    result = reference.run(lowered, images)
+    assert 3 <= lost.sum() < len(images)
+    assert not result.logits[lost].any()
+    assert np.array_equal(result.logits[~lost], whole.logits[~lost])
+    assert result.overflows >= lost.sum() * lowered.program.relus
+    assert result.values == whole.values
 
 
 class Bad(nn.Module):

@@ -60,31 +60,57 @@ class Result:
 
 
 def run(lowered: Lowered, images: Tensor, progress: Callable[[int], None] = lambda done: None) -> Result:
-    """The ring program on uint8 (N, C, H, W), truncating to the nearest; exact, or OverflowError.
+    """The ring program on uint8 (N, C, H, W), truncating to the nearest.
 
-    A ReLU whose input leaves its calibrated range is computed rightly here, and counted: in a secure run its
-    sign could be wrong.
+    A ReLU whose input leaves its calibrated range is computed rightly here, and counted: in a secure run its sign could
+    be wrong. An image whose values leave what is exact here, as squares can make them, would be lost in a secure run:
+    its logits are zeros, and all its ReLUs are counted.
     """
-    program, logits, overflows = lowered.program, [], 0
+    program = lowered.program
     maps = {i: linear_map(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
+    logits, overflows = [], 0
     for batch in images.split(BATCH):
-        values: list[Signed] = [encode_images(program, batch)]
-        for number, op in enumerate(program.ops):
-            x = values[op.source]
-            if op.is_secret:
-                y = _plain_linear(op, maps[number], lowered.weights[number], x)
-            elif isinstance(op, Truncate):
-                y = _rounded(x, op.bits)
-            elif isinstance(op, Activation):
-                y = _activate(op, lowered.weights.get(number, {}), x)
-                overflows += int((np.abs(x.reshape(len(x), -1)[:, op.relus]) >= 1 << (op.bits - 1)).sum())
-            else:
-                sources = (x, values[op.other]) if isinstance(op, Add) else (x,)
-                y = local(op, *(source.view(np.uint64) for source in sources)).view(np.int64)
-            values.append(y)
-        logits.append(values[-1] * program.output_unit)
+        for values, left in _evaluate(lowered, maps, batch):
+            logits.append(values)
+            overflows += left
         progress(len(batch))
     return Result(np.concatenate(logits), overflows, len(images) * program.relus)
+
+
+def _evaluate(
+    lowered: Lowered, maps: Mapping[int, Callable[[Ring], Ring]], images: Tensor
+) -> list[tuple[NDArray[np.float64], int]]:
+    """Logits and ReLUs out of range of parts of a batch, in order; parts, because one image can be lost."""
+    try:
+        return [_exactly(lowered, maps, images)]
+    except OverflowError:
+        if len(images) == 1:
+            classes = lowered.program.shapes[-1]
+            return [(np.zeros((1, *classes)), lowered.program.relus)]
+        first, second = images.split(-(-len(images) // 2))
+        return _evaluate(lowered, maps, first) + _evaluate(lowered, maps, second)
+
+
+def _exactly(
+    lowered: Lowered, maps: Mapping[int, Callable[[Ring], Ring]], images: Tensor
+) -> tuple[NDArray[np.float64], int]:
+    """Logits and ReLUs out of range; raises OverflowError where a product-sum is not exact."""
+    program, overflows = lowered.program, 0
+    values: list[Signed] = [encode_images(program, images)]
+    for number, op in enumerate(program.ops):
+        x = values[op.source]
+        if op.is_secret:
+            y = _plain_linear(op, maps[number], lowered.weights[number], x)
+        elif isinstance(op, Truncate):
+            y = _rounded(x, op.bits)
+        elif isinstance(op, Activation):
+            y = _activate(op, lowered.weights.get(number, {}), x)
+            overflows += int((np.abs(x.reshape(len(x), -1)[:, op.relus]) >= 1 << (op.bits - 1)).sum())
+        else:
+            sources = (x, values[op.other]) if isinstance(op, Add) else (x,)
+            y = local(op, *(source.view(np.uint64) for source in sources)).view(np.int64)
+        values.append(y)
+    return (values[-1] * program.output_unit).astype(np.float64), overflows
 
 
 def _plain_linear(op: Op, apply: Callable[[Ring], Ring], integers: Integers, x: Signed) -> Signed:
