@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from parelu import gates as gates_module
 from parelu.dapa import dapa
@@ -143,11 +142,10 @@ def test_degrees_are_named():
     assert dapa(torch.zeros(2), torch.ones(2), 0).tolist() == [[0, 0], [1, 1], [0, 0]]
 
 
-def test_batch_norms_and_gates_train_together():
+def test_every_gate_of_a_network_gets_a_gradient():
     torch.manual_seed(0)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
     network = instrument(spec.module(), spec.input)
     gates = put_gates(network)
     network(torch.randn(4, 1, 8, 8)).square().sum().backward()
     assert all(gate.open.grad is not None and gate.open.grad.abs().sum() > 0 for gate in gates.values())
-    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())

@@ -241,8 +241,8 @@ def test_sensitivity_is_the_share_of_small_weights():
 
 def test_mismatch_keeps_each_layers_budget_where_the_networks_differ():
     digits = data.load("digits")
-    budgets = {name: 5 + number for number, name in enumerate(network_with(Ranked()).state_dict() and
-               gates_of(network_with(Ranked())))}  # fmt: skip
+    names = list(gates_of(network_with(Ranked())))
+    budgets = {name: 5 + number for number, name in enumerate(names)}
     learner = Mismatch(budgets=budgets)
     network = network_with(learner)
     torch.manual_seed(1)

@@ -301,21 +301,26 @@ def test_ranges_are_those_of_the_inputs_of_squares(digits):
 
 def test_recalibrated_statistics_do_not_follow_one_image(digits):
     training = dataclasses.replace(SHORT, epochs=1, batch=16)
-    split = digits.train.take(320)
-    plain = network()
-    recalibrate(plain, dataclasses.replace(digits, train=split), training, seed=0)
-    expected = {name: value.clone() for name, value in plain.state_dict().items() if "running" in name}
-    again = network()
-    for module in again.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var.fill_(1e6)  # as if an image had stood out
-    recalibrate(again, dataclasses.replace(digits, train=split), training, seed=0)
-    norm = next(module for module in again.modules() if isinstance(module, nn.BatchNorm2d))
-    assert norm.momentum == 0.1
-    assert not again.training
-    for name, value in again.state_dict().items():
-        if "running" in name:
-            torch.testing.assert_close(value, expected[name])
+    plain = torch.full_like(digits.train.images[:320], round(255 * digits.mean[0]))
+    plain += torch.randint(0, 8, plain.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loud = plain.clone()
+    loud[7] = 255
+    found = []
+    for images in (plain, loud):
+        net = network()
+        norm = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
+        seen = []
+        hook = norm.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].var((0, 2, 3))))
+        split = dataclasses.replace(digits.train, images=images, labels=digits.train.labels[:320])
+        flat = dataclasses.replace(digits, train=split, augmentation=data.Augmentation())
+        recalibrate(net, flat, training, seed=0)
+        hook.remove()
+        found.append((norm.running_var.clone(), torch.stack(seen).mean(0)))
+        assert norm.momentum == 0.1
+        assert not net.training
+    (quiet, quiet_mean), (with_loud, loud_mean) = found
+    assert bool((loud_mean > 2 * quiet_mean).all()), "a mean over batches follows the image"
+    torch.testing.assert_close(with_loud, quiet, rtol=0.1, atol=0)
 
 
 def test_squares_that_blow_up_are_named(digits, tmp_path):

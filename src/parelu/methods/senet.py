@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from parelu import graph
 from parelu.distill import CrossEntropy, Distillation
 from parelu.gates import Gate, gates_of
-from parelu.masks import MaskLearner, Step, project
+from parelu.masks import MaskLearner, Step
 from parelu.methods.base import LearnedMasks, Workbench
 from parelu.plan import Plan
 from parelu.sites import Network, Site, observed
@@ -61,14 +61,16 @@ class Mismatch(MaskLearner):
             gates[name].open.copy_(mask)
 
     def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
-        return {name: gate.get_buffer("difference") for name, gate in gates.items()}
-
-    def project(self, gates: Mapping[str, Gate], budget: int) -> dict[str, Tensor]:
-        masks = {}
-        for name, score in self.scores(gates).items():
-            allowed = score.masked_fill(~gates[name].allowed, -torch.inf)
-            masks |= project({name: allowed}, self.budgets[name])
-        return masks
+        """The layer's budget less the position's rank in it: above 0 only for those that it keeps."""
+        found = {}
+        for name, gate in gates.items():
+            difference = gate.get_buffer("difference").masked_fill(~gate.allowed, -torch.inf).flatten()
+            ranks = torch.empty_like(difference)
+            ranks[difference.argsort(descending=True, stable=True)] = torch.arange(
+                len(difference), dtype=ranks.dtype, device=ranks.device
+            )
+            found[name] = (self.budgets[name] - ranks).view(gate.shape)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
