@@ -124,14 +124,15 @@ def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
         mask_search.is_finished(bench.run, dataclasses.replace(search, budgets=(99,)))
 
 
-def test_thinning_goes_before_the_search(tmp_path):
+@pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])
+def test_thinning_goes_before_the_search(method, tmp_path):
     bench = Bench(tmp_path / "run", "resnet10 m=2")
-    (candidate,) = methods()["snl"](search_epochs=1, thin=True).reduce(bench, (80,))
+    (candidate,) = method.reduce(bench, (80,))
     kept = {name for name, site in candidate.plan.sites.items() if site.relus}
     assert not any("relu1" in name or name == "relu" for name in kept)
     assert candidate.plan.relus == 80
     with pytest.raises(UserError, match=r"a budget of 600 ReLUs is more than the \d+ that thinning leaves"):
-        methods()["snl"](thin=True).reduce(bench, (600,))
+        method.reduce(bench, (600,))
 
 
 def test_options_out_of_range_are_named():

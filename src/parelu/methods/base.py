@@ -27,6 +27,7 @@ from parelu.steps import reduce
 from parelu.train import Training
 
 TEACHER = "teacher"
+THIN = "thin all"  # in the grammar of `steps`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +185,15 @@ def masked_jobs(name: str, bench: Workbench, masks: Mapping[int, Mapping[str, Te
     ]
 
 
+def thinned(teacher: Candidate, budgets: Sequence[int]) -> Plan:
+    """Where ReLUs may stand when alternate ones of every site are dropped first (DeepReShape, Table 5)."""
+    plan = reduce(teacher.spec, THIN).plan
+    if max(budgets) > plan.relus:
+        raise UserError(f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that thinning leaves; "
+                        "give a smaller one, or no --thin")  # fmt: skip
+    return plan
+
+
 @dataclasses.dataclass(frozen=True)
 class LearnedMasks(Method):
     """A method that learns its masks from the full-ReLU network, then finetunes each candidate with frozen masks.
@@ -229,10 +239,7 @@ class LearnedMasks(Method):
         """How the weights are trained in the search; its epochs are set from `search_epochs`."""
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        plan = reduce(bench.teacher.spec, "thin all").plan if self.thin else bench.teacher.plan
-        if max(budgets) > plan.relus:
-            raise UserError(f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that thinning leaves; "
-                            "give a smaller one, or no --thin")  # fmt: skip
+        plan = thinned(bench.teacher, budgets) if self.thin else bench.teacher.plan
         plan = self.start(bench, plan, sorted(budgets, reverse=True))
         descending = tuple(sorted(budgets, reverse=True))
         groups = [descending] if self.shares_search else [(budget,) for budget in descending]
@@ -261,7 +268,7 @@ class LearnedMasks(Method):
             objective=self.objective(finetuning=True),
             tags={
                 "method": self.name,
-                "steps": "thin all" if self.thin else "",
+                "steps": THIN if self.thin else "",
                 "budget": budget,
                 "note": self._note(),
                 "searched": {key: found.metrics[key] for key in ("epochs", "seconds", "validation_accuracy")},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
 from typing import ClassVar
 
 from parelu.distill import Distillation
 from parelu.errors import UserError
 from parelu.masks import project
-from parelu.methods.base import TEACHER, Method, Workbench, masked_jobs
+from parelu.methods.base import TEACHER, THIN, Method, Workbench, masked_jobs, thinned
 from parelu.plan import Candidate
 
 
@@ -20,6 +22,7 @@ class Snip(Method):
     The networks start from the full-ReLU network's weights: a position means nothing without them.
 
     Attributes:
+        thin: drop alternate ReLUs before the choice (DeepReShape, Table 5).
         saliency_images: training images that the gradient is the mean of.
         temperature: of the distillation.
         kd_weight: of its soft loss.
@@ -30,6 +33,7 @@ class Snip(Method):
     exact: ClassVar[bool] = True
     needs_budget: ClassVar[bool] = True
 
+    thin: bool = False
     saliency_images: int = 1024
     temperature: float = 4.0  # DeepReDuce, section 4
     kd_weight: float = 0.9  # DeepReDuce, section 4
@@ -39,7 +43,14 @@ class Snip(Method):
             raise UserError(f"saliency_images is {self.saliency_images}; it should be a whole number, 1 or more")
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        scores = {name: gradient.abs() for name, gradient in bench.slope_gradients(self.saliency_images).items()}
+        plan = thinned(bench.teacher, budgets) if self.thin else bench.teacher.plan
+        gradients = bench.slope_gradients(self.saliency_images)
+        scores = {name: gradients[name].abs().masked_fill(~site.mask, -inf) for name, site in plan.sites.items()}
         masks = {budget: project(scores, budget) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        return bench.train(masked_jobs(self.name, bench, masks, objective, start=TEACHER))
+        jobs = masked_jobs(self.name, bench, masks, objective, start=TEACHER)
+        if self.thin:
+            jobs = [
+                replace(job, name=f"snip-thin-{job.tags['budget']}", tags={**job.tags, "steps": THIN}) for job in jobs
+            ]
+        return bench.train(jobs)
