@@ -52,8 +52,9 @@ class Bench:
     engine: Literal["delphi"] = "delphi"
     relu: Literal["sign", "full"] = "sign"
     """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers"""
-    offline: Literal["dealer", "ot"] = "dealer"
-    """dealer: a trusted dealer in the server's process; ot: garbled circuits by the two parties, the rest dealt"""
+    offline: Literal["he", "dealer"] = "he"
+    """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
+    process, for development"""
     network: Literal["loopback", "lan", "wan"] = "loopback"
     """lan: 1 Gb/s and 0.5 ms round trip; wan: 100 Mb/s and 40 ms; shaped on this machine"""
     images: int = 5
@@ -95,7 +96,7 @@ class Bench:
         return lower(candidate.network(), images, candidate.preprocessing), candidate, images
 
 
-def measure_run(run: Run, relu: str = "sign", offline: str = "dealer", network: str = "loopback") -> data.Dataset:
+def measure_run(run: Run, relu: str = "sign", offline: str = "he", network: str = "loopback") -> data.Dataset:
     """Measure the networks on a run's frontier and the full one; returns the data set."""
     from parelu.private import measure
 
@@ -142,7 +143,7 @@ def side_by_side(run: Run, dataset: data.Dataset) -> str:
 class Serve:
     """Serve a candidate to clients that keep their images secret.
 
-    parelu certs certs && parelu serve runs/quickstart/candidates/teacher --port 7000 --tls certs --stock 4
+    parelu certs certs && parelu serve runs/quickstart/candidates/teacher --port 7000 --tls certs
     """
 
     candidate: tyro.conf.Positional[Path]
@@ -155,7 +156,8 @@ class Serve:
     reveal: Literal["logits", "label"] = "logits"
     """what a client learns"""
     relu: Literal["sign", "full"] = "sign"
-    offline: Literal["dealer", "ot"] = "dealer"
+    offline: Literal["he", "dealer"] = "he"
+    """he: no third party; dealer: for development, no privacy against this process"""
     stock: int = 0
     """inferences whose offline material is prepared ahead"""
     clients: int = 16

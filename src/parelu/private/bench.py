@@ -40,7 +40,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 TIMEOUT = 600.0  # seconds of silence
 
 
-def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, relu: str = "sign", offline: str = "dealer",
+def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, relu: str = "sign", offline: str = "he",
           network: str = "loopback") -> dict[str, Any]:  # fmt: skip
     """Run private inference of uint8 images (N, C, H, W), one after another, and return a row.
 

@@ -73,7 +73,7 @@ class Session:
             channel.send("redy", digest)
         self.terms = Terms(program, _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal"))
         self.mode: Mode = _named(modes(), reply, "offline")
-        self._state = self.mode.client(channel, _context(ours, theirs, digest))
+        self._state = self.mode.client(channel, _context(ours, theirs, digest), self.terms)
 
     def prepare(self, count: int = 1) -> None:
         """Run the offline phase of `count` inferences; with those that wait, at most `terms.most_prepared`."""
@@ -117,7 +117,7 @@ def serve(channel: Channel, model: Model, mode: Mode, package: Callable[[], Pack
     inference. Raises ProtocolError where the client breaks the protocol.
     """
     context = _greet(channel, model, mode)
-    state = mode.server(channel, context)
+    state = mode.server(channel, context, model)
     prepared: deque[Material] = deque()
     done = 0
     while True:

@@ -113,12 +113,15 @@ class Mode(abc.ABC):
         """Material made ahead, where `packages`."""
         raise NotImplementedError(f"offline mode {self.name} needs the client")
 
+    def check(self, model: Model) -> None:  # noqa: B027
+        """Raises UserError where the mode cannot run this model."""
+
     @abc.abstractmethod
-    def server(self, channel: Channel, context: bytes) -> Any:
+    def server(self, channel: Channel, context: bytes, model: Model) -> Any:
         """Set a connection up; context: what both parties have seen of it. Returns the state for `serve`."""
 
     @abc.abstractmethod
-    def client(self, channel: Channel, context: bytes) -> Any:
+    def client(self, channel: Channel, context: bytes, terms: Terms) -> Any:
         """The other end; returns the state for `fetch`."""
 
     @abc.abstractmethod

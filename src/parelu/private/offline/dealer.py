@@ -165,10 +165,10 @@ class Dealt(Mode):
     def package(self, model: Model) -> Package:
         return _Dealt(*deal(model))
 
-    def server(self, channel: Channel, context: bytes) -> None:
+    def server(self, channel: Channel, context: bytes, model: Model) -> None:
         return None
 
-    def client(self, channel: Channel, context: bytes) -> None:
+    def client(self, channel: Channel, context: bytes, terms: Terms) -> None:
         return None
 
     def serve(self, channel: Channel, state: None, model: Model) -> Material:

@@ -1,0 +1,169 @@
+"""Offline mode `he`: no third party. Linear layers by homomorphic encryption, all else by oblivious transfer.
+
+For each linear layer the client encrypts its share r of the layer's input and gets W·r − s back (DELPHI, section 4.1),
+packed as in `primitives.packing`. Where every position has a weight of its own, and for squares, integers are
+multiplied by oblivious transfer. Both parties walk the program in the same order; ciphertexts are sent one by one, so
+that one party works on a ciphertext while the other makes the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from typing import ClassVar
+
+import numpy as np
+
+from parelu.errors import UserError
+from parelu.private.channel import Channel
+from parelu.private.engines.delphi import Material, Model, Terms, prepare_client, prepare_server
+from parelu.private.errors import ProtocolError
+from parelu.private.lower import Lowered
+from parelu.private.offline.base import Mode
+from parelu.private.offline.oblivious import ObliviousClient, ObliviousServer
+from parelu.private.primitives import he
+from parelu.private.primitives.packing import Packing, packing
+from parelu.private.primitives.prg import Stream, fresh_seed
+from parelu.private.program import Conv, Linear, Op, Program
+from parelu.private.ring import BITS, Ring, encode, reduce
+
+SIZES = struct.Struct("<BB")  # log2 of the largest Σ|w| of a row, and of the largest factor of a single value
+
+
+def sizes(lowered: Lowered) -> tuple[int, int]:
+    """Two bounds on the weights that the client is told: it chooses parameters, and numbers of transfers, by them.
+
+    n with Σ|w| ≤ 2^n for every row of a layer; m with |w| < 2^(m − 1) for every weight of a single value and c2.
+    """
+    rows = [1]
+    single = [1]
+    for number, op in enumerate(lowered.program.ops):
+        integers = lowered.weights.get(number, {})
+        if isinstance(op, (Conv, Linear)):
+            weight = np.abs(integers["weight"])
+            rows.append(int(weight.reshape(len(weight), -1).sum(1).max()))
+        else:
+            single += [int(np.abs(integers[name]).max(initial=0)) for name in ("weight", "c2") if name in integers]
+    return (max(rows) - 1).bit_length(), max(single).bit_length() + 1
+
+
+def packings(program: Program) -> dict[int, Packing]:
+    """Value → how the layer that makes it is packed; raises ValueError where one does not fit."""
+    numbered = enumerate(program.ops, start=1)
+    return {number: packing(op, program.shapes[op.source], he.DEGREE) for number, op in numbered
+            if isinstance(op, (Conv, Linear))}  # fmt: skip
+
+
+class _Server(ObliviousServer):
+    def __init__(self, channel: Channel, context: bytes, model: Model) -> None:
+        super().__init__(channel, context)
+        rows, self.width = sizes(model.lowered)
+        parameters = he.parameters(1 << rows)
+        self.model, self.packings = model, packings(model.terms.program)
+        with channel.measured("offline", "keys"):
+            channel.send("size", SIZES.pack(rows, self.width))
+            key = channel.receive("hkey", parameters.key_bytes)
+            self.he = he.Server(parameters, 1 << rows, key)
+
+    def linear(self, number: int, op: Op) -> Ring:
+        program, weights = self.model.terms.program, self.model.lowered.weights[number - 1]["weight"]
+        mask = Stream(self.seed, "linear", number).ring(math.prod(program.shapes[number]))
+        if number not in self.packings:
+            return self.multiply(encode(weights.reshape(-1)), self.width)
+        packed = self.packings[number]
+        flood = Stream(self.seed, "flood", number)
+        columns = weights.reshape(len(weights), -1)
+        inputs = [self.he.open(self._upload()) for _ in range(packed.uploads)]
+        for block in range(packed.output_blocks):
+            totals = [None] * len(packed.inputs)
+            for read in packed.products(block):
+                weight = self.he.weight(packed.pack_weight(columns, block, read))
+                for tile in range(len(totals)):
+                    one = inputs[tile * packed.input_blocks + read]
+                    totals[tile] = self.he.accumulate(totals[tile], one, weight)
+            for tile, total in enumerate(totals):
+                coefficients, positions = packed.needed(block, tile)
+                self.channel.send("answ", self.he.answer(total, mask[positions], coefficients, flood))
+        return mask
+
+    def _upload(self) -> np.ndarray:
+        return self.channel.receive("upld", self.he.parameters.upload_bytes)
+
+    def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
+        """With a = a_s + a_c, a_c the client's share of x: u = 2·c2·a, v = c1·a + c2·a², and x − a = x_s − a_s."""
+        own = Stream(self.seed, "square", number).ring(len(c1))
+        times_share = self.multiply(reduce(c1 + np.uint64(2) * c2 * own), BITS)
+        times_both = self.multiply(np.concatenate([c2, c2]), self.width)
+        twice, squared = np.split(times_both, 2)
+        u = reduce(np.uint64(2) * c2 * own + twice)
+        v = reduce(c1 * own + c2 * own * own + times_share + squared)
+        return reduce(np.uint64(0) - own), u, v
+
+
+class _Client(ObliviousClient):
+    def __init__(self, channel: Channel, context: bytes, program: Program) -> None:
+        super().__init__(channel, context)
+        with channel.measured("offline", "keys"):
+            rows, self.width = SIZES.unpack(channel.receive("size", SIZES.size).tobytes())
+            if not 2 <= self.width < BITS:
+                raise ProtocolError(f"the server states weights of {self.width} bits")
+            try:
+                self.packings = packings(program)
+                self.he = he.Client(he.parameters(1 << rows))
+            except ValueError as error:
+                raise ProtocolError(f"the server's program is refused: {error}") from error
+            channel.send("hkey", self.he.public_key())
+
+    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
+        flat = reduce(share.reshape(-1))
+        if number not in self.packings:
+            return self.multiply(flat, self.width)
+        packed = self.packings[number]
+        for polynomial in packed.pack_input(flat):
+            self.channel.send("upld", self.he.encrypt(polynomial))
+        out = np.empty(count, np.uint64)
+        for block in range(packed.output_blocks):
+            for tile in range(len(packed.inputs)):
+                coefficients, positions = packed.needed(block, tile)
+                answer = self.channel.receive("answ", self.he.parameters.answer_bytes(len(coefficients)))
+                out[positions] = self.he.decrypt(answer, coefficients)
+        return out
+
+    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
+        times_share = self.multiply(share, BITS)
+        both = np.concatenate([reduce(np.uint64(2) * share), reduce(share * share)])
+        twice, squared = np.split(self.multiply(both, self.width), 2)
+        return twice, reduce(times_share + squared)
+
+
+class HomomorphicEncryption(Mode):
+    name: ClassVar[str] = "he"
+    threat_model: ClassVar[str] = "semi-honest; no third party"
+
+    def check(self, model: Model) -> None:
+        he.parameters(1 << sizes(model.lowered)[0])
+        try:
+            packings(model.terms.program)
+        except ValueError as error:
+            raise UserError(f"offline mode he cannot run this network: {error}") from error
+
+    def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
+        return _Server(channel, context, model)
+
+    def client(self, channel: Channel, context: bytes, terms: Terms) -> _Client:
+        return _Client(channel, context, terms.program)
+
+    def serve(self, channel: Channel, state: _Server, model: Model) -> Material:
+        state.seed = fresh_seed()
+        measure = functools.partial(channel.measured, "offline")
+        material = prepare_server(model, state, state.first, measure)
+        state.first += model.terms.instances
+        return material
+
+    def fetch(self, channel: Channel, state: _Client, terms: Terms, *, keep_shares: bool = False) -> Material:
+        state.seed = fresh_seed()
+        measure = functools.partial(channel.measured, "offline")
+        material = prepare_client(terms, state, state.first, measure, keep_shares=keep_shares)
+        state.first += terms.instances
+        return material
