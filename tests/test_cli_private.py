@@ -147,8 +147,9 @@ def test_serve_and_infer_as_two_processes(study, tmp_path):
         Image.fromarray(image).save(files[-1])
     Image.new("L", (9, 9)).save(tmp_path / "wrong.png")
     (tmp_path / "text.png").write_text("text")
-    server = subprocess.Popen([*command, "serve", str(study.folder("teacher")), "--port", "0", "--tls", str(certs),
-                               "--offline", "dealer", "--stock", "1"], stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+    options = ("--port", "0", "--tls", str(certs), "--offline", "dealer", "--stock", "1")
+    server = subprocess.Popen([*command, "serve", str(study.folder("teacher")), *options],
+                              stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
     assert server.stderr is not None
     try:
         lines = [server.stderr.readline() for _ in range(3)]
