@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,12 +124,55 @@ def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
         (("infer", "example.test:7000", "a.png"), "give --tls DIR"),
         (("infer", "localhost:1", "a.png"), "is `parelu serve` running there?"),
         (("infer", "localhost:1"), "no image given"),
+        (("serve", "nowhere", "--processes", "2", "--port", "0"), "a --port of your own"),
+        (("prepare", "localhost:1", "0", "--stock-dir", "s"), "give a count from 1 to 10000"),
+        (("prepare", "localhost:1", "3", "--stock-dir", "s"), "is `parelu serve` running there?"),
         (("infer", "localhost:1", "a.png", "--tls", "nowhere"), "ca.pem is missing"),
     ],
 )
 def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.slow
+def test_stocks_of_two_processes(study, tmp_path):
+    """Two server processes and two of the client's fill a stock, which then serves images."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from parelu.cli import main; main()"]
+
+    def parelu(*arguments):
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    options = ("--port", str(port), "--stock", "6", "--stock-dir", str(tmp_path / "server"), "--processes", "2")
+    server = subprocess.Popen([*command, "serve", str(study.folder("teacher")), *options],
+                              stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+    assert server.stderr is not None
+    try:
+        for _ in range(3):
+            server.stderr.readline()
+        address, ours = f"localhost:{port}", tmp_path / "client"
+        refused = parelu("prepare", address, "7", "--stock-dir", ours)
+        assert refused.returncode == 2 and "the server keeps 6 inferences" in refused.stderr
+        done = parelu("prepare", address, "6", "--stock-dir", ours, "--jobs", "2")
+        assert done.returncode == 0 and f"6 in {ours}, 6 made in" in done.stderr, done.stderr
+        again = parelu("prepare", address, "6", "--stock-dir", ours)
+        assert "0 made in" in again.stderr
+        image = tmp_path / "0.png"
+        Image.fromarray(data.load("digits").test.images[0, 0].numpy()).save(image)
+        done = parelu("infer", address, image, "--stock-dir", ours)
+        assert done.returncode == 0 and "0 prepared" in done.stderr, done.stderr
+        pieces = [len([p for p in (tmp_path / party).rglob("*") if len(p.name) == 32 and p.is_file()])
+                  for party in ("client", "server")]  # fmt: skip
+        assert pieces == [5, 5]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        rest = server.stderr.read()
+        server.stderr.close()
+        assert server.wait(20) == 0
+    assert "Traceback" not in rest
 
 
 def test_serve_and_infer_as_two_processes(study, tmp_path):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +29,10 @@ from parelu.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from parelu.private.client import Client
     from parelu.private.lower import Lowered
 
+A_CONNECTION = 4  # inferences that `parelu prepare` makes before it reports and connects again
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -144,6 +150,8 @@ class Serve:
     """Serve a candidate to clients that keep their images secret.
 
     parelu certs certs && parelu serve runs/quickstart/candidates/teacher --port 7000 --tls certs
+
+    parelu serve runs/quickstart/candidates/teacher --tls certs --stock 50 --stock-dir stock --processes 2
     """
 
     candidate: tyro.conf.Positional[Path]
@@ -159,13 +167,27 @@ class Serve:
     offline: Literal["he", "dealer"] = "he"
     """he: no third party; dealer: for development, no privacy against this process"""
     stock: int = 0
-    """inferences whose offline material is prepared ahead"""
+    """inferences whose offline material is prepared ahead; with --stock-dir, for each client (parelu prepare)"""
+    stock_dir: Path | None = None
+    """where material that clients prepare is kept, encrypted; its key is DIR.key"""
     clients: int = 16
-    """served at once"""
+    """served at once, by each process"""
+    processes: int = 1
+    """that share the port; a client is served by one"""
     data_folder: Path | None = None
     """where the data set's files are, for the calibration at the first start"""
 
     def __call__(self) -> None:
+        if self.tls is None and self.host not in LOOPBACK:
+            raise UserError(f"--host {self.host} is reached from other machines: give --tls DIR (parelu certs DIR)")
+        if not (0 <= self.stock <= 10_000 and 1 <= self.clients <= 1_000 and 0 <= self.port <= 65535):
+            raise UserError("give --stock from 0 to 10000, --clients from 1 to 1000, --port from 0 to 65535")
+        if not 1 <= self.processes <= 64 or (self.processes > 1 and not self.port):
+            raise UserError("give --processes from 1 to 64, and with more than one a --port of your own")
+        self._serve(others=self.processes - 1)
+
+    def _serve(self, others: int) -> None:
+        """Serve in this process, and in so many others; less than 0 for one of these."""
         from parelu.private import measure
         from parelu.private.activations.base import relus
         from parelu.private.engines.delphi import Model
@@ -173,23 +195,30 @@ class Serve:
         from parelu.private.reveal import REVEALS
         from parelu.private.serve import Server
 
-        if self.tls is None and self.host not in LOOPBACK:
-            raise UserError(f"--host {self.host} is reached from other machines: give --tls DIR (parelu certs DIR)")
-        if not (0 <= self.stock <= 10_000 and 1 <= self.clients <= 1_000 and 0 <= self.port <= 65535):
-            raise UserError("give --stock from 0 to 10000, --clients from 1 to 1000, --port from 0 to 65535")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         lowered = measure.lowered(self.candidate, Candidate.load(self.candidate), self.data_folder)
         model, mode = Model(lowered, relus()[self.relu], REVEALS[self.reveal]), modes()[self.offline]
-        server = Server(model, mode, (self.host, self.port), self.tls, stock=self.stock, clients=self.clients, log=say)
-        say(f"program {lowered.program.digest}: publish it, clients pin it (--pin)")
-        say(f"{lowered.program.relus:,} ReLUs; {mode.threat_model}")
-        say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        server = Server(model, mode, (self.host, self.port), self.tls, stock=self.stock, stock_folder=self.stock_dir,
+                        clients=self.clients, shared=self.processes > 1, log=say)  # fmt: skip
+        spawn = multiprocessing.get_context("spawn")
+        started = [spawn.Process(target=self._serve, args=(-1,), daemon=True) for _ in range(others)]
+        for process in started:
+            process.start()
+        if others >= 0:
+            say(f"program {lowered.program.digest}: publish it, clients pin it (--pin)")
+            say(f"{lowered.program.relus:,} ReLUs; {mode.threat_model}")
+            say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
         try:
             server.run()
         except KeyboardInterrupt:
-            say("parelu: stopping")
+            if others >= 0:
+                say("parelu: stopping")
         finally:
+            for process in started:
+                process.terminate()
             server.close()
+            for process in started:
+                process.join()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +226,8 @@ class Infer:
     """Classify images by a server that does not see them.
 
     parelu infer localhost:7000 shirt.png shoe.png --tls certs --pin 1f3a…
+
+    parelu prepare localhost:7000 50 --stock-dir stock && parelu infer localhost:7000 shirt.png --stock-dir stock
     """
 
     address: tyro.conf.Positional[str]
@@ -207,23 +238,22 @@ class Infer:
     """folder with ca.pem, client.pem and client.key"""
     pin: str | None = None
     """the program's hash, as the operator publishes it"""
+    stock_dir: Path | None = None
+    """folder that `parelu prepare` filled; what is missing is prepared now"""
     json: bool = False
     """print JSON: a row for each image"""
 
     def __call__(self) -> None:
-        from parelu.private.client import Client
-
-        host, port = parse_address(self.address)
         if not self.images:
             raise UserError("no image given; name one or more image files")
-        if self.tls is None and host not in LOOPBACK:
-            raise UserError(f"{host} is another machine: give --tls DIR with ca.pem, client.pem and client.key")
-        with Client(host, port, self.tls, self.pin) as client:
+        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
             images = [read_image(path, client.program.input_shape[0]) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
-            prepared = min(len(ready), client.session.terms.most_prepared)
-            client.prepare(prepared)
+            missing = max(0, len(ready) - client.session.kept)
+            prepared = min(missing, client.session.terms.most_prepared)
+            if prepared:
+                client.prepare(prepared)
             offline = time.perf_counter() - started
             rows = [self._row(client, path, image) for path, image in zip(self.images, ready, strict=True)]
         if self.json:
@@ -244,6 +274,57 @@ class Infer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Run the offline phase of inferences ahead, into a stock on disk on both sides.
+
+    parelu prepare localhost:7000 50 --stock-dir stock --tls certs --jobs 2
+    """
+
+    address: tyro.conf.Positional[str]
+    """HOST:PORT of a server with --stock-dir"""
+    count: tyro.conf.Positional[int]
+    """inferences that the stock is to hold"""
+    stock_dir: Path
+    """this client's folder; its material is encrypted with DIR.key"""
+    jobs: int = 1
+    """processes, each with a connection"""
+    tls: Path | None = None
+    """folder with ca.pem, client.pem and client.key"""
+    pin: str | None = None
+    """the program's hash, as the operator publishes it"""
+
+    def __call__(self) -> None:
+        if not (1 <= self.count <= 10_000 and 1 <= self.jobs <= 64):
+            raise UserError("give a count from 1 to 10000 and --jobs from 1 to 64")
+        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+            kept, room, trust = client.session.kept, client.session.room, client.session.mode.threat_model
+        if self.count > room:
+            raise UserError(f"the server keeps {room} inferences for a client; give {room} or fewer" if room
+                            else "the server keeps no stock; it needs --stock and --stock-dir")  # fmt: skip
+        missing = max(0, self.count - kept)
+        started = time.perf_counter()
+        with bar(f"{missing} inferences", missing) as progress:
+            self._fill(missing, progress)
+        say(f"{self.count} in {self.stock_dir}, {missing} made in {duration(time.perf_counter() - started)}; {trust}")
+
+    def _fill(self, missing: int, progress: Callable[[int], None]) -> None:
+        shares = [min(A_CONNECTION, missing - first) for first in range(0, missing, A_CONNECTION)]
+        with contextlib.ExitStack() as stack:
+            spread = map
+            if self.jobs > 1:
+                context = multiprocessing.get_context("spawn")
+                spread = stack.enter_context(ProcessPoolExecutor(self.jobs, context)).map
+            for done in spread(self._make, shares):
+                progress(done)
+
+    def _make(self, share: int) -> int:
+        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+            for _ in range(share):
+                client.session.keep()
+        return share
+
+
+@dataclasses.dataclass(frozen=True)
 class Certs:
     """Make certificates for tests: an authority, a server and a client that trust each other.
 
@@ -259,6 +340,16 @@ class Certs:
 
         make_certificates(self.folder, self.hosts)
         say(f"{self.folder}: ca.pem, server.pem and .key, client.pem and .key; a party needs ca.pem and its own two")
+
+
+def client_of(address: str, certificates: Path | None, pin: str | None, stock: Path | None) -> Client:
+    """A connection to HOST:PORT."""
+    from parelu.private.client import Client
+
+    host, port = parse_address(address)
+    if certificates is None and host not in LOOPBACK:
+        raise UserError(f"{host} is another machine: give --tls DIR with ca.pem, client.pem and client.key")
+    return Client(host, port, certificates, pin, stock=stock)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -284,4 +375,4 @@ def read_image(path: Path, channels: int) -> Tensor:
     return torch.from_numpy(array).reshape(1, *array.shape[:2], channels).permute(0, 3, 1, 2).contiguous()
 
 
-COMMANDS: dict[str, type[Any]] = {"bench": Bench, "serve": Serve, "infer": Infer, "certs": Certs}
+COMMANDS: dict[str, type[Any]] = {"bench": Bench, "serve": Serve, "infer": Infer, "prepare": Prepare, "certs": Certs}

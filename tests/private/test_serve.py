@@ -266,7 +266,7 @@ def test_stock_is_prepared_ahead_and_handed_out_once(certificates):
             assert len(masks) == 2
             client.predict(IMAGES[:2])
         assert server.stock.wait(3, 10)
-    with pytest.raises(UserError, match="keeps no stock"), serving(stock=1, offline="he"):
+    with pytest.raises(UserError, match="give --stock-dir"), serving(stock=1, offline="he"):
         pass
 
 

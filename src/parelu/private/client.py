@@ -23,6 +23,7 @@ from parelu.private.channel import NETWORKS, TIMEOUT, Channel, Network, connect
 from parelu.private.reference import encode_images
 from parelu.private.ring import decode
 from parelu.private.session import Session
+from parelu.private.stock import ClientStock
 
 
 class Client:
@@ -33,17 +34,20 @@ class Client:
     """
 
     def __init__(self, host: str, port: int, certificates: Path | None = None, pin: str | None = None, *,
-                 network: Network = NETWORKS["loopback"], timeout: float = TIMEOUT) -> None:  # fmt: skip
+                 stock: Path | None = None, network: Network = NETWORKS["loopback"],
+                 timeout: float = TIMEOUT) -> None:  # fmt: skip
         """Connect and shake hands.
 
         Args:
             certificates: folder with ca.pem, client.pem and client.key; None for a plain connection, for tests only.
             pin: SHA-256 of the program, as the operator publishes it.
+            stock: folder of this client's offline material; inferences take from it first.
 
         Raises:
             UserError: nobody answers, or a certificate is refused.
             ProtocolError: the server breaks the protocol, or has another program than the pinned one.
         """
+        stocks = ClientStock(stock) if stock else None
         context = tls.client_context(certificates) if certificates else None
         connection = connect(host, port)
         try:
@@ -54,7 +58,7 @@ class Client:
                             "check the certificates on both sides") from error  # fmt: skip
         channel = Channel(wrapped, network, timeout)
         try:
-            self.session = Session(channel, pin)
+            self.session = Session(channel, pin, stock=stocks)
         except BaseException:
             channel.close()
             raise

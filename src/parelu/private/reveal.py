@@ -15,6 +15,7 @@ from parelu.private.primitives.garbling import argmax
 from parelu.private.primitives.hash import Hash
 from parelu.private.primitives.prg import Blocks
 from parelu.private.ring import Ring, encode, reduce
+from parelu.private.stored import Stored
 
 
 class Reveal(abc.ABC):
@@ -64,7 +65,7 @@ class Logits(Reveal):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client:
+class _Client(Stored):
     hash: Hash
     first: int
     bits: int
@@ -73,7 +74,7 @@ class _Client:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Server:
+class _Server(Stored):
     seed: bytes
     number: int
     bits: int

@@ -1,8 +1,13 @@
-"""The server's side of a deployed pair: TLS, several clients at once, material prepared ahead."""
+"""The server's side of a deployed pair: TLS, several clients at once, material prepared ahead.
+
+Where material can be made without a client, a stock of it waits in memory; where it cannot, clients fill stocks on disk
+(`stock.py`), while others are served.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import threading
@@ -16,13 +21,14 @@ from parelu.private.channel import NETWORKS, TIMEOUT, Channel, Network, Traffic,
 from parelu.private.engines.delphi import Model
 from parelu.private.errors import ProtocolError
 from parelu.private.offline.base import Mode, Package
+from parelu.private.stock import ServerStocks
 
 Traffics = Mapping[tuple[str, str], Traffic]
 HANDSHAKE_TIMEOUT = 10.0  # seconds
 STRANGERS = 64  # connections beyond the clients served: so many may be shaking hands
 
 
-class Stock:
+class Ahead:
     """Packages made ahead by a thread of its own, each handed out once. They live in memory only: a killed server
     leaves none behind that could be used twice."""
 
@@ -79,15 +85,18 @@ class Server:
     Args:
         address: (host, port); port 0 takes a free one, `port` says which.
         certificates: folder with ca.pem, server.pem and server.key; None for plain connections, for tests only.
-        stock: inferences prepared ahead.
+        stock: inferences prepared ahead; with a folder, for each client.
+        stock_folder: where clients' stocks are kept on disk.
+        shared: let other processes listen on the same port.
         clients: how many are served at once; one more is told to come back.
         log: called with one line for each connection that ends.
         finished: called with a connection's traffic after each inference; the traffic is cleared then.
     """
 
     def __init__(self, model: Model, mode: Mode, address: tuple[str, int], certificates: Path | None = None, *,
-                 stock: int = 0, clients: int = 16, network: Network = NETWORKS["loopback"],
-                 timeout: float = TIMEOUT, log: Callable[[str], None] = lambda line: None,
+                 stock: int = 0, stock_folder: Path | None = None, clients: int = 16, shared: bool = False,
+                 network: Network = NETWORKS["loopback"], timeout: float = TIMEOUT,
+                 log: Callable[[str], None] = lambda line: None,
                  finished: Callable[[Traffics], None] = lambda traffic: None) -> None:  # fmt: skip
         self.finished = finished
         self.model, self.mode, self.network, self.timeout, self.log = model, mode, network, timeout, log
@@ -99,14 +108,17 @@ class Server:
         self._lock = threading.Lock()
         self._closing = False
         mode.check(model)
-        if stock and not mode.packages:
-            raise UserError(f"offline mode {mode.name} needs the client: it keeps no stock; leave --stock out")
+        if stock and not mode.packages and not stock_folder:
+            raise UserError(f"offline mode {mode.name} needs the client: give --stock-dir, or leave --stock out")
+        if stock_folder and not stock:
+            raise UserError("--stock-dir needs --stock N, the inferences kept for each client")
+        self._stocks = ServerStocks(stock_folder, stock) if stock_folder else None
         try:
-            self._listener = socket.create_server(address, backlog=64)
+            self._listener = socket.create_server(address, backlog=64, reuse_port=shared)
         except (OSError, OverflowError) as error:
             raise UserError(f"{address[0]}:{address[1]}: cannot listen ({error}); give another --port") from error
         self.port: int = self._listener.getsockname()[1]
-        self.stock = Stock(model, mode, stock)
+        self.stock = Ahead(model, mode, 0 if stock_folder else stock)
 
     def run(self, connections: int | None = None) -> None:
         """Accept clients until `close`, or serve so many and return when the last has ended."""
@@ -174,7 +186,10 @@ class Server:
             if not is_free:
                 channel.fail(f"{self._clients} clients are being served; try again later")
                 return f"refused: {self._clients} clients are being served"
-            done = session.serve(channel, self.model, self.mode, self.stock.take, self.finished)
+            who = tls.peer_of(wrapped)
+            kept = functools.partial(self._stocks.of, who) if self._stocks else None
+            room = self._stocks.size if self._stocks else 0
+            done = session.serve(channel, self.model, self.mode, self.stock.take, kept, room, self.finished)
             return f"{done} inference{'s' if done != 1 else ''}"
         except ProtocolError as error:
             channel.fail(str(error))

@@ -7,13 +7,20 @@ redy: hash of what came    →
 the offline mode's own set-up, both ways
 comd: prepare n            →    n times the offline phase
 comd: infer                →    the online phase
+comd: keep                 →    the offline phase; the server keeps its half on disk
+                           ←    kept: the name of both halves, and the client keeps its own
+comd: use; item: a name    →    the online phase with kept material
+comd: compare; held: names →    the server drops all other halves
+                           ←    held: which it has; the client drops the rest
 comd: end                  →
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -32,11 +39,13 @@ from parelu.private.primitives.prg import fresh_seed
 from parelu.private.program import LARGEST_PROGRAM, Program
 from parelu.private.reveal import REVEALS
 from parelu.private.ring import Ring
+from parelu.private.stock import NAME_BYTES, ClientStock, Stock
 
-FORMAT = "parelu-session-1"
+FORMAT = "parelu-session-2"
 LARGEST_HELLO = 4096
 COMMAND = struct.Struct("<4sI")
-PREPARE, INFER, END = b"prep", b"infr", b"end "
+PREPARE, INFER, KEEP, USE, COMPARE, END = b"prep", b"infr", b"keep", b"use ", b"comp", b"end "
+MOST_KEPT = 10_000  # inferences of one stock
 
 
 class Session:
@@ -46,21 +55,24 @@ class Session:
         terms: program and protocols, as the server stated them.
         mode: the offline mode.
         prepared: inferences whose offline phase is done.
+        room: inferences that the server keeps for this client's stock; 0 where it keeps none.
     """
 
-    def __init__(self, channel: Channel, pin: str | None = None, *, keep_shares: bool = False) -> None:
-        """Shake hands.
+    def __init__(self, channel: Channel, pin: str | None = None, *, stock: ClientStock | None = None,
+                 keep_shares: bool = False) -> None:  # fmt: skip
+        """Shake hands; with a stock, compare it with the server's half.
 
         pin: SHA-256 of the program, as the operator publishes it. Raises ProtocolError where the server has another.
         """
-        self.channel, self.keep_shares = channel, keep_shares
+        self.channel, self.keep_shares, self._stocks = channel, keep_shares, stock
         self.prepared: deque[Material] = deque()
-        hello = {"format": FORMAT, "nonce": fresh_seed().hex(), "pin": pin or ""}
+        identity = stock.identity if stock else ""
+        hello = {"format": FORMAT, "nonce": fresh_seed().hex(), "pin": pin or "", "stock": identity}
         with channel.measured("setup", "handshake"):
             ours = _dump(hello)
             channel.send("helo", ours)
             theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-            reply = _load(theirs, ("nonce", "engine", "relu", "offline", "reveal", "digest"))
+            reply = _load(theirs, ("nonce", "engine", "relu", "offline", "reveal", "digest", "room"))
             body = channel.receive_up_to("prog", LARGEST_PROGRAM)
             digest = hashlib.sha256(body).digest()
             if pin and digest.hex() != pin:
@@ -73,7 +85,58 @@ class Session:
             channel.send("redy", digest)
         self.terms = Terms(program, _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal"))
         self.mode: Mode = _named(modes(), reply, "offline")
-        self._state = self.mode.client(channel, _context(ours, theirs, digest), self.terms)
+        self.room = int(reply["room"]) if reply["room"].isdecimal() else 0
+        self._kept = stock.of(_use(self.terms, self.mode)) if stock and self.room else None
+        self._state: Any = None
+        if self._kept:
+            self._compare(self._kept)
+        self._context = _context(ours, theirs, digest)
+
+    @property
+    def kept(self) -> int:
+        """Inferences in the stock."""
+        return len(self._kept.names()) if self._kept else 0
+
+    def _fetch(self) -> Material:
+        if self._state is None:
+            self._state = self.mode.client(self.channel, self._context, self.terms)
+        return self.mode.fetch(self.channel, self._state, self.terms, keep_shares=self.keep_shares)
+
+    def _compare(self, kept: Stock) -> None:
+        assert self._stocks is not None
+        with self._stocks.comparing() as is_ours:
+            if not is_ours:
+                return
+            names = kept.names()[:MOST_KEPT]
+            with self.channel.measured("setup", "stock"):
+                self.channel.send("comd", COMMAND.pack(COMPARE, len(names)))
+                self.channel.send("held", b"".join(names))
+                has = self.channel.receive("held", len(names))
+            kept.keep([name for name, there in zip(names, has, strict=True) if there])
+
+    def keep(self) -> None:
+        """Run the offline phase of one inference and put it into the stock, on both sides.
+
+        Raises UserError where there is no stock, or where this side's disk is full.
+        """
+        if not self._kept or not self._stocks:
+            raise UserError("the server keeps no stock for this connection; it needs --stock and --stock-dir")
+        with self._stocks.filling():
+            self.channel.send("comd", COMMAND.pack(KEEP, 1))
+            material = self._fetch()
+            name = self.channel.receive("kept", NAME_BYTES).tobytes()
+            try:
+                self._kept.put(name, material.dump())
+            except OSError as error:
+                raise UserError(f"{self._kept.folder}: material cannot be kept ({error.strerror})") from error
+
+    def _take(self) -> tuple[bytes, Material] | None:
+        """The oldest of the stock."""
+        for name in self._kept.names() if self._kept else ():
+            with contextlib.suppress(KeyError):
+                assert self._kept is not None
+                return name, Material.load(self._kept.take(name))
+        return None
 
     def prepare(self, count: int = 1) -> None:
         """Run the offline phase of `count` inferences; with those that wait, at most `terms.most_prepared`."""
@@ -82,21 +145,27 @@ class Session:
             raise UserError(f"{count} inferences cannot be prepared: a connection may have {most} more")
         self.channel.send("comd", COMMAND.pack(PREPARE, count))
         for _ in range(count):
-            material = self.mode.fetch(self.channel, self._state, self.terms, keep_shares=self.keep_shares)
-            self.prepared.append(material)
+            self.prepared.append(self._fetch())
 
     def infer(self, image: NDArray[np.int64]) -> Ring:
-        """One inference on integers (C, H, W), with prepared material or, where there is none, after making some."""
+        """One inference on integers (C, H, W): with prepared material, or of the stock, or after making some."""
         program = self.terms.program
         if image.shape != program.input_shape:
             raise UserError(f"the image is {image.shape}, the network takes {program.input_shape}")
         if image.min() < program.low or image.max() > program.high:
             raise UserError(f"the image has values outside of its range, {program.low} to {program.high}")
-        if not self.prepared:
-            self.prepare()
-        material = self.prepared.popleft()
-        with self.channel.measured("online", "request"):
-            self.channel.send("comd", COMMAND.pack(INFER, 1))
+        taken = None if self.prepared else self._take()
+        if taken:
+            name, material = taken
+            with self.channel.measured("online", "request"):
+                self.channel.send("comd", COMMAND.pack(USE, 1))
+                self.channel.send("item", name)
+        else:
+            if not self.prepared:
+                self.prepare()
+            material = self.prepared.popleft()
+            with self.channel.measured("online", "request"):
+                self.channel.send("comd", COMMAND.pack(INFER, 1))
         return infer_client(self.channel, self.terms, material, image)
 
     def close(self) -> None:
@@ -109,50 +178,110 @@ class Session:
             self.channel.close()
 
 
+class _Served:
+    """The server's end of one connection; arguments as `serve` takes them."""
+
+    def __init__(self, channel: Channel, model: Model, mode: Mode, package: Callable[[], Package | None],
+                 kept: Callable[[str, str], Stock] | None, room: int,
+                 finished: Callable[[Mapping[tuple[str, str], Traffic]], None]) -> None:  # fmt: skip
+        self.channel, self.model, self.mode, self._package, self._finished = channel, model, mode, package, finished
+        self._context, identity = _greet(channel, model, mode, room)
+        self._kept = kept(identity, _use(model.terms, mode)) if kept and identity else None
+        self._room, self._state = room, None
+        self._prepared: deque[Material] = deque()
+
+    def run(self) -> int:
+        """Until the client ends it; returns the number of inferences."""
+        done = 0
+        while True:
+            command, count = COMMAND.unpack(self.channel.receive("comd", COMMAND.size).tobytes())
+            if command == PREPARE and 1 <= count <= self.model.terms.most_prepared - len(self._prepared):
+                for _ in range(count):
+                    ready = self._package()
+                    self._prepared.append(ready.deliver(self.channel) if ready else self._make())
+            elif command == INFER and count == 1 and self._prepared:
+                done += self._infer(self._prepared.popleft())
+            elif command == USE and count == 1 and self._kept:
+                done += self._infer(self._take(self._kept))
+            elif command == KEEP and count == 1 and self._kept:
+                self._keep(self._kept)
+            elif command == COMPARE and count <= MOST_KEPT and self._kept:
+                self._compare(self._kept, count)
+            elif command == END and not count:
+                return done
+            else:
+                raise ProtocolError(f"command {command!r} {count} with {len(self._prepared)} inferences prepared")
+
+    def _make(self) -> Material:
+        if self._state is None:
+            self._state = self.mode.server(self.channel, self._context, self.model)
+        return self.mode.serve(self.channel, self._state, self.model)
+
+    def _infer(self, material: Material) -> int:
+        infer_server(self.channel, self.model, material)
+        self._finished(self.channel.traffic)
+        self.channel.traffic.clear()
+        return 1
+
+    def _keep(self, kept: Stock) -> None:
+        if len(kept.names()) >= self._room:
+            raise ProtocolError(f"the stock is full: the server keeps {self._room} inferences for a client")
+        material, name = self._make(), os.urandom(NAME_BYTES)
+        try:
+            kept.put(name, material.dump())
+        except OSError as error:
+            raise ProtocolError(f"the server cannot keep material ({error.strerror})") from error
+        self.channel.send("kept", name)
+
+    def _take(self, kept: Stock) -> Material:
+        name = self.channel.receive("item", NAME_BYTES).tobytes()
+        try:
+            return Material.load(kept.take(name))
+        except KeyError:
+            raise ProtocolError("the server has no such material; connect again to compare stocks") from None
+
+    def _compare(self, kept: Stock, count: int) -> None:
+        body = self.channel.receive("held", NAME_BYTES * count).tobytes()
+        names = [body[start : start + NAME_BYTES] for start in range(0, len(body), NAME_BYTES)]
+        kept.keep(names)
+        there = set(kept.names())
+        self.channel.send("held", bytes(name in there for name in names))
+
+
 def serve(channel: Channel, model: Model, mode: Mode, package: Callable[[], Package | None] = lambda: None,
+          kept: Callable[[str, str], Stock] | None = None, room: int = 0,
           finished: Callable[[Mapping[tuple[str, str], Traffic]], None] = lambda traffic: None) -> int:  # fmt: skip
     """The server's end, until the client ends it; returns the number of inferences.
 
-    package: takes material that was made ahead. finished: called with the traffic since the last
-    inference. Raises ProtocolError where the client breaks the protocol.
+    package: takes material that was made ahead. kept: gives the stock of a client's identity for a use, and `room` how
+    many inferences it may hold. finished: called with the traffic since the last inference, after each. Raises
+    ProtocolError where the client breaks the protocol.
     """
-    context = _greet(channel, model, mode)
-    state = mode.server(channel, context, model)
-    prepared: deque[Material] = deque()
-    done = 0
-    while True:
-        command, count = COMMAND.unpack(channel.receive("comd", COMMAND.size).tobytes())
-        if command == PREPARE and 1 <= count <= model.terms.most_prepared - len(prepared):
-            for _ in range(count):
-                ready = package()
-                material = ready.deliver(channel) if ready else mode.serve(channel, state, model)
-                prepared.append(material)
-        elif command == INFER and count == 1 and prepared:
-            infer_server(channel, model, prepared.popleft())
-            done += 1
-            finished(channel.traffic)
-            channel.traffic.clear()
-        elif command == END and not count:
-            return done
-        else:
-            raise ProtocolError(f"command {command!r} {count} with {len(prepared)} inferences prepared")
+    return _Served(channel, model, mode, package, kept, room, finished).run()
 
 
-def _greet(channel: Channel, model: Model, mode: Mode) -> bytes:
+def _greet(channel: Channel, model: Model, mode: Mode, room: int) -> tuple[bytes, str]:
+    """What both saw, and the client's stock."""
     terms = model.terms
     with channel.measured("setup", "handshake"):
         theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-        hello = _load(theirs, ("nonce", "pin"))
+        hello = _load(theirs, ("nonce", "pin", "stock"))
         digest = terms.program.digest
         ours = _dump({"format": FORMAT, "nonce": fresh_seed().hex(), "engine": "delphi", "relu": terms.relu.name,
-                      "offline": mode.name, "reveal": terms.reveal.name, "digest": digest})  # fmt: skip
+                      "offline": mode.name, "reveal": terms.reveal.name, "digest": digest,
+                      "room": str(room)})  # fmt: skip
         channel.send("helo", ours)
         channel.send("prog", terms.program.to_bytes())
         if hello["pin"] not in ("", digest):
             raise ProtocolError(f"the client pins program {hello['pin'][:16]!r}, this server has {digest[:16]}")
         if channel.receive("redy", 32).tobytes().hex() != digest:
             raise ProtocolError("the client read another program than the server sent")
-    return _context(theirs, ours, bytes.fromhex(digest))
+    return _context(theirs, ours, bytes.fromhex(digest)), hello["stock"]
+
+
+def _use(terms: Terms, mode: Mode) -> str:
+    """What material is for."""
+    return f"{FORMAT} delphi {terms.relu.name} {terms.reveal.name} {mode.name} {terms.program.digest}"
 
 
 def _context(client_hello: bytes, server_hello: bytes, digest: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 import os
 import socket
@@ -64,6 +65,12 @@ def handshake(context: ssl.SSLContext, connection: socket.socket, server_hostnam
         wrapped.close()
         raise
     return wrapped
+
+
+def peer_of(connection: socket.socket) -> str:
+    """SHA-256 of the peer's certificate; "" without TLS."""
+    certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
+    return hashlib.sha256(certificate).hexdigest() if certificate else ""
 
 
 def make_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> None:

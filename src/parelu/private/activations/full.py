@@ -28,6 +28,7 @@ from parelu.private.primitives.garbling import Machine, masked_relu
 from parelu.private.primitives.hash import Hash
 from parelu.private.primitives.prg import Blocks
 from parelu.private.ring import BITS, Ring, reduce
+from parelu.private.stored import Stored
 
 
 def _circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> list[Any]:
@@ -35,7 +36,7 @@ def _circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client:
+class _Client(Stored):
     hash: Hash
     first: int
     mask: Ring
@@ -44,7 +45,7 @@ class _Client:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Server:
+class _Server(Stored):
     seed: bytes
     number: int
     delta: Blocks

@@ -32,10 +32,11 @@ from parelu.private.primitives.garbling import sign
 from parelu.private.primitives.hash import Hash
 from parelu.private.primitives.prg import Blocks
 from parelu.private.ring import Ring, reduce
+from parelu.private.stored import Stored
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client:
+class _Client(Stored):
     hash: Hash
     first: int
     bits: int
@@ -49,7 +50,7 @@ class _Client:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Server:
+class _Server(Stored):
     seed: bytes
     number: int
     bits: int

@@ -25,6 +25,7 @@ from parelu.private.program import Activation, Add, Conv, Op, Program, Truncate,
 from parelu.private.reference import bias_of, linear_map
 from parelu.private.reveal import Reveal
 from parelu.private.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
+from parelu.private.stored import Stored, dump, load
 
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
@@ -84,6 +85,15 @@ class Material:
     def __init__(self, content: Any) -> None:
         self._content = content
 
+    @classmethod
+    def load(cls, body: bytes) -> Material:
+        """The inverse of `dump`."""
+        return cls(load(body))
+
+    def dump(self) -> bytes:
+        """The content as bytes, taken: what is stored is no longer here."""
+        return dump(self.take())
+
     def take(self) -> Any:
         """The content, the first time; raises RuntimeError after that."""
         content, self._content = self._content, None
@@ -93,14 +103,14 @@ class Material:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Squares:
+class _Squares(Stored):
     offset: Ring  # the client's mask of the output; the server's shift of the opening
     u: Ring
     v: Ring
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _ClientMaterial:
+class _ClientMaterial(Stored):
     mask: Ring  # of the input
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]
@@ -109,7 +119,7 @@ class _ClientMaterial:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _ServerMaterial:
+class _ServerMaterial(Stored):
     summands: Mapping[int, Ring]  # of secret ops: the share of the product, and the bias
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]

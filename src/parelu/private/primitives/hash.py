@@ -21,6 +21,7 @@ class Hash:
     """key: 16 bytes, public, chosen at random for each connection or package. Not for two threads at once."""
 
     def __init__(self, key: bytes) -> None:
+        self.key = key
         # π is a public permutation under a public key: ECB is what the construction asks for.
         self._encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
         self._scratch: dict[tuple[int, ...], Scratch] = {}
