@@ -33,7 +33,7 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
 
 @pytest.mark.parametrize(("relu", "offline", "network"), [("sign", "dealer", "loopback"), ("full", "he", "lan")])
 def test_bench_prints_a_row(capsys, relu, offline, network):
-    arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--json"]
+    arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
     assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--network", network) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["engine"], row["relu"], row["offline_mode"], row["network"]) == ("delphi", relu, offline, network)
@@ -124,6 +124,7 @@ def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
         (("infer", "example.test:7000", "a.png"), "give --tls DIR"),
         (("infer", "localhost:1", "a.png"), "is `parelu serve` running there?"),
         (("infer", "localhost:1"), "no image given"),
+        (("bench", "resnet10 m=2", "--batch", "2"), "give a number that divides --images 5"),
         (("serve", "nowhere", "--processes", "2", "--port", "0"), "a --port of your own"),
         (("prepare", "localhost:1", "0", "--stock-dir", "s"), "give a count from 1 to 10000"),
         (("prepare", "localhost:1", "3", "--stock-dir", "s"), "is `parelu serve` running there?"),

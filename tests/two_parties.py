@@ -103,7 +103,7 @@ class Pair:
         """What is revealed of a uint8 image (C, H, W), and the client's shares for a replay."""
         self.client.prepare()
         shares = self.client.prepared[-1]._content.shares
-        return self.client.infer(encode_images(self.client.terms.program, image[None])[0]), shares
+        return self.client.infer(encode_images(self.client.terms.program, image[None]))[0], shares
 
     def __enter__(self) -> "Pair":
         return self

@@ -40,7 +40,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class Bench:
     """Measure private inference between two processes: seconds, bytes and rounds, per layer and in total.
 
-    parelu bench resnet20 --keep 0.1
+    parelu bench resnet20 --keep 0.1 --images 16 --batch 8
 
     parelu bench runs/quickstart/candidates/teacher --relu full --network wan --json
 
@@ -65,6 +65,8 @@ class Bench:
     """lan: 1 Gb/s and 0.5 ms round trip; wan: 100 Mb/s and 40 ms; shaped on this machine"""
     images: int = 5
     """inferences, after one that warms up; the medians are reported"""
+    batch: int = 1
+    """images a query: they share its rounds"""
     seed: int = 0
     """of fresh weights and the mask"""
     json: bool = False
@@ -76,6 +78,8 @@ class Bench:
 
         if not 1 <= self.images <= 10_000:
             raise UserError(f"--images {self.images}: give 1 to 10000")
+        if not 1 <= self.batch <= self.images or self.images % self.batch:
+            raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
         if (Path(self.network_or_candidate) / "config.json").exists():
             run = Run.open(Path(self.network_or_candidate))
             measure_run(run, self.relu, self.offline, self.network)
@@ -83,7 +87,8 @@ class Bench:
                   if self.json else measured_text(run.candidates()))  # fmt: skip
             return
         lowered, candidate, images = self._subject()
-        row = bench(lowered, candidate, images, relu=self.relu, offline=self.offline, network=self.network)
+        row = bench(lowered, candidate, images, relu=self.relu, offline=self.offline, network=self.network,
+                    batch=self.batch)  # fmt: skip
         print(json.dumps([row], indent=1) if self.json else bench_text(row))
 
     def _subject(self) -> tuple[Lowered, Candidate, Tensor]:

@@ -44,6 +44,30 @@ def test_secure_inference_is_the_replayed_reference(offline, relu):
     assert pair.server_error is None and pair.done == 3
 
 
+@pytest.mark.parametrize("reveal", ["logits", "label"])
+@pytest.mark.parametrize("relu", RELUS)
+def test_images_of_one_query_share_its_rounds(relu, reveal):
+    """Each image is the replayed reference of its own shares; the rounds are those of one image."""
+    lowered = lowered_of(residual(0, 0.25))
+    images = images_of(3, (1, 6, 6), seed=1)
+    rounds = []
+    with Pair(lowered, relu, reveal=reveal) as pair:
+        for batch in (images[:1], images):
+            pair.client.prepare(len(batch))
+            shares = [material._content.shares for material in pair.client.prepared]
+            pair.client.channel.traffic.clear()
+            result = pair.client.infer(reference.encode_images(lowered.program, batch))
+            rounds.append(sum(t.turns for (phase, _), t in pair.client.channel.traffic.items() if phase == "online"))
+            for image, got, own in zip(batch, result, shares, strict=True):
+                expected = reference.replay(lowered, image, own, relu)
+                if reveal == "label":
+                    assert got.tolist() == [int(decode(expected).argmax())]
+                else:
+                    assert np.array_equal(got, expected)
+    assert pair.server_error is None and pair.done == 4
+    assert rounds[0] == rounds[1]
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(RELUS), st.sampled_from(MODES), st.integers(1, 3))
 def test_secure_inference_of_random_programs(seed, keep, relu, offline, width):
@@ -139,7 +163,7 @@ def record(lowered, image, relu="sign", offline="dealer"):
     with Pair(lowered, relu, offline, wrap=wrap) as pair:
         pair.client.prepare()
         start = len(recorders[0].sent), len(recorders[0].received)
-        pair.client.infer(reference.encode_images(lowered.program, image[None])[0])
+        pair.client.infer(reference.encode_images(lowered.program, image[None]))
     return recorders[0].sent[start[0] :], recorders[0].received[start[1] :]
 
 

@@ -38,9 +38,10 @@ def test_a_program_that_differs_between_the_parties_ends_the_session(monkeypatch
 
 def test_images_of_the_wrong_size_or_range_are_refused_before_anything_is_sent():
     with Pair(LOWERED) as pair:
-        good = encode_images(LOWERED.program, IMAGE[None])[0]
+        good = encode_images(LOWERED.program, IMAGE[None])
         pair.client.prepare()
-        for bad, message in ((good[:, :5], r"the image is \(1, 5, 6\)"), (good + 10_000, "outside of its range")):
+        none, wrong = r"the images are \(0, 1, 6, 6\)", r"the images are \(1, 1, 5, 6\)"
+        for bad, message in ((good[:, :, :5], wrong), (good[:0], none), (good + 10_000, "outside of its range")):
             with pytest.raises(UserError, match=message):
                 pair.client.infer(bad)
         assert len(pair.client.prepared) == 1
@@ -54,7 +55,7 @@ def test_offline_material_is_made_for_each_inference():
         masks = [m._content.mask.tobytes() for m in pair.client.prepared]
         assert len(set(masks)) == 3
         for _ in range(5):  # two more are made on the way
-            pair.client.infer(encode_images(LOWERED.program, IMAGE[None])[0])
+            pair.client.infer(encode_images(LOWERED.program, IMAGE[None]))
         assert not pair.client.prepared
     assert pair.done == 5
 

@@ -1,7 +1,7 @@
 """Measured private inference: two processes, the deployed server's and client's code, every byte counted off the wire.
 
-A row's seconds are the client's wall time from its first byte to its last, the median over the inferences after a
-first one that warms up. A round is one message there and one back.
+A row's seconds are the client's wall time from its first byte to its last, the median over the queries after a first
+one that warms up; a query has one image or several. A round is one message there and one back.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ TIMEOUT = 600.0  # seconds of silence
 
 
 def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, relu: str = "sign", offline: str = "he",
-          network: str = "loopback") -> dict[str, Any]:  # fmt: skip
-    """Run private inference of uint8 images (N, C, H, W), one after another, and return a row.
+          network: str = "loopback", batch: int = 1) -> dict[str, Any]:  # fmt: skip
+    """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row: what a query took.
 
-    The first image is run once more beforehand, to warm up. Raises UserError where a party fails.
+    The first query is run once more beforehand, to warm up. Raises UserError where a party fails.
     """
     with tempfile.TemporaryDirectory(prefix="parelu-") as name:
         folder = Path(name)
         lowered.save(folder)
-        warm = torch.cat([images[:1], images])
-        store.write(folder, "images", {}, {"images": warm})
+        warm = torch.cat([images[:batch], images])
+        store.write(folder, "images", {"batch": batch}, {"images": warm})
         server, client = _run_parties(folder, relu, offline, network)
-    logits = np.array(client["logits"])[1:]
+    logits = np.array(client["logits"])[len(warm) - len(images) :]
     expected = _float_logits(candidate, images)
     program = lowered.program
     return {
         "engine": "delphi", "relu": relu, "offline_mode": offline, "threat_model": modes()[offline].threat_model,
-        "network": network, "relus": program.relus, "squares": program.squares, "images": len(images),
+        "network": network, "relus": program.relus, "squares": program.squares, "images": len(images), "batch": batch,
         **{phase: _phase(phase, client["runs"][1:], server["runs"][1:]) for phase in PHASES},
         "setup": _phase("setup", client["runs"][:1], server["runs"][:1]),
         "peak_mb": client["peak_mb"] + server["peak_mb"],
@@ -176,12 +176,12 @@ def _server(folder: Path, relu: str, offline: str, network: str) -> None:
 
 
 def _client(folder: Path, port: str, network: str) -> None:
-    _, tensors = store.read(folder, "images")
+    header, tensors = store.read(folder, "images")
     runs, logits = [], []
     with Client("127.0.0.1", int(port), network=NETWORKS[network], timeout=TIMEOUT) as client:
-        for image in tensors["images"]:
-            client.prepare(1)
-            logits += client.predict(image[None]).tolist()
+        for images in tensors["images"].split(header["batch"]):
+            client.prepare(len(images))
+            logits += client.predict(images, len(images)).tolist()
             runs.append(_entries(client.session.channel.traffic))
             client.session.channel.traffic.clear()
     print(json.dumps({"runs": runs, "logits": logits, "peak_mb": peak_mb()}), flush=True)

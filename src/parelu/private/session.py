@@ -6,10 +6,10 @@ helo: nonce, pinned hash   →
 redy: hash of what came    →
 the offline mode's own set-up, both ways
 comd: prepare n            →    n times the offline phase
-comd: infer                →    the online phase
+comd: infer n              →    the online phase of n images together
 comd: keep                 →    the offline phase; the server keeps its half on disk
                            ←    kept: the name of both halves, and the client keeps its own
-comd: use; item: a name    →    the online phase with kept material
+comd: use n; item: names   →    the online phase with kept material
 comd: compare; held: names →    the server drops all other halves
                            ←    held: which it has; the client drops the rest
 comd: end                  →
@@ -130,13 +130,14 @@ class Session:
             except OSError as error:
                 raise UserError(f"{self._kept.folder}: material cannot be kept ({error.strerror})") from error
 
-    def _take(self) -> tuple[bytes, Material] | None:
-        """The oldest of the stock."""
+    def _take(self, count: int) -> dict[bytes, Material]:
+        """At most so many of the stock, the oldest first."""
+        found: dict[bytes, Material] = {}
         for name in self._kept.names() if self._kept else ():
             with contextlib.suppress(KeyError):
-                assert self._kept is not None
-                return name, Material.load(self._kept.take(name))
-        return None
+                if self._kept and len(found) < count:
+                    found[name] = Material.load(self._kept.take(name))
+        return found
 
     def prepare(self, count: int = 1) -> None:
         """Run the offline phase of `count` inferences; with those that wait, at most `terms.most_prepared`."""
@@ -147,26 +148,29 @@ class Session:
         for _ in range(count):
             self.prepared.append(self._fetch())
 
-    def infer(self, image: NDArray[np.int64]) -> Ring:
-        """One inference on integers (C, H, W): with prepared material, or of the stock, or after making some."""
-        program = self.terms.program
-        if image.shape != program.input_shape:
-            raise UserError(f"the image is {image.shape}, the network takes {program.input_shape}")
-        if image.min() < program.low or image.max() > program.high:
-            raise UserError(f"the image has values outside of its range, {program.low} to {program.high}")
-        taken = None if self.prepared else self._take()
-        if taken:
-            name, material = taken
+    def infer(self, images: NDArray[np.int64]) -> Ring:
+        """One query of integers (N, C, H, W), whose images share its rounds: (N, classes), or (N, 1) labels.
+
+        The material is of the stock where nothing is prepared and the stock has enough; else what is missing is made.
+        """
+        program, count = self.terms.program, len(images)
+        if images.shape[1:] != program.input_shape or not 1 <= count <= self.terms.most_prepared:
+            raise UserError(f"the images are {images.shape}; a query takes 1 to {self.terms.most_prepared} of "
+                            f"{program.input_shape}")  # fmt: skip
+        if images.min() < program.low or images.max() > program.high:
+            raise UserError(f"an image has values outside of its range, {program.low} to {program.high}")
+        kept = self._take(count) if self.kept >= count and not self.prepared else {}
+        if len(kept) == count:
             with self.channel.measured("online", "request"):
-                self.channel.send("comd", COMMAND.pack(USE, 1))
-                self.channel.send("item", name)
-        else:
-            if not self.prepared:
-                self.prepare()
-            material = self.prepared.popleft()
-            with self.channel.measured("online", "request"):
-                self.channel.send("comd", COMMAND.pack(INFER, 1))
-        return infer_client(self.channel, self.terms, material, image)
+                self.channel.send("comd", COMMAND.pack(USE, count))
+                self.channel.send("item", *kept)
+            return infer_client(self.channel, self.terms, [*kept.values()], images)
+        if count > len(self.prepared):
+            self.prepare(count - len(self.prepared))
+        materials = [self.prepared.popleft() for _ in range(count)]
+        with self.channel.measured("online", "request"):
+            self.channel.send("comd", COMMAND.pack(INFER, count))
+        return infer_client(self.channel, self.terms, materials, images)
 
     def close(self) -> None:
         """Say good-bye and close; safe to call again, also on a broken connection."""
@@ -199,10 +203,10 @@ class _Served:
                 for _ in range(count):
                     ready = self._package()
                     self._prepared.append(ready.deliver(self.channel) if ready else self._make())
-            elif command == INFER and count == 1 and self._prepared:
-                done += self._infer(self._prepared.popleft())
-            elif command == USE and count == 1 and self._kept:
-                done += self._infer(self._take(self._kept))
+            elif command == INFER and 1 <= count <= len(self._prepared):
+                done += self._infer([self._prepared.popleft() for _ in range(count)])
+            elif command == USE and 1 <= count <= self.model.terms.most_prepared and self._kept:
+                done += self._infer(self._take(self._kept, count))
             elif command == KEEP and count == 1 and self._kept:
                 self._keep(self._kept)
             elif command == COMPARE and count <= MOST_KEPT and self._kept:
@@ -217,11 +221,11 @@ class _Served:
             self._state = self.mode.server(self.channel, self._context, self.model)
         return self.mode.serve(self.channel, self._state, self.model)
 
-    def _infer(self, material: Material) -> int:
-        infer_server(self.channel, self.model, material)
+    def _infer(self, materials: list[Material]) -> int:
+        infer_server(self.channel, self.model, materials)
         self._finished(self.channel.traffic)
         self.channel.traffic.clear()
-        return 1
+        return len(materials)
 
     def _keep(self, kept: Stock) -> None:
         if len(kept.names()) >= self._room:
@@ -233,16 +237,15 @@ class _Served:
             raise ProtocolError(f"the server cannot keep material ({error.strerror})") from error
         self.channel.send("kept", name)
 
-    def _take(self, kept: Stock) -> Material:
-        name = self.channel.receive("item", NAME_BYTES).tobytes()
+    def _take(self, kept: Stock, count: int) -> list[Material]:
+        names = _names(self.channel.receive("item", NAME_BYTES * count))
         try:
-            return Material.load(kept.take(name))
+            return [Material.load(kept.take(name)) for name in names]
         except KeyError:
             raise ProtocolError("the server has no such material; connect again to compare stocks") from None
 
     def _compare(self, kept: Stock, count: int) -> None:
-        body = self.channel.receive("held", NAME_BYTES * count).tobytes()
-        names = [body[start : start + NAME_BYTES] for start in range(0, len(body), NAME_BYTES)]
+        names = _names(self.channel.receive("held", NAME_BYTES * count))
         kept.keep(names)
         there = set(kept.names())
         self.channel.send("held", bytes(name in there for name in names))
@@ -254,10 +257,14 @@ def serve(channel: Channel, model: Model, mode: Mode, package: Callable[[], Pack
     """The server's end, until the client ends it; returns the number of inferences.
 
     package: takes material that was made ahead. kept: gives the stock of a client's identity for a use, and `room` how
-    many inferences it may hold. finished: called with the traffic since the last inference, after each. Raises
+    many inferences it may hold. finished: called with the traffic since the last query, after each. Raises
     ProtocolError where the client breaks the protocol.
     """
     return _Served(channel, model, mode, package, kept, room, finished).run()
+
+
+def _names(body: NDArray[np.uint8]) -> list[bytes]:
+    return [name.tobytes() for name in body.reshape(-1, NAME_BYTES)]
 
 
 def _greet(channel: Channel, model: Model, mode: Mode, room: int) -> tuple[bytes, str]:

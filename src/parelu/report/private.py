@@ -34,12 +34,14 @@ def bench_text(row: Mapping[str, Any]) -> str:
             f"  {phase:<8}{duration(p['seconds']):>10}{duration(p['cpu_client']):>12}{duration(p['cpu_server']):>12}"
             f"{size(p['bytes_to_client']):>12}{size(p['bytes_to_server']):>12}{p['rounds']:>8g}"
         )
-    per_relu = (row["online"]["bytes_to_client"] + row["online"]["bytes_to_server"]) / max(row["relus"], 1)
+    batch, relus = row["batch"], max(row["relus"] * row["batch"], 1)
+    per_relu = (row["online"]["bytes_to_client"] + row["online"]["bytes_to_server"]) / relus
+    query = f"queries of {batch} images" if batch > 1 else "inferences"
     lines += [
         "",
-        f"  online {per_relu:,.0f} B a ReLU, {1e6 * row['online']['seconds'] / max(row['relus'], 1):.2f} µs a ReLU, "
-        "the linear layers included",
-        f"  medians of {row['images']} inferences after one to warm up; peak memory of both parties "
+        f"  online {per_relu:,.0f} B a ReLU, {1e6 * row['online']['seconds'] / relus:.2f} µs a ReLU, "
+        f"the linear layers included; {batch / row['online']['seconds']:.1f} images a second",
+        f"  medians of {row['images'] // batch} {query} after one to warm up; peak memory of both parties "
         f"{row['peak_mb']:,.0f} MB",
         f"  largest error of a logit {row['max_error']:.4f}, top-1 agreement with the float network "
         f"{100 * row['agreement']:.1f} %",

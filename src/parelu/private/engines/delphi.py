@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -211,25 +212,27 @@ def prepare_server(model: Model, offline: ServerOffline, first: int = 0, measure
     return Material(_ServerMaterial(summands, relus, squares, output))
 
 
-def infer_client(channel: Channel, terms: Terms, material: Material, image: NDArray[np.int64]) -> Ring:
-    """The client's online phase.
+def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], images: NDArray[np.int64]) -> Ring:
+    """The client's online phase; images of one query share its rounds, and have a material each.
 
-    image: integers (C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
-    reveal: the last value, (classes,), or the label, (1,).
+    images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
+    reveal: the last values, (N, classes), or the labels, (N, 1).
     """
     program: Program = terms.program
-    content: _ClientMaterial = material.take()
+    contents: list[_ClientMaterial] = [material.take() for material in materials]
     with channel.measured("online", INPUT):
-        channel.send("inpt", reduce(encode(image) - content.mask[0]))
+        masks = np.concatenate([content.mask for content in contents])
+        channel.send("inpt", reduce(encode(images) - masks))
     for number, op in enumerate(program.ops, start=1):
         if isinstance(op, Activation):
             with channel.measured("online", program.layers[number - 1]):
-                _answer(channel, terms.relu, number, op, content)
+                answers = [_answer(channel, terms.relu, number, op, content) for content in contents]
+                channel.send("mask", *itertools.chain(*answers))
     with channel.measured("online", OUTPUT):
-        return terms.reveal.answer(channel, content.output)
+        return np.stack([terms.reveal.answer(channel, content.output) for content in contents])
 
 
-def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: _ClientMaterial) -> None:
+def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: _ClientMaterial) -> list[Any]:
     answers: list[Any] = []
     if len(op.relus):
         answers += relu.answer(channel, content.relus[number])
@@ -240,62 +243,81 @@ def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: 
         if content.shares is not None:
             content.shares[-number] = share
         answers.append(reduce(truncate_client(share, op.truncation) - square.offset))
-    channel.send("mask", *answers)
+    return answers
 
 
-def infer_server(channel: Channel, model: Model, material: Material) -> None:
-    """The server's online phase."""
-    terms, program, content = model.terms, model.terms.program, material.take()
+def infer_server(channel: Channel, model: Model, materials: Sequence[Material]) -> None:
+    """The server's online phase, for as many images as materials."""
+    terms, program = model.terms, model.terms.program
+    contents: list[_ServerMaterial] = [material.take() for material in materials]
     ahead: dict[int, Ring] = {}
+    shape = (len(contents), *program.input_shape)
     with channel.measured("online", INPUT):
-        share = ring_of(channel.receive("inpt", 8 * math.prod(program.input_shape)))
+        share = ring_of(channel.receive("inpt", 8 * math.prod(shape))).reshape(shape)
 
     def make(number: int, op: Op, source: Ring) -> Ring:
         if isinstance(op, Truncate):
             return truncate_server(source, op.bits)
         with channel.measured("online", program.layers[number - 1]):
             if isinstance(op, Activation):
-                return _activate(channel, model, number, op, content, reduce(source), ahead)
+                return _activate(channel, model, number, op, contents, reduce(source), ahead)
             product = ahead.pop(number) if number in ahead else model.maps[number](source)
-            return product + content.summands[number]
+            return product + np.stack([content.summands[number] for content in contents])
 
-    last = _walk(program, share.reshape(1, *program.input_shape), make)
+    last = reduce(_walk(program, share, make))
     with channel.measured("online", OUTPUT):
-        terms.reveal.open(channel, content.output, reduce(last[0]))
+        for content, values in zip(contents, last, strict=True):
+            terms.reveal.open(channel, content.output, values)
 
 
-def _activate(channel: Channel, model: Model, number: int, op: Activation, content: _ServerMaterial,
-              share: Ring, ahead: dict[int, Ring]) -> Ring:  # fmt: skip
-    """The server's share of the activation's output.
+def _activate(channel: Channel, model: Model, number: int, op: Activation, contents: Sequence[_ServerMaterial],
+              shares: Ring, ahead: dict[int, Ring]) -> Ring:  # fmt: skip
+    """The server's shares of the activation's outputs.
 
     While the client works on its answer, the convolutions that follow are applied to the identity positions, whose
     shares are known; `ahead` gets their products, complete when this returns.
     """
-    relu, flat = model.terms.relu, share.reshape(-1)
-    at_relus, at_squares = flat[op.relus], flat[op.squares]
-    opened, due = at_squares, 8 * len(op.squares)
-    if len(op.relus):
-        relu.open(channel, content.relus[number], at_relus)
-        due += relu.answer_bytes(len(op.relus))
-    if len(op.squares):
-        opened = reduce(at_squares + content.squares[number].offset)
-        channel.send("sqre", opened)
-    flat[op.relus] = flat[op.squares] = 0
+    flat, layers = shares.reshape(len(shares), -1), model.terms.program.layers
+    at_relus, at_squares = flat[:, op.relus], flat[:, op.squares]
+    opened = [_open(channel, model.terms.relu, number, op, content, *at)
+              for content, *at in zip(contents, at_relus, at_squares, strict=True)]  # fmt: skip
+    flat[:, op.relus] = flat[:, op.squares] = 0
     followers = model.followers.get(number, {})
     for follower, map_ in followers.items():
-        with channel.measured("online", model.terms.program.layers[follower - 1]):
-            ahead[follower] = map_(share)
-    answer = channel.receive("mask", due)
-    split = due - 8 * len(op.squares)
-    if len(op.relus):
-        flat[op.relus] = relu.close(content.relus[number], at_relus, answer[:split])
-    if len(op.squares):
-        square = content.squares[number]
-        c0, c1, c2 = (encode(model.lowered.weights[number - 1][name]) for name in ("c0", "c1", "c2"))
-        full = c0 + opened * (c1 + opened * c2) + opened * square.u + square.v
-        flat[op.squares] = reduce(truncate_server(full, op.truncation) + ring_of(answer[split:]))
+        with channel.measured("online", layers[follower - 1]):
+            ahead[follower] = map_(shares)
+    relus_due = model.terms.relu.answer_bytes(len(op.relus)) if len(op.relus) else 0
+    answers = channel.receive("mask", len(shares) * (relus_due + 8 * len(op.squares))).reshape(len(shares), -1)
+    for index, (content, answer) in enumerate(zip(contents, answers, strict=True)):
+        if len(op.relus):
+            found = model.terms.relu.close(content.relus[number], at_relus[index], answer[:relus_due])
+            flat[index, op.relus] = found
+        if len(op.squares):
+            integers, square = model.lowered.weights[number - 1], content.squares[number]
+            found = _square(integers, square, opened[index], op.truncation)
+            flat[index, op.squares] = reduce(found + ring_of(answer[relus_due:]))
     positions = np.concatenate([op.relus, op.squares])
     for follower, map_ in followers.items():
-        with channel.measured("online", model.terms.program.layers[follower - 1]):
-            map_.add(ahead[follower], share.shape[1:], positions, flat[positions])
-    return share
+        with channel.measured("online", layers[follower - 1]):
+            for out, values in zip(ahead[follower], flat, strict=True):
+                map_.add(out[None], shares.shape[1:], positions, values[positions])
+    return shares
+
+
+def _open(channel: Channel, relu: Relu, number: int, op: Activation, content: _ServerMaterial, at_relus: Ring,
+          at_squares: Ring) -> Ring:  # fmt: skip
+    """Send what one image's activation opens; returns x − a of its squares."""
+    if len(op.relus):
+        relu.open(channel, content.relus[number], at_relus)
+    if not len(op.squares):
+        return at_squares
+    opened = reduce(at_squares + content.squares[number].offset)
+    channel.send("sqre", opened)
+    return opened
+
+
+def _square(integers: Integers, square: _Squares, opened: Ring, truncation: int) -> Ring:
+    """The server's share of c0 + c1·x + c2·x², truncated."""
+    c0, c1, c2 = (encode(integers[name]) for name in ("c0", "c1", "c2"))
+    full = c0 + opened * (c1 + opened * c2) + opened * square.u + square.v
+    return truncate_server(full, truncation)
