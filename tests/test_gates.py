@@ -34,7 +34,8 @@ def test_the_loops_compute_what_torch_computes(shape, seed, channels_last, squar
     x = torch.randn(6, *shape, generator=generator).contiguous(memory_format=layout)
     weight = torch.randn(6, *shape, generator=generator)
     fast, plain = gate_of(shape, coefficients, seed), gate_of(shape, coefficients, seed)
-    mine, rounded = x.clone().requires_grad_(), x.bfloat16().float().requires_grad_()  # as the backward pass reads it
+    nearest = ((x.view(torch.int32) + 0x8000) & ~0xFFFF).view(torch.float32)  # 8 bits, as the backward pass reads x
+    mine, rounded = x.clone().requires_grad_(), nearest.requires_grad_()
     y = fast(mine)
     assert y.stride() == mine.stride(), "the layout stays"
     torch.testing.assert_close(y, gated(x, plain.open, plain.coefficients), rtol=1e-5, atol=1e-5)
@@ -100,6 +101,10 @@ def test_running_statistics_are_those_of_the_inputs():
     torch.testing.assert_close(gate.mean, centre.view(-1), rtol=0, atol=0.03)
     torch.testing.assert_close(gate.std, scale.view(-1), rtol=0.02, atol=0)
     torch.testing.assert_close(gate.coefficients, dapa(gate.mean, gate.std, 2))
+    wider = Gate(site)
+    wider.follow_inputs(2, wide=3.0)
+    wider(torch.randn(32, 4, 16, 16, generator=generator))
+    torch.testing.assert_close(wider.coefficients, dapa(wider.mean, 3 * wider.std, 2))
     before = gate.coefficients.clone()
     gate.eval()(100 * torch.randn(32, 4, 16, 16))
     assert torch.equal(gate.coefficients, before), "statistics move in training mode only"

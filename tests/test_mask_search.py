@@ -138,3 +138,5 @@ def test_thinning_goes_before_the_search(method, tmp_path):
 def test_options_out_of_range_are_named():
     with pytest.raises(UserError, match="search_epochs is 0"):
         methods()["snl"](search_epochs=0)
+    with pytest.raises(UserError, match="wide is 0; it should be a number above 0"):
+        methods()["autorep"](wide=0.0)

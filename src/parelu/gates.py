@@ -50,11 +50,11 @@ class Gate(nn.Module):
         self.open = nn.Parameter(site.mask.float())
         self.register_buffer("allowed", site.mask.clone())
         self.register_buffer("coefficients", site.coefficients.clone())
-        self.degree = 0
+        self.degree, self.wide = 0, 1.0
 
-    def follow_inputs(self, degree: int) -> None:
-        """Fit the polynomial to the running mean and standard deviation of each channel's input while training."""
-        self.degree = degree
+    def follow_inputs(self, degree: int, wide: float = 1.0) -> None:
+        """Fit the polynomial to the running mean and `wide` standard deviations of each channel's input in training."""
+        self.degree, self.wide = degree, wide
         self.register_buffer("mean", torch.zeros(self.shape[0]))
         self.register_buffer("std", torch.ones(self.shape[0]))
         self.register_buffer("batches", torch.tensor(0))
@@ -67,7 +67,7 @@ class Gate(nn.Module):
         weight = torch.clamp(1 / self.batches, min=STATISTICS_WEIGHT)  # the plain mean of the first batches
         self.mean.lerp_(mean, weight)
         self.std.lerp_(std, weight)
-        self.coefficients.copy_(dapa(self.mean, self.std, self.degree))
+        self.coefficients.copy_(dapa(self.mean, self.wide * self.std, self.degree))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, C, H, W) → the same shape."""

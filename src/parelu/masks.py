@@ -45,10 +45,12 @@ class MaskLearner(abc.ABC):
         granularity: what is kept or dropped as one: a position, a channel of a site, or a site.
         degree: of the polynomials that stand where no ReLU does: 0, the identity, or 1 or 2, fitted to the running
             distribution of each channel's input (see `dapa`).
+        wide: they are fitted to one so many times as wide.
     """
 
     granularity: Granularity = "pixel"
     degree: int = 0
+    wide: float = 1.0
 
     @property
     def stops_at_budget(self) -> bool:
@@ -60,7 +62,7 @@ class MaskLearner(abc.ABC):
         for gate in put_gates(network).values():
             gate.open.requires_grad_(False)
             if self.degree:
-                gate.follow_inputs(self.degree)
+                gate.follow_inputs(self.degree, self.wide)
             self.equip(gate)
 
     def equip(self, gate: Gate) -> None:  # noqa: B027

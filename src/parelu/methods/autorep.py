@@ -100,5 +100,5 @@ class AutoReP(Polynomials):
 
     def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         target = budgets[-1] / plan.relus
-        return Indicators(degree=self.degree, target=target, mu=self.mu, threshold=self.threshold, lr=self.indicator_lr,
-                          anneal=self.anneal, spread=self.spread)  # fmt: skip
+        return Indicators(degree=self.degree, wide=self.wide, target=target, mu=self.mu, threshold=self.threshold,
+                          lr=self.indicator_lr, anneal=self.anneal, spread=self.spread)  # fmt: skip

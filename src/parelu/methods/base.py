@@ -299,6 +299,8 @@ class Polynomials(LearnedMasks):
 
     Attributes:
         degree: of the polynomials; 0 is the identity. Squares are counted apart from ReLUs.
+        wide: the polynomials are fitted to a normal distribution so many times as wide as the input's, 1 in the paper:
+            wider ones have smaller squares, which feed less on each other.
         tails: weight of the loss term against images that stand out (`distill.tails`): with squares in a row a few of
             them grow without bound, and with them the batch-norms' statistics.
         clip: largest norm of the weights' gradient.
@@ -307,9 +309,15 @@ class Polynomials(LearnedMasks):
 
     finetune_lr: float | None = 0.05  # with squares, rates for fresh weights end in a blow-up
     degree: Literal[0, 1, 2] = 2
+    wide: float = 2.0
     tails: float = 1.0
     clip: float = 0.5
     weight_lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.wide) and self.wide > 0):
+            raise UserError(f"wide is {self.wide:g}; it should be a number above 0, such as 2")
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
         return Distillation(self.temperature, self.kd_weight, tails=self.tails if self.degree == 2 else 0.0)

@@ -25,4 +25,4 @@ class SAFENet(Polynomials):
     exact: ClassVar[bool] = False
 
     def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        return Ranked(granularity="channel", degree=self.degree, target=budgets[-1] / plan.relus)
+        return Ranked(granularity="channel", degree=self.degree, wide=self.wide, target=budgets[-1] / plan.relus)
