@@ -309,7 +309,7 @@ class Polynomials(LearnedMasks):
 
     finetune_lr: float | None = 0.05  # with squares, rates for fresh weights end in a blow-up
     degree: Literal[0, 1, 2] = 2
-    wide: float = 2.0
+    wide: float = 3.0
     tails: float = 1.0
     clip: float = 0.5
     weight_lr: float = 0.05
@@ -317,7 +317,7 @@ class Polynomials(LearnedMasks):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (math.isfinite(self.wide) and self.wide > 0):
-            raise UserError(f"wide is {self.wide:g}; it should be a number above 0, such as 2")
+            raise UserError(f"wide is {self.wide:g}; it should be a number above 0, such as 3")
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
         return Distillation(self.temperature, self.kd_weight, tails=self.tails if self.degree == 2 else 0.0)
