@@ -263,9 +263,9 @@ def _activate(channel: Channel, model: Model, number: int, op: Activation, conte
     """
     relu, flat = model.terms.relu, share.reshape(-1)
     at_relus, at_squares = flat[op.relus], flat[op.squares]
-    opened, due = at_squares, 8 * len(op.squares)
+    compared, opened, due = None, at_squares, 8 * len(op.squares)
     if len(op.relus):
-        relu.open(channel, content.relus[number], at_relus)
+        compared = relu.open(channel, content.relus[number], at_relus)
         due += relu.answer_bytes(len(op.relus))
     if len(op.squares):
         opened = reduce(at_squares + content.squares[number].offset)
@@ -278,7 +278,7 @@ def _activate(channel: Channel, model: Model, number: int, op: Activation, conte
     answer = channel.receive("mask", due)
     split = due - 8 * len(op.squares)
     if len(op.relus):
-        flat[op.relus] = relu.close(content.relus[number], at_relus, answer[:split])
+        flat[op.relus] = relu.close(content.relus[number], compared, answer[:split])
     if len(op.squares):
         square = content.squares[number]
         c0, c1, c2 = (encode(model.lowered.weights[number - 1][name]) for name in ("c0", "c1", "c2"))

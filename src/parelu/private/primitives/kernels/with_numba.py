@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 SPARSE = 0.3
+COLOUR, TOP, RING = np.uint64(63), np.uint64(1 << 63), np.uint64((1 << 59) - 1)
 _loop = numba.njit(cache=True, nogil=True)
 
 
@@ -102,6 +103,68 @@ def _transpose_blocks(block: Any) -> None:
                 lower[lane] ^= swapped
         width >>= 1
         mask ^= mask << np.uint64(width)
+
+
+@_loop
+def descend(operands: Any, permuted: Any, paths: Any, shift: int, correction: Any, sums: Any) -> None:
+    now, ahead, one = np.uint64(shift), np.uint64(shift - 1), np.uint64(1)
+    for i in range(len(paths)):
+        taken = np.uint64(0) - (operands[0, i, 1] >> COLOUR)
+        right = (paths[i] >> now & one) << COLOUR
+        below = (paths[i] >> ahead & one) << one
+        value = correction[1, i, 1]
+        sums[i, 0] += (permuted[1, i, 0] ^ operands[1, i, 0]) + (taken & correction[1, i, 0])
+        sums[i, 1] += (permuted[1, i, 1] ^ operands[1, i, 1]) + (taken & value)
+        low = permuted[0, i, 0] ^ operands[0, i, 0] ^ (taken & correction[0, i, 0]) ^ below
+        high = permuted[0, i, 1] ^ operands[0, i, 1] ^ (taken & (correction[0, i, 1] ^ (value & right)))
+        operands[0, i, 0], operands[0, i, 1] = low, high
+        operands[1, i, 0], operands[1, i, 1] = low ^ one, high
+
+
+@_loop
+def correct(operands: Any, permuted: Any, alphas: Any, shift: int, betas: Any, sums: Any, correction: Any) -> None:
+    for i in range(len(alphas)):
+        bit = alphas[i] >> np.uint64(shift) & np.uint64(1)
+        right = np.uint64(0) - bit
+        taken = np.uint64(0) - (operands[0, i, 1] >> COLOUR)
+        negative = np.uint64(0) - (operands[4, i, 1] >> COLOUR)
+        colours_left = _hashed(operands, permuted, 0, i, 1) ^ _hashed(operands, permuted, 4, i, 1)
+        colours_right = _hashed(operands, permuted, 2, i, 1) ^ _hashed(operands, permuted, 6, i, 1)
+        left_colour = (colours_left ^ (~bit << COLOUR)) & TOP
+        other = (left_colour ^ colours_right ^ (bit << COLOUR)) & TOP
+        for word in range(2):
+            on_path, beside = _sides(operands, permuted, 0, i, word, right)
+            theirs_on_path, theirs_beside = _sides(operands, permuted, 4, i, word, right)
+            value_on_path, value_beside = _sides(operands, permuted, 1, i, word, right)
+            their_value_on_path, their_value_beside = _sides(operands, permuted, 5, i, word, right)
+            value = their_value_beside - value_beside - sums[i, word] + (right & betas[i, word])
+            value = ((value ^ negative) - negative) & RING
+            sums[i, word] += value_on_path - their_value_on_path + (value ^ negative) - negative
+            node = beside ^ theirs_beside
+            if word:
+                node = (node & ~TOP) | left_colour
+            correction[0, i, word] = node
+            correction[1, i, word] = value | other if word else value
+            if word:
+                node ^= other & right
+            child, their_child = on_path ^ (taken & node), theirs_on_path ^ (negative & node)
+            for k in range(4):
+                change = np.uint64(0) if word else np.uint64(k)
+                operands[k, i, word] = child ^ change
+                operands[4 + k, i, word] = their_child ^ change
+
+
+@_loop
+def _hashed(operands: Any, permuted: Any, k: int, i: int, word: int) -> Any:
+    return permuted[k, i, word] ^ operands[k, i, word]
+
+
+@_loop
+def _sides(operands: Any, permuted: Any, k: int, i: int, word: int, right: Any) -> Any:
+    """The node or value (k) of the side that the path takes, and of the other."""
+    left, difference = _hashed(operands, permuted, k, i, word), _hashed(operands, permuted, k + 2, i, word)
+    difference ^= left
+    return left ^ (right & difference), left ^ (~right & difference)
 
 
 @_loop
