@@ -50,8 +50,9 @@ class Bench:
     """of a network's name: channels x height x width"""
     classes: int = 10
     engine: Literal["delphi"] = "delphi"
-    relu: Literal["sign", "full"] = "sign"
-    """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers"""
+    relu: Literal["sign", "full", "fss"] = "sign"
+    """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
+    distributed comparison function, 16 bytes online, with keys from the dealer of --offline dealer"""
     offline: Literal["he", "dealer"] = "he"
     """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
     process, for development"""
@@ -65,9 +66,12 @@ class Bench:
     """print JSON: a list with one row"""
 
     def __call__(self) -> None:
+        from parelu.private.activations.base import relus
         from parelu.private.bench import bench
+        from parelu.private.offline.base import modes
         from parelu.report.private import bench_text
 
+        modes()[self.offline].check_relu(relus()[self.relu])
         if not 1 <= self.images <= 10_000:
             raise UserError(f"--images {self.images}: give 1 to 10000")
         if (Path(self.network_or_candidate) / "config.json").exists():
@@ -155,7 +159,8 @@ class Serve:
     """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
     reveal: Literal["logits", "label"] = "logits"
     """what a client learns"""
-    relu: Literal["sign", "full"] = "sign"
+    relu: Literal["sign", "full", "fss"] = "sign"
+    """as bench has them; fss needs --offline dealer"""
     offline: Literal["he", "dealer"] = "he"
     """he: no third party; dealer: for development, no privacy against this process"""
     stock: int = 0
@@ -177,11 +182,13 @@ class Serve:
             raise UserError(f"--host {self.host} is reached from other machines: give --tls DIR (parelu certs DIR)")
         if not (0 <= self.stock <= 10_000 and 1 <= self.clients <= 1_000 and 0 <= self.port <= 65535):
             raise UserError("give --stock from 0 to 10000, --clients from 1 to 1000, --port from 0 to 65535")
+        relu, mode = relus()[self.relu], modes()[self.offline]
+        mode.check_relu(relu)
         lowered = measure.lowered(self.candidate, Candidate.load(self.candidate), self.data_folder)
-        model, mode = Model(lowered, relus()[self.relu], REVEALS[self.reveal]), modes()[self.offline]
+        model = Model(lowered, relu, REVEALS[self.reveal])
         server = Server(model, mode, (self.host, self.port), self.tls, stock=self.stock, clients=self.clients, log=say)
         say(f"program {lowered.program.digest}: publish it, clients pin it (--pin)")
-        say(f"{lowered.program.relus:,} ReLUs; {mode.threat_model}")
+        say(f"{lowered.program.relus:,} ReLUs; {mode.trust(relu)}")
         say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -232,7 +239,8 @@ class Infer:
         for row in rows:
             top = "" if row["logits"] is None else f"   logit {max(row['logits']):.3f}"
             print(f"{row['image']}: class {row['label']}{top}   {1000 * row['seconds']:.0f} ms online")
-        say(f"{prepared} prepared in {offline:.2f} s; {client.session.mode.threat_model}")
+        trust = client.session.mode.trust(client.session.terms.relu)
+        say(f"{prepared} prepared in {offline:.2f} s; {trust}")
 
     def _row(self, client: Any, path: Path, image: Tensor) -> dict[str, Any]:
         started = time.perf_counter()

@@ -73,6 +73,10 @@ class Session:
             channel.send("redy", digest)
         self.terms = Terms(program, _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal"))
         self.mode: Mode = _named(modes(), reply, "offline")
+        try:
+            self.mode.check_relu(self.terms.relu)
+        except UserError as error:
+            raise ProtocolError(f"the server's terms do not go together: {error}") from error
         self._state = self.mode.client(channel, _context(ours, theirs, digest), self.terms)
 
     def prepare(self, count: int = 1) -> None:

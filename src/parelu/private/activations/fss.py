@@ -5,19 +5,19 @@ below it; likewise x̂_t and x̂_0. Subtraction without what is above gives bit 
 
     s = x̂_t ⊕ v    v = r_t ⊕ [x̂_0 < r_0] = r_t + (1 − 2·r_t)·[x̂_0 < r_0]
 
-the bracket being the borrow. s = 1 where x is negative, for |x| < 2^(m − 1). v is affine in the comparison: a key with the
-payload (1 − 2·r_t)·(1, r), and shares of r_t·(1, r), give shares of v and v·r. As x̂_t is public, so are shares of s and
-s·r affine in these, and with all 59 bits of x̂ and r
+the bracket being the borrow. s = 1 where x is negative, for |x| < 2^(m − 1). v is affine in the comparison: a key with
+the payload (1 − 2·r_t)·(1, r), and shares of r_t·(1, r), give shares of v and v·r. x̂_t is public, so s and s·r are
+affine in these, and with all 59 bits of x̂ and r
 
     s·(1, r) = x̂_t·(1, r) + (1 − 2·x̂_t)·v·(1, r)
     relu(x) = x − s·(x̂ − r) = x − x̂·s + s·r
 
-holds without any further correction of the bits above m. One comparison a ReLU, as in Boyle et al. 2021 (section 4) and
-LLAMA (Gupta et al. 2022); those of Orca and SIGMA (Jawalkar et al. 2024; Gupta et al. 2024) have shorter keys and a round
-more.
+holds as it stands: no bit above m needs a correction of its own. One comparison a ReLU, as in Boyle et al. 2021 and
+LLAMA (Gupta et al. 2022). Orca (Jawalkar et al. 2024) and SIGMA (Gupta et al. 2024) share s alone, by shorter keys, and
+take another round for the product.
 
-The client's share of x is known offline, and so the server has x_c + r. Online: server → client x̂, 8 bytes; both evaluate
-their key; client → server its share less its new mask, 8 bytes.
+The client's share of x is known offline, and so the server has x_c + r. Online: server → client x̂, 8 bytes; both
+evaluate their keys; client → server its share less its new mask, 8 bytes.
 """
 
 from __future__ import annotations

@@ -62,10 +62,10 @@ class ClientOffline(abc.ABC):
         """Shares of 2·c2·a and c1·a + c2·a² for a random a; the client's half of the opening E = x − a goes now."""
 
     def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
-        """(key, share of r, shares of r_t·(1, r)), the last (n, 2), for a random r; the client's half of x + r goes now.
+        """(key, share of r, shares of r_t·(1, r)), the last (n, 2), for a random r that neither party knows.
 
-        r_t is bit `bits` − 1 of r, and r_0 what is below it. The key is that of (1 − 2·r_t)·(1, r) at points below r_0.
-        Only where the mode's `comparisons` names who makes the keys.
+        r_t is bit `bits` − 1 of r, r_0 the bits below it. The key's function is (1 − 2·r_t)·(1, r) at points below r_0.
+        The client's half of the opening x + r goes now. Only where the mode's `comparisons` says who makes keys.
         """
         raise NotImplementedError("this offline mode makes no keys of comparisons")
 
@@ -130,8 +130,8 @@ class Mode(abc.ABC):
         """Raises UserError where the mode cannot make what the ReLU protocol consumes."""
         if relu.compares and not self.comparisons:
             able = " or ".join(name for name, mode in modes().items() if mode.comparisons)
-            raise UserError(f"ReLU {relu.name} needs keys that offline mode {self.name} does not make; "
-                            f"give --offline {able}, or another --relu")  # fmt: skip
+            raise UserError(f"ReLU {relu.name} needs keys that offline mode {self.name} does not make: "
+                            f"start with --offline {able}, or another --relu")  # fmt: skip
 
     def trust(self, relu: Relu) -> str:
         """Whom the privacy of a row with this ReLU protocol rests on."""

@@ -1,8 +1,8 @@
 """Offline mode `dealer`: a trusted third party expands seeds. For development and comparison, never for privacy.
 
 The dealer runs in the server's process and knows the weights and both parties' randomness: whoever runs that process
-can decrypt the client's image. The client gets a seed and the garbled tables; all that it would have received
-from a protocol, it draws from the seed, and the dealer makes the server's half fit.
+can decrypt the client's image. The client gets a seed, and garbled tables or the corrections of its keys; all that it
+would have received from a protocol otherwise, it draws from the seed, and the dealer makes the server's half fit.
 """
 
 from __future__ import annotations

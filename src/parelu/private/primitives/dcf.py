@@ -2,17 +2,17 @@
 β where x < α, and to 0 elsewhere.
 
 The construction of Boyle, Chandran, Gilboa, Gupta, Ishai, Kumar and Rathee (EUROCRYPT 2021, section 3), for n functions
-at once; α and x have `levels` bits, β is a pair of ring elements. A node of the tree is a block: its colour is the control
-bit t, the other 127 bits are the seed. The generator is a fixed-key permutation π, chosen at random and public:
+at once; α and x have `levels` bits, β is a pair of ring elements. A node of the tree is a block: its colour is the
+control bit t, the other 127 bits are the seed. The generator is made of AES under a random public key, π:
 
     G(node) = F(node ⊕ 0), …, F(node ⊕ 3)    F(z) = π(z) ⊕ z    left child, left value, right child, right value
 
-of which an evaluation takes two blocks a level. G is pseudorandom where π is ideal (Guo, Katz, Wang, Yu 2020, section
-7.2, for F): a seed of the other party is uniform and hashed once, and no two are related, so that the tweaks and the
-third block of TMMO would protect from nothing but the number of seeds under one π, log2 of which is lost.
+of which an evaluation takes two blocks a level. G is pseudorandom where π is an ideal permutation: the other party's
+seeds on the path to α are uniform, independent and expanded once each. TMMO, whose tweaks cost a third block, would
+help only against the number of seeds under one π, log2 of which is lost.
 
-A level's correction is two blocks an instance. The first is the correction of the child; its colour is the left child's.
-The second is the correction of the value; its colour is 1 where the right child's is another.
+A level's correction is two blocks an instance: that of the child, whose colour is the left child's; and that of the
+value, whose colour is 1 where the right child's is another.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from parelu.private.primitives.hash import Hash
 from parelu.private.primitives.kernels import kernels
 from parelu.private.primitives.prg import Blocks
 from parelu.private.ring import Ring, reduce
+
+CHUNK = 2000  # functions at a time; with a power of two the streams of blocks would evict each other from the cache
 
 
 def correction_blocks(levels: int, count: int) -> int:
@@ -57,7 +59,7 @@ class Key:
         Nothing branches or indexes on the key.
         """
         hash, sums = Hash(self.permutation), np.zeros((len(points), 2), np.uint64)
-        for part in chunks(len(points)):
+        for part in chunks(len(points), CHUNK):
             size = part.stop - part.start
             levels, last = _parts(self.corrections, self.levels, part)
             # One bit more, 0, behind the lowest: the node below the last level is looked at as it is.
@@ -82,7 +84,7 @@ def correct(permutation: bytes, levels: int, alphas: Ring, betas: Ring, roots: t
     hash, count = Hash(permutation), len(alphas)
     corrections = np.empty((correction_blocks(levels, count), 2), np.uint64)
     children = np.arange(4, dtype=np.uint64)[:, None]
-    for part in chunks(count):
+    for part in chunks(count, CHUNK):
         own, last = _parts(corrections, levels, part)
         sums = np.zeros((part.stop - part.start, 2), np.uint64)  # what α's path has added up to so far
         scratch = hash.scratch(8, len(sums))

@@ -127,44 +127,40 @@ def correct(operands: Any, permuted: Any, alphas: Any, shift: int, betas: Any, s
         bit = alphas[i] >> np.uint64(shift) & np.uint64(1)
         right = np.uint64(0) - bit
         taken = np.uint64(0) - (operands[0, i, 1] >> COLOUR)
-        negative = np.uint64(0) - (operands[4, i, 1] >> COLOUR)
-        colours_left = _hashed(operands, permuted, 0, i, 1) ^ _hashed(operands, permuted, 4, i, 1)
-        colours_right = _hashed(operands, permuted, 2, i, 1) ^ _hashed(operands, permuted, 6, i, 1)
-        left_colour = (colours_left ^ (~bit << COLOUR)) & TOP
-        other = (left_colour ^ colours_right ^ (bit << COLOUR)) & TOP
+        minus = np.uint64(0) - (operands[4, i, 1] >> COLOUR)
+        colour, change = ~bit << COLOUR, TOP
+        for left in (0, 4):
+            colour ^= permuted[left, i, 1] ^ operands[left, i, 1]
+            change ^= permuted[left, i, 1] ^ operands[left, i, 1] ^ permuted[left + 2, i, 1] ^ operands[left + 2, i, 1]
+        colour, change = colour & TOP, change & TOP
         for word in range(2):
-            on_path, beside = _sides(operands, permuted, 0, i, word, right)
-            theirs_on_path, theirs_beside = _sides(operands, permuted, 4, i, word, right)
-            value_on_path, value_beside = _sides(operands, permuted, 1, i, word, right)
-            their_value_on_path, their_value_beside = _sides(operands, permuted, 5, i, word, right)
-            value = their_value_beside - value_beside - sums[i, word] + (right & betas[i, word])
-            value = ((value ^ negative) - negative) & RING
-            sums[i, word] += value_on_path - their_value_on_path + (value ^ negative) - negative
-            node = beside ^ theirs_beside
+            path, beside = _sides(operands, permuted, 0, i, word, right)
+            their_path, their_beside = _sides(operands, permuted, 4, i, word, right)
+            added, value = _sides(operands, permuted, 1, i, word, right)
+            their_added, their_value = _sides(operands, permuted, 5, i, word, right)
+            value = their_value - value - sums[i, word] + (right & betas[i, word])
+            value = ((value ^ minus) - minus) & RING
+            sums[i, word] += added - their_added + (value ^ minus) - minus
+            node = beside ^ their_beside
             if word:
-                node = (node & ~TOP) | left_colour
+                node = (node & ~TOP) | colour
             correction[0, i, word] = node
-            correction[1, i, word] = value | other if word else value
+            correction[1, i, word] = value | change if word else value
             if word:
-                node ^= other & right
-            child, their_child = on_path ^ (taken & node), theirs_on_path ^ (negative & node)
+                node ^= change & right
+            child, their_child = path ^ (taken & node), their_path ^ (minus & node)
             for k in range(4):
-                change = np.uint64(0) if word else np.uint64(k)
-                operands[k, i, word] = child ^ change
-                operands[4 + k, i, word] = their_child ^ change
-
-
-@_loop
-def _hashed(operands: Any, permuted: Any, k: int, i: int, word: int) -> Any:
-    return permuted[k, i, word] ^ operands[k, i, word]
+                number = np.uint64(0) if word else np.uint64(k)
+                operands[k, i, word], operands[4 + k, i, word] = child ^ number, their_child ^ number
 
 
 @_loop
 def _sides(operands: Any, permuted: Any, k: int, i: int, word: int, right: Any) -> Any:
-    """The node or value (k) of the side that the path takes, and of the other."""
-    left, difference = _hashed(operands, permuted, k, i, word), _hashed(operands, permuted, k + 2, i, word)
-    difference ^= left
-    return left ^ (right & difference), left ^ (~right & difference)
+    """The node or value k of the side that the path takes, and that of the other."""
+    left = permuted[k, i, word] ^ operands[k, i, word]
+    other = permuted[k + 2, i, word] ^ operands[k + 2, i, word]
+    swapped = right & (left ^ other)
+    return left ^ swapped, other ^ swapped
 
 
 @_loop
