@@ -93,13 +93,17 @@ def varied(case: Case, kernels: str = "numba", **settings: str) -> Case:
     return dataclasses.replace(case, images=case.images[:FEW], settings=settings, kernels=kernels)
 
 
+def widened(case: Case, bits: int, **settings: str) -> Case:
+    """The same network, whose ReLUs all work on so many bits, on fewer images."""
+    return dataclasses.replace(varied(case, **settings), lowered=_with_bits(case.lowered, [bits] * len(_bits(case))))
+
+
 def contiguous(case: Case) -> Case:
     """As many ReLUs in each site, and as many bits, but all next to each other."""
     masks = {name: torch.arange(site.mask.numel()).view(site.mask.shape) < int(site.mask.sum())
              for name, site in case.candidate.network().sites.items()}  # fmt: skip
     other = _case(measure.fresh(_spec(), Plan.from_masks(masks)), **case.settings)
-    bits = [op.bits for op in case.lowered.program.ops if isinstance(op, Activation)]
-    return dataclasses.replace(other, lowered=_with_bits(other.lowered, bits))
+    return dataclasses.replace(other, lowered=_with_bits(other.lowered, _bits(case)))
 
 
 def _spec() -> Any:
@@ -109,6 +113,11 @@ def _spec() -> Any:
 def _case(candidate: Candidate, **settings: str) -> Case:
     images = measure.noise(IMAGES, candidate.spec.input, seed=1)
     return Case(lower(candidate.network(), images, candidate.preprocessing), candidate, images, settings)
+
+
+def _bits(case: Case) -> list[int]:
+    """Of its activations, in order."""
+    return [op.bits for op in case.lowered.program.ops if isinstance(op, Activation)]
 
 
 def _with_bits(lowered: Lowered, bits: list[int]) -> Lowered:
@@ -187,7 +196,7 @@ def relu_text(rows: dict[str, list[dict[str, Any]]]) -> str:
         f"{'ReLU, 100,000 at once':<36}{'online µs':>10}{'range':>14}{'CPU c + s':>12}{'bytes':>8}{'offline B':>11}"
     ]
     for name, found in rows.items():
-        site = [next(r for r in row["layers"] if r["phase"] == "online" and r.get("bytes_to_client", 0) > 1e6)
+        site = [next(r for r in row["layers"] if r["phase"] == "online" and r.get("bytes_to_client", 0) > 1e5)
                 for row in found]  # fmt: skip
         scale = 1e6 / found[0]["relus"]
         wall = sorted(s["seconds_client"] * scale for s in site)
@@ -258,6 +267,21 @@ def summary(sites: dict[str, list[dict[str, Any]]], networks: dict[str, list[dic
     ])  # fmt: skip
 
 
+def fss_text(sites: dict[str, list[dict[str, Any]]], networks: dict[str, list[dict[str, Any]]],
+             floor: dict[str, float]) -> str:  # fmt: skip
+    """What is promised of `fss`: beside `sign` with the same bits on the shaped WAN, and its distance to the floor."""
+    wide, calibrated = (ratios(online(networks[f"all{bits}, WAN"]), online(networks[f"all{bits}, fss, WAN"]))
+                        for bits in (", m = 32", ""))  # fmt: skip
+    found = sites["fss, m = 32"]
+    wall = statistics.median(r["online"]["seconds"] / r["relus"] for r in found)
+    return "\n".join([
+        f"sign ÷ fss, all ReLUs, WAN, m = 32           {wide}    target ≥ 5",
+        f"sign ÷ fss, all ReLUs, WAN, calibrated m     {calibrated}    target ≥ 3",
+        f"fss at m = 32: {1e6 * wall:.2f} µs a ReLU, target ≤ 2, aim 1; its AES blocks alone take each party "
+        f"{1e6 * 2 * 31 * floor['aes_block']:.2f} µs, at the same time",
+    ])  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", nargs="*", default=[], choices=["semi2k", "cheetah", "crypten"])
@@ -266,26 +290,33 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.modules.setdefault(Path(__file__).stem, sys.modules["__main__"])
     torch.set_num_threads(1)
-    sites = alternate({"sign, m = 32": site_case("sign", 32), "sign, m = 20": site_case("sign", 20),
-                       "full": site_case("full", 32), "sign, m = 32, numpy kernels": site_case("sign", 32, "numpy")},
+    every, tenth = network_case(1.0), network_case(0.1)
+    calibrated = max(_bits(every))
+    sites = alternate({f"{relu}, m = {bits}": site_case(relu, bits) for bits in (32, 20, calibrated)
+                       for relu in ("sign", "fss")}
+                      | {"full": site_case("full", 32), "sign, m = 32, numpy kernels": site_case("sign", 32, "numpy"),
+                         "fss, m = 32, numpy kernels": site_case("fss", 32, "numpy")},
                       arguments.repeat)  # fmt: skip
     print(relu_text(sites), end="\n\n", flush=True)
-    every, tenth = network_case(1.0), network_case(0.1)
     networks = alternate({"all": every, "10 %": tenth, "10 %, contiguous": contiguous(tenth)}, arguments.repeat)
     others = peers(arguments.peers, arguments.repeat)
     again = alternate({"all": every, "10 %": tenth}, arguments.repeat) if others else {}
     variants: dict[str, dict[str, str]] = {"full": {"relu": "full"}, "offline he": {"offline": "he"},
                                            "numpy kernels": {"kernels": "numpy"},
-                                           "LAN": {"network": "lan"}, "WAN": {"network": "wan"}}  # fmt: skip
+                                           "LAN": {"network": "lan"}, "WAN": {"network": "wan"},
+                                           "fss": {"relu": "fss"},
+                                           "fss, WAN": {"relu": "fss", "network": "wan"}}  # fmt: skip
     networks |= alternate({f"{share}, {name}": varied(case, **settings) for name, settings in variants.items()
-                           for share, case in (("all", every), ("10 %", tenth))},
+                           for share, case in (("all", every), ("10 %", tenth))}
+                          | {"all, m = 32, WAN": widened(every, 32, network="wan"),
+                             "all, m = 32, fss, WAN": widened(every, 32, relu="fss", network="wan")},
                           max(1, arguments.repeat // 2))  # fmt: skip
     print(network_text(networks), end="\n\n", flush=True)
     if others:
         ours = {keep: networks[name] + again[name] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
         print(peer_text(others, ours), end="\n\n", flush=True)
     floor = floors(tenth)
-    print(summary(sites, networks, floor))
+    print(summary(sites, networks, floor), fss_text(sites, networks, floor), sep="\n")
     if arguments.json:
         content = {"cores": os.cpu_count(), "floors": floor, "sites": sites, "networks": networks, "again": again,
                    "peers": others}  # fmt: skip

@@ -56,8 +56,9 @@ class Bench:
     """of a network's name: channels x height x width"""
     classes: int = 10
     engine: Literal["delphi"] = "delphi"
-    relu: Literal["sign", "full"] = "sign"
-    """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers"""
+    relu: Literal["sign", "full", "fss"] = "sign"
+    """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
+    distributed comparison function, 16 bytes online, with keys from the dealer of --offline dealer"""
     offline: Literal["he", "dealer"] = "he"
     """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
     process, for development"""
@@ -73,9 +74,12 @@ class Bench:
     """print JSON: a list with one row"""
 
     def __call__(self) -> None:
+        from parelu.private.activations.base import relus
         from parelu.private.bench import bench
+        from parelu.private.offline.base import modes
         from parelu.report.private import bench_text
 
+        modes()[self.offline].check_relu(relus()[self.relu])
         if not 1 <= self.images <= 10_000:
             raise UserError(f"--images {self.images}: give 1 to 10000")
         if not 1 <= self.batch <= self.images or self.images % self.batch:
@@ -168,7 +172,8 @@ class Serve:
     """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
     reveal: Literal["logits", "label"] = "logits"
     """what a client learns"""
-    relu: Literal["sign", "full"] = "sign"
+    relu: Literal["sign", "full", "fss"] = "sign"
+    """as bench has them; fss needs --offline dealer"""
     offline: Literal["he", "dealer"] = "he"
     """he: no third party; dealer: for development, no privacy against this process"""
     stock: int = 0
@@ -201,8 +206,10 @@ class Serve:
         from parelu.private.serve import Server
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        relu, mode = relus()[self.relu], modes()[self.offline]
+        mode.check_relu(relu)
         lowered = measure.lowered(self.candidate, Candidate.load(self.candidate), self.data_folder)
-        model, mode = Model(lowered, relus()[self.relu], REVEALS[self.reveal]), modes()[self.offline]
+        model = Model(lowered, relu, REVEALS[self.reveal])
         server = Server(model, mode, (self.host, self.port), self.tls, stock=self.stock, stock_folder=self.stock_dir,
                         clients=self.clients, shared=self.processes > 1, log=say)  # fmt: skip
         spawn = multiprocessing.get_context("spawn")
@@ -211,7 +218,7 @@ class Serve:
             process.start()
         if others >= 0:
             say(f"program {lowered.program.digest}: publish it, clients pin it (--pin)")
-            say(f"{lowered.program.relus:,} ReLUs; {mode.threat_model}")
+            say(f"{lowered.program.relus:,} ReLUs; {mode.trust(relu)}")
             say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
         try:
             server.run()
@@ -267,7 +274,8 @@ class Infer:
         for row in rows:
             top = "" if row["logits"] is None else f"   logit {max(row['logits']):.3f}"
             print(f"{row['image']}: class {row['label']}{top}   {1000 * row['seconds']:.0f} ms online")
-        say(f"{prepared} prepared in {offline:.2f} s; {client.session.mode.threat_model}")
+        trust = client.session.mode.trust(client.session.terms.relu)
+        say(f"{prepared} prepared in {offline:.2f} s; {trust}")
 
     def _row(self, client: Any, path: Path, image: Tensor) -> dict[str, Any]:
         started = time.perf_counter()
@@ -302,7 +310,11 @@ class Prepare:
         if not (1 <= self.count <= 10_000 and 1 <= self.jobs <= 64):
             raise UserError("give a count from 1 to 10000 and --jobs from 1 to 64")
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
-            kept, room, trust = client.session.kept, client.session.room, client.session.mode.threat_model
+            kept, room, trust = (
+                client.session.kept,
+                client.session.room,
+                client.session.mode.trust(client.session.terms.relu),
+            )
         if self.count > room:
             raise UserError(f"the server keeps {room} inferences for a client; give {room} or fewer" if room
                             else "the server keeps no stock; it needs --stock and --stock-dir")  # fmt: skip

@@ -36,9 +36,9 @@ def certificates(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(certificates=None, offline="dealer", reveal="logits", **options):
+def serving(certificates=None, offline="dealer", reveal="logits", relu="sign", **options):
     lines = []
-    model = Model(LOWERED, relus()["sign"], REVEALS[reveal])
+    model = Model(LOWERED, relus()[relu], REVEALS[reveal])
     server = Server(model, modes()[offline], ("127.0.0.1", 0), certificates, log=lines.append, **options)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -56,9 +56,9 @@ def until(condition, seconds=5.0):
     return condition()
 
 
-@pytest.mark.parametrize("offline", list(modes()))
-def test_predictions_over_tls(certificates, offline):
-    with serving(certificates, offline) as (server, lines):
+@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss")])
+def test_predictions_over_tls(certificates, offline, relu):
+    with serving(certificates, offline, relu=relu, stock=relu == "fss") as (server, lines):
         with Client("localhost", server.port, certificates, pin=LOWERED.program.digest) as client:
             logits = client.predict(IMAGES)
         assert until(lambda: lines)
@@ -67,8 +67,12 @@ def test_predictions_over_tls(certificates, offline):
     assert lines[0].endswith("3 inferences")
 
 
-def test_labels_only(certificates):
-    with serving(certificates, reveal="label") as (server, _), Client("localhost", server.port, certificates) as client:
+@pytest.mark.parametrize("relu", list(relus()))
+def test_labels_only(certificates, relu):
+    with (
+        serving(certificates, reveal="label", relu=relu) as (server, _),
+        Client("localhost", server.port, certificates) as client,
+    ):
         labels = client.predict(IMAGES.numpy())
     assert labels.dtype == np.int64 and labels.shape == (3,)
     top = np.sort(EXPECTED)
@@ -270,6 +274,11 @@ def test_stock_is_prepared_ahead_and_handed_out_once(certificates):
         pass
 
 
+def test_keys_that_nobody_makes_are_refused_before_listening():
+    with pytest.raises(UserError, match="ReLU fss needs keys that offline mode he does not make"):
+        serving(relu="fss", offline="he").__enter__()
+
+
 def test_a_server_killed_between_preparing_and_using_repeats_nothing():
     """Material lives in memory, from fresh seeds: after a kill, another process makes other material."""
     import subprocess
@@ -303,10 +312,10 @@ def test_no_secret_comes_from_anything_but_the_operating_system():
     from parelu.private.offline.dealer import Dealt
     from parelu.private.primitives import prg
 
-    def package(source):
+    def package(source, relu):
         original, os.urandom = os.urandom, source
         try:
-            dealt = Dealt().package(Model(LOWERED, relus()["sign"], REVEALS["logits"]))
+            dealt = Dealt().package(Model(LOWERED, relus()[relu], REVEALS["logits"]))
         finally:
             os.urandom = original
         return b"".join(tables.tobytes() for _, tables in dealt.dealer.outgoing)
@@ -315,5 +324,6 @@ def test_no_secret_comes_from_anything_but_the_operating_system():
         return bytes(count)
 
     assert prg.os is os
-    assert package(still) == package(still)
-    assert package(os.urandom) != package(os.urandom)
+    for relu in relus():
+        assert package(still, relu) == package(still, relu)
+        assert package(os.urandom, relu) != package(os.urandom, relu)

@@ -36,6 +36,12 @@ def test_a_program_that_differs_between_the_parties_ends_the_session(monkeypatch
     assert pair.server_error is None and other.digest
 
 
+def test_a_server_whose_terms_do_not_go_together_is_refused():
+    """Nobody makes the keys of fss without a dealer; a server that says so is not believed."""
+    with pytest.raises(ProtocolError, match=r"terms do not go together: ReLU fss needs keys .*: start with"):
+        Pair(LOWERED, "fss", "he")
+
+
 def test_images_of_the_wrong_size_or_range_are_refused_before_anything_is_sent():
     with Pair(LOWERED) as pair:
         good = encode_images(LOWERED.program, IMAGE[None])
@@ -101,9 +107,9 @@ class Mutator:
         return getattr(self.socket, name)
 
 
-@pytest.mark.parametrize("offline", list(modes()))
-def test_mutated_sessions_end_in_one_line_and_never_hang(offline):
-    """100 sessions a mode with one spoilt message each: every end is a result or one clear line on each side."""
+@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss")])
+def test_mutated_sessions_end_in_one_line_and_never_hang(offline, relu):
+    """100 sessions each with one spoilt message: every end is a result or one clear line on each side."""
     clear, ended = 0, 0
     for seed in range(100):
 
@@ -112,7 +118,7 @@ def test_mutated_sessions_end_in_one_line_and_never_hang(offline):
 
         pair = None
         try:
-            pair = Pair(LOWERED, offline=offline, timeout=0.15, wrap=wrap)
+            pair = Pair(LOWERED, relu, offline, timeout=0.15, wrap=wrap)
             result, _ = pair.infer(IMAGE)
             assert result.shape == (5,)
             ended += 1

@@ -56,7 +56,8 @@ def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, relu: str =
     expected = _float_logits(candidate, images)
     program = lowered.program
     return {
-        "engine": "delphi", "relu": relu, "offline_mode": offline, "threat_model": modes()[offline].threat_model,
+        "engine": "delphi", "relu": relu, "offline_mode": offline,
+        "threat_model": modes()[offline].trust(relus()[relu]),
         "network": network, "relus": program.relus, "squares": program.squares, "images": len(images), "batch": batch,
         **{phase: _phase(phase, client["runs"][1:], server["runs"][1:]) for phase in PHASES},
         "setup": _phase("setup", client["runs"][:1], server["runs"][:1]),

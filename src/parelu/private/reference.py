@@ -133,7 +133,7 @@ def replay(lowered: Lowered, image: Tensor, client: Mapping[int, Ring], relu: st
 
     client: number of a value → the client's share, flat: of the input and of each linear op's output, and of an
     activation's output at its ReLUs, then its squares; the squares' own share before truncation under −number.
-    relu: "sign" looks at m bits of the input, "full" at all.
+    relu: "full" looks at all bits of the input, every other protocol at m.
     """
     program = lowered.program
     maps = {i: linear_map(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
@@ -161,7 +161,7 @@ def _replay_activation(op: Activation, integers: Integers, x: Ring, c: Ring, cli
                        number: int, relu: str) -> tuple[Ring, Ring]:  # fmt: skip
     y, share = x.reshape(-1).copy(), c.reshape(-1).copy()
     z = y[op.relus]
-    bits = op.bits if relu == "sign" else 59
+    bits = 59 if relu == "full" else op.bits
     y[op.relus] = np.where((z >> np.uint64(bits - 1)) & np.uint64(1) == 0, z, np.uint64(0))
     if len(op.squares):
         z = y[op.squares]

@@ -85,6 +85,10 @@ class Session:
             channel.send("redy", digest)
         self.terms = Terms(program, _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal"))
         self.mode: Mode = _named(modes(), reply, "offline")
+        try:
+            self.mode.check_relu(self.terms.relu)
+        except UserError as error:
+            raise ProtocolError(f"the server's terms do not go together: {error}") from error
         self.room = int(reply["room"]) if reply["room"].isdecimal() else 0
         self._kept = stock.of(_use(self.terms, self.mode)) if stock and self.room else None
         self._state: Any = None

@@ -1,1 +1,1 @@
-"""The protocols of an activation, one file each: `sign` and `full` for ReLUs, and squares."""
+"""The protocols of an activation, one file each: `sign`, `full` and `fss` for ReLUs, and squares."""

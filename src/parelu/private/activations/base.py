@@ -31,6 +31,7 @@ class Relu(abc.ABC):
     """A ReLU protocol. It is stateless: what a party keeps for an inference is in the material it prepares."""
 
     name: ClassVar[str]
+    compares: ClassVar[bool] = False  # it consumes `comparison` of the offline phase
 
     @abc.abstractmethod
     def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> Any:
@@ -41,8 +42,9 @@ class Relu(abc.ABC):
         """The server's material for the same ReLUs."""
 
     @abc.abstractmethod
-    def open(self, channel: Channel, material: Any, share: Ring) -> None:
-        """Server → client, given the server's share (n,)."""
+    def open(self, channel: Channel, material: Any, share: Ring) -> Any:
+        """Server → client, given the server's share (n,); then its own work, while the client is at its. Returns what
+        `close` takes."""
 
     @abc.abstractmethod
     def answer(self, channel: Channel, material: Any) -> tuple[Any, ...]:
@@ -53,8 +55,8 @@ class Relu(abc.ABC):
         """Length of the answer."""
 
     @abc.abstractmethod
-    def close(self, material: Any, share: Ring, answer: NDArray[np.uint8]) -> Ring:
-        """Server: its share of the outputs, (n,)."""
+    def close(self, material: Any, opened: Any, answer: NDArray[np.uint8]) -> Ring:
+        """Server: its share of the outputs, (n,). opened: of `open`."""
 
 
 def relus() -> dict[str, Relu]:

@@ -80,5 +80,5 @@ class Full(Relu):
     def answer_bytes(self, count: int) -> int:
         return 8 * count
 
-    def close(self, material: _Server, share: Ring, answer: NDArray[np.uint8]) -> Ring:
+    def close(self, material: _Server, opened: None, answer: NDArray[np.uint8]) -> Ring:
         return ring_of(answer) ^ material.permutation

@@ -87,10 +87,11 @@ class Sign(Relu):
         return _Server(offline.seed, number, bits, offline.delta, permutation[0],
                        zero_choice - one_choice, product - zero_choice)  # fmt: skip
 
-    def open(self, channel: Channel, material: _Server, share: Ring) -> None:
+    def open(self, channel: Channel, material: _Server, share: Ring) -> Ring:
         channel.announce("sign", open_bytes(len(share), material.bits) + 8 * len(share))
         open_labels(channel, material.seed, material.number, material.delta, share, material.bits)
         channel.send_part(reduce(material.difference + _signed(material.permutation) * share))
+        return share
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
         count = len(material.share)
@@ -106,8 +107,8 @@ class Sign(Relu):
     def answer_bytes(self, count: int) -> int:
         return 8 * count + -(-count // 8)
 
-    def close(self, material: _Server, share: Ring, answer: NDArray[np.uint8]) -> Ring:
-        count = len(share)
+    def close(self, material: _Server, opened: Ring, answer: NDArray[np.uint8]) -> Ring:
+        share, count = opened, len(opened)
         masked, flips = ring_of(answer[: 8 * count]), bits_of(answer[8 * count :], count)
         permutation = material.permutation
         own = permutation * share + flips * (_signed(permutation) * share) + _signed(flips) * material.constant

@@ -279,8 +279,8 @@ def _activate(channel: Channel, model: Model, number: int, op: Activation, conte
     """
     flat, layers = shares.reshape(len(shares), -1), model.terms.program.layers
     at_relus, at_squares = flat[:, op.relus], flat[:, op.squares]
-    opened = [_open(channel, model.terms.relu, number, op, content, *at)
-              for content, *at in zip(contents, at_relus, at_squares, strict=True)]  # fmt: skip
+    opens = [_open(channel, model.terms.relu, number, op, content, *at)
+             for content, *at in zip(contents, at_relus, at_squares, strict=True)]  # fmt: skip
     flat[:, op.relus] = flat[:, op.squares] = 0
     followers = model.followers.get(number, {})
     for follower, map_ in followers.items():
@@ -288,13 +288,12 @@ def _activate(channel: Channel, model: Model, number: int, op: Activation, conte
             ahead[follower] = map_(shares)
     relus_due = model.terms.relu.answer_bytes(len(op.relus)) if len(op.relus) else 0
     answers = channel.receive("mask", len(shares) * (relus_due + 8 * len(op.squares))).reshape(len(shares), -1)
-    for index, (content, answer) in enumerate(zip(contents, answers, strict=True)):
+    for index, (content, (compared, opened), answer) in enumerate(zip(contents, opens, answers, strict=True)):
         if len(op.relus):
-            found = model.terms.relu.close(content.relus[number], at_relus[index], answer[:relus_due])
-            flat[index, op.relus] = found
+            flat[index, op.relus] = model.terms.relu.close(content.relus[number], compared, answer[:relus_due])
         if len(op.squares):
             integers, square = model.lowered.weights[number - 1], content.squares[number]
-            found = _square(integers, square, opened[index], op.truncation)
+            found = _square(integers, square, opened, op.truncation)
             flat[index, op.squares] = reduce(found + ring_of(answer[relus_due:]))
     positions = np.concatenate([op.relus, op.squares])
     for follower, map_ in followers.items():
@@ -305,15 +304,15 @@ def _activate(channel: Channel, model: Model, number: int, op: Activation, conte
 
 
 def _open(channel: Channel, relu: Relu, number: int, op: Activation, content: _ServerMaterial, at_relus: Ring,
-          at_squares: Ring) -> Ring:  # fmt: skip
-    """Send what one image's activation opens; returns x − a of its squares."""
+          at_squares: Ring) -> tuple[Any, Ring]:  # fmt: skip
+    """Send what one image's activation opens; returns what closes its ReLUs, and x − a of its squares."""
+    compared, opened = None, at_squares
     if len(op.relus):
-        relu.open(channel, content.relus[number], at_relus)
-    if not len(op.squares):
-        return at_squares
-    opened = reduce(at_squares + content.squares[number].offset)
-    channel.send("sqre", opened)
-    return opened
+        compared = relu.open(channel, content.relus[number], at_relus)
+    if len(op.squares):
+        opened = reduce(at_squares + content.squares[number].offset)
+        channel.send("sqre", opened)
+    return compared, opened
 
 
 def _square(integers: Integers, square: _Squares, opened: Ring, truncation: int) -> Ring:

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from parelu.errors import UserError
+from parelu.private.primitives.dcf import Key
 from parelu.private.primitives.hash import Hash
 from parelu.private.primitives.prg import Blocks, Stream
 from parelu.private.program import Op
 from parelu.private.ring import Ring
 
 if TYPE_CHECKING:
+    from parelu.private.activations.base import Relu
     from parelu.private.channel import Channel
     from parelu.private.engines.delphi import Material, Model, Terms
 
@@ -58,6 +61,14 @@ class ClientOffline(abc.ABC):
     def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
         """Shares of 2·c2·a and c1·a + c2·a² for a random a; the client's half of the opening E = x − a goes now."""
 
+    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+        """(key, share of r, shares of r_t·(1, r)), the last (n, 2), for a random r that neither party knows.
+
+        r_t is bit `bits` − 1 of r, r_0 the bits below it. The key's function is (1 − 2·r_t)·(1, r) at points below r_0.
+        The client's half of the opening x + r goes now. Only where the mode's `comparisons` says who makes keys.
+        """
+        raise NotImplementedError("this offline mode makes no keys of comparisons")
+
 
 class ServerOffline(abc.ABC):
     """The server's side. delta: (2,), the offset of all labels; seed: of the server's own randomness."""
@@ -90,6 +101,10 @@ class ServerOffline(abc.ABC):
     def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
         """(shift, u, v): E = x_s + shift for the server's share x_s of x; u and v as `ClientOffline.square`."""
 
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+        """(shift, …): x + r = x_s + shift for the server's share x_s of x; the rest as `ClientOffline.comparison`."""
+        raise NotImplementedError("this offline mode makes no keys of comparisons")
+
 
 class Package(abc.ABC):
     """An inference's material that was made without the client, waiting to be delivered once."""
@@ -103,11 +118,24 @@ class Mode(abc.ABC):
     """An offline mode.
 
     threat_model: whom the privacy of its rows rests on. packages: whether material can be made before a client comes.
+    comparisons: who makes the keys of `comparison`; empty where nobody does.
     """
 
     name: ClassVar[str]
     threat_model: ClassVar[str]
     packages: ClassVar[bool] = False
+    comparisons: ClassVar[str] = ""
+
+    def check_relu(self, relu: Relu) -> None:
+        """Raises UserError where the mode cannot make what the ReLU protocol consumes."""
+        if relu.compares and not self.comparisons:
+            able = " or ".join(name for name, mode in modes().items() if mode.comparisons)
+            raise UserError(f"ReLU {relu.name} needs keys that offline mode {self.name} does not make: "
+                            f"start with --offline {able}, or another --relu")  # fmt: skip
+
+    def trust(self, relu: Relu) -> str:
+        """Whom the privacy of a row with this ReLU protocol rests on."""
+        return f"{self.threat_model}; {self.comparisons}" if relu.compares else self.threat_model
 
     def package(self, model: Model) -> Package:
         """Material made ahead, where `packages`."""

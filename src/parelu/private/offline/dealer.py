@@ -1,8 +1,8 @@
 """Offline mode `dealer`: a trusted third party expands seeds. For development and comparison, never for privacy.
 
 The dealer runs in the server's process and knows the weights and both parties' randomness: whoever runs that process
-can decrypt the client's image. The client gets a seed and the garbled tables; all that it would have received
-from a protocol, it draws from the seed, and the dealer makes the server's half fit.
+can decrypt the client's image. The client gets a seed, and garbled tables or the corrections of its keys; all that it
+would have received from a protocol otherwise, it draws from the seed, and the dealer makes the server's half fit.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from parelu.private.channel import Channel
 from parelu.private.engines.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
 from parelu.private.offline.base import ClientOffline, Mode, Package, ServerOffline
+from parelu.private.primitives.dcf import Key, correct, correction_blocks
 from parelu.private.primitives.garbling import with_colour
 from parelu.private.primitives.hash import Hash
-from parelu.private.primitives.prg import SEED_BYTES, Blocks, Stream, fresh_seed
+from parelu.private.primitives.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
 from parelu.private.program import Op
 from parelu.private.ring import Ring, reduce
 
@@ -28,6 +29,7 @@ class DealtClient(ClientOffline):
 
     def __init__(self, seed: bytes, key: bytes, channel: Channel | None) -> None:
         self.seed, self.hash, self.channel = seed, Hash(key), channel
+        self.permutation = derive(key, "comparison")
 
     def stream(self, number: int, what: str) -> Stream:
         return Stream(self.seed, "client", what, number)
@@ -51,6 +53,12 @@ class DealtClient(ClientOffline):
     def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
         u, v = self.stream(number, "square").ring(2, len(share))
         return u, v
+
+    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+        count, levels, own = len(share), bits - 1, self.stream(number, "comparison")
+        roots, r, top = own.blocks(count), own.ring(count), own.ring(count, 2)
+        corrections = self.tables(number, correction_blocks(levels, count))
+        return Key(self.permutation, 0, levels, roots, corrections), r, top
 
 
 class Mirror(DealtClient):
@@ -88,6 +96,11 @@ class Mirror(DealtClient):
         self.asked["square", number] = (share, *result)
         return result
 
+    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+        result = super().comparison(number, share, bits)
+        self.asked["comparison", number] = (share, *result)
+        return result
+
 
 class Dealer(ServerOffline):
     """The server's half, made to fit by a dealer in its process.
@@ -97,7 +110,7 @@ class Dealer(ServerOffline):
 
     def __init__(self, mirror: Mirror, model: Model) -> None:
         self.seed, self.key = fresh_seed(), fresh_seed()
-        self.hash = Hash(self.key)
+        self.hash, self.permutation = Hash(self.key), derive(self.key, "comparison")
         self.delta = with_colour(Stream(self.seed, "delta").blocks())
         self.mirror, self.model = mirror, model
         self.outgoing: list[tuple[str, Blocks]] = []  # layer, tables
@@ -134,6 +147,18 @@ class Dealer(ServerOffline):
         a = Stream(self.seed, "square", number).ring(len(share)) + self.mirror.stream(number, "a").ring(len(share))
         return reduce(share - a), reduce(np.uint64(2) * c2 * a - u), reduce(c1 * a + c2 * a * a - v)
 
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+        share, theirs, their_r, their_top = self._asked("comparison", number)
+        own = Stream(self.seed, "comparison", number)
+        roots, our_r = own.blocks(count), own.ring(count)
+        r = reduce(their_r + our_r)  # neither party has it
+        one_and_r, top = np.stack([np.ones_like(r), r], 1), (r >> np.uint64(bits - 1) & np.uint64(1))[:, None]
+        betas = reduce((np.uint64(1) - np.uint64(2) * top) * one_and_r)
+        corrections = correct(self.permutation, bits - 1, r, betas, (theirs.roots, roots))
+        self.send_tables(number, corrections)
+        key = Key(self.permutation, 1, bits - 1, roots, corrections)
+        return reduce(share + r), key, our_r, reduce(top * one_and_r - their_top)
+
 
 class _Dealt(Package):
     def __init__(self, dealer: Dealer, material: Material) -> None:
@@ -161,6 +186,7 @@ class Dealt(Mode):
     name: ClassVar[str] = "dealer"
     threat_model: ClassVar[str] = "semi-honest, with a trusted dealer in the server's process: no privacy against it"
     packages: ClassVar[bool] = True
+    comparisons: ClassVar[str] = "that dealer makes the keys of the ReLUs"
 
     def package(self, model: Model) -> Package:
         return _Dealt(*deal(model))

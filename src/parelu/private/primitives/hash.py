@@ -41,10 +41,15 @@ class Hash:
 
     def halves(self, scratch: Scratch, first: int, *uses: int) -> tuple[Blocks, Blocks]:
         """Two (k, n, 2) whose XOR is H(operands[k, i], (first + i, uses[k])); valid until the next call."""
-        self._permute(scratch.flat_operands, scratch.inner)
-        kernels.add_tweaks(scratch.inner.blocks, np.uint64(first), np.array(uses, np.uint64), scratch.tweaked)
+        inner = self.permuted(scratch)
+        kernels.add_tweaks(inner, np.uint64(first), np.array(uses, np.uint64), scratch.tweaked)
         self._permute(scratch.flat_tweaked, scratch.outer)
-        return scratch.inner.blocks, scratch.outer.blocks
+        return inner, scratch.outer.blocks
+
+    def permuted(self, scratch: Scratch) -> Blocks:
+        """π(operands[k, i]), (k, n, 2); valid until the next call."""
+        self._permute(scratch.flat_operands, scratch.inner)
+        return scratch.inner.blocks
 
     def _permute(self, flat: NDArray[np.uint8], out: _Buffer) -> None:
         self._encryptor.update_into(flat, out.bytes)  # pyright: ignore[reportArgumentType]

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 SPARSE = 0.3
+COLOUR, TOP, RING = np.uint64(63), np.uint64(1 << 63), np.uint64((1 << 59) - 1)
 _loop = numba.njit(cache=True, nogil=True)
 
 
@@ -102,6 +103,64 @@ def _transpose_blocks(block: Any) -> None:
                 lower[lane] ^= swapped
         width >>= 1
         mask ^= mask << np.uint64(width)
+
+
+@_loop
+def descend(operands: Any, permuted: Any, paths: Any, shift: int, correction: Any, sums: Any) -> None:
+    now, ahead, one = np.uint64(shift), np.uint64(shift - 1), np.uint64(1)
+    for i in range(len(paths)):
+        taken = np.uint64(0) - (operands[0, i, 1] >> COLOUR)
+        right = (paths[i] >> now & one) << COLOUR
+        below = (paths[i] >> ahead & one) << one
+        value = correction[1, i, 1]
+        sums[i, 0] += (permuted[1, i, 0] ^ operands[1, i, 0]) + (taken & correction[1, i, 0])
+        sums[i, 1] += (permuted[1, i, 1] ^ operands[1, i, 1]) + (taken & value)
+        low = permuted[0, i, 0] ^ operands[0, i, 0] ^ (taken & correction[0, i, 0]) ^ below
+        high = permuted[0, i, 1] ^ operands[0, i, 1] ^ (taken & (correction[0, i, 1] ^ (value & right)))
+        operands[0, i, 0], operands[0, i, 1] = low, high
+        operands[1, i, 0], operands[1, i, 1] = low ^ one, high
+
+
+@_loop
+def correct(operands: Any, permuted: Any, alphas: Any, shift: int, betas: Any, sums: Any, correction: Any) -> None:
+    for i in range(len(alphas)):
+        bit = alphas[i] >> np.uint64(shift) & np.uint64(1)
+        right = np.uint64(0) - bit
+        taken = np.uint64(0) - (operands[0, i, 1] >> COLOUR)
+        minus = np.uint64(0) - (operands[4, i, 1] >> COLOUR)
+        colour, change = ~bit << COLOUR, TOP
+        for left in (0, 4):
+            colour ^= permuted[left, i, 1] ^ operands[left, i, 1]
+            change ^= permuted[left, i, 1] ^ operands[left, i, 1] ^ permuted[left + 2, i, 1] ^ operands[left + 2, i, 1]
+        colour, change = colour & TOP, change & TOP
+        for word in range(2):
+            path, beside = _sides(operands, permuted, 0, i, word, right)
+            their_path, their_beside = _sides(operands, permuted, 4, i, word, right)
+            added, value = _sides(operands, permuted, 1, i, word, right)
+            their_added, their_value = _sides(operands, permuted, 5, i, word, right)
+            value = their_value - value - sums[i, word] + (right & betas[i, word])
+            value = ((value ^ minus) - minus) & RING
+            sums[i, word] += added - their_added + (value ^ minus) - minus
+            node = beside ^ their_beside
+            if word:
+                node = (node & ~TOP) | colour
+            correction[0, i, word] = node
+            correction[1, i, word] = value | change if word else value
+            if word:
+                node ^= change & right
+            child, their_child = path ^ (taken & node), their_path ^ (minus & node)
+            for k in range(4):
+                number = np.uint64(0) if word else np.uint64(k)
+                operands[k, i, word], operands[4 + k, i, word] = child ^ number, their_child ^ number
+
+
+@_loop
+def _sides(operands: Any, permuted: Any, k: int, i: int, word: int, right: Any) -> Any:
+    """The node or value k of the side that the path takes, and that of the other."""
+    left = permuted[k, i, word] ^ operands[k, i, word]
+    other = permuted[k + 2, i, word] ^ operands[k + 2, i, word]
+    swapped = right & (left ^ other)
+    return left ^ swapped, other ^ swapped
 
 
 @_loop

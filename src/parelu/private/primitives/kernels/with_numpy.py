@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 Blocks = NDArray[np.uint64]
 COLOUR = np.uint64(63)
+TOP = np.uint64(1 << 63)
+RING = np.uint64((1 << 59) - 1)
 SPARSE = 0.0  # of a site's positions: up to here, `add_sparse` costs less than the convolution
 
 
@@ -84,6 +86,50 @@ def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
             width >>= 1
             mask ^= mask << np.uint64(width)
         out.reshape(-1, 64, 2)[:, :, half] = block.T
+
+
+def descend(operands: Blocks, permuted: Blocks, paths: NDArray[np.uint64], shift: int, correction: Blocks,
+            sums: Blocks) -> None:  # fmt: skip
+    """One level of a distributed comparison function, down to the child that bit `shift` of the path says.
+
+    operands: (2, n, 2), the node ⊕ (0 or 2) and ⊕ (1 or 3), by the path's bit; replaced by the child's, by the next
+    lower bit; permuted: π of them; correction: (2, n, 2), of the child and of the value; sums: (n, 2), += the value.
+    """
+    value = _where(operands[0], correction[1])
+    sums += (permuted[1] ^ operands[1]) + value
+    child = permuted[0] ^ operands[0] ^ _where(operands[0], correction[0])
+    child[:, 1] ^= value[:, 1] & (paths >> np.uint64(shift)) << COLOUR
+    child[:, 0] ^= (paths >> np.uint64(shift - 1) & np.uint64(1)) << np.uint64(1)
+    operands[:] = child
+    operands[1, :, 0] ^= np.uint64(1)
+
+
+def correct(operands: Blocks, permuted: Blocks, alphas: NDArray[np.uint64], shift: int, betas: Blocks, sums: Blocks,
+            correction: Blocks) -> None:  # fmt: skip
+    """The corrections of one level, and both parties' nodes below it on α's path (Boyle et al. 2021, section 3).
+
+    operands: (8, n, 2), node ⊕ 0 to 3 of party 0, then of party 1; replaced by the children's; permuted: π of them;
+    betas: (n, 2); sums: (n, 2), what the path has added up to, updated; correction: (2, n, 2), written.
+    """
+    bit = alphas >> np.uint64(shift) & np.uint64(1)
+    right = (np.uint64(0) - bit)[:, None]  # all ones where the path goes right
+    left, other = np.moveaxis((permuted ^ operands).reshape(2, 2, 2, -1, 2), 1, 0)  # (party, node or value, n, 2)
+    swapped = right & (left ^ other)
+    path, beside = left ^ swapped, other ^ swapped
+    minus = (operands[4, :, 1:].view(np.int64) >> 63).view(np.uint64)  # (−1)^t·z = (z ^ minus) − minus
+    value = beside[1, 1] - beside[0, 1] - sums + (right & betas)  # β where x leaves α's path to the left
+    value = (value ^ minus) - minus & RING
+    sums += path[0, 1] - path[1, 1] + (value ^ minus) - minus
+    colour = left[0, 0, :, 1] ^ left[1, 0, :, 1]
+    change = ~(colour ^ other[0, 0, :, 1] ^ other[1, 0, :, 1]) & TOP
+    node = beside[0, 0] ^ beside[1, 0]
+    node[:, 1] = node[:, 1] & ~TOP | (colour ^ (~bit << COLOUR)) & TOP
+    correction[0], correction[1] = node, value
+    correction[1, :, 1] |= change
+    node[:, 1] ^= change & right[:, 0]
+    for party in range(2):
+        operands[4 * party : 4 * party + 4] = path[party, 0] ^ _where(operands[4 * party], node)
+    operands[:, :, 0] ^= (np.arange(8, dtype=np.uint64) & np.uint64(3))[:, None]
 
 
 def limb_columns(x: NDArray[np.uint64], width: int, stride: tuple[int, int], padding: tuple[int, int],
