@@ -96,8 +96,9 @@ def spec_from_json(data: Any) -> Spec:
     if cls is None:
         raise UserError(f"no known architecture in {str(data)[:80]!r}")
     hints = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+    needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "family"}
-    if set(values) != set(hints):
+    if not needed <= set(values) <= set(hints):
         raise UserError(f"architecture {cls.family}: fields {sorted(values)} are not {sorted(hints)}")
     for key, value in values.items():
         if not _is_of(value, hints[key]):
