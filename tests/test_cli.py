@@ -39,6 +39,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "message"),
     [
         (("inspect", "resnet19"), "unknown network 'resnet19'; known are"),
+        (("design",), 'give --order "S3>S2>S4>S1", or --run with a run of deepreduce'),
+        (("design", "--order", "S3>S2"), "does not have each stage once; write all of S1, S2, S3, S4"),
+        (("design", "--base", "vgg16", "--order", "S1"), "--base 'vgg16' is not the plain name of a ResNet"),
+        (("design", "--order", "S1>S2>S3>S4", "--base", "resnet18 m=8"), "is not the plain name of a ResNet"),
         (("inspect", "resnet18", "--steps", "cull S9"), "unknown stage 'S9'; the network has S1, S2, S3, S4"),
         (("inspect", "resnet18", "--steps", "prune S1"), "unknown step 'prune S1'; known are none, cull S1"),
         (("inspect", "resnet18", "--input", "32x32"), "input '32x32' is not channels x height x width"),
@@ -196,6 +200,19 @@ def test_inspect_json(capsys):
     assert {"squares", "macs", "flops", "params", "depth"} <= set(counts)
     assert counts["stages"]["S2"]["relus"] == 8192
     assert set(counts["stages"]["S2"]) == {"relus", "macs"}
+
+
+def test_design(capsys, finished: tuple[Run, Silent], tmp_path):
+    assert run("design", "--base", "resnet18", "--order", "S3,S2,S4,S1", "--json") == 0
+    rows = {row["network"]: row["relus"] for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 8 and rows["hrn-5x5x3x m=16"] == 343040 and rows["hrn-2x5x3x m=16"] == 186368
+    order = finished[0].records()["criticality"]["order"]
+    assert run("design", "--base", "resnet10", "--m", "4", "--by", "depth", "--run", str(finished[0].path)) == 0
+    from_run = capsys.readouterr().out
+    assert run("design", "--base", "resnet10", "--m", "4", "--by", "depth", "--order", ",".join(reversed(order))) == 0
+    assert capsys.readouterr().out == from_run
+    study.Run.start(tmp_path / "empty", {})
+    assert "has no criticality" in refused(capsys, "design", "--run", str(tmp_path / "empty"))
 
 
 def test_frontier_and_report(capsys, finished: tuple[Run, Silent], tmp_path):

@@ -83,6 +83,48 @@ class Inspect:
 
 
 @dataclasses.dataclass(frozen=True)
+class Design:
+    """Design networks whose stages have ReLUs by their criticality: ReLU equalisation, HybReNets.
+
+    parelu design --base resnet34 --order "S3>S2>S4>S1"
+
+    parelu design --base resnet18 --run runs/quickstart
+    """
+
+    base: str = "resnet18"
+    """a ResNet: its depths stay, and its widths change"""
+    order: str = ""
+    """its stages, the most critical first: "S3>S2>S4>S1" (in quotes) or S3,S2,S4,S1"""
+    run: Path | None = None
+    """instead of an order: a run of deepreduce or deepreshape, which measured it"""
+    m: int = 16
+    """base width"""
+    by: Literal["width", "depth"] = "width"
+    """what is changed; depth keeps the base's widths instead"""
+    input: str = "3x32x32"
+    """channels x height x width"""
+    classes: int = 100
+    json: bool = False
+    """print JSON"""
+
+    def __call__(self) -> None:
+        from parelu.methods.deepreshape import designs
+        from parelu.report.designs import designs_text
+
+        names = designs(self.base, self.order or self._measured(), self.m, self.by)
+        shape = study.parse_input(self.input)
+        print(designs_text([(name, spec_of(name, shape, self.classes)) for name in names], as_json=self.json))
+
+    def _measured(self) -> str:
+        if self.run is None:
+            raise UserError('give --order "S3>S2>S4>S1", or --run with a run of deepreduce that measured it')
+        record = Run.open(self.run).records().get("criticality")
+        if record is None:
+            raise UserError(f"{self.run} has no criticality; give a run of `parelu reduce deepreduce`, or --order")
+        return ">".join(reversed(record["order"]))
+
+
+@dataclasses.dataclass(frozen=True)
 class _Common:
     model: str
     """a network's name, such as "resnet10 m=8", or your.module:function"""
@@ -268,7 +310,7 @@ def _write_report(runs: list[Run], path: Path) -> None:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "quickstart": Quickstart, "inspect": Inspect, "train": Train, "reduce": Reduce, "recipe": Recipe,
+    "quickstart": Quickstart, "inspect": Inspect, "design": Design, "train": Train, "reduce": Reduce, "recipe": Recipe,
     "frontier": Frontier, "report": Report, **cli_private.COMMANDS,
 }  # fmt: skip
 
