@@ -71,6 +71,14 @@ def test_thinning_a_plain_network_drops_every_other_site():
     assert _alternate(sites.values()) == ["1", "5", "9"]
 
 
+def test_thinning_a_pre_activation_network_leaves_alternate_layers():
+    sites = reduce(spec_of("wrn-16-1 m=4", (3, 16, 16), 10), "thin all").plan.sites
+    staying = [name for name, site in sites.items() if site.relus]
+    assert staying == [name for name in sites if name.endswith("relu1") or name == "layer3.3"]
+    first = reduce(spec_of("wrn-16-1 m=4", (3, 16, 16), 10), "only S2; one block").plan.sites
+    assert [name for name, site in first.items() if site.relus] == ["layer2.0.relu1", "layer2.0.relu2"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

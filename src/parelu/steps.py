@@ -21,6 +21,7 @@ parentheses is a remark.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -130,15 +131,21 @@ def _alternate(sites: Iterable[Site]) -> list[str]:
     """Names of the sites that thinning drops.
 
     In a residual stage the sites inside the blocks go and those behind the additions stay, so that the
-    convolutions of a block become neighbours; elsewhere every other site goes, from the first on.
+    convolutions of a block become neighbours; of a block without an addition before a site (the first of a
+    pre-activation network) the first site stays. Elsewhere every other site goes, from the first on.
     """
     by_stage: dict[str, list[Site]] = {}
     for site in sites:
         by_stage.setdefault(site.stage, []).append(site)
     dropped = []
     for stage in by_stage.values():
-        residual = any(site.after_addition for site in stage)
-        dropped += [s for i, s in enumerate(stage) if (not s.after_addition if residual else i % 2 == 0)]
+        if not any(site.after_addition for site in stage):
+            dropped += stage[::2]
+            continue
+        for _, sites_of_block in itertools.groupby(stage, lambda site: site.block):
+            block = list(sites_of_block)
+            staying = [site for site in block if site.after_addition] or block[:1]
+            dropped += [site for site in block if site not in staying]
     return [site.name for site in dropped]
 
 

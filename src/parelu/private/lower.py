@@ -453,6 +453,10 @@ def _problem(node: fx.Node) -> Problem | None:
             return Problem(path, "a convolution with named or reflected padding or dilation",
                            "use numbers for its zero padding, and dilation 1")  # fmt: skip
         return None
+    if graph.is_gate(node):
+        return Problem(path, "the sigmoid of a gate", "leave squeeze-and-excitation out of the network")
+    if node.target in graph.PRODUCTS and any(map(graph.is_gate, node.all_input_nodes)):
+        return None  # its sigmoid is named
     plain = (Site, nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d)
     if node.target is torch.cat:
         shapes = [n.meta.get("shape", ()) for n in _parts(node)]
