@@ -276,3 +276,60 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         said = process.stderr.read()
     assert process.returncode == 1
     assert "pipe" not in said.lower() and "Traceback" not in said
+
+
+TORCHVISION = """
+import torch
+def get_model(name, weights, num_classes):
+    if name != "plain":
+        raise ValueError(f"Unknown model {name}")
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+                               torch.nn.Linear(4 * 6 * 6, num_classes))
+"""
+TIMM = """
+import torch
+class Staged(torch.nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.stages = torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        self.fc = torch.nn.Linear(4 * 6 * 6, classes)
+    def forward(self, x):
+        return self.fc(self.stages(x))
+def create_model(name, pretrained, num_classes, in_chans):
+    if name != "plain.v1":
+        raise RuntimeError(f"Unknown model ({name})")
+    return Staged(in_chans, num_classes)
+"""
+
+
+@pytest.fixture
+def libraries(tmp_path, monkeypatch):
+    """Stand-ins that have the functions of torchvision and timm."""
+    for name, path, code in (("torchvision", "models.py", TORCHVISION), ("timm", "__init__.py", TIMM)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / path).write_text(code)
+        for loaded in [module for module in sys.modules if module.split(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for loaded in [module for module in sys.modules if module.split(".")[0] in ("torchvision", "timm")]:
+        del sys.modules[loaded]
+
+
+@pytest.mark.parametrize(("name", "channels"), [("torchvision:plain", 3), ("timm:plain.v1", 1)])
+def test_networks_of_libraries(capsys, libraries, name, channels):
+    assert run("inspect", name, "--input", f"{channels}x8x8", "--classes", "7", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["relus"] == 4 * 6 * 6
+    assert counts["params"] == 4 * (9 * channels + 1) + 7 * (4 * 6 * 6 + 1)
+
+
+def test_networks_that_a_library_does_not_have(capsys, libraries, monkeypatch):
+    assert "torchvision:odd: Unknown model odd" in refused(capsys, "inspect", "torchvision:odd")
+    assert "timm:odd: Unknown model (odd)" in refused(capsys, "inspect", "timm:odd")
+    assert "read 3 channels, not 1: give --input 3xHxW" in refused(
+        capsys, "inspect", "torchvision:plain", "--input", "1x8x8"
+    )
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install 'parelu[zoo]'" in refused(capsys, "inspect", "timm:plain.v1")

@@ -34,7 +34,7 @@ def in_process(monkeypatch):
 
 def fisher(name, folder):
     method = methods()["fisher"](search_epochs=1, finetune_epochs=1)
-    one = Study(name, "digits", (Reduction(method, ("0.3",)),), BRIEF)
+    one = Study(name, "digits", (Reduction(method, ("0.3",)),), BRIEF, images=384)
     return study.conduct(one, folder, Silent())
 
 

@@ -203,7 +203,8 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
             f"{type(module).__name__}: an in-place activation changes a tensor that is read through another name; "
             "write the activation out of place (inplace=False)"
         )
-    assign_stages(network, getattr(module, "stages", None))
+    declared = getattr(module, "stages", None)  # of others' modules it may be anything
+    assign_stages(network, declared if isinstance(declared, dict) else None)
     return network
 
 
