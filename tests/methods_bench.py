@@ -11,7 +11,7 @@ from parelu.plan import Candidate, Plan
 from parelu.sites import instrument
 from parelu.train import SHORT
 
-SPEC = spec_of("resnet10 m=2", (1, 8, 8), 10)
+SPEC = spec_of("resnet10 m=8", (1, 8, 8), 10)
 
 
 class DryBench:
@@ -25,6 +25,7 @@ class DryBench:
         self.jobs: list[Job] = []
         self.searches: list[Search] = []
         self.records: dict[str, object] = {}
+        self.kept: dict[str, Candidate] = {}
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         self.jobs += jobs
@@ -48,6 +49,10 @@ class DryBench:
         generator = torch.Generator().manual_seed(self.seed)
         sites = self.teacher.plan.sites.items()
         return {name: torch.randn(site.mask.shape, generator=generator) for name, site in sites}
+
+    def keep(self, name: str, candidate: Candidate) -> str:
+        self.kept[name] = candidate
+        return name
 
     def record(self, name: str, value: object) -> None:
         self.records[name] = value

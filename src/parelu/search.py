@@ -85,6 +85,11 @@ class Bench:
         """Kept in the run folder: a resumed run must choose the same masks, whatever its threads."""
         return self.trainer.slope_gradients(self.teacher, images)
 
+    def keep(self, name: str, candidate: Candidate) -> str:
+        """A job's identity has the name alone: a method that is asked for the same must keep the same."""
+        candidate.save(self.trainer.run.path / "searches" / name)
+        return name
+
     def record(self, name: str, value: Any) -> None:
         self.trainer.run.record(name, value)
 

@@ -1,6 +1,8 @@
 """What every method promises, on a workbench that trains nothing."""
 
 import dataclasses
+import re
+from importlib.util import find_spec
 
 import pytest
 from methods_bench import SPEC, DryBench
@@ -11,14 +13,23 @@ from parelu.errors import UserError
 from parelu.methods import methods
 
 FULL = count(skeleton(SPEC)).relus
+RUNNABLE = [
+    pytest.param(name, marks=pytest.mark.skipif(
+        cls.needs is not None and find_spec(cls.needs[0]) is None, reason=f"{cls.needs} is not installed"))
+    for name, cls in methods().items()
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize("budgets", [(FULL,), (FULL // 3, FULL // 7), (131,)])
 def test_budgets_are_met(name, budgets):
     bench = DryBench()
     method = methods()[name]()
-    candidates = method.reduce(bench, budgets)
+    try:
+        candidates = method.reduce(bench, budgets)
+    except UserError as error:  # whole channels or stages go only so far down
+        assert not method.exact and re.search(r"reaches [\d,]+ ReLUs at the least", str(error)) and max(budgets) < 200
+        return
     assert candidates
     counts = [candidate.plan.relus for candidate in candidates]
     if method.exact:
@@ -27,7 +38,7 @@ def test_budgets_are_met(name, budgets):
         assert max(counts) <= max(budgets)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_jobs_can_be_built_and_told_apart(name):
     bench = DryBench()
     methods()[name]().reduce(bench, (FULL // 2, FULL // 5))
@@ -41,7 +52,7 @@ def test_jobs_can_be_built_and_told_apart(name):
         assert {"steps", "budget"} <= set(job.tags)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_same_seed_same_plans(name):
     first, second = DryBench(3), DryBench(3)
     methods()[name]().reduce(first, (FULL // 4,))

@@ -40,8 +40,8 @@ class Job:
         objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
         from_teacher: start from the full-ReLU network's weights, not from fresh ones.
         tags: JSON values that its metrics carry on: method, steps, budget.
-        start: whose weights it starts from: "" for fresh ones, `TEACHER` for the full-ReLU network, or what a search
-            left for a budget, `Search.start_of(budget)`.
+        start: whose weights it starts from: "" for fresh ones, `TEACHER` for the full-ReLU network, what a search
+            left for a budget, `Search.start_of(budget)`, or what `Workbench.keep` returned.
     """
 
     name: str
@@ -107,6 +107,10 @@ class Workbench(Protocol):
         """
         ...
 
+    def keep(self, name: str, candidate: Candidate) -> str:
+        """Put a network into the run folder for jobs to start from; returns what `Job.start` takes."""
+        ...
+
     def record(self, name: str, value: Any) -> None:
         """Keep figures, a JSON value, in the run folder."""
         ...
@@ -121,12 +125,14 @@ class Method(abc.ABC):
         source: the paper.
         exact: whether a candidate has exactly its budget's ReLUs; otherwise at most as many.
         needs_budget: whether it must be given a budget.
+        needs: a package beyond parelu's own that it imports, and the extra that brings it.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     exact: ClassVar[bool]
     needs_budget: ClassVar[bool]
+    needs: ClassVar[tuple[str, str] | None] = None
 
     @abc.abstractmethod
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:

@@ -109,4 +109,4 @@ def spec_from_json(data: Any) -> Spec:
 def _is_of(value: Any, hint: Any) -> bool:
     if hint in (int, bool, str):
         return type(value) is hint
-    return isinstance(value, tuple) and len(value) <= 64 and all(type(v) is int for v in value)
+    return isinstance(value, tuple) and len(value) <= 4096 and all(type(v) is int for v in value)

@@ -96,7 +96,9 @@ class ResNet(BasicBlocks):
 
     def __post_init__(self) -> None:
         if len(self.multipliers) != len(self.depths) - 1:
-            raise UserError(f"{len(self.depths)} stages need one multiplier less, not {len(self.multipliers)}")
+            raise UserError(
+                f"depths of {len(self.depths)} stages need one multiplier less, not {len(self.multipliers)}"
+            )
         super().__post_init__()
 
     @property
