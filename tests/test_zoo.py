@@ -8,7 +8,7 @@ from conftest import Silent
 from test_cli import run
 from two_parties import Pair, images_of
 
-from parelu import data, search, study
+from parelu import data, study
 from parelu.methods import methods
 from parelu.models import spec_of
 from parelu.private import measure, reference
@@ -18,18 +18,6 @@ from parelu.train import Training
 
 SECURE = ("vgg16 m=2 (16 classifier)", "mobilenetv1 m=2", "wrn-10-1 m=2")
 BRIEF = Training(epochs=1, batch=128, lr=0.05, schedule="one-cycle")
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Jobs in this process, one after another: starting workers takes longer than these networks."""
-
-    def work(self, function, tasks, of):
-        for task in tasks:
-            function(self.run, self.source, self.seed, task, 1)
-
-    monkeypatch.setattr(search.Trainer, "_work", work)
-    monkeypatch.setattr(search, "_watch", lambda name: lambda progress: None)
 
 
 def fisher(name, folder):

@@ -191,7 +191,7 @@ class DeepReShape(Method):
             least = f"S{parse_order(self.order, len(stages))[-1]}"
         else:
             least = DeepReDuce().least_critical_first(bench)[0]
-        is_dominant = len(stages) > 1 and relus[least] == max(relus[stage] for stage in stages)
+        is_dominant = all(relus[least] > relus[stage] for stage in stages if stage != least) and len(stages) > 1
         if not is_dominant:
             return [f"thin all{reshaping}" for reshaping in RESHAPINGS]
         cull, rest = f"cull {least}", "+".join(stage for stage in stages if stage != least)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any, ClassVar
 
@@ -70,7 +71,7 @@ def _sizes(layer: Any) -> tuple[int, int]:
 
 def _resized(layer: Any, inputs: int, outputs: int) -> nn.Module:
     """A layer with fresh weights and otherwise the same; one with a group a channel stays so."""
-    options: dict[str, Any] = {"device": next(layer.parameters()).device}
+    options: dict[str, Any] = {"device": next(itertools.chain(layer.parameters(), layer.buffers())).device}
     if isinstance(layer, (nn.Conv2d, nn.Linear)):
         options["bias"] = layer.bias is not None
     if isinstance(layer, nn.Linear):
