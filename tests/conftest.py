@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from parelu import study
+from parelu import search, study
 from parelu.methods import methods
 from parelu.plan import Candidate
 from parelu.run import Run
@@ -58,3 +58,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Si
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     yield study.conduct(tiny_study(*ALL), folder, watcher), watcher
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Jobs in this process, one after another: starting workers takes longer than these networks."""
+
+    def work(self, function, tasks, of):
+        for task in tasks:
+            function(self.run, self.source, self.seed, task, 1)
+
+    monkeypatch.setattr(search.Trainer, "_work", work)
+    monkeypatch.setattr(search, "_watch", lambda name: lambda progress: None)

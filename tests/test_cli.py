@@ -39,6 +39,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "message"),
     [
         (("inspect", "resnet19"), "unknown network 'resnet19'; known are"),
+        (("design",), 'give --order "S3>S2>S4>S1", or --run with a run of deepreduce'),
+        (("design", "--order", "S3>S2"), "does not have each stage once; write all of S1, S2, S3, S4"),
+        (("design", "--base", "vgg16", "--order", "S1"), "--base 'vgg16' is not the plain name of a ResNet"),
+        (("design", "--order", "S1>S2>S3>S4", "--base", "resnet18 m=8"), "is not the plain name of a ResNet"),
         (("inspect", "resnet18", "--steps", "cull S9"), "unknown stage 'S9'; the network has S1, S2, S3, S4"),
         (("inspect", "resnet18", "--steps", "prune S1"), "unknown step 'prune S1'; known are none, cull S1"),
         (("inspect", "resnet18", "--input", "32x32"), "input '32x32' is not channels x height x width"),
@@ -198,6 +202,19 @@ def test_inspect_json(capsys):
     assert set(counts["stages"]["S2"]) == {"relus", "macs"}
 
 
+def test_design(capsys, finished: tuple[Run, Silent], tmp_path):
+    assert run("design", "--base", "resnet18", "--order", "S3,S2,S4,S1", "--json") == 0
+    rows = {row["network"]: row["relus"] for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 8 and rows["hrn-5x5x3x m=16"] == 343040 and rows["hrn-2x5x3x m=16"] == 186368
+    order = finished[0].records()["criticality"]["order"]
+    assert run("design", "--base", "resnet10", "--m", "4", "--by", "depth", "--run", str(finished[0].path)) == 0
+    from_run = capsys.readouterr().out
+    assert run("design", "--base", "resnet10", "--m", "4", "--by", "depth", "--order", ",".join(reversed(order))) == 0
+    assert capsys.readouterr().out == from_run
+    study.Run.start(tmp_path / "empty", {})
+    assert "has no criticality" in refused(capsys, "design", "--run", str(tmp_path / "empty"))
+
+
 def test_frontier_and_report(capsys, finished: tuple[Run, Silent], tmp_path):
     folder = str(finished[0].path)
     assert run("frontier", folder) == 0
@@ -259,3 +276,60 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         said = process.stderr.read()
     assert process.returncode == 1
     assert "pipe" not in said.lower() and "Traceback" not in said
+
+
+TORCHVISION = """
+import torch
+def get_model(name, weights, num_classes):
+    if name != "plain":
+        raise ValueError(f"Unknown model {name}")
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+                               torch.nn.Linear(4 * 6 * 6, num_classes))
+"""
+TIMM = """
+import torch
+class Staged(torch.nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.stages = torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        self.fc = torch.nn.Linear(4 * 6 * 6, classes)
+    def forward(self, x):
+        return self.fc(self.stages(x))
+def create_model(name, pretrained, num_classes, in_chans):
+    if name != "plain.v1":
+        raise RuntimeError(f"Unknown model ({name})")
+    return Staged(in_chans, num_classes)
+"""
+
+
+@pytest.fixture
+def libraries(tmp_path, monkeypatch):
+    """Stand-ins that have the functions of torchvision and timm."""
+    for name, path, code in (("torchvision", "models.py", TORCHVISION), ("timm", "__init__.py", TIMM)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / path).write_text(code)
+        for loaded in [module for module in sys.modules if module.split(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for loaded in [module for module in sys.modules if module.split(".")[0] in ("torchvision", "timm")]:
+        del sys.modules[loaded]
+
+
+@pytest.mark.parametrize(("name", "channels"), [("torchvision:plain", 3), ("timm:plain.v1", 1)])
+def test_networks_of_libraries(capsys, libraries, name, channels):
+    assert run("inspect", name, "--input", f"{channels}x8x8", "--classes", "7", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["relus"] == 4 * 6 * 6
+    assert counts["params"] == 4 * (9 * channels + 1) + 7 * (4 * 6 * 6 + 1)
+
+
+def test_networks_that_a_library_does_not_have(capsys, libraries, monkeypatch):
+    assert "torchvision:odd: Unknown model odd" in refused(capsys, "inspect", "torchvision:odd")
+    assert "timm:odd: Unknown model (odd)" in refused(capsys, "inspect", "timm:odd")
+    assert "read 3 channels, not 1: give --input 3xHxW" in refused(
+        capsys, "inspect", "torchvision:plain", "--input", "1x8x8"
+    )
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install 'parelu[zoo]'" in refused(capsys, "inspect", "timm:plain.v1")

@@ -1,6 +1,7 @@
 """What the documentation says is what the code does."""
 
 import dataclasses
+import importlib.util
 import math
 import re
 import threading
@@ -10,9 +11,10 @@ from typing import ClassVar
 import torch
 
 from parelu import data
+from parelu.count import skeleton
 from parelu.methods import methods
 from parelu.methods.base import FixedMasks
-from parelu.models import spec_of
+from parelu.models import families, spec_of
 from parelu.private import reference
 from parelu.private.activations.base import relus
 from parelu.private.engines.delphi import Model
@@ -22,6 +24,7 @@ from parelu.private.offline.base import modes
 from parelu.private.reveal import REVEALS
 from parelu.private.serve import Server
 from parelu.private.tls import make_certificates
+from parelu.sites import instrument
 from parelu.steps import KNOWN
 from parelu.study import recipes
 
@@ -107,3 +110,20 @@ def test_results_name_recipes_that_exist():
     named = set(re.findall(r"parelu recipe ([\w-]+)", (ROOT / "docs/results.md").read_text()))
     assert named
     assert named <= set(recipes())
+
+
+def test_the_table_of_networks_is_what_its_script_finds():
+    """All rows of ours; what stands there for libraries needs them installed."""
+    spec = importlib.util.spec_from_file_location("zoo", ROOT / "benchmarks/zoo.py")
+    zoo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(zoo)
+    page = (ROOT / "docs/zoo.md").read_text()
+    names = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
+    for name in names:
+        assert f"| `{name}` | " in page
+    for name in ("hrn-5x5x3x", "wrn-10-2 m=4", "mobilenetv1 m=8", "vgg16 m=8 (16 classifier)"):
+        assert zoo.row(name, lambda name=name: skeleton(spec_of(name, zoo.OURS, 100))) in page
+    assert (
+        zoo.row("bad", lambda: instrument(torch.nn.Sequential(torch.nn.MaxPool2d(2)), (1, 4, 4)))
+        == "| `bad` | no | – | – | MaxPool2d |"
+    )

@@ -51,10 +51,32 @@ def test_scaling_changes_the_architecture():
     assert (spec.input, spec.to_json()["stem"]) == ((1, 8, 8), 1)
 
 
+def test_reuse_keeps_the_last_channels_behind_additions_of_stages_that_keep_relus():
+    wide = spec_of("resnet18 m=8", (1, 16, 16), 10)
+    reduced = reduce(wide, "cull S1; thin S2+S3+S4; reuse 8 (as in Table 6)")
+    assert reduced.spec == wide.with_reuse(8, {"S2", "S3", "S4"})
+    thin = reduce(wide, "cull S1; thin S2+S3+S4").plan
+    for name, site in reduced.plan.sites.items():
+        channels = site.mask.shape[0]
+        assert site.relus * 8 == thin.sites[name].relus
+        assert not site.mask[: channels - channels // 8].any()
+    full = reduce(wide, "reuse 4 in alternate layers").plan
+    assert full.sites["layer1.0.relu1"].mask.all() and full.sites["relu"].mask.all()
+    assert full.sites["layer1.0.relu2"].mask[-2:].all() and not full.sites["layer1.0.relu2"].mask[:-2].any()
+
+
 def test_thinning_a_plain_network_drops_every_other_site():
     layers = [layer for _ in range(5) for layer in (nn.Conv2d(1, 1, 1), nn.ReLU())]
     sites = instrument(nn.Sequential(*layers), (1, 4, 4)).sites
     assert _alternate(sites.values()) == ["1", "5", "9"]
+
+
+def test_thinning_a_pre_activation_network_leaves_alternate_layers():
+    sites = reduce(spec_of("wrn-16-1 m=4", (3, 16, 16), 10), "thin all").plan.sites
+    staying = [name for name, site in sites.items() if site.relus]
+    assert staying == [name for name in sites if name.endswith("relu1") or name == "layer3.3"]
+    first = reduce(spec_of("wrn-16-1 m=4", (3, 16, 16), 10), "only S2; one block").plan.sites
+    assert [name for name, site in first.items() if site.relus] == ["layer2.0.relu1", "layer2.0.relu2"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +86,9 @@ def test_thinning_a_plain_network_drops_every_other_site():
         ("cull S5", "unknown stage 'S5'; the network has S1, S2, S3, S4, or all"),
         ("cull stem", "unknown stage 'stem'"),
         ("cull S1 one block", "unknown step"),
-        ("reuse 4", "unknown step"),
+        ("reuse", "unknown step"),
+        ("reuse 4; reuse 8", "ReLU-reuse cannot be applied more than once"),
+        ("reuse 3", "4 and 3 divide, not 2"),
         ("channels 0.3", "2 channels times 0.3 is 0.6"),
         ("channels 0", "2 channels times 0 is 0"),
         ("fmap 0.01", "input side of 16"),

@@ -16,7 +16,7 @@ import tyro
 from parelu import cli_private, data, study
 from parelu.count import count, skeleton
 from parelu.errors import UserError
-from parelu.methods import Method, methods
+from parelu.methods import Method, methods, parse_budget
 from parelu.models import spec_of
 from parelu.plan import Candidate
 from parelu.private.errors import ProtocolError
@@ -83,6 +83,48 @@ class Inspect:
 
 
 @dataclasses.dataclass(frozen=True)
+class Design:
+    """Design networks whose stages have ReLUs by their criticality: ReLU equalisation, HybReNets.
+
+    parelu design --base resnet34 --order "S3>S2>S4>S1"
+
+    parelu design --base resnet18 --run runs/quickstart
+    """
+
+    base: str = "resnet18"
+    """a ResNet: its depths stay, and its widths change"""
+    order: str = ""
+    """its stages, the most critical first: "S3>S2>S4>S1" (in quotes) or S3,S2,S4,S1"""
+    run: Path | None = None
+    """instead of an order: a run of deepreduce or deepreshape, which measured it"""
+    m: int = 16
+    """base width"""
+    by: Literal["width", "depth"] = "width"
+    """what is changed; depth keeps the base's widths instead"""
+    input: str = "3x32x32"
+    """channels x height x width"""
+    classes: int = 100
+    json: bool = False
+    """print JSON"""
+
+    def __call__(self) -> None:
+        from parelu.methods.deepreshape import designs
+        from parelu.report.designs import designs_text
+
+        names = designs(self.base, self.order or self._measured(), self.m, self.by)
+        shape = study.parse_input(self.input)
+        print(designs_text([(name, spec_of(name, shape, self.classes)) for name in names], as_json=self.json))
+
+    def _measured(self) -> str:
+        if self.run is None:
+            raise UserError('give --order "S3>S2>S4>S1", or --run with a run of deepreduce that measured it')
+        record = Run.open(self.run).records().get("criticality")
+        if record is None:
+            raise UserError(f"{self.run} has no criticality; give a run of `parelu reduce deepreduce`, or --order")
+        return ">".join(reversed(record["order"]))
+
+
+@dataclasses.dataclass(frozen=True)
 class _Common:
     model: str
     """a network's name, such as "resnet10 m=8", or your.module:function"""
@@ -146,6 +188,54 @@ class Reduce(_Common):
         reductions = (Reduction(self.method, self.budget),)
         run = _conduct(self.study(reductions, self.weights), self.folder(self.method.name))
         _print_frontier([run])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(_Common):
+    """Reduce a ResNet of several base widths and multipliers, and draw accuracy over ReLUs and over FLOPs.
+
+    parelu sweep --model resnet18 --m 8 16 --multipliers 2x2x2x 4x4x4x 5x5x3x --methods snl --data fashion-mnist
+    --training short --budget 20k 5k
+    """
+
+    m: tuple[int, ...] = (16,)
+    """base widths"""
+    multipliers: tuple[str, ...] = ("2x2x2x", "4x4x4x", "5x5x3x")
+    """of the stages' widths, for each base width; the first three of four stages' are BaseCh, StageCh and a HybReNet"""
+    methods: tuple[str, ...] = ("deepreshape",)
+    """with their default options"""
+    budget: tuple[str, ...] = ()
+    """ReLUs to keep, as numbers; a network that has fewer is left out there"""
+
+    def __call__(self) -> None:
+        from parelu.report.sweep import save_sweep, sweep_text
+
+        budgets = [parse_budget(text, sys.maxsize) for text in self.budget]
+        if any(0 < float(text) < 1 for text in self.budget if text.replace(".", "").isdigit()):
+            raise UserError("--budget of a sweep is a number of ReLUs, not a fraction: it compares at equal ReLUs")
+        folder = self.folder("sweep")
+        runs = [_conduct(one, folder / one.model.replace(" ", "-")) for one in self._studies(budgets)]
+        for ending in ("png", "svg"):
+            save_sweep(runs, folder / f"sweep.{ending}")
+        shown = budgets or sorted({r.metrics["relus"] for run in runs for r in run.candidates()}, reverse=True)[1::3]
+        print(sweep_text(runs, shown))
+        say(f"picture: {folder / 'sweep.png'}")
+
+    def _studies(self, budgets: list[int]) -> list[Study]:
+        """One a network, each with the budgets that are fewer than its ReLUs."""
+        known = methods()
+        for name in self.methods:
+            if name not in known:
+                raise UserError(f"unknown method {name!r}; known are {', '.join(known)}")
+        studies = []
+        for name in (f"{self.model} {multipliers} m={m}" for m in self.m for multipliers in self.multipliers):
+            one = dataclasses.replace(self.study(()), model=name)
+            full = count(skeleton(study.prepare(one)[1])).relus
+            within = tuple(str(budget) for budget in budgets if budget <= full)
+            reductions = [Reduction(known[name](), within if known[name].needs_budget else ()) for name in self.methods]
+            kept = tuple(r for r in reductions if r.budgets or not r.method.needs_budget)
+            studies.append(dataclasses.replace(one, reductions=kept))
+        return studies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,8 +358,8 @@ def _write_report(runs: list[Run], path: Path) -> None:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "quickstart": Quickstart, "inspect": Inspect, "train": Train, "reduce": Reduce, "recipe": Recipe,
-    "frontier": Frontier, "report": Report, **cli_private.COMMANDS,
+    "quickstart": Quickstart, "inspect": Inspect, "design": Design, "train": Train, "reduce": Reduce, "sweep": Sweep,
+    "recipe": Recipe, "frontier": Frontier, "report": Report, **cli_private.COMMANDS,
 }  # fmt: skip
 
 

@@ -23,6 +23,30 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """Decoupled KD: T²·(α·TCKD + β·NCKD), the mean over the batch (Zhao et al. 2022, eq. 7).
+
+    TCKD compares the probabilities of the label and of all the rest, NCKD the distributions among the rest. KD is
+    TCKD + (1 − teacher's probability of the label)·NCKD. All is in logarithms of sums, so that a label with
+    probability 1 does not make a logarithm of 0; of two classes the rest is one, and NCKD is 0.
+
+    Args:
+        student, teacher: logits, (N, classes); labels: (N,).
+    """
+    (mine, my_rest), (its, its_rest) = (_decoupled(logits / temperature, labels) for logits in (student, teacher))
+    target = F.kl_div(mine, its, reduction="batchmean", log_target=True)
+    rest = F.kl_div(my_rest, its_rest, reduction="batchmean", log_target=True)
+    return (alpha * target + beta * rest) * temperature**2
+
+
+def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the label and of the rest, (N, 2), and among the rest, (N, classes − 1)."""
+    is_label = F.one_hot(labels, logits.shape[1]).bool()
+    rest = logits[~is_label].view(len(logits), -1)
+    pair = torch.stack([logits[is_label], rest.logsumexp(1)], dim=1)
+    return pair - logits.logsumexp(1, keepdim=True), F.log_softmax(rest, dim=1)
+
+
 def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
     """Mismatch of post-ReLU maps: the sum over sites of ‖ψ_s/‖ψ_s‖₂ − ψ_t/‖ψ_t‖₂‖²₂ / (C·H·W), mean over the batch.
 
@@ -60,12 +84,14 @@ class Batch:
         labels: (N,).
         maps: site → the network's outputs there, (N, C, H, W); empty unless the objective `reads_maps`.
         teacher: gives the teacher's logits, (N, classes); teacher_maps: its outputs of sites; None without a teacher.
+        progress: share of the training's steps that are done with this one, in (0, 1].
     """
 
     labels: Tensor
     maps: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     teacher: Callable[[], Tensor] | None = None
     teacher_maps: Callable[[], Mapping[str, Tensor]] | None = None
+    progress: float = 1.0
 
 
 class Objective(Protocol):
@@ -118,3 +144,24 @@ class Distillation:
         if self.tails:
             terms["tails"] = self.tails * tails(batch.maps)
         return terms
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoupledDistillation:
+    """CE + DKD with a frozen teacher; the weight of DKD grows from 0 to 1 in the warm-up's share of the training."""
+
+    temperature: float = 4.0  # Zhao et al. 2022, section 4
+    alpha: float = 1.0
+    beta: float = 1.0
+    warmup: float = 0.09  # DeepReShape, Appendix J: 20 of 220 epochs
+
+    @property
+    def reads_maps(self) -> bool:
+        return False
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        if batch.teacher is None:
+            raise ValueError("distillation needs a teacher")
+        soft = dkd(logits, batch.teacher(), batch.labels, self.temperature, self.alpha, self.beta)
+        weight = min(1.0, batch.progress / self.warmup) if self.warmup else 1.0
+        return {"ce": F.cross_entropy(logits, batch.labels), "dkd": weight * soft}

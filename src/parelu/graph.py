@@ -33,6 +33,7 @@ FREE_FUNCTIONS: tuple[Any, ...] = (
     F.adaptive_avg_pool2d, F.pad, getattr, operator.getitem, operator.floordiv,
     "sub", "flatten", "view", "reshape", "size", "mean", "contiguous", "permute", "squeeze", "unsqueeze",
 )  # fmt: skip
+SIGMOIDS = (nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid")
 PRODUCTS = (operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
 
 _USE_RELU = "use nn.ReLU and train again"
@@ -121,9 +122,16 @@ def is_addition(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in ADDITIONS
 
 
+def is_gate(node: fx.Node) -> bool:
+    """Whether an op is a sigmoid whose every reader is a product: the gate of squeeze-and-excitation."""
+    module = called_module(node)
+    is_sigmoid = isinstance(module, nn.Sigmoid) if module is not None else node.target in SIGMOIDS
+    return is_sigmoid and bool(node.users) and all(user.target in PRODUCTS for user in node.users)
+
+
 def problem(node: fx.Node, sites: tuple[type[nn.Module], ...]) -> Problem | None:
     """None where the op has a place in a private network, else what is wrong with it."""
-    if node.op in ("placeholder", "output", "get_attr") or is_relu(node):
+    if node.op in ("placeholder", "output", "get_attr") or is_relu(node) or is_gate(node):
         return None
     module = called_module(node)
     if module is not None:
@@ -132,7 +140,7 @@ def problem(node: fx.Node, sites: tuple[type[nn.Module], ...]) -> Problem | None
         return _unknown(str(node.target), type(module).__name__)
     if node.target in PRODUCTS:
         tensors = [n for n in node.all_input_nodes if n.op != "get_attr" and "shape" in n.meta]
-        if len(tensors) < 2:
+        if len(tensors) < 2 or any(map(is_gate, tensors)):
             return None
         return Problem(owner(node) or "network", "a product of two activations",
                        "remove the gate (squeeze-and-excitation, attention)")  # fmt: skip

@@ -24,7 +24,7 @@ from torch import Tensor
 from parelu import data, mask_search, store
 from parelu.count import count, skeleton
 from parelu.data import Dataset
-from parelu.distill import CrossEntropy, Distillation
+from parelu.distill import CrossEntropy
 from parelu.errors import UserError
 from parelu.methods.base import TEACHER, Job, Search
 from parelu.models import Spec, external
@@ -84,6 +84,11 @@ class Bench:
     def slope_gradients(self, images: int) -> dict[str, Tensor]:
         """Kept in the run folder: a resumed run must choose the same masks, whatever its threads."""
         return self.trainer.slope_gradients(self.teacher, images)
+
+    def keep(self, name: str, candidate: Candidate) -> str:
+        """A job's identity has the name alone: a method that is asked for the same must keep the same."""
+        candidate.save(self.trainer.run.path / "searches" / name)
+        return name
 
     def record(self, name: str, value: Any) -> None:
         self.trainer.run.record(name, value)
@@ -254,7 +259,7 @@ def _end_with_parent() -> None:
 
 def _train_job(run: Run, source: Source, seed: int, job: Job, threads: int) -> None:
     torch.set_num_threads(threads)
-    teacher = _teacher(run) if isinstance(job.objective, Distillation) else None
+    teacher = None if isinstance(job.objective, CrossEntropy) else _teacher(run)
     save_trained(run, job, _dataset(source), seed, teacher, _watch(job.name))
 
 

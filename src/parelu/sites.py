@@ -203,7 +203,8 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
             f"{type(module).__name__}: an in-place activation changes a tensor that is read through another name; "
             "write the activation out of place (inplace=False)"
         )
-    assign_stages(network, getattr(module, "stages", None))
+    declared = getattr(module, "stages", None)  # of others' modules it may be anything
+    assign_stages(network, declared if isinstance(declared, dict) else None)
     return network
 
 
@@ -276,35 +277,45 @@ def _after(node: fx.Node) -> Iterator[fx.Node]:
 def assign_stages(network: Network, declared: Mapping[str, str] | None) -> None:
     """Give each site its stage and its block.
 
-    `declared` maps a stage to the module path that its sites stand under. Without it, the stem is what comes before
-    the first fork of a residual network, and a stage is a run of sites of equal spatial size. A block ends with the
-    site behind an addition.
+    `declared` maps a stage to the module path that its sites stand under, where each module below is a block. Without
+    it, the stem is what comes before the first fork of a residual network, a stage is a run of sites of equal spatial
+    size, and a block ends with the site behind an addition.
     """
+    placed = _declared(network, declared) if declared is not None else _found(network)
+    blocks: dict[str, list[str]] = {}
+    for node, site in graph.calls(network, (Site,)):
+        site.stage, block = placed[site.name]
+        known = blocks.setdefault(site.stage, [])
+        known += [block] if block not in known else []
+        site.block, site.after_addition = known.index(block), _follows_addition(node)
+
+
+def _declared(network: Network, stages: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Site → its stage and its block there."""
+    placed = {}
+    for name in network.sites:
+        inside = [(stage, path) for stage, path in stages.items() if name == path or name.startswith(path + ".")]
+        if not inside:
+            raise ValueError(f"site {name} stands under none of the declared stages {dict(stages)}")
+        stage, path = inside[0]
+        placed[name] = stage, name[len(path) + 1 :].split(".")[0]
+    return placed
+
+
+def _found(network: Network) -> dict[str, tuple[str, str]]:
+    """Site → its stage and its block there, of a network that declares nothing."""
     fork = next((n for n in network.graph.nodes if sum("shape" in u.meta for u in n.users) > 1), None)
-    in_stem = fork is not None and declared is None
-    run, size, block, stage = 0, None, 0, ""
+    placed, in_stem, run, size, block = {}, fork is not None, 0, None, 0
     for node in network.graph.nodes:
         site = graph.called_module(node)
         if isinstance(site, Site):
-            if declared is not None:
-                name = _declared_stage(site.name, declared)
-            elif in_stem:
-                name = "stem"
-            else:
+            if not in_stem:
                 run += site.shape[1:] != size
-                size, name = site.shape[1:], f"S{run}"
-            block = block if name == stage else 0
-            stage = name
-            site.stage, site.block, site.after_addition = name, block, _follows_addition(node)
-            block += site.after_addition
+                size = site.shape[1:]
+            placed[site.name] = "stem" if in_stem else f"S{run}", str(block)
+            block += _follows_addition(node)
         in_stem = in_stem and node is not fork
-
-
-def _declared_stage(name: str, declared: Mapping[str, str]) -> str:
-    for stage, path in declared.items():
-        if name == path or name.startswith(path + "."):
-            return stage
-    raise ValueError(f"site {name} stands under none of the declared stages {dict(declared)}")
+    return placed
 
 
 def _follows_addition(node: fx.Node) -> bool:

@@ -7,32 +7,41 @@
     only S2                 the ReLUs of all other stages go; `only stem` too
     one block               only the first block of each stage keeps its ReLUs
     stem linear             the stem's ReLU goes
+    without final ReLU      the last one goes (behind the blocks of a pre-activation network)
     channels 0.5            half the channels everywhere (α)
     fmap 0.5                half the side of every feature map (ρ)
+    reuse 4                 ReLU-reuse in the stages that the other steps leave their ReLUs: behind the second
+                            convolution of each block, which changes for it, only a quarter of the channels keeps
+                            them; "reuse 4 in alternate layers" says the same
 
-Any cull, thin or only step drops the stem's ReLU too, as the papers do (DeepReDuce, section 2.2).
+Any cull, thin or only step drops the stem's ReLU too, as the papers do (DeepReDuce, section 2.2). What stands in
+parentheses is a remark.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from parelu.count import skeleton
 from parelu.errors import UserError
 from parelu.models import Spec
+from parelu.models.resnet import BasicBlocks
 from parelu.plan import Plan
 from parelu.sites import Network, Site
 
 KNOWN = (
     "none, cull S1, thin S2+S3, thin all, thin S2 one block, only S2, only stem, one block, stem linear, "
-    "channels 0.5, fmap 0.5"
+    "without final ReLU, channels 0.5, fmap 0.5, reuse 4"
 )
 _RELU_STEP = re.compile(r"(cull|thin|only) (\S+)( one block)?")
 _SCALE_STEP = re.compile(r"(channels|fmap) (\d*\.?\d+)")
+_REUSE_STEP = re.compile(r"reuse (\d+)( in alternate layers)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +59,7 @@ def stages_of(network: Network) -> tuple[str, ...]:
 
 def reduce(spec: Spec, text: str) -> Reduced:
     """Apply steps, separated by ";", in order; raises `UserError` for an unknown step or stage."""
-    steps = [" ".join(step.split()) for step in text.split(";") if step.strip()]
+    steps = [" ".join(step.split()) for step in re.sub(r"\([^()]*\)", "", text).split(";") if step.strip()]
     for step in steps:
         match = _SCALE_STEP.fullmatch(step)
         if match:
@@ -62,15 +71,32 @@ def reduce(spec: Spec, text: str) -> Reduced:
         kept = _keeper(step, network)(kept)
     names = {site.name for site in kept}
     masks = {n: torch.full(s.shape, n in names, dtype=torch.bool) for n, s in network.sites.items()}
+    factors = [int(match[1]) for match in map(_REUSE_STEP.fullmatch, steps) if match]
+    if factors:
+        spec = _reuse(spec, factors, [site for site in kept if site.after_addition], masks)
     return Reduced(spec, Plan.from_masks(masks))
+
+
+def _reuse(spec: Spec, factors: Sequence[int], sites: Sequence[Site], masks: Mapping[str, Tensor]) -> Spec:
+    """The architecture with ReLU-reuse where these sites are, of whose masks the last channels stay."""
+    if not isinstance(spec, BasicBlocks) or len(factors) > 1:
+        reason = "more than once" if len(factors) > 1 else f"in a {spec.family}: it is made for basic blocks (ResNets)"
+        raise UserError(f"ReLU-reuse cannot be applied {reason}; leave the step out")
+    spec = spec.with_reuse(factors[0], {site.stage for site in sites})
+    for site in sites:
+        masks[site.name][: site.shape[0] - site.shape[0] // factors[0]] = False
+    return spec
 
 
 def _keeper(step: str, network: Network) -> Callable[[list[Site]], list[Site]]:
     """What a step does to the sites that keep their ReLUs."""
-    if step == "none" or _SCALE_STEP.fullmatch(step):
+    if step == "none" or _SCALE_STEP.fullmatch(step) or _REUSE_STEP.fullmatch(step):
         return lambda kept: kept
     if step == "stem linear":
         return lambda kept: [site for site in kept if site.stage != "stem"]
+    if step == "without final ReLU":
+        last = list(network.sites)[-1]
+        return lambda kept: [site for site in kept if site.name != last]
     if step == "one block":
         return lambda kept: _first_blocks(kept, stages_of(network))
     match = _RELU_STEP.fullmatch(step)
@@ -105,15 +131,21 @@ def _alternate(sites: Iterable[Site]) -> list[str]:
     """Names of the sites that thinning drops.
 
     In a residual stage the sites inside the blocks go and those behind the additions stay, so that the
-    convolutions of a block become neighbours; elsewhere every other site goes, from the first on.
+    convolutions of a block become neighbours; of a block without an addition before a site (the first of a
+    pre-activation network) the first site stays. Elsewhere every other site goes, from the first on.
     """
     by_stage: dict[str, list[Site]] = {}
     for site in sites:
         by_stage.setdefault(site.stage, []).append(site)
     dropped = []
     for stage in by_stage.values():
-        residual = any(site.after_addition for site in stage)
-        dropped += [s for i, s in enumerate(stage) if (not s.after_addition if residual else i % 2 == 0)]
+        if not any(site.after_addition for site in stage):
+            dropped += stage[::2]
+            continue
+        for _, sites_of_block in itertools.groupby(stage, lambda site: site.block):
+            block = list(sites_of_block)
+            staying = [site for site in block if site.after_addition] or block[:1]
+            dropped += [site for site in block if site not in staying]
     return [site.name for site in dropped]
 
 

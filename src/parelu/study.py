@@ -10,6 +10,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -106,6 +107,9 @@ def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
     full = count(skeleton(spec)).relus
     budgets = [[parse_budget(text, full) for text in r.budgets] for r in study.reductions]
     for reduction, given in zip(study.reductions, budgets, strict=True):
+        needs = reduction.method.needs
+        if needs and find_spec(needs[0]) is None:
+            raise UserError(f"{reduction.method.name} needs {needs[0]}; pip install 'parelu[{needs[1]}]'")
         if reduction.method.needs_budget and not given and not reduction.match:
             raise UserError(f"{reduction.method.name} needs a budget; give --budget, for example --budget 0.1")
     weights = _read_weights(study.weights) if study.weights else None

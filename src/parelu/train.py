@@ -221,8 +221,9 @@ def _epoch(
             raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
                             f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
         batch = Batch(
-            labels, maps, answers and partial(answers, number, images), teacher and partial(teacher.maps, images)
-        )
+            labels, maps, answers and partial(answers, number, images), teacher and partial(teacher.maps, images),
+            (epoch * steps + number + 1) / (steps * training.epochs),
+        )  # fmt: skip
         terms = objective(logits.float(), batch)
         loss = torch.stack(list(terms.values())).sum()
         for optimizer in optimizers:

@@ -1,70 +1,35 @@
 """What every method promises, on a workbench that trains nothing."""
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from importlib.util import find_spec
 
 import pytest
-import torch
+from methods_bench import SPEC, DryBench
 
 from parelu import cli
 from parelu.count import count, skeleton
 from parelu.errors import UserError
-from parelu.gates import gates_of
-from parelu.methods import Job, Search, methods
-from parelu.models import spec_of
-from parelu.plan import Candidate, Plan
-from parelu.sites import instrument
-from parelu.train import SHORT
+from parelu.methods import methods
 
-SPEC = spec_of("resnet10 m=2", (1, 8, 8), 10)
 FULL = count(skeleton(SPEC)).relus
+RUNNABLE = [
+    pytest.param(name, marks=pytest.mark.skipif(
+        cls.needs is not None and find_spec(cls.needs[0]) is None, reason=f"{cls.needs} is not installed"))
+    for name, cls in methods().items()
+]  # fmt: skip
 
 
-class DryBench:
-    """Returns each job as a candidate with a made-up accuracy that rises with the ReLUs."""
-
-    def __init__(self, seed: int = 0) -> None:
-        torch.manual_seed(0)
-        network = instrument(SPEC.module(), SPEC.input)
-        self.teacher = Candidate(SPEC, Plan.of(network), network.state_dict())
-        self.training, self.seed = SHORT, seed
-        self.jobs: list[Job] = []
-        self.searches: list[Search] = []
-        self.records: dict[str, object] = {}
-
-    def train(self, jobs: Sequence[Job]) -> list[Candidate]:
-        self.jobs += jobs
-        return [Candidate(job.spec, job.plan, {}, {"validation_accuracy": 50 + job.plan.relus / 100}) for job in jobs]
-
-    def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
-        """As if a search had ended before its first step."""
-        self.searches += searches
-        return [{budget: self._left(search, budget) for budget in search.budgets} for search in searches]
-
-    def _left(self, search: Search, budget: int) -> Candidate:
-        torch.manual_seed(self.seed)
-        network = instrument(search.spec.module(), search.spec.input)
-        search.plan.apply(network)
-        search.learner.prepare(network)
-        masks = search.learner.project(gates_of(network), budget)
-        metrics = {"epochs": 0, "seconds": 0.0, "validation_accuracy": 10.0}
-        return Candidate(search.spec, Plan.from_masks(masks), {}, metrics)
-
-    def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
-        sites = self.teacher.plan.sites.items()
-        return {name: torch.randn(site.mask.shape, generator=generator) for name, site in sites}
-
-    def record(self, name: str, value: object) -> None:
-        self.records[name] = value
-
-
-@pytest.mark.parametrize("name", methods())
-@pytest.mark.parametrize("budgets", [(FULL,), (FULL // 3, FULL // 7), (97,)])
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("budgets", [(FULL,), (FULL // 3, FULL // 7), (131,)])
 def test_budgets_are_met(name, budgets):
     bench = DryBench()
     method = methods()[name]()
-    candidates = method.reduce(bench, budgets)
+    try:
+        candidates = method.reduce(bench, budgets)
+    except UserError as error:  # whole channels or stages go only so far down
+        assert not method.exact and re.search(r"reaches [\d,]+ ReLUs at the least", str(error)) and max(budgets) < 200
+        return
     assert candidates
     counts = [candidate.plan.relus for candidate in candidates]
     if method.exact:
@@ -73,7 +38,7 @@ def test_budgets_are_met(name, budgets):
         assert max(counts) <= max(budgets)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_jobs_can_be_built_and_told_apart(name):
     bench = DryBench()
     methods()[name]().reduce(bench, (FULL // 2, FULL // 5))
@@ -83,11 +48,11 @@ def test_jobs_can_be_built_and_told_apart(name):
     for job in bench.jobs:
         network = skeleton(job.spec)
         job.plan.apply(network)
-        assert job.tags["method"] == name
+        assert job.tags["method"] == name or job.role == "criticality", "criticality is deepreduce's"
         assert {"steps", "budget"} <= set(job.tags)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_same_seed_same_plans(name):
     first, second = DryBench(3), DryBench(3)
     methods()[name]().reduce(first, (FULL // 4,))

@@ -1,5 +1,6 @@
 """What every architecture promises."""
 
+import functools
 import json
 
 import pytest
@@ -10,8 +11,13 @@ from parelu.errors import UserError
 from parelu.models import families, spec_from_json, spec_of
 from parelu.sites import instrument
 
-NAMES = [name for cls in families().values() for name in cls.examples if "(" not in name]
-INPUT = (3, 16, 16)
+NAMES = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
+INPUT = (3, 64, 64)
+
+
+@functools.cache
+def drawn(name):
+    return skeleton(spec_of(name, INPUT, 7))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,20 +28,25 @@ def test_json_round_trip(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_op_has_a_place_and_every_site_a_stage(name):
-    network = skeleton(spec_of(name, INPUT, 7))
+    network = drawn(name)
     assert network.problems == ()
     assert network.notes == ()
     stages = [site.stage for site in network.sites.values()]
     assert stages == sorted(stages, key=lambda stage: (stage != "stem", stage)), "stages come in order"
     assert len(set(stages)) >= 3
+    for stage in set(stages):
+        blocks = [site.block for site in network.sites.values() if site.stage == stage]
+        assert blocks == sorted(blocks) and set(blocks) == set(range(max(blocks) + 1))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_scaling(name):
+    """Half the channels everywhere, and half the side of every map."""
     spec = spec_of(name, INPUT, 7)
-    full = sum(site.relus for site in skeleton(spec).sites.values())
-    assert sum(site.relus for site in skeleton(spec.scale_channels(0.5)).sites.values()) * 2 == full
-    assert sum(site.relus for site in skeleton(spec.scale_fmap(0.5)).sites.values()) * 4 == full
+    small = skeleton(spec.scale_channels(0.5).scale_fmap(0.5)).sites
+    for site, (channels, *sides) in {site.name: site.shape for site in drawn(name).sites.values()}.items():
+        halved = [side // 2 if min(sides) > 1 else side for side in sides]
+        assert small[site].shape == (channels // 2, *halved) and channels % 2 == 0
     with pytest.raises(UserError):
         spec.scale_channels(1 / 3 + 1e-6)
 
@@ -51,11 +62,39 @@ def test_output_shape_and_gradients(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet7", "resnet18 m=0", "resnet18 m=8 2x2x", "resnet18 q=3", "", "hrn-0x1x1x", "x" * 500]
-)
+    "name",
+    ["resnet7", "resnet18 m=0", "resnet18 m=8 2x2x", "resnet18 q=3", "", "hrn-0x1x1x", "x" * 500, "resnet18 d=1-0-1-1",
+     "wrn-12-2", "wrn-10-0", "vgg16 m=0", "vgg16 (0 classifier)", "vgg16 () classifier", "mobilenetv1 m=4000",
+     "mobilenetv2", "efficientnet-b1 (relu)", "efficientnet-b2", "efficientnet-b2 (relu) m=1", "regnetx-100mf",
+     "convnextv2-x", "stagech-0x"],
+)  # fmt: skip
 def test_bad_names(name):
     with pytest.raises(UserError):
         spec_of(name, INPUT, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("wrn-22-8", {"depth": 23}), ("wrn-22-8", {"depth": 10**9}), ("wrn-22-8", {"stem": 10**9}),
+        ("vgg16", {"stem": 10**9}), ("vgg16", {"hidden": [0]}), ("mobilenetv1", {"stem": -1}),
+        ("efficientnet-b2 (relu)", {"depths": [1]}), ("efficientnet-b2 (relu)", {"widths": [10**9] * 7}),
+        ("efficientnet-b2 (relu)", {"squeeze": 1}), ("regnetx-200mf", {"stage_widths": [8]}),
+        ("resnet18", {"reuse": [4]}), ("resnet18", {"reuse": [3, 3, 3, 3]}), ("resnet18", {"reuse": [1, 1, 1, -4]}),
+        ("resnet18", {"multipliers": [2]}), ("resnet18", {"depths": []}), ("convnextv2-a", {"depths": [1] * 60}),
+        ("resnet18", {"unknown": 1}),
+    ],
+)  # fmt: skip
+def test_a_file_that_asks_for_too_much_is_refused(name, fields):
+    spec = spec_of(name, INPUT, 7)
+    with pytest.raises(UserError):
+        spec_from_json({**json.loads(json.dumps(spec.to_json())), **fields})
+
+
+def test_a_spec_from_before_a_field_with_a_default_can_be_read():
+    spec = spec_of("resnet18", INPUT, 7)
+    old = {key: value for key, value in spec.to_json().items() if key != "reuse"}
+    assert spec_from_json(old) == spec
 
 
 @pytest.mark.parametrize(("input", "classes"), [((3, 0, 8), 10), ((3, 8, 99999), 10), ((3, 8, 8), 1)])

@@ -16,6 +16,7 @@ from parelu.private.lower import lower
 from parelu.private.offline.base import modes
 from parelu.private.primitives.kernels import kernels
 from parelu.private.ring import decode
+from parelu.steps import reduce
 
 MODES, RELUS = list(modes()), list(relus())
 PAIRS = [(relu, mode) for relu in RELUS for mode in MODES if modes()[mode].comparisons or not relus()[relu].compares]
@@ -91,6 +92,17 @@ def test_convolutions_in_two_parts_are_the_replayed_reference(relu):
         for image in images_of(3, spec.input, seed=1):
             result, shares = pair.infer(image)
             assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
+
+
+@pytest.mark.parametrize("offline", MODES)
+def test_relu_reuse_is_the_replayed_reference(offline):
+    reduced = reduce(spec_of("hrn-2x2x2x m=4", (1, 8, 8), 10), "cull S1; thin S2+S3+S4; reuse 4")
+    candidate = measure.fresh(reduced.spec, reduced.plan)
+    lowered = lower(candidate.network(), images_of(16, reduced.spec.input), candidate.preprocessing)
+    with Pair(lowered, offline=offline) as pair:
+        for image in images_of(2, reduced.spec.input, seed=1):
+            result, shares = pair.infer(image)
+            assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
 
 
 @pytest.mark.parametrize("offline", MODES)

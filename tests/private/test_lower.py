@@ -17,6 +17,7 @@ from parelu.data import normalise
 from parelu.errors import UserError
 from parelu.fuse import fold_batch_norms
 from parelu.models import spec_of
+from parelu.models.reuse import ReuseConv
 from parelu.private import lower as lower_module
 from parelu.private import reference
 from parelu.private.lower import Lowered, problems
@@ -121,6 +122,34 @@ def test_an_image_that_leaves_the_exact_range_is_lost_alone(monkeypatch):
     assert result.values == whole.values
 
 
+class Joined(nn.Module):
+    """Slices and concatenations: a ReLU-reuse layer, and one behind an average pool, which has another unit."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.reuse = ReuseConv(8, 4)
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(2)
+        self.down = nn.Conv2d(8, 4, 2, 2)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = self.relu(self.reuse(x) + x)
+        return self.fc(torch.cat([self.down(x), self.pool(x[:, -4:]), self.pool(x)[:, 2:6]], dim=-3).mean((2, 3)))
+
+
+def test_slices_and_concatenations_are_lowered():
+    network = ready(Joined(), (1, 6, 6), lambda u: u < 0.5)
+    lowered = lowered_of(network)
+    kinds = [op.kind for op in lowered.program.ops]
+    assert kinds.count("concat") == 4 and kinds.count("slice") == 5
+    images = images_of(16, (1, 6, 6), seed=1)
+    assert np.abs(reference.run(lowered, images).logits - float_logits(network, images)).max() < 0.02
+
+
 class Bad(nn.Module):
     def __init__(self, op):
         super().__init__()
@@ -148,6 +177,16 @@ class Half(nn.Module):
         return x[:, :, :3]
 
 
+class EverySecond(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, ::2], x[:, 1::2]], 1)
+
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], 2)
+
+
 class Functional(nn.Module):
     def forward(self, x):
         return F.avg_pool2d(x, 2, ceil_mode=True)
@@ -168,6 +207,8 @@ class Functional(nn.Module):
         (Broadcast(), "op: an addition that broadcasts", "give both terms one shape"),
         (Constant(), "op: an addition of a constant", "bias of the layer before"),
         (Half(), "op: getitem", "write it with convolutions"),
+        (EverySecond(), "op: getitem", "write it with convolutions"),
+        (Rows(), "op: cat", "join channels"),
         (Functional(), "op: avg_pool2d", "no ceil_mode"),
     ],
 )  # fmt: skip
@@ -191,6 +232,7 @@ def test_a_program_survives_bytes_and_files(tmp_path):
 
 
 PROGRAM = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.5)).program.to_bytes()
+JOINED = lowered_of(ready(Joined(), (1, 6, 6), lambda u: u < 0.5)).program.to_bytes()
 NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats())
 JUNK = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.lists(NUMBERS, max_size=4))
 
@@ -210,7 +252,7 @@ def refused_or_sound(data):
 @given(st.data())
 def test_mutated_programs_are_refused_or_sound(draw):
     """One value anywhere in the JSON is replaced, removed or doubled."""
-    value = json.loads(PROGRAM)
+    value = json.loads(draw.draw(st.sampled_from([PROGRAM, JOINED])))
     place = value
     while isinstance(place, dict | list) and place:
         key = draw.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))

@@ -161,7 +161,9 @@ def test_a_client_has_a_few_stocks_at_a_server(tmp_path):
 # Both parties
 
 
-@pytest.mark.parametrize(("relu", "reveal", "offline"), [("sign", "logits", "he"), ("full", "label", "dealer"), ("fss", "logits", "dealer")])
+@pytest.mark.parametrize(
+    ("relu", "reveal", "offline"), [("sign", "logits", "he"), ("full", "label", "dealer"), ("fss", "logits", "dealer")]
+)
 def test_kept_material_serves_another_connection(tmp_path, relu, reveal, offline):
     ours, theirs = tmp_path / "client", tmp_path / "server"
     with Serving(theirs, relu=relu, reveal=reveal, offline=offline) as serving:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from parelu.distill import CrossEntropy, Distillation
+from parelu.distill import CrossEntropy, DecoupledDistillation, Distillation
 from parelu.errors import UserError
 from parelu.masks import MaskLearner
 from parelu.models import Spec
@@ -37,11 +37,11 @@ class Job:
     Attributes:
         name: of its folder in the run, unique there.
         role: "teacher", "criticality" (a network trained only to be measured) or "candidate".
-        objective: what is minimised; a `Distillation` gets the run's full-ReLU network as its teacher.
+        objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
         from_teacher: start from the full-ReLU network's weights, not from fresh ones.
         tags: JSON values that its metrics carry on: method, steps, budget.
-        start: whose weights it starts from: "" for fresh ones, `TEACHER` for the full-ReLU network, or what a search
-            left for a budget, `Search.start_of(budget)`.
+        start: whose weights it starts from: "" for fresh ones, `TEACHER` for the full-ReLU network, what a search
+            left for a budget, `Search.start_of(budget)`, or what `Workbench.keep` returned.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Job:
     spec: Spec
     plan: Plan
     training: Training
-    objective: CrossEntropy | Distillation
+    objective: CrossEntropy | Distillation | DecoupledDistillation
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start: str = ""
 
@@ -107,6 +107,10 @@ class Workbench(Protocol):
         """
         ...
 
+    def keep(self, name: str, candidate: Candidate) -> str:
+        """Put a network into the run folder for jobs to start from; returns what `Job.start` takes."""
+        ...
+
     def record(self, name: str, value: Any) -> None:
         """Keep figures, a JSON value, in the run folder."""
         ...
@@ -121,12 +125,14 @@ class Method(abc.ABC):
         source: the paper.
         exact: whether a candidate has exactly its budget's ReLUs; otherwise at most as many.
         needs_budget: whether it must be given a budget.
+        needs: a package beyond parelu's own that it imports, and the extra that brings it.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     exact: ClassVar[bool]
     needs_budget: ClassVar[bool]
+    needs: ClassVar[tuple[str, str] | None] = None
 
     @abc.abstractmethod
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
@@ -165,6 +171,25 @@ class FixedMasks(Method):
             note = {"note": "from the full network's weights"}
             jobs = [dataclasses.replace(j, name=f"{j.name}-from-teacher", tags={**j.tags, **note}) for j in jobs]
         return bench.train(jobs)
+
+
+def stepped_job(name: str, bench: Workbench, steps: str, objective: Distillation | DecoupledDistillation, *,
+                role: str = "candidate", prefix: str = "") -> Job:  # fmt: skip
+    """The teacher's architecture behind steps, from fresh weights; name: of the method; prefix: of the job's name.
+
+    Raises:
+        UserError: the network cannot be reshaped so: a user's own, or a width that does not halve.
+    """
+    reduced = reduce(bench.teacher.spec, steps)
+    return Job(
+        name=prefix + steps.replace("; ", "_").replace(" ", "-").replace("+", ""),
+        role=role,
+        spec=reduced.spec,
+        plan=reduced.plan,
+        training=bench.training,
+        objective=objective,
+        tags={"method": name, "steps": steps, "budget": None},
+    )
 
 
 def masked_jobs(name: str, bench: Workbench, masks: Mapping[int, Mapping[str, Tensor]], objective: Distillation,

@@ -9,9 +9,9 @@ from typing import ClassVar
 from parelu.count import skeleton
 from parelu.distill import Distillation
 from parelu.errors import UserError
-from parelu.methods.base import Job, Method, Workbench
+from parelu.methods.base import Job, Method, Workbench, stepped_job
 from parelu.plan import Candidate
-from parelu.steps import reduce, stages_of
+from parelu.steps import stages_of
 
 RESHAPINGS = ("", "; channels 0.5", "; fmap 0.5", "; channels 0.5; fmap 0.5")  # section 3.3
 
@@ -38,7 +38,7 @@ class DeepReDuce(Method):
     kd_weight: float = 0.9  # section 4
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        order = self._least_critical_first(bench)
+        order = self.least_critical_first(bench)
         steps = candidate_steps(order, thin_order=stages_of(skeleton(bench.teacher.spec)))
         jobs, skipped = [], {}
         for step in steps:
@@ -56,7 +56,7 @@ class DeepReDuce(Method):
             raise UserError(f"deepreduce reaches {smallest:,} ReLUs at the least on this network; give a larger budget")
         return bench.train(fitting)
 
-    def _least_critical_first(self, bench: Workbench) -> list[str]:
+    def least_critical_first(self, bench: Workbench) -> list[str]:
         """Train, for each stage, a network with ReLUs there only; every number of eq. 1 goes to the run folder."""
         stages = stages_of(skeleton(bench.teacher.spec))
         trained = bench.train([self._job(bench, f"only {stage}", "criticality") for stage in stages])
@@ -78,16 +78,7 @@ class DeepReDuce(Method):
 
     def _job(self, bench: Workbench, steps: str, role: str) -> Job:
         """Raises `UserError` where the network cannot be reshaped so: a user's own, or a width that does not halve."""
-        reduced = reduce(bench.teacher.spec, steps)
-        return Job(
-            name=steps.replace("; ", "_").replace(" ", "-").replace("+", ""),
-            role=role,
-            spec=reduced.spec,
-            plan=reduced.plan,
-            training=bench.training,
-            objective=Distillation(self.temperature, self.kd_weight),
-            tags={"method": self.name, "steps": steps, "budget": None},
-        )
+        return stepped_job(self.name, bench, steps, Distillation(self.temperature, self.kd_weight), role=role)
 
 
 def criticality(accuracy: Mapping[str, float], relus: Mapping[str, int], w: float = 0.07) -> dict[str, float]:

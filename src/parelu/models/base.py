@@ -96,8 +96,9 @@ def spec_from_json(data: Any) -> Spec:
     if cls is None:
         raise UserError(f"no known architecture in {str(data)[:80]!r}")
     hints = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+    needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "family"}
-    if set(values) != set(hints):
+    if not needed <= set(values) <= set(hints):
         raise UserError(f"architecture {cls.family}: fields {sorted(values)} are not {sorted(hints)}")
     for key, value in values.items():
         if not _is_of(value, hints[key]):
@@ -108,4 +109,4 @@ def spec_from_json(data: Any) -> Spec:
 def _is_of(value: Any, hint: Any) -> bool:
     if hint in (int, bool, str):
         return type(value) is hint
-    return isinstance(value, tuple) and len(value) <= 64 and all(type(v) is int for v in value)
+    return isinstance(value, tuple) and len(value) <= 4096 and all(type(v) is int for v in value)

@@ -1,4 +1,7 @@
-"""A network of the user's own: `package.module:callable`, which returns a torch.fx-traceable module."""
+"""A network of the user's own: `package.module:callable`, which returns a torch.fx-traceable module.
+
+`torchvision:NAME` and `timm:NAME` are networks of these libraries, where they are installed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -31,7 +35,8 @@ def permit(targets: frozenset[str]) -> None:
 class External(Spec):
     """A builder outside parelu.
 
-    The callable is called with `num_classes=classes` where it takes that argument, else with nothing. Its channels
+    The callable is called with `num_classes=classes` where it takes that argument, else with nothing; a library's
+    network gets the classes, and timm's the channels of the input, without trained weights. Its channels
     cannot be scaled. A file never decides which code runs: a spec that was read from one builds only what
     `from_name` was given in this process.
 
@@ -40,13 +45,15 @@ class External(Spec):
     """
 
     family: ClassVar[str] = "external"
-    examples: ClassVar[tuple[str, ...]] = ("package.module:callable (your own)",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "package.module:callable (your own)", "torchvision:NAME", "timm:NAME",
+    )  # fmt: skip
 
     target: str
 
     @classmethod
     def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> External | None:
-        if not re.fullmatch(r"[\w.]+:\w+", name):
+        if not re.fullmatch(r"[\w.]+:[\w.]+", name):
             return None
         _permitted.add(name)
         return cls(input, classes, name)
@@ -58,13 +65,45 @@ class External(Spec):
         if self.target not in _permitted:
             raise UserError(f"this network is built by {self.target}; give --model {self.target} to run that code")
         path, _, name = self.target.partition(":")
-        try:
-            builder = getattr(importlib.import_module(path), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{self.target}: {error}; is its folder on PYTHONPATH?") from error
-        takes_classes = "num_classes" in inspect.signature(builder).parameters
         with torch.device("cpu"):  # also where only a skeleton is wanted: a user's code may read its initial values
-            module = builder(num_classes=self.classes) if takes_classes else builder()
+            if path in _LIBRARIES:
+                module = _from_library(path, name, self.input[0], self.classes)
+            else:
+                module = _built(path, name, self.classes)
         if not isinstance(module, nn.Module):
             raise UserError(f"{self.target} returned a {type(module).__name__}, not a torch.nn.Module")
         return module
+
+
+def _built(path: str, name: str, classes: int) -> object:
+    try:
+        builder = getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path}:{name}: {error}; is its folder on PYTHONPATH?") from error
+    takes_classes = "num_classes" in inspect.signature(builder).parameters
+    return builder(num_classes=classes) if takes_classes else builder()
+
+
+def _torchvision(name: str, channels: int, classes: int) -> object:
+    models = importlib.import_module("torchvision.models")
+    if channels != 3:
+        raise ValueError(f"its networks read 3 channels, not {channels}: give --input 3xHxW")
+    return models.get_model(name, weights=None, num_classes=classes)
+
+
+def _timm(name: str, channels: int, classes: int) -> object:
+    timm = importlib.import_module("timm")
+    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+
+
+_LIBRARIES: dict[str, Callable[[str, int, int], object]] = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _from_library(library: str, name: str, channels: int, classes: int) -> object:
+    try:
+        return _LIBRARIES[library](name, channels, classes)
+    except ImportError as error:
+        raise UserError(f"{library}:{name} needs {library} ({error}); pip install 'parelu[zoo]'") from error
+    except Exception as error:  # each library has its own for an unknown name or an argument it does not take
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{library}:{name}: {reason.splitlines()[0]}") from error

@@ -5,15 +5,21 @@ The stem is a 3×3 convolution of stride 1, as in all the ReLU-reduction papers;
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import itertools
+import operator
 import re
-from typing import ClassVar
+from collections.abc import Collection
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
 from parelu.models.base import Spec, scaled
+from parelu.models.hybrenet import plain
+from parelu.models.reuse import ReuseConv, groups
 
 # name → (blocks a stage, base width m). ResNet9 is ResNet10 less the first convolution of S1 (DeepReDuce, section 4).
 _NAMED = {
@@ -25,77 +31,109 @@ _NAMED = {
     "resnet32": ((5, 5, 5), 16),
     "resnet56": ((9, 9, 9), 16),
 }
-_NAME = re.compile(r"(?P<base>resnet\d+)(?P<options>( (m=\d+|(\d+x)+))*)")
+_NAME = re.compile(r"(?P<base>resnet\d+)(?P<options>( (m=\d+|d=\d+(-\d+)*|(\d+x)+))*)")
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet(Spec):
-    """A ResNet of basic blocks.
+class BasicBlocks(Spec):
+    """A residual network of basic blocks.
 
     Attributes:
-        stem: channels of the stem and of S1 (m, base width).
+        stem: channels of the stem.
         depths: blocks of each stage.
-        multipliers: channels of each stage over those of the stage before (α, β, γ in DeepReShape).
         single_conv_first: the first block of S1 has one convolution (ResNet9).
+        reuse: ReLU-reuse factor N of each stage, 1 for none; () for none anywhere. The second convolution of every
+            block of such a stage is a `ReuseConv`; which channels keep their ReLU is the plan's affair.
     """
-
-    family: ClassVar[str] = "resnet"
-    examples: ClassVar[tuple[str, ...]] = (
-        *_NAMED, "resnet18 m=16", "resnet18 m=16 4x4x4x", "hrn-5x5x3x", "hrn34-4x6x3x m=8"
-    )  # fmt: skip
 
     stem: int
     depths: tuple[int, ...]
-    multipliers: tuple[int, ...]
-    single_conv_first: bool = False
+    single_conv_first: bool = dataclasses.field(default=False, kw_only=True)
+    reuse: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
+
+    @property
+    @abc.abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.depths or len(self.multipliers) != len(self.depths) - 1:
-            raise UserError(f"{len(self.depths)} stages need one multiplier less, not {len(self.multipliers)}")
-        if not all(1 <= depth <= 200 for depth in self.depths):
+        if not self.depths or not all(1 <= depth <= 200 for depth in self.depths):
             raise UserError(f"depths {self.depths}: each stage has from 1 to 200 blocks")
-        if self.stem < 1 or min(self.multipliers, default=1) < 1 or max(self.widths) > 65536:
+        if self.stem < 1 or min(self.widths, default=0) < 1 or max(self.stem, *self.widths) > 65536:
             raise UserError(f"widths {self.widths}: each stage has from 1 to 65536 channels")
+        if len(self.reuse) not in (0, len(self.depths)):
+            raise UserError(f"{len(self.depths)} stages need as many factors of ReLU-reuse, not {len(self.reuse)}")
+        for factor, width in zip(self.reuse, self.widths, strict=False):
+            if factor != 1:
+                groups(width, factor)
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each stage."""
-        widths = [self.stem]
-        for multiplier in self.multipliers:
-            widths.append(widths[-1] * multiplier)
-        return tuple(widths)
-
-    @classmethod
-    def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> ResNet | None:
-        """ "resnet18", "resnet18 m=16", "resnet18 m=16 5x5x3x"; "hrn-5x5x3x" is the last, "hrn34-…" has 34's depths."""
-        hybrid = re.fullmatch(r"hrn(34)?-((?:\d+x)+)(.*)", name)
-        if hybrid:
-            rest = hybrid[3] if "m=" in hybrid[3] else " m=16" + hybrid[3]
-            name = f"resnet{hybrid[1] or 18} {hybrid[2]}{rest}"
-        match = _NAME.fullmatch(name)
-        if match is None or match["base"] not in _NAMED:
-            return None
-        depths, stem = _NAMED[match["base"]]
-        multipliers = (2,) * (len(depths) - 1)
-        for option in match["options"].split():
-            if option.startswith("m="):
-                stem = int(option[2:])
-            else:
-                multipliers = tuple(int(number) for number in option.split("x")[:-1])
-        return cls(input, classes, stem, depths, multipliers, match["base"] == "resnet9")
-
-    def scale_channels(self, factor: float) -> ResNet:
-        return dataclasses.replace(self, stem=scaled(self.stem, factor, f"{self.stem} channels"))
+    def with_reuse(self, factor: int, stages: Collection[str]) -> Self:
+        """The same network with ReLU-reuse in these stages, such as "S2"."""
+        names = [f"S{number + 1}" for number in range(len(self.depths))]
+        return dataclasses.replace(self, reuse=tuple(factor if name in stages else 1 for name in names))
 
     def module(self) -> nn.Module:
         return _ResNet(self)
 
 
-class _Block(nn.Module):
-    """conv–bn–relu–conv–bn, plus the shortcut, relu; without the first conv–bn–relu where `single`."""
+@dataclasses.dataclass(frozen=True)
+class ResNet(BasicBlocks):
+    """A ResNet whose widths grow by whole factors.
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, single: bool = False) -> None:
+    Attributes:
+        stem: channels of the stem and of S1 (m, base width).
+        multipliers: channels of each stage over those of the stage before (α, β, γ in DeepReShape).
+    """
+
+    family: ClassVar[str] = "resnet"
+    examples: ClassVar[tuple[str, ...]] = (
+        *_NAMED, "resnet18 m=16", "resnet18 m=16 4x4x4x", "hrn-5x5x3x", "hrn34-4x6x3x m=8", "stagech-4x", "basech m=32",
+        "resnet18 m=8 d=1-3-7-9",
+    )  # fmt: skip
+
+    multipliers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.multipliers) != len(self.depths) - 1:
+            raise UserError(
+                f"depths of {len(self.depths)} stages need one multiplier less, not {len(self.multipliers)}"
+            )
+        super().__post_init__()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(itertools.accumulate((self.stem, *self.multipliers), operator.mul))
+
+    @classmethod
+    def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> ResNet | None:
+        """ "resnet18", "resnet18 m=16", "resnet18 m=16 5x5x3x d=2-2-2-2", and the names of `hybrenet`."""
+        match = _NAME.fullmatch(plain(name))
+        if match is None or match["base"] not in _NAMED:
+            return None
+        depths, stem = _NAMED[match["base"]]
+        multipliers = None
+        for option in match["options"].split():
+            if option.startswith("m="):
+                stem = int(option[2:])
+            elif option.startswith("d="):
+                depths = tuple(int(number) for number in option[2:].split("-"))
+            else:
+                multipliers = tuple(int(number) for number in option.split("x")[:-1])
+        multipliers = multipliers if multipliers is not None else (2,) * (len(depths) - 1)
+        return cls(input, classes, stem, depths, multipliers, single_conv_first=match["base"] == "resnet9")
+
+    def scale_channels(self, factor: float) -> ResNet:
+        return dataclasses.replace(self, stem=scaled(self.stem, factor, f"{self.stem} channels"))
+
+
+class _Block(nn.Module):
+    """conv–bn–relu–conv–bn, plus the shortcut, relu; without the first conv–bn–relu where `single`.
+
+    reuse: N of the ReLU-reuse in the second convolution, 1 for none.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, single: bool = False, reuse: int = 1) -> None:
         super().__init__()
         self.single = single
         if not single:
@@ -105,7 +143,8 @@ class _Block(nn.Module):
             inputs_of_second, stride_of_second = outputs, 1
         else:
             inputs_of_second, stride_of_second = inputs, stride
-        self.conv2 = nn.Conv2d(inputs_of_second, outputs, 3, stride_of_second, 1, bias=False)
+        self.conv2 = (ReuseConv(outputs, reuse) if reuse > 1 else
+                      nn.Conv2d(inputs_of_second, outputs, 3, stride_of_second, 1, bias=False))  # fmt: skip
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu2 = nn.ReLU()
         self.downsample = nn.Sequential()
@@ -120,18 +159,20 @@ class _Block(nn.Module):
 class _ResNet(nn.Module):
     """Parameter names are torchvision's, so that its checkpoints of the same shapes load."""
 
-    def __init__(self, spec: ResNet) -> None:
+    def __init__(self, spec: BasicBlocks) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(spec.input[0], spec.stem, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(spec.stem)
         self.relu = nn.ReLU()
         self.stages = {"stem": "relu"}
-        inputs = spec.stem
-        for number, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True), start=1):
+        inputs, factors = spec.stem, spec.reuse or (1,) * len(spec.depths)
+        stages = zip(spec.depths, spec.widths, factors, strict=True)
+        for number, (depth, width, reuse) in enumerate(stages, start=1):
             blocks = []
             for index in range(depth):
                 single = spec.single_conv_first and number == 1 and index == 0
-                blocks.append(_Block(inputs, width, 2 if number > 1 and index == 0 else 1, single=single))
+                stride = 2 if number > 1 and index == 0 else 1
+                blocks.append(_Block(inputs, width, stride, single=single, reuse=reuse))
                 inputs = width
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
             self.stages[f"S{number}"] = f"layer{number}"

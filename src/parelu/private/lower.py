@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from parelu.graph import Problem
 from parelu.private.program import (
     Activation,
     Add,
+    Concat,
     Conv,
     Flatten,
     Linear,
@@ -30,6 +32,7 @@ from parelu.private.program import (
     Pool,
     Program,
     Scale,
+    Slice,
     Truncate,
 )
 from parelu.private.ring import BITS
@@ -247,6 +250,10 @@ class _Lowering:
             left, right = sources if len(sources) == 2 else (source, source)
             left, right = self._same_unit(node, left, right)
             self.values[node] = _Value(self._emit(node, Add(left.number, right.number)), left.unit)
+        elif node.target is torch.cat:
+            self.values[node] = self._concat(node, [self.values[n] for n in _parts(node)])
+        elif (channels := _channels(node)) is not None:
+            self.values[node] = _Value(self._emit(node, Slice(source.number, *channels)), source.unit)
         elif (pool := _pooling(node)) is not None:
             kernel, stride, padding = pool
             number = self._emit(node, Pool(source.number, kernel, stride, padding))
@@ -310,6 +317,13 @@ class _Lowering:
 
         return rescaled(left), rescaled(right)
 
+    def _concat(self, node: fx.Node, parts: Sequence[_Value]) -> _Value:
+        joined = parts[0]
+        for part in parts[1:]:
+            left, right = self._same_unit(node, joined, part)
+            joined = _Value(self._emit(node, Concat(left.number, right.number)), left.unit)
+        return joined
+
     def _site(self, node: fx.Node, site: Site, source: _Value) -> _Value:
         squares, mask = _squares(site), site.mask
         identity = torch.tensor(IDENTITY)[:, None]
@@ -372,6 +386,26 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def _parts(node: fx.Node) -> list[fx.Node]:
+    """What a torch.cat joins."""
+    return list(_argument(node, 0, "tensors", ()))  # pyright: ignore[reportArgumentType]
+
+
+def _channels(node: fx.Node) -> tuple[int, int] | None:
+    """First channel and the one after the last of x[:, a:b], else None."""
+    if node.target is not operator.getitem or "shape" not in node.meta:
+        return None
+    index: Any = node.args[1]
+    batch, channels, *rest = index if isinstance(index, tuple) else (index, None)
+    if batch != slice(None) or not isinstance(channels, slice) or any(other != slice(None) for other in rest):
+        return None
+    limits = (channels.start, channels.stop, channels.step)
+    if not all(limit is None or isinstance(limit, int) for limit in limits):
+        return None
+    start, stop, step = channels.indices(node.all_input_nodes[0].meta["shape"][0])
+    return (start, stop) if step == 1 and start < stop else None
+
+
 def _pooling(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
     """Kernel, stride and padding of an average pool that is a sum over windows of one size, else None."""
     module = graph.called_module(node)
@@ -419,8 +453,18 @@ def _problem(node: fx.Node) -> Problem | None:
             return Problem(path, "a convolution with named or reflected padding or dilation",
                            "use numbers for its zero padding, and dilation 1")  # fmt: skip
         return None
+    if graph.is_gate(node):
+        return Problem(path, "the sigmoid of a gate", "leave squeeze-and-excitation out of the network")
+    if node.target in graph.PRODUCTS and any(map(graph.is_gate, node.all_input_nodes)):
+        return None  # its sigmoid is named
     plain = (Site, nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d)
-    if isinstance(module, plain) or _is_flatten(node) or _pooling(node) is not None:
+    if node.target is torch.cat:
+        shapes = [n.meta.get("shape", ()) for n in _parts(node)]
+        first = len(shapes[0]) + 1
+        if _argument(node, 1, "dim", 0) % first == 1:
+            return None
+        return Problem(path, name, "join channels, dimension 1")
+    if isinstance(module, plain) or _is_flatten(node) or _pooling(node) is not None or _channels(node) is not None:
         if isinstance(module, nn.Linear) and len(node.meta["shape"]) != 1:
             return Problem(path, "a linear layer on a feature map", "flatten the map first, or use a 1×1 convolution")
         return None

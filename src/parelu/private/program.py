@@ -6,12 +6,13 @@ canonical JSON, and whatever is read is checked before it is used.
 
 from __future__ import annotations
 
+import abc
 import base64
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
@@ -98,12 +99,53 @@ class Multiply(Op):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Add(Op):
+class Join(Op):
+    """other: number of the second value it reads."""
+
+    other: int
+
+    @abc.abstractmethod
+    def joined(self, source: Shape, other: Shape) -> Shape:
+        """As `shape`, of two values."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Add(Join):
     """The sum of two values."""
 
     kind: ClassVar[str] = "add"
 
-    other: int
+    def joined(self, source: Shape, other: Shape) -> Shape:
+        if source != other:
+            raise ValueError(f"a sum of shapes {source} and {other}")
+        return source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Concat(Join):
+    """The channels of one value behind those of another."""
+
+    kind: ClassVar[str] = "concat"
+
+    def joined(self, source: Shape, other: Shape) -> Shape:
+        if source[1:] != other[1:]:
+            raise ValueError(f"channels of shapes {source} and {other} joined")
+        return source[0] + other[0], *source[1:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slice(Op):
+    """The channels from `start` to before `stop`."""
+
+    kind: ClassVar[str] = "slice"
+
+    start: int
+    stop: int
+
+    def shape(self, source: Shape) -> Shape:
+        if not 0 <= self.start < self.stop <= source[0]:
+            raise ValueError(f"channels {self.start} to {self.stop} of shape {source}")
+        return self.stop - self.start, *source[1:]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,8 +227,24 @@ class Activation(Op):
 
 
 OPS: dict[str, type[Op]] = {
-    op.kind: op for op in (Conv, Linear, Multiply, Add, Pool, Scale, Flatten, Truncate, Activation)
+    op.kind: op for op in (Conv, Linear, Multiply, Add, Concat, Slice, Pool, Scale, Flatten, Truncate, Activation)
 }
+
+
+def sources(op: Op) -> tuple[int, ...]:
+    """Numbers of the values that an op reads."""
+    return (op.source, op.other) if isinstance(op, Join) else (op.source,)
+
+
+def _shape_of(op: Op, shapes: Sequence[Shape]) -> Shape:
+    """Of the value that an op makes of those so far; raises ValueError where it does not fit them."""
+    read = sources(op)
+    if not all(0 <= value < len(shapes) for value in read):
+        raise ValueError(f"op {op.kind} reads value {max(read)} before it is there")
+    shape = op.joined(*(shapes[value] for value in read)) if isinstance(op, Join) else op.shape(shapes[op.source])
+    if math.prod(shape) > LARGEST_VALUE:
+        raise ValueError(f"op {op.kind} makes {math.prod(shape)} elements, more than {LARGEST_VALUE}")
+    return shape
 
 
 def _window(source: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
@@ -279,16 +337,8 @@ def _shapes(program: Program) -> tuple[Shape, ...]:
         raise ValueError(f"input shape {program.input_shape}")
     if not program.ops or len(program.ops) != len(program.layers) or len(program.ops) > MOST_OPS:
         raise ValueError(f"{len(program.ops)} ops and {len(program.layers)} layer names")
-    for number, op in enumerate(program.ops):
-        read = (op.source, op.other) if isinstance(op, Add) else (op.source,)
-        if not all(0 <= value <= number for value in read):
-            raise ValueError(f"op {number} reads value {max(read)} before it is there")
-        shape = op.shape(shapes[op.source])
-        if isinstance(op, Add) and shapes[op.other] != shape:
-            raise ValueError(f"op {number} adds shapes {shape} and {shapes[op.other]}")
-        if math.prod(shape) > LARGEST_VALUE:
-            raise ValueError(f"op {number} makes {math.prod(shape)} elements, more than {LARGEST_VALUE}")
-        shapes.append(shape)
+    for op in program.ops:
+        shapes.append(_shape_of(op, shapes))
     if sum(map(math.prod, shapes)) > LARGEST_TOTAL:
         raise ValueError(f"values of {sum(map(math.prod, shapes))} elements together, more than {LARGEST_TOTAL}")
     if len(shapes[-1]) != 1:
@@ -342,11 +392,8 @@ def _program_from_json(value: dict[str, Any]) -> Program:
         raise ValueError("malformed layer names")
     for entry in value["ops"]:
         op = _op_from_json(entry, shapes)
-        shape = op.shape(shapes[op.source])
-        if math.prod(shape) > LARGEST_VALUE:
-            raise ValueError(f"a value of {math.prod(shape)} elements, more than {LARGEST_VALUE}")
         ops.append(op)
-        shapes.append(shape)
+        shapes.append(_shape_of(op, shapes))
     if not isinstance(value["output_unit"], float) or not isinstance(value["preprocessing"], dict):
         raise ValueError("malformed output unit or preprocessing")
     rest = {name: _integer(value[name]) for name in ("fraction", "low", "high", "output_bits")}
@@ -383,6 +430,10 @@ def local(op: Op, *values: Ring) -> Ring:
     match op:
         case Add():
             return x + values[1]
+        case Concat():
+            return np.concatenate(values, axis=1)
+        case Slice():
+            return x[:, op.start : op.stop]
         case Flatten():
             return x.reshape(len(x), -1)
         case Scale():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parelu.data import normalise
 from parelu.private.lower import Integers, Lowered
-from parelu.private.program import Activation, Add, Conv, Linear, Op, Program, Truncate, local
+from parelu.private.program import Activation, Conv, Linear, Op, Program, Truncate, local, sources
 from parelu.private.ring import LinearMap, Ring, decode, encode, truncate_client, truncate_server
 
 BATCH = 50
@@ -107,8 +107,7 @@ def _exactly(
             y = _activate(op, lowered.weights.get(number, {}), x)
             overflows += int((np.abs(x.reshape(len(x), -1)[:, op.relus]) >= 1 << (op.bits - 1)).sum())
         else:
-            sources = (x, values[op.other]) if isinstance(op, Add) else (x,)
-            y = local(op, *(source.view(np.uint64) for source in sources)).view(np.int64)
+            y = local(op, *(values[i].view(np.uint64) for i in sources(op))).view(np.int64)
         values.append(y)
     return (values[-1] * program.output_unit).astype(np.float64), overflows
 
@@ -150,7 +149,7 @@ def replay(lowered: Lowered, image: Tensor, client: Mapping[int, Ring], relu: st
         elif isinstance(op, Activation):
             y, share = _replay_activation(op, lowered.weights.get(number, {}), x, c, client, number + 1, relu)
         else:
-            pairs = [(x, c), (values[op.other], shares[op.other])] if isinstance(op, Add) else [(x, c)]
+            pairs = [(values[i], shares[i]) for i in sources(op)]
             y, share = (local(op, *parts) for parts in zip(*pairs, strict=True))
         values.append(encode(decode(y)))
         shares.append(share)

@@ -174,7 +174,7 @@ def frontier_text(records: Sequence[Record]) -> str:
         ("method", lambda r: r.method),
         ("network", lambda r: r.label),
     ]
-    text = _aligned([[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)], left=2)
+    text = aligned([[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)], left=2)
     text += "\n* on the frontier, chosen by validation accuracy"
     text += "; networks with squares have one of their own" if any(row.squares for row in rows) else ""
     compared = compare(records)
@@ -183,7 +183,7 @@ def frontier_text(records: Sequence[Record]) -> str:
         for c in compared:
             difference = f"{c.difference:+.1f}" + (f" ± {c.spread:.1f}" if c.seeds > 1 else "")
             cells.append([f"{c.relus:,}", f"{c.ours:.1f}", f"{c.theirs:.1f}", difference, str(c.seeds), c.other])
-        text += "\n\nat equal ReLUs, test accuracy in percent, paired by seed\n" + _aligned(cells, left=1)
+        text += "\n\nat equal ReLUs, test accuracy in percent, paired by seed\n" + aligned(cells, left=1)
     return text
 
 
@@ -191,7 +191,7 @@ def plus_minus(mean: float, spread: float, seeds: int) -> str:
     return f"{mean:.1f} ± {spread:.1f}" if seeds > 1 else f"{mean:.1f}"
 
 
-def _aligned(cells: Sequence[Sequence[str]], left: int) -> str:
+def aligned(cells: Sequence[Sequence[str]], left: int) -> str:
     """Columns of equal width; the last `left` of them flush left."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     flush = len(widths) - left

@@ -22,7 +22,7 @@ from parelu.private.channel import Channel, ring_of
 from parelu.private.lower import Integers, Lowered
 from parelu.private.offline.base import ClientOffline, ServerOffline
 from parelu.private.primitives.kernels import kernels
-from parelu.private.program import Activation, Add, Conv, Op, Program, Truncate, local
+from parelu.private.program import Activation, Conv, Op, Program, Truncate, local, sources
 from parelu.private.reference import bias_of, linear_map
 from parelu.private.reveal import Reveal
 from parelu.private.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
@@ -135,7 +135,7 @@ def _walk(program: Program, first_value: Ring, make: Callable[[int, Op, Ring], R
         if op.is_secret or isinstance(op, (Truncate, Activation)):
             values.append(make(number, op, source))
         else:
-            values.append(local(op, source, values[op.other]) if isinstance(op, Add) else local(op, source))
+            values.append(local(op, *(values[i] for i in sources(op))))
     return values[-1]
 
 

@@ -1,0 +1,212 @@
+"""Networks made for private inference: what DeepReShape claims of them, on Fashion-MNIST at two widths.
+
+    python benchmarks/networks.py run --out runs/networks                  hours; goes on where it was stopped
+    python benchmarks/networks.py measure --out runs/networks --offline dealer    private inference of what was trained
+    python benchmarks/networks.py table --out runs/networks
+    python benchmarks/networks.py run --out runs/try --setting tiny --seeds 0     minutes: whether all of it works
+
+Three comparisons, each paired by seed:
+  networks       ResNet18 and HybReNets at equal ReLUs, by `fisher`: accuracy, MACs, seconds of private inference
+  distillation   decoupled (several β) against plain, for the candidates of Algorithm 2
+  reuse          ReLU-reuse against fewer channels or smaller maps at equal ReLUs, on a thinned network
+OUT/seedN/NETWORK/LABEL is a run folder each; those of a network start from its full-ReLU network, OUT/…/teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from parelu import data, study
+from parelu.distill import Distillation
+from parelu.methods import Method, Workbench, methods
+from parelu.methods.base import stepped_job
+from parelu.plan import Candidate
+from parelu.private import measure
+from parelu.private.offline.base import modes
+from parelu.run import Run
+from parelu.study import Reduction, Study
+from parelu.train import SHORT, Training
+
+ORDER = "S3>S2>S4>S1"  # DeepReShape, Table 10; without it criticality is measured for each network
+BETAS = (0.8, 1.0, 2.0, 6.0)  # Appendix J
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """widths: label → the networks that are compared at this width; budgets: ReLUs; reshaped: network of the other two
+    comparisons; steps: what leaves it thinned."""
+
+    data: str
+    input: tuple[int, int, int]
+    images: int | None
+    widths: dict[str, tuple[str, ...]]
+    budgets: tuple[str, ...]
+    reshaped: str
+    training: Training
+    search: int = 8
+    steps: str = "cull S1; thin S2+S3+S4"
+
+    def study(self, network: str, seed: int, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Study:
+        return Study(network, self.data, reductions, self.training, seed, self.input, self.images, weights=weights)
+
+
+SETTINGS = {
+    "fashion": Setting(
+        "fashion-mnist", (1, 16, 16), 20_000,
+        {"narrow": ("resnet18 m=8", "hrn-5x5x3x m=4", "hrn-2x5x3x m=8"),
+         "wide": ("resnet18 m=16", "hrn-5x5x3x m=8", "hrn-2x5x3x m=16")},
+        ("4000", "2000", "1000", "500"), "hrn-2x5x3x m=16", dataclasses.replace(SHORT, epochs=12),
+    ),
+    "tiny": Setting(
+        "digits", (1, 16, 16), 384, {"narrow": ("resnet10 m=2", "resnet10 5x5x3x m=1"), "wide": ("resnet10 m=4",)},
+        ("300", "100"), "resnet10 2x4x2x m=8", Training(epochs=1, batch=128, lr=0.05), search=1,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Reshaped(Method):
+    """The thinned network, with ReLU-reuse or scaled to the same ReLUs; plain distillation for all."""
+
+    name: ClassVar[str] = "reshaped"
+    source: ClassVar[str] = "DeepReShape, Figures 13 and 23"
+    exact: ClassVar[bool] = False
+    needs_budget: ClassVar[bool] = False
+
+    steps: str = ""
+
+    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+        endings = ("", "reuse 4", "channels 0.25", "fmap 0.5", "reuse 8", "channels 0.125")
+        texts = [f"{self.steps}; {ending}" if ending else self.steps for ending in endings]
+        jobs = [stepped_job(self.name, bench, text, Distillation(), prefix="reshaped-") for text in texts]
+        return bench.train(jobs)
+
+
+def labels(setting: Setting) -> Iterator[tuple[str, str, Method, tuple[str, ...]]]:
+    """Network, label of a run folder, method, budgets."""
+    for networks in setting.widths.values():
+        for network in networks:
+            fisher = methods()["fisher"](search_epochs=setting.search, finetune_epochs=max(1, setting.search // 2))
+            yield network, "fisher", fisher, setting.budgets
+    reshape = methods()["deepreshape"]
+    yield setting.reshaped, "kd", reshape(order=ORDER, distillation="kd"), ()
+    for beta in BETAS:
+        yield setting.reshaped, f"dkd-{beta:g}", reshape(order=ORDER, beta=beta), ()
+    yield setting.reshaped, "reuse", Reshaped(setting.steps), ()
+
+
+def folder_of(out: Path, network: str, label: str, seed: int) -> Path:
+    return out / f"seed{seed}" / network.replace(" ", "-") / label
+
+
+class Silent:
+    """A watcher that prints a line for each network."""
+
+    def queued(self, task: object, cost: float) -> None: ...
+
+    def moved(self, name: str, progress: object) -> None: ...
+
+    def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
+        if not resumed:
+            print(f"{time.strftime('%H:%M:%S')} {name}: {candidate.metrics['validation_accuracy']:.1f} %", flush=True)
+
+
+def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        for network, label, method, budgets in labels(setting):
+            teacher = folder_of(out, network, "teacher", seed)
+            study.conduct(setting.study(network, seed, ()), teacher, Silent())
+            full = Run.open(teacher).candidates()[0].metrics["relus"]
+            within = tuple(budget for budget in budgets if int(budget) <= full)
+            one = setting.study(network, seed, (Reduction(method, within),), teacher / "candidates" / "teacher")
+            study.conduct(one, folder_of(out, network, label, seed), Silent())
+
+
+def measured(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str) -> None:
+    """Private inference of every candidate of the first comparison; rows are kept beside the candidates."""
+    dataset = data.load(setting.data, images=setting.images, input_shape=setting.input)
+    for seed in seeds:
+        for name, label, *_ in labels(setting):
+            if label != "fisher":
+                continue
+            one = Run.open(folder_of(out, name, label, seed))
+            for record in one.candidates():
+                if record.metrics["role"] == "candidate":
+                    value = measure.measure(one.folder(record.name), dataset, "sign", offline, network)
+                    print(f"{name} {record.name}: {value['row']['online']['seconds']:.3f} s online", flush=True)
+
+
+def found(out: Path, network: str, label: str, key: str, seeds: Sequence[int]) -> dict[Any, list[Any]]:
+    """A metric (budget, steps) → the records of the seeds that have it."""
+    records: dict[Any, list[Any]] = {}
+    for seed in seeds:
+        folder = folder_of(out, network, label, seed)
+        if (folder / "config.json").exists():
+            for record in Run.open(folder).candidates():
+                if record.metrics["role"] == "candidate":
+                    records.setdefault(record.metrics[key], []).append(record)
+    return records
+
+
+def _mean(values: Sequence[float], digits: int = 1) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def _seconds(records: Sequence[Any], phase: str) -> str:
+    rows = [record.private["row"] for record in records if record.private]
+    return _mean([row[phase]["seconds"] for row in rows], 3) if rows else "–"
+
+
+def tables(out: Path, setting: Setting, seeds: Sequence[int]) -> str:
+    """Markdown of the three comparisons: test accuracy in percent, mean ± standard deviation over seeds."""
+    lines = ["| width | network | ReLUs | MACs | accuracy | offline s | online s | offline mode |", "|---" * 8 + "|"]
+    for width, networks in setting.widths.items():
+        for network in networks:
+            for budget, records in found(out, network, "fisher", "budget", seeds).items():
+                mode = {r.private["row"]["offline_mode"] for r in records if r.private}
+                lines.append(f"| {width} | {network} | {budget:,} | {records[0].metrics['macs'] / 1e6:.1f} M "
+                             f"| {_mean([r.metrics['test_accuracy'] for r in records])} "
+                             f"| {_seconds(records, 'offline')} | {_seconds(records, 'online')} "
+                             f"| {', '.join(sorted(mode)) or '–'} |")  # fmt: skip
+    names = ["kd", *(f"dkd-{beta:g}" for beta in BETAS)]
+    lines += ["", f"| {setting.reshaped} | ReLUs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    columns = {name: found(out, setting.reshaped, name, "steps", seeds) for name in names}
+    for steps, records in columns["kd"].items():
+        cells = [_mean([r.metrics["test_accuracy"] for r in columns[name].get(steps, [])]) for name in names]
+        lines.append(f"| {steps} | {records[0].metrics['relus']:,} | {' | '.join(cells)} |")
+    lines += ["", f"| {setting.reshaped} | ReLUs | MACs | accuracy |", "|---|---|---|---|"]
+    for steps, records in found(out, setting.reshaped, "reuse", "steps", seeds).items():
+        lines.append(f"| {steps} | {records[0].metrics['relus']:,} | {records[0].metrics['macs'] / 1e6:.2f} M "
+                     f"| {_mean([r.metrics['test_accuracy'] for r in records])} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "measure", "table"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--setting", choices=SETTINGS, default="fashion")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--offline", choices=modes(), default="dealer")
+    parser.add_argument("--network", default="loopback", help="loopback, lan or wan")
+    arguments = parser.parse_args()
+    setting = SETTINGS[arguments.setting]
+    if arguments.action == "run":
+        run(arguments.out, setting, arguments.seeds)
+    elif arguments.action == "measure":
+        measured(arguments.out, setting, arguments.seeds, arguments.offline, arguments.network)
+    else:
+        print(tables(arguments.out, setting, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Channel pruning: whole channels go, with their FLOPs and their ReLUs, by their weights alone.
+
+The groups of layers that must lose the same channels, and the pruning, are torch-pruning's (Fang et al., CVPR 2023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from parelu.count import skeleton
+from parelu.distill import Distillation
+from parelu.errors import UserError
+from parelu.methods.base import Job, Method, Workbench
+from parelu.models import Spec
+from parelu.models.pruned import Pruned
+from parelu.plan import Candidate, Plan
+
+STEP = 1 / 64  # of the pruned share
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelPruning(Method):
+    """The channels of smallest L1 norm, the same share of every layer, then finetuning with distillation.
+
+    Attributes:
+        temperature: of the distillation.
+        kd_weight: of its soft loss.
+    """
+
+    name: ClassVar[str] = "channels"
+    source: ClassVar[str] = "after Li et al., Pruning Filters, ICLR 2017"
+    exact: ClassVar[bool] = False
+    needs_budget: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, str]] = ("torch_pruning", "prune")
+
+    temperature: float = 4.0
+    kd_weight: float = 0.9
+
+    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+        pruned = {budget: _within(bench.teacher, budget) for budget in budgets}
+        return bench.train([self._job(bench, budget, *pruned[budget]) for budget in budgets])
+
+    def _job(self, bench: Workbench, budget: int, spec: Pruned, module: nn.Module) -> Job:
+        plan, name = Plan.of(skeleton(spec)), f"{self.name}-{budget}"
+        return Job(
+            name=name,
+            role="candidate",
+            spec=spec,
+            plan=plan,
+            training=bench.training,
+            objective=Distillation(self.temperature, self.kd_weight),
+            tags={"method": self.name, "steps": "", "budget": budget, "note": ""},
+            start=bench.keep(name, Candidate(spec, plan, module.state_dict())),
+        )
+
+
+def _within(teacher: Candidate, budget: int) -> tuple[Pruned, nn.Module]:
+    """The teacher pruned as little as a budget of ReLUs allows."""
+    share, least = max(0.0, 1 - budget / teacher.plan.relus), teacher.plan.relus
+    while share < 1:
+        module = prune(teacher, share)
+        spec = Pruned.of(teacher.spec, module)
+        relus = Plan.of(skeleton(spec)).relus
+        if relus <= budget:
+            return spec, module
+        share, least = share + STEP, min(least, relus)
+    raise UserError(f"channels reaches {least:,} ReLUs at the least on this network; give a larger budget")
+
+
+def prune(teacher: Candidate, share: float) -> nn.Module:
+    """A copy of the teacher's module without this share of each layer's channels; the last layer keeps its outputs."""
+    pruning = importlib.import_module("torch_pruning")
+    module = teacher.spec.module()
+    module.load_state_dict(dict(teacher.weights))
+    pruner = pruning.pruner.MagnitudePruner(
+        module.eval(),
+        torch.zeros(1, *teacher.spec.input),
+        importance=pruning.importance.MagnitudeImportance(p=1),
+        pruning_ratio=share,
+        ignored_layers=_makes_logits(module, teacher.spec),
+    )
+    pruner.step()
+    return module
+
+
+def _makes_logits(module: nn.Module, spec: Spec) -> list[Any]:
+    """The last linear layer or convolution that has an output a class."""
+    outputs = [layer for layer in module.modules()
+               if (isinstance(layer, nn.Linear) and layer.out_features == spec.classes)
+               or (isinstance(layer, nn.Conv2d) and layer.out_channels == spec.classes)]  # fmt: skip
+    return outputs[-1:]

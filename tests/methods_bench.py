@@ -1,0 +1,58 @@
+"""A workbench that trains nothing."""
+
+from collections.abc import Sequence
+
+import torch
+
+from parelu.gates import gates_of
+from parelu.methods import Job, Search
+from parelu.models import Spec, spec_of
+from parelu.plan import Candidate, Plan
+from parelu.sites import instrument
+from parelu.train import SHORT
+
+SPEC = spec_of("resnet10 m=8", (1, 8, 8), 10)
+
+
+class DryBench:
+    """Returns each job as a candidate with a made-up accuracy that rises with the ReLUs."""
+
+    def __init__(self, seed: int = 0, spec: Spec = SPEC) -> None:
+        torch.manual_seed(0)
+        network = instrument(spec.module(), spec.input)
+        self.teacher = Candidate(spec, Plan.of(network), network.state_dict())
+        self.training, self.seed = SHORT, seed
+        self.jobs: list[Job] = []
+        self.searches: list[Search] = []
+        self.records: dict[str, object] = {}
+        self.kept: dict[str, Candidate] = {}
+
+    def train(self, jobs: Sequence[Job]) -> list[Candidate]:
+        self.jobs += jobs
+        return [Candidate(job.spec, job.plan, {}, {"validation_accuracy": 50 + job.plan.relus / 100}) for job in jobs]
+
+    def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
+        """As if a search had ended before its first step."""
+        self.searches += searches
+        return [{budget: self._left(search, budget) for budget in search.budgets} for search in searches]
+
+    def _left(self, search: Search, budget: int) -> Candidate:
+        torch.manual_seed(self.seed)
+        network = instrument(search.spec.module(), search.spec.input)
+        search.plan.apply(network)
+        search.learner.prepare(network)
+        masks = search.learner.project(gates_of(network), budget)
+        metrics = {"epochs": 0, "seconds": 0.0, "validation_accuracy": 10.0}
+        return Candidate(search.spec, Plan.from_masks(masks), {}, metrics)
+
+    def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        sites = self.teacher.plan.sites.items()
+        return {name: torch.randn(site.mask.shape, generator=generator) for name, site in sites}
+
+    def keep(self, name: str, candidate: Candidate) -> str:
+        self.kept[name] = candidate
+        return name
+
+    def record(self, name: str, value: object) -> None:
+        self.records[name] = value
