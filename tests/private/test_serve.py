@@ -275,8 +275,9 @@ def test_stock_is_prepared_ahead_and_handed_out_once(certificates):
 
 
 def test_keys_that_nobody_makes_are_refused_before_listening():
-    with pytest.raises(UserError, match="ReLU fss needs keys that offline mode he does not make"):
-        serving(relu="fss", offline="he").__enter__()
+    message = "ReLU fss needs keys that offline mode he does not make"
+    with pytest.raises(UserError, match=message), serving(relu="fss", offline="he"):
+        pass
 
 
 def test_a_server_killed_between_preparing_and_using_repeats_nothing():
