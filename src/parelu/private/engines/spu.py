@@ -106,6 +106,7 @@ class Aby3(Spu):
     name = "spu-aby3"
     protocol = "ABY3"
     parties = 3
+    colocated = False  # more bytes and rounds with it
     trust = "semi-honest; a third party computes with the two, and no two of the three may collude"
 
 
