@@ -21,6 +21,7 @@ from parelu.errors import UserError
 from parelu.models import spec_of
 from parelu.plan import Candidate
 from parelu.progress import bar, say
+from parelu.report.engines import engines_text
 from parelu.report.latency import measured_text
 from parelu.report.private import duration, size
 from parelu.report.tables import frontier_rows, label_of
@@ -90,14 +91,15 @@ class Bench:
             measure_run(run, self.relu, self.offline, self.network, [name for name in names if name != "delphi"])
             measured = [r.private for r in run.candidates() if r.private]
             rows = [row for private in measured for row in (private["row"], *private.get("others", {}).values())]
-            print(json.dumps(rows, indent=1) if self.json else measured_text(run.candidates()))
+            records = run.candidates()
+            print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
         else:
             self._measure(names)
 
     def _measure(self, names: list[str]) -> None:
         from parelu.private import reference
         from parelu.private.bench import bench, difference
-        from parelu.report.private import bench_text, engines_text
+        from parelu.report.private import bench_text, side_by_side_text
 
         lowered, candidate, images = self._subject()
         rows = [bench(lowered, candidate, images, engine=name, relu=self.relu, offline=self.offline,
@@ -108,7 +110,7 @@ class Bench:
             print(bench_text(rows[0]))
         else:
             ring = reference.run(lowered, images).logits
-            print(engines_text(rows, difference([ring, *(np.array(row["logits"]) for row in rows)])))
+            print(side_by_side_text(rows, difference([ring, *(np.array(row["logits"]) for row in rows)])))
 
     def _subject(self) -> tuple[Lowered, Candidate, Tensor]:
         from parelu.private import measure

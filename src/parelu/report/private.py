@@ -64,8 +64,8 @@ def _layers(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def engines_text(rows: Sequence[Mapping[str, Any]], difference: Mapping[str, Any]) -> str:
-    """A line for each engine, on one network and the same images; the whole cost is offline and online together.
+def side_by_side_text(rows: Sequence[Mapping[str, Any]], difference: Mapping[str, Any]) -> str:
+    """A line for each engine, on one network and the same images.
 
     difference: of `bench.difference`, between the ring reference and all rows.
     """
@@ -83,6 +83,8 @@ def engines_text(rows: Sequence[Mapping[str, Any]], difference: Mapping[str, Any
     return "\n".join([
         f"{rows[0]['relus']:,} ReLUs, {rows[0]['squares']:,} squares; the cost of {query}, the median of "
         f"{images // batch} after one to warm up", "", *table, "",
+        "The whole cost is offline and online together; an engine without the two makes its randomness as it goes. "
+        "Bytes and rounds are of the whole.",
         f"Between these engines and the ring reference a logit differs by {difference['largest']:.4f} at most; "
         f"of {images} images {difference['clear']} have a larger margin, and all agree on the label of "
         f"{difference['same']} of those, and of {difference['same_of_all']} of all.",
@@ -91,10 +93,12 @@ def engines_text(rows: Sequence[Mapping[str, Any]], difference: Mapping[str, Any
 
 def _engine(row: Mapping[str, Any], parties: Sequence[str]) -> tuple[str, ...]:
     total = row["total"]
+    has_phases = "online" in row
+    name = f"{row['engine']}, {row['relu']}, {row['offline_mode']}" if has_phases else row["engine"]
     sent = (size(total[f"bytes_to_{party}"]) if f"bytes_to_{party}" in total else "–" for party in parties)
-    return (row["engine"], duration(row["online"]["seconds"]) if "online" in row else "–", duration(total["seconds"]),
-            *sent, f"{total['rounds']:g}", f"{row['max_error']:.4f}", f"{row['ring']['largest']:.4f}",
-            f"{100 * row['agreement']:.1f} %", f"{row['threat_model']} (offline: {row['offline_mode']})")  # fmt: skip
+    return (name, duration(row["online"]["seconds"]) if has_phases else "–", duration(total["seconds"]), *sent,
+            f"{total['rounds']:g}", f"{row['max_error']:.4f}", f"{row['ring']['largest']:.4f}",
+            f"{100 * row['agreement']:.1f} %", row["threat_model"])  # fmt: skip
 
 
 def all_bytes(cost: Mapping[str, float]) -> float:
