@@ -4,7 +4,8 @@
 
 One run on one machine, two processes with a core each over loopback; what is compared alternates, and a ratio is the
 median over the repetitions, with its range. Networks have fresh weights: a speed needs no training. `--peers` runs
-other engines on the same kind of network (see `spu_peer.py`; SPU and CrypTen get environments of their own).
+other engines: SPU's on the same networks, CrypTen on one of the same kind (`crypten_peer.py`); both get environments of
+their own.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import crypten_peer
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
@@ -139,17 +139,19 @@ def alternate(cases: dict[str, Case], repeat: int) -> dict[str, list[dict[str, A
     return rows
 
 
-def peers(engines: list[str], repeat: int) -> list[dict[str, Any]]:
-    """Rows of other engines, for all ReLUs and a tenth."""
-    if not engines:
-        return []
-    script = Path(__file__).with_name("spu_peer.py")
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "rows.json"
-        command = [sys.executable, str(script), "--protocols", *engines, "--keep", "0.1", "1.0",
-                   "--repeat", str(repeat), "--timeout", "1800", "--json", str(out)]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(out.read_text())
+def peers(engines: list[str], cases: dict[float, Case], repeat: int) -> list[dict[str, Any]]:
+    """Rows of other engines, `repeat` inferences of each share of ReLUs."""
+    found = []
+    for engine in engines:
+        if engine == "crypten":
+            found += crypten_peer.rows(list(cases), repeat)
+            continue
+        for keep, case in cases.items():
+            images = measure.noise(repeat, case.candidate.spec.input, seed=1)
+            row = dataclasses.replace(case, images=images, settings={"engine": f"spu-{engine}"}).row()
+            found.append({**row, "keep": keep, "median": row["total"]["seconds"],
+                          **{name: row["total"][name] for name in ("bytes_to_client", "bytes_to_server")}})  # fmt: skip
+    return found
 
 
 def floors(case: Case) -> dict[str, float]:
@@ -299,7 +301,7 @@ def main() -> None:
                       arguments.repeat)  # fmt: skip
     print(relu_text(sites), end="\n\n", flush=True)
     networks = alternate({"all": every, "10 %": tenth, "10 %, contiguous": contiguous(tenth)}, arguments.repeat)
-    others = peers(arguments.peers, arguments.repeat)
+    others = peers(arguments.peers, {0.1: tenth, 1.0: every}, arguments.repeat)
     again = alternate({"all": every, "10 %": tenth}, arguments.repeat) if others else {}
     variants: dict[str, dict[str, str]] = {"full": {"relu": "full"}, "offline he": {"offline": "he"},
                                            "numpy kernels": {"kernels": "numpy"},

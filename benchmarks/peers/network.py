@@ -1,6 +1,6 @@
-"""The network that every peer engine runs: a CIFAR ResNet20 with folded batch norms and random ReLU masks.
+"""The network that a peer runs: a CIFAR ResNet20 with folded batch norms and random ReLU masks.
 
-Needs numpy alone, so that it loads in each engine's own environment. Activations are height × width × channels here;
+Needs numpy alone, so that it loads in the peer's own environment. Activations are height × width × channels here;
 an engine's `Ops` may lay them out as it likes.
 """
 

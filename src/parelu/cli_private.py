@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from parelu.errors import UserError
 from parelu.models import spec_of
 from parelu.plan import Candidate
 from parelu.progress import bar, say
+from parelu.report.engines import engines_text
 from parelu.report.latency import measured_text
 from parelu.report.private import duration, size
 from parelu.report.tables import frontier_rows, label_of
@@ -45,6 +46,8 @@ class Bench:
     parelu bench runs/quickstart/candidates/teacher --relu full --network wan --json
 
     parelu bench runs/quickstart
+
+    parelu bench resnet20 --keep 0.1 --engine delphi,spu-semi2k,spu-cheetah
     """
 
     network_or_candidate: tyro.conf.Positional[str]
@@ -55,7 +58,9 @@ class Bench:
     input: str = "3x32x32"
     """of a network's name: channels x height x width"""
     classes: int = 10
-    engine: Literal["delphi"] = "delphi"
+    engine: str = "delphi"
+    """one or several, with commas; of a run's folder delphi is always one. SPU's engines make their environment at the
+    first call, a download of 1 GB; --relu and --offline are not theirs"""
     relu: Literal["sign", "full", "fss"] = "sign"
     """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
     distributed comparison function, 16 bytes online, with keys from the dealer of --offline dealer"""
@@ -71,29 +76,42 @@ class Bench:
     seed: int = 0
     """of fresh weights and the mask"""
     json: bool = False
-    """print JSON: a list with one row"""
+    """print JSON: a list of rows"""
 
     def __call__(self) -> None:
-        from parelu.private.activations.base import relus
-        from parelu.private.bench import bench
-        from parelu.private.offline.base import modes
-        from parelu.report.private import bench_text
+        from parelu.private.engines.base import Options, chosen
 
-        modes()[self.offline].check_relu(relus()[self.relu])
         if not 1 <= self.images <= 10_000:
             raise UserError(f"--images {self.images}: give 1 to 10000")
         if not 1 <= self.batch <= self.images or self.images % self.batch:
             raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
+        names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
+        chosen(names, Options(self.relu, self.offline, self.network, self.batch))
         if (Path(self.network_or_candidate) / "config.json").exists():
             run = Run.open(Path(self.network_or_candidate))
-            measure_run(run, self.relu, self.offline, self.network)
-            print(json.dumps([r.private["row"] for r in run.candidates() if r.private], indent=1)
-                  if self.json else measured_text(run.candidates()))  # fmt: skip
-            return
+            measure_run(run, self.relu, self.offline, self.network, [name for name in names if name != "delphi"])
+            measured = [r.private for r in run.candidates() if r.private]
+            rows = [row for private in measured for row in (private["row"], *private.get("others", {}).values())]
+            records = run.candidates()
+            print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
+        else:
+            self._measure(names)
+
+    def _measure(self, names: list[str]) -> None:
+        from parelu.private import reference
+        from parelu.private.bench import bench, difference
+        from parelu.report.private import bench_text, side_by_side_text
+
         lowered, candidate, images = self._subject()
-        row = bench(lowered, candidate, images, relu=self.relu, offline=self.offline, network=self.network,
-                    batch=self.batch)  # fmt: skip
-        print(json.dumps([row], indent=1) if self.json else bench_text(row))
+        rows = [bench(lowered, candidate, images, engine=name, relu=self.relu, offline=self.offline,
+                      network=self.network, batch=self.batch) for name in names]  # fmt: skip
+        if self.json:
+            print(json.dumps(rows, indent=1))
+        elif len(rows) == 1:
+            print(bench_text(rows[0]))
+        else:
+            ring = reference.run(lowered, images).logits
+            print(side_by_side_text(rows, difference([ring, *(np.array(row["logits"]) for row in rows)])))
 
     def _subject(self) -> tuple[Lowered, Candidate, Tensor]:
         from parelu.private import measure
@@ -111,8 +129,9 @@ class Bench:
         return lower(candidate.network(), images, candidate.preprocessing), candidate, images
 
 
-def measure_run(run: Run, relu: str = "sign", offline: str = "he", network: str = "loopback") -> data.Dataset:
-    """Measure the networks on a run's frontier and the full one; returns the data set."""
+def measure_run(run: Run, relu: str = "sign", offline: str = "he", network: str = "loopback",
+                others: Sequence[str] = ()) -> data.Dataset:  # fmt: skip
+    """Measure the networks on a run's frontier and the full one, with `delphi` and others; returns the data set."""
     from parelu.private import measure
 
     records = run.candidates()
@@ -123,7 +142,7 @@ def measure_run(run: Run, relu: str = "sign", offline: str = "he", network: str 
     dataset = measure.dataset_of(run.candidate(names[0]), Path(folder) if folder else None)
     for name in names:
         with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
-            value = measure.measure(run.folder(name), dataset, relu, offline, network, progress)
+            value = measure.measure(run.folder(name), dataset, relu, offline, network, progress, others)
         ring, online = value["ring"], value["row"]["online"]
         say(f"  {name}: ring {ring['accuracy']:.1f} %, float {ring['float_accuracy']:.1f} %, "
             f"{duration(online['seconds'])} online")  # fmt: skip

@@ -35,7 +35,8 @@ class Record:
 
     Attributes:
         metrics: of the candidate; history: a dict an epoch.
-        private: what `parelu bench RUN` measured of this network, {"ring": …, "row": …}; None where it did not.
+        private: what `parelu bench RUN` measured of this network, {"ring": …, "row": …, "others": …}; None where it
+            did not.
     """
 
     run: str

@@ -1,193 +1,63 @@
-"""Measured private inference: two processes, the deployed server's and client's code, every byte counted off the wire.
-
-A row's seconds are the client's wall time from its first byte to its last, the median over the queries after a first
-one that warms up; a query has one image or several. A round is one message there and one back.
-"""
+"""Rows of measured private inference, one an engine: what a query took, whom it trusts, and how right it was."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu import store
 from parelu.data import normalise
-from parelu.errors import UserError
 from parelu.plan import Candidate
-from parelu.private.activations.base import relus
-from parelu.private.channel import NETWORKS, Traffic
-from parelu.private.client import Client
-from parelu.private.engines.delphi import Model
+from parelu.private import reference
+from parelu.private.engines.base import Options, chosen
 from parelu.private.lower import Lowered
-from parelu.private.offline.base import modes
-from parelu.private.reveal import REVEALS
-from parelu.private.serve import Server
 
-PHASES = ("offline", "online")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
-TIMEOUT = 600.0  # seconds of silence
+Logits = NDArray[np.float64]
 
 
-def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, relu: str = "sign", offline: str = "he",
-          network: str = "loopback", batch: int = 1) -> dict[str, Any]:  # fmt: skip
+def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, engine: str = "delphi", relu: str = "sign",
+          offline: str = "he", network: str = "loopback", batch: int = 1) -> dict[str, Any]:  # fmt: skip
     """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row: what a query took.
 
-    The first query is run once more beforehand, to warm up. Raises UserError where a party fails.
+    The first query is run once more beforehand, to warm up. Errors of the logits are against the float network's and
+    the ring reference's. Raises UserError where the engine is not known or cannot run this, or a party fails.
     """
-    with tempfile.TemporaryDirectory(prefix="parelu-") as name:
-        folder = Path(name)
-        lowered.save(folder)
-        warm = torch.cat([images[:batch], images])
-        store.write(folder, "images", {"batch": batch}, {"images": warm})
-        server, client = _run_parties(folder, relu, offline, network)
-    logits = np.array(client["logits"])[len(warm) - len(images) :]
-    expected = _float_logits(candidate, images)
-    program = lowered.program
+    options = Options(relu, offline, network, batch)
+    (runner,) = chosen([engine], options)
+    measured = runner.run(lowered, images, options)
+    logits, program = measured.logits, lowered.program
+    expected, ring = _float_logits(candidate, images), reference.run(lowered, images).logits
     return {
-        "engine": "delphi", "relu": relu, "offline_mode": offline,
-        "threat_model": modes()[offline].trust(relus()[relu]),
-        "network": network, "relus": program.relus, "squares": program.squares, "images": len(images), "batch": batch,
-        **{phase: _phase(phase, client["runs"][1:], server["runs"][1:]) for phase in PHASES},
-        "setup": _phase("setup", client["runs"][:1], server["runs"][:1]),
-        "peak_mb": client["peak_mb"] + server["peak_mb"],
-        "peak_mb_client": client["peak_mb"], "peak_mb_server": server["peak_mb"],
+        "engine": engine, **runner.described(options), "network": network,
+        "relus": program.relus, "squares": program.squares, "images": len(images), "batch": batch,
+        **measured.costs,
         "max_error": float(np.abs(logits - expected).max()),
         "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
-        "labels": logits.argmax(1).tolist(),
-        "layers": _layers(client["runs"][1:], server["runs"][1:]),
+        "ring": difference([logits, ring]),
+        "labels": logits.argmax(1).tolist(), "logits": logits.tolist(),
     }  # fmt: skip
 
 
-def _float_logits(candidate: Candidate, images: Tensor) -> Any:
+def difference(results: Sequence[Logits]) -> dict[str, Any]:
+    """How far several logits of the same images, (N, classes), are apart.
+
+    largest: difference of a logit between any two; clear: images whose margin, between the first's two largest
+    logits, exceeds that; same: those among them to which all give one label; same_of_all: of all images.
+    """
+    stacked = np.stack(results)
+    largest = float((stacked.max(0) - stacked.min(0)).max())
+    best = np.sort(stacked[0], axis=1)
+    is_clear = best[:, -1] - best[:, -2] > largest if best.shape[1] > 1 else np.ones(len(best), bool)
+    is_same = (stacked.argmax(2) == stacked[0].argmax(1)).all(0)
+    return {"largest": largest, "clear": int(is_clear.sum()), "same": int((is_clear & is_same).sum()),
+            "same_of_all": int(is_same.sum())}  # fmt: skip
+
+
+def _float_logits(candidate: Candidate, images: Tensor) -> Logits:
     mean, std = (tuple(candidate.preprocessing[name]) for name in ("mean", "std"))
     with torch.no_grad():
         return candidate.network()(normalise(images, mean, std)).double().numpy()
-
-
-def _run_parties(folder: Path, relu: str, offline: str, network: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    with _party("server", folder, relu, offline, network) as server:
-        assert server.stdout is not None
-        first = server.stdout.readline()
-        if not first:
-            raise UserError(f"the server's process failed: {_last_line(server)}")
-        with _party("client", folder, str(json.loads(first)["port"]), network) as client:
-            out, error = client.communicate()
-        rest = server.stdout.readline()
-        if not rest:
-            raise UserError(f"the server's process failed: {_last_line(server)}")
-        if client.returncode:
-            reasons = [(error.strip() or "killed").splitlines()[-1], *json.loads(rest)["log"]]
-            raise UserError(f"private inference failed: {'; '.join(reasons)}")
-        return json.loads(rest), json.loads(out)
-
-
-@contextlib.contextmanager
-def _party(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "parelu.private.bench", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, **ENVIRONMENT})  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-
-
-def _last_line(process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    return (process.stderr.read().strip() or "killed").splitlines()[-1]
-
-
-Runs = Sequence[Sequence[Mapping[str, Any]]]  # for each inference, the traffic of each phase and layer
-
-
-def _phase(phase: str, client: Runs, server: Runs) -> dict[str, float]:
-    """Medians over the inferences of the sums over the layers."""
-
-    def total(runs: Runs, what: str) -> float:
-        return statistics.median(sum(t[what] for t in run if t["phase"] == phase) for run in runs)
-
-    return {
-        "seconds": total(client, "seconds"),
-        "bytes_to_client": total(client, "received"), "bytes_to_server": total(client, "sent"),
-        "rounds": total(client, "rounds"), "cpu_client": total(client, "cpu"), "cpu_server": total(server, "cpu"),
-    }  # fmt: skip
-
-
-def _layers(client: Runs, server: Runs) -> list[dict[str, Any]]:
-    """A row for each phase and layer, the medians over the inferences."""
-    rows: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for party, runs in (("client", client), ("server", server)):
-        for run in runs:
-            for entry in run:
-                row = rows.setdefault((entry["phase"], entry["layer"]), {})
-                row.setdefault(f"cpu_{party}", []).append(entry["cpu"])
-                row.setdefault(f"seconds_{party}", []).append(entry["seconds"])
-                if party == "client":
-                    row.setdefault("bytes_to_client", []).append(entry["received"])
-                    row.setdefault("bytes_to_server", []).append(entry["sent"])
-    return [
-        {"phase": phase, "layer": layer, **{name: statistics.median(values) for name, values in row.items()}}
-        for (phase, layer), row in rows.items()
-        if phase in PHASES
-    ]
-
-
-def _entries(traffic: Mapping[tuple[str, str], Traffic]) -> list[dict[str, Any]]:
-    return [
-        {"phase": phase, "layer": layer, "sent": t.sent, "received": t.received, "seconds": t.seconds, "cpu": t.cpu,
-         "rounds": t.turns / 2}
-        for (phase, layer), t in traffic.items()
-    ]  # fmt: skip
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process in MiB; not its parent's, which getrusage would report after a fork."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _server(folder: Path, relu: str, offline: str, network: str) -> None:
-    model = Model(Lowered.load(folder), relus()[relu], REVEALS["logits"])
-    runs: list[list[dict[str, Any]]] = []
-    failures: list[str] = []
-    server = Server(model, modes()[offline], ("127.0.0.1", 0), network=NETWORKS[network], timeout=TIMEOUT,
-                    log=failures.append, finished=lambda traffic: runs.append(_entries(traffic)))  # fmt: skip
-    print(json.dumps({"port": server.port}), flush=True)
-    server.run(connections=1)
-    print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
-
-
-def _client(folder: Path, port: str, network: str) -> None:
-    header, tensors = store.read(folder, "images")
-    runs, logits = [], []
-    with Client("127.0.0.1", int(port), network=NETWORKS[network], timeout=TIMEOUT) as client:
-        for images in tensors["images"].split(header["batch"]):
-            client.prepare(len(images))
-            logits += client.predict(images, len(images)).tolist()
-            runs.append(_entries(client.session.channel.traffic))
-            client.session.channel.traffic.clear()
-    print(json.dumps({"runs": runs, "logits": logits, "peak_mb": peak_mb()}), flush=True)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    {"server": _server, "client": _client}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

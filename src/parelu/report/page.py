@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from parelu import store
 from parelu.errors import UserError
-from parelu.report import latency, plots, tables
+from parelu.report import engines, latency, plots, tables
 from parelu.report.private import duration, size
 from parelu.report.tables import Row
 from parelu.run import Record, Run
@@ -44,6 +44,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         skipped=[(run, s) for run in runs if (s := run.records().get("skipped"))],
         measured=(measured := latency.measured_rows(records)),
         latency=Markup(latency.latency_svg(records)) if measured else "",
+        engine_rows=(engine_rows := engines.engine_rows(records)),
+        engines=Markup(engines.engines_svg(records)) if engine_rows else "",
         frontier=Markup(plots.frontier_svg(records)),
         stages=Markup(plots.stages_svg(records)),
         curves=Markup(plots.curves_svg(records)) if any(record.history for record in records) else "",

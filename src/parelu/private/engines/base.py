@@ -1,0 +1,86 @@
+"""The contract of an engine: it runs a program between parties and says what that took."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from parelu.errors import UserError
+from parelu.private.lower import Lowered
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a measurement is asked for; an engine leaves aside what it has no choice of.
+
+    relu: ReLU protocol; offline: offline mode; network: a name of `channel.NETWORKS`; batch: images a query.
+    """
+
+    relu: str = "sign"
+    offline: str = "he"
+    network: str = "loopback"
+    batch: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """logits: float64 (N, classes), as the client gets them.
+
+    costs: of the row. `total` is the whole cost of a query, the medians over the queries after one that warms up:
+    seconds, bytes_to_client, bytes_to_server, rounds, cpu_client, cpu_server. An engine whose cost has parts has them
+    as `offline` and `online`, of the same form.
+    """
+
+    logits: NDArray[np.float64]
+    costs: Mapping[str, Any]
+
+
+class Engine(abc.ABC):
+    """An engine. A concrete class has no subclasses."""
+
+    name: ClassVar[str]
+
+    def check(self, options: Options) -> None:  # noqa: B027
+        """Raises UserError where the engine has no such option, or is not installed and cannot be."""
+
+    @abc.abstractmethod
+    def described(self, options: Options) -> dict[str, str]:
+        """relu, offline_mode and threat_model of its rows."""
+
+    @abc.abstractmethod
+    def run(self, lowered: Lowered, images: Tensor, options: Options) -> Measurement:
+        """Private inference of uint8 images (N, C, H, W) of the program's size, `batch` a query.
+
+        Raises:
+            UserError: the engine cannot run the program, or a party failed.
+        """
+
+
+def engines() -> dict[str, Engine]:
+    """Name → engine: every final `Engine` in a file of this folder."""
+    package = importlib.import_module("parelu.private.engines")
+    for info in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{info.name}")
+    return {cls.name: cls() for cls in sorted(_final(Engine), key=lambda c: c.name)}
+
+
+def chosen(names: Sequence[str], options: Options) -> list[Engine]:
+    """Engines by name, checked; raises UserError for one that is not there."""
+    known = engines()
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown engine {name!r}; known are {', '.join(known)}")
+        known[name].check(options)
+    return [known[name] for name in names]
+
+
+def _final(cls: type[Engine]) -> list[type[Engine]]:
+    return [final for child in cls.__subclasses__() for final in _final(child)] or [cls]

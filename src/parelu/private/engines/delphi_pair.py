@@ -1,0 +1,188 @@
+"""The `delphi` engine as it is measured: two processes, the deployed server's and client's code.
+
+Every byte is counted off the wire. Seconds are the client's wall time from its first byte to its last. A round is one
+message there and one back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parelu import store
+from parelu.errors import UserError
+from parelu.private.activations.base import relus
+from parelu.private.channel import NETWORKS, Traffic
+from parelu.private.client import Client
+from parelu.private.engines.base import Engine, Measurement, Options
+from parelu.private.engines.delphi import Model
+from parelu.private.lower import Lowered
+from parelu.private.offline.base import modes
+from parelu.private.reveal import REVEALS
+from parelu.private.serve import Server
+
+PHASES = ("offline", "online")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
+TIMEOUT = 600.0  # seconds of silence
+
+
+class Delphi(Engine):
+    name = "delphi"
+
+    def check(self, options: Options) -> None:
+        modes()[options.offline].check_relu(relus()[options.relu])
+
+    def described(self, options: Options) -> dict[str, str]:
+        mode = modes()[options.offline]
+        return {
+            "relu": options.relu,
+            "offline_mode": options.offline,
+            "threat_model": mode.trust(relus()[options.relu]),
+        }
+
+    def run(self, lowered: Lowered, images: Tensor, options: Options) -> Measurement:
+        with tempfile.TemporaryDirectory(prefix="parelu-") as name:
+            folder = Path(name)
+            lowered.save(folder)
+            warm = torch.cat([images[: options.batch], images])
+            store.write(folder, "images", {"batch": options.batch}, {"images": warm})
+            server, client = _run_parties(folder, options.relu, options.offline, options.network)
+        runs = client["runs"][1:], server["runs"][1:]
+        costs = {
+            **{phase: _cost((phase,), *runs) for phase in PHASES}, "total": _cost(PHASES, *runs),
+            "setup": _cost(("setup",), client["runs"][:1], server["runs"][:1]),
+            "peak_mb": client["peak_mb"] + server["peak_mb"],
+            "peak_mb_client": client["peak_mb"], "peak_mb_server": server["peak_mb"],
+            "layers": _layers(*runs),
+        }  # fmt: skip
+        return Measurement(np.array(client["logits"])[len(warm) - len(images) :], costs)
+
+
+def _run_parties(folder: Path, relu: str, offline: str, network: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    with _party("server", folder, relu, offline, network) as server:
+        assert server.stdout is not None
+        first = server.stdout.readline()
+        if not first:
+            raise UserError(f"the server's process failed: {_last_line(server)}")
+        with _party("client", folder, str(json.loads(first)["port"]), network) as client:
+            out, error = client.communicate()
+        rest = server.stdout.readline()
+        if not rest:
+            raise UserError(f"the server's process failed: {_last_line(server)}")
+        if client.returncode:
+            reasons = [(error.strip() or "killed").splitlines()[-1], *json.loads(rest)["log"]]
+            raise UserError(f"private inference failed: {'; '.join(reasons)}")
+        return json.loads(rest), json.loads(out)
+
+
+@contextlib.contextmanager
+def _party(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "parelu.private.engines.delphi_pair", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, **ENVIRONMENT})  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _last_line(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return (process.stderr.read().strip() or "killed").splitlines()[-1]
+
+
+Runs = Sequence[Sequence[Mapping[str, Any]]]  # for each inference, the traffic of each phase and layer
+
+
+def _cost(phases: Sequence[str], client: Runs, server: Runs) -> dict[str, float]:
+    """Medians over the inferences of the sums over the layers of these phases."""
+
+    def total(runs: Runs, what: str) -> float:
+        return statistics.median(sum(t[what] for t in run if t["phase"] in phases) for run in runs)
+
+    return {
+        "seconds": total(client, "seconds"),
+        "bytes_to_client": total(client, "received"), "bytes_to_server": total(client, "sent"),
+        "rounds": total(client, "rounds"), "cpu_client": total(client, "cpu"), "cpu_server": total(server, "cpu"),
+    }  # fmt: skip
+
+
+def _layers(client: Runs, server: Runs) -> list[dict[str, Any]]:
+    """A row for each phase and layer, the medians over the inferences."""
+    rows: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for party, runs in (("client", client), ("server", server)):
+        for run in runs:
+            for entry in run:
+                row = rows.setdefault((entry["phase"], entry["layer"]), {})
+                row.setdefault(f"cpu_{party}", []).append(entry["cpu"])
+                row.setdefault(f"seconds_{party}", []).append(entry["seconds"])
+                if party == "client":
+                    row.setdefault("bytes_to_client", []).append(entry["received"])
+                    row.setdefault("bytes_to_server", []).append(entry["sent"])
+    return [
+        {"phase": phase, "layer": layer, **{name: statistics.median(values) for name, values in row.items()}}
+        for (phase, layer), row in rows.items()
+        if phase in PHASES
+    ]
+
+
+def _entries(traffic: Mapping[tuple[str, str], Traffic]) -> list[dict[str, Any]]:
+    return [
+        {"phase": phase, "layer": layer, "sent": t.sent, "received": t.received, "seconds": t.seconds, "cpu": t.cpu,
+         "rounds": t.turns / 2}
+        for (phase, layer), t in traffic.items()
+    ]  # fmt: skip
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process in MiB; not its parent's, which getrusage would report after a fork."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _server(folder: Path, relu: str, offline: str, network: str) -> None:
+    model = Model(Lowered.load(folder), relus()[relu], REVEALS["logits"])
+    runs: list[list[dict[str, Any]]] = []
+    failures: list[str] = []
+    server = Server(model, modes()[offline], ("127.0.0.1", 0), network=NETWORKS[network], timeout=TIMEOUT,
+                    log=failures.append, finished=lambda traffic: runs.append(_entries(traffic)))  # fmt: skip
+    print(json.dumps({"port": server.port}), flush=True)
+    server.run(connections=1)
+    print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
+
+
+def _client(folder: Path, port: str, network: str) -> None:
+    header, tensors = store.read(folder, "images")
+    runs, logits = [], []
+    with Client("127.0.0.1", int(port), network=NETWORKS[network], timeout=TIMEOUT) as client:
+        for images in tensors["images"].split(header["batch"]):
+            client.prepare(len(images))
+            logits += client.predict(images, len(images)).tolist()
+            runs.append(_entries(client.session.channel.traffic))
+            client.session.channel.traffic.clear()
+    print(json.dumps({"runs": runs, "logits": logits, "peak_mb": peak_mb()}), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"server": _server, "client": _client}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
