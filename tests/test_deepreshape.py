@@ -147,8 +147,8 @@ def test_an_equalised_network_is_thinned_whole_and_what_cannot_be_halved_is_left
 
 def test_criticality_is_deepreduces_where_no_order_is_given():
     first, second = dry("resnet10 m=4"), dry("resnet10 m=4")
-    methods()["deepreshape"]().reduce(first, ())
-    methods()["deepreduce"]().reduce(second, ())
+    methods()["deepreshape"]().reduce(first, (10**6,))
+    methods()["deepreduce"]().least_critical_first(second)
     asked = [[job for job in bench.jobs if job.role == "criticality"] for bench in (first, second)]
     assert [job.name for job in asked[0]] == [job.name for job in asked[1]] and len(asked[0]) == 4
     assert [job.tags for job in asked[0]] == [job.tags for job in asked[1]], "one run folder trains them once"

@@ -176,6 +176,31 @@ class Gate(nn.Module):
         return x * self.conv(x)
 
 
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class Attention(nn.Module):
+    """A sigmoid a pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x + x).sigmoid()
+
+
+class Excitation(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1))
+
+
+def test_the_gate_of_squeeze_and_excitation_has_a_place_and_other_sigmoids_have_none():
+    def problems(module: nn.Module) -> list[str]:
+        return [problem.op for problem in instrument(nn.Sequential(module, nn.Flatten()), (2, 4, 4)).problems]
+
+    assert problems(Excitation()) == []
+    assert problems(Swish()) == problems(Attention()) == ["sigmoid", "a product of two activations"]
+
+
 class Dropping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.5, self.training)

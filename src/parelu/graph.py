@@ -123,10 +123,16 @@ def is_addition(node: fx.Node) -> bool:
 
 
 def is_gate(node: fx.Node) -> bool:
-    """Whether an op is a sigmoid whose every reader is a product: the gate of squeeze-and-excitation."""
+    """Whether an op is the gate of squeeze-and-excitation: one sigmoid a channel, that only multiplies other maps.
+
+    x·sigmoid(x) is no gate but an activation, and so is a sigmoid of a map.
+    """
     module = called_module(node)
     is_sigmoid = isinstance(module, nn.Sigmoid) if module is not None else node.target in SIGMOIDS
-    return is_sigmoid and bool(node.users) and all(user.target in PRODUCTS for user in node.users)
+    if not is_sigmoid or not node.users or set(node.meta.get("shape", ())[1:]) != {1}:
+        return False
+    source = node.all_input_nodes[0]
+    return all(user.target in PRODUCTS and source not in user.all_input_nodes for user in node.users)
 
 
 def problem(node: fx.Node, sites: tuple[type[nn.Module], ...]) -> Problem | None:
