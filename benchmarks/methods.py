@@ -32,7 +32,7 @@ from parelu.distill import Distillation
 from parelu.gates import put_gates
 from parelu.masks import project
 from parelu.methods import Job, Method, Workbench, methods
-from parelu.methods.base import TEACHER
+from parelu.methods.base import TEACHER, masked_jobs
 from parelu.plan import Candidate, Plan, SitePlan
 from parelu.run import Record, Run, cores
 from parelu.study import Reduction, Study
@@ -88,6 +88,8 @@ def effects() -> dict[str, Method]:
     paper = {"schedule": "paper", "search_epochs": 400, "slope_lr": 1e-3, "weight_lr": 1e-3}
     changed |= {"snl-paper": known["snl"](finetune_epochs=FINETUNE, **paper)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
+    changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
+    changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}
     return changed
 
 
@@ -135,6 +137,24 @@ class Placed(Method):
         return {name: gate.coefficients.clone() for name, gate in gates.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Retrained(Method):
+    """Another method's masks, trained from the full network's weights for as long as a search and its finetuning."""
+
+    name: ClassVar[str] = "retrained"
+    source: ClassVar[str] = "what a mask is worth apart from how its network was trained"
+    exact: ClassVar[bool] = True
+    needs_budget: ClassVar[bool] = True
+
+    label: str
+    folder: str = ""
+
+    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+        plans = {budget: Run.open(Path(self.folder)).candidate(f"{self.label}-{budget}").plan for budget in budgets}
+        masks = {budget: {name: site.mask for name, site in plan.sites.items()} for budget, plan in plans.items()}
+        return bench.train(masked_jobs(f"{self.label}-mask", bench, masks, Distillation(), start=TEACHER))
+
+
 class Silent:
     """A watcher that prints a line for each network."""
 
@@ -152,6 +172,8 @@ def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
     study.conduct(setting.study(seed, ()), teacher, Silent())
     if label != "teacher":
         method = {**variants(), **effects()}[label]
+        if isinstance(method, Retrained):
+            method = dataclasses.replace(method, folder=str(out / f"seed{seed}" / method.label))
         budgets = () if label == "deepreduce" else setting.budgets
         weights = teacher / "candidates" / "teacher"
         one = setting.study(seed, (Reduction(method, budgets),), weights)
