@@ -17,6 +17,8 @@ from parelu.methods import methods
 from parelu.methods.deepreduce import criticality
 from parelu.methods.deepreshape import designs, equalise_depth, equalise_width, parse_order
 from parelu.models import spec_of
+from parelu.report.tables import label_of
+from parelu.run import Record
 
 USUAL = (3, 2, 4, 1)
 
@@ -143,6 +145,18 @@ def test_an_equalised_network_is_thinned_whole_and_what_cannot_be_halved_is_left
     assert [job.tags["steps"] for job in bench.jobs] == ["thin all", "thin all; channels 0.5", "thin all; reuse 4"]
     assert set(bench.records["deepreshape-skipped"]) == {"thin all; reuse 8", "thin all; reuse 16"}
     assert all(isinstance(job.objective, Distillation) and "-kd-" in job.name for job in bench.jobs)
+
+
+def test_trainings_of_one_network_can_stand_in_one_run():
+    bench = dry("hrn-2x2x2x m=4")
+    reshape = methods()["deepreshape"]
+    variants = [reshape(order="S3>S2>S4>S1", **o) for o in ({}, {"beta": 6.0}, {"distillation": "kd"})]
+    for variant in variants:
+        variant.reduce(bench, ())
+    names = [job.name for job in bench.jobs]
+    assert len(set(names)) == len(names) and "deepreshape-beta-6-cull-S1" in names
+    labels = {label_of(Record("run", job.name, job.tags, ())) for job in bench.jobs}
+    assert len(labels) == len(names), "a report does not take them for seeds of one network"
 
 
 def test_criticality_is_deepreduces_where_no_order_is_given():

@@ -200,9 +200,9 @@ class DeepReShape(Method):
     def _job(self, bench: Workbench, steps: str) -> Job:
         if self.distillation == "dkd":
             objective = DecoupledDistillation(self.temperature, self.alpha, self.beta, self.warmup)
+            note = f"beta {self.beta:g}" if self.beta != 1 else ""
         else:
-            objective = Distillation(self.temperature, self.kd_weight)
-        note = "" if self.distillation == "dkd" else self.distillation
-        prefix = f"{self.name}-{note}-" if note else f"{self.name}-"
+            objective, note = Distillation(self.temperature, self.kd_weight), "kd"
+        prefix = "-".join([self.name, *note.split(), ""])
         job = stepped_job(self.name, bench, steps, objective, prefix=prefix)
         return dataclasses.replace(job, tags={**job.tags, "note": note})

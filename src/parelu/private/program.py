@@ -99,7 +99,7 @@ class Multiply(Op):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Join(Op):
+class Join(Op, abc.ABC):
     """other: number of the second value it reads."""
 
     other: int

@@ -72,7 +72,9 @@ class Comparison:
 def label_of(record: Record) -> str:
     m = record.metrics
     note = f", {m['note']}" if m.get("note") else ""
-    return m["steps"] or (f"{m['method']} mask{note}" if m["budget"] else "all ReLUs")
+    if m["steps"]:
+        return m["steps"] + note
+    return f"{m['method']} mask{note}" if m["budget"] else "all ReLUs"
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
