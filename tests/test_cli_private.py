@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,8 @@ from test_cli import refused, run
 
 from parelu import cli_private, data
 from parelu.private import measure, reference
+from parelu.private.engines import base as engines
+from parelu.private.engines.base import Measurement
 from parelu.report.page import write_report
 from parelu.run import Run
 
@@ -70,6 +73,57 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
     assert {record.name: record.private for record in study.candidates() if record.private} == before
     text = cli_private.side_by_side(study, data.load("digits"))
     assert "private inference of test image 0" in text and "online time" in text
+
+
+class InTheClear:
+    """An engine without parties: the ring reference, off by a hundredth."""
+
+    def check(self, options):
+        pass
+
+    def described(self, options):
+        return {"relu": "native", "offline_mode": "none", "threat_model": "none at all"}
+
+    def run(self, lowered, images, options):
+        cost = {"seconds": 2.0, "bytes_to_client": 3e6, "bytes_to_server": 0.0, "rounds": 7, "cpu_client": 1.0}
+        return Measurement(reference.run(lowered, images).logits + 0.01, {"total": cost})
+
+
+@pytest.fixture
+def two_engines(monkeypatch):
+    delphi = engines.engines()["delphi"]
+    monkeypatch.setattr(engines, "engines", lambda: {"delphi": delphi, "clear": InTheClear()})
+
+
+def test_bench_puts_engines_side_by_side(capsys, two_engines):
+    arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "4", "--offline", "dealer"]
+    assert run("bench", *arguments, "--engine", "delphi,clear,delphi") == 0
+    text = capsys.readouterr().out
+    head, *rows = [line for line in text.splitlines() if line.startswith(("engine", "delphi", "clear"))]
+    assert [row.split()[0] for row in rows] == ["delphi,", "clear"]
+    assert [row.index(trust) for row, trust in zip(rows, ("semi-honest", "none at all"), strict=True)] == [
+        head.index("threat model")
+    ] * 2
+    assert "no privacy against it" in rows[0] and "2 s" in rows[1] and "3 MB" in rows[1]
+    apart = float(re.findall(r"differs by (\d\.\d+) at most; of 4 images", text)[0])
+    assert 0.01 <= apart < 0.03
+    assert run("bench", *arguments, "--engine", "clear", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["ring"]["largest"] == pytest.approx(0.01) and row["ring"]["same_of_all"] == 4
+
+
+def test_the_report_draws_a_runs_engines(capsys, study, two_engines):
+    assert run("bench", str(study.path)) == 0
+    assert "clear, whole" not in capsys.readouterr().out
+    assert "Engines side by side" not in write_report([study], study.path / "report.html").read_text()
+    ours = {record.name: record.private["row"] for record in study.candidates() if record.private}
+    assert run("bench", str(study.path), "--engine", "clear") == 0
+    assert capsys.readouterr().out.count("clear, whole") == len(ours) > 0
+    measured = {record.name: record.private for record in study.candidates() if record.private}
+    assert {name: value["row"] for name, value in measured.items()} == ours, "nothing is measured twice"
+    page = write_report([study], study.path / "report.html").read_text()
+    assert "Engines side by side" in page and page.count('<td class="text">clear, whole</td>') == len(ours)
+    assert page.count("none at all") == len(ours)
 
 
 def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study):
@@ -127,6 +181,8 @@ def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
         (("infer", "example.test:7000", "a.png"), "give --tls DIR"),
         (("infer", "localhost:1", "a.png"), "is `parelu serve` running there?"),
         (("infer", "localhost:1"), "no image given"),
+        (("bench", "resnet10 m=2", "--engine", "delphi,spu"), "unknown engine 'spu'; known are delphi, spu-aby3"),
+        (("bench", "resnet10 m=2", "--engine", "spu-semi2k", "--network", "lan"), "spu-semi2k cannot shape a network"),
         (("bench", "resnet10 m=2", "--batch", "2"), "give a number that divides --images 5"),
         (("serve", "nowhere", "--processes", "2", "--port", "0"), "a --port of your own"),
         (("prepare", "localhost:1", "0", "--stock-dir", "s"), "give a count from 1 to 10000"),
