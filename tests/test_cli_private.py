@@ -85,7 +85,8 @@ class InTheClear:
         return {"relu": "native", "offline_mode": "none", "threat_model": "none at all"}
 
     def run(self, lowered, images, options):
-        cost = {"seconds": 2.0, "bytes_to_client": 3e6, "bytes_to_server": 0.0, "rounds": 7, "cpu_client": 1.0}
+        cost = {"seconds": 2.0, "bytes_to_client": 3e6, "bytes_to_server": 0.0, "rounds": 7,
+                "cpu_client": 1.0, "cpu_server": 0.0}  # fmt: skip
         return Measurement(reference.run(lowered, images).logits + 0.01, {"total": cost})
 
 
@@ -110,6 +111,9 @@ def test_bench_puts_engines_side_by_side(capsys, two_engines):
     assert run("bench", *arguments, "--engine", "clear", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["ring"]["largest"] == pytest.approx(0.01) and row["ring"]["same_of_all"] == 4
+    assert run("bench", *arguments, "--engine", "clear") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  total +2 s +1 s +0 ms +3 MB +0 B +7$", text, re.MULTILINE) and "layer by layer" not in text
 
 
 def test_the_report_draws_a_runs_engines(capsys, study, two_engines):
