@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
@@ -235,8 +234,8 @@ class _Lowering:
         if isinstance(module, Site):
             self.values[node] = self._site(node, module, source)
         elif isinstance(module, nn.Conv2d):
-            op = Conv(source.number, module.out_channels, _two(module.kernel_size), _two(module.stride),
-                      _two(module.padding), module.groups)  # fmt: skip
+            op = Conv(source.number, module.out_channels, graph.two(module.kernel_size), graph.two(module.stride),
+                      graph.two(module.padding), module.groups)  # fmt: skip
             self.values[node] = self._linear(node, op, source.unit, module.weight, module.bias)
         elif isinstance(module, nn.Linear):
             op = Linear(source.number, module.out_features)
@@ -247,13 +246,13 @@ class _Lowering:
             left, right = sources if len(sources) == 2 else (source, source)
             left, right = self._same_unit(node, left, right)
             self.values[node] = _Value(self._emit(node, Add(left.number, right.number)), left.unit)
-        elif (pool := _pooling(node)) is not None:
+        elif (pool := graph.pooling(node)) is not None:
             kernel, stride, padding = pool
             number = self._emit(node, Pool(source.number, kernel, stride, padding))
             if len(node.meta["shape"]) == 1:
                 number = self._emit(node, Flatten(number))
             self.values[node] = _Value(number, source.unit / math.prod(kernel))
-        elif _is_flatten(node):
+        elif graph.is_flatten(node):
             self.values[node] = _Value(self._emit(node, Flatten(source.number)), source.unit)
         else:
             self.values[node] = source  # identity, dropout
@@ -358,53 +357,6 @@ def _bits(largest: float) -> int:
     return max(math.ceil(largest), 1).bit_length()
 
 
-def _two(value: Any) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else value
-    return int(first), int(second)
-
-
-def _is_flatten(node: fx.Node) -> bool:
-    is_call = node.target in (torch.flatten, "flatten", "view", "reshape")
-    return (is_call or isinstance(graph.called_module(node), nn.Flatten)) and len(node.meta["shape"]) == 1
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _pooling(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """Kernel, stride and padding of an average pool that is a sum over windows of one size, else None."""
-    module = graph.called_module(node)
-    if not node.all_input_nodes or len(node.all_input_nodes[0].meta.get("shape", ())) != 3:
-        return None
-    height, width = node.all_input_nodes[0].meta["shape"][1:]
-    if isinstance(module, nn.AvgPool2d):
-        options = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
-                   module.divisor_override)  # fmt: skip
-    elif node.target is F.avg_pool2d:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        defaults = (None, None, 0, False, True, None)
-        options = tuple(_argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True)))
-    elif isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
-        rows, columns = node.meta["shape"][1:]
-        if height % rows or width % columns:
-            return None
-        kernel = height // rows, width // columns
-        return kernel, kernel, (0, 0)
-    elif node.target in (torch.mean, "mean"):
-        dims = _argument(node, 1, "dim", None)
-        if dims is None or isinstance(dims, int) or sorted(d % 4 for d in dims) != [2, 3]:
-            return None
-        return (height, width), (height, width), (0, 0)
-    else:
-        return None
-    kernel, stride, padding, ceil_mode, count_include_pad, divisor_override = options
-    padding = _two(padding)
-    if ceil_mode or divisor_override or (padding != (0, 0) and not count_include_pad):
-        return None
-    return _two(kernel), _two(stride if stride is not None else kernel), padding
-
-
 def _problem(node: fx.Node) -> Problem | None:
     """What keeps an op, that may stand in a private network, from being lowered."""
     if node.op in ("placeholder", "output", "get_attr") or "shape" not in node.meta:
@@ -415,12 +367,12 @@ def _problem(node: fx.Node) -> Problem | None:
     if isinstance(module, (nn.Conv2d, nn.ConstantPad2d)):
         if isinstance(module, nn.ConstantPad2d):
             return Problem(path, name, "use the padding of the convolution or pool behind it")
-        if isinstance(module.padding, str) or module.padding_mode != "zeros" or _two(module.dilation) != (1, 1):
+        if not graph.is_plain(module):
             return Problem(path, "a convolution with named or reflected padding or dilation",
                            "use numbers for its zero padding, and dilation 1")  # fmt: skip
         return None
     plain = (Site, nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d)
-    if isinstance(module, plain) or _is_flatten(node) or _pooling(node) is not None:
+    if isinstance(module, plain) or graph.is_flatten(node) or graph.pooling(node) is not None:
         if isinstance(module, nn.Linear) and len(node.meta["shape"]) != 1:
             return Problem(path, "a linear layer on a feature map", "flatten the map first, or use a 1×1 convolution")
         return None
