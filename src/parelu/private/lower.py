@@ -1,4 +1,4 @@
-"""From a network to a program and the server's integers: batch-norms folded, fixed point, ranges by calibration."""
+"""From a network to a program and the server's integers: layers fused, fixed point, ranges by calibration."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from parelu import graph, store
 from parelu.data import normalise
 from parelu.errors import UserError
-from parelu.fuse import fold_batch_norms
+from parelu.fuse import Cost, fuse
 from parelu.graph import Problem
+from parelu.packing import seconds
 from parelu.private.program import (
     Activation,
     Add,
@@ -107,32 +108,36 @@ class Lowered:
 
 def problems(network: Network) -> tuple[Problem, ...]:
     """Every op that has no secure lowering, with its module path and the remedy."""
-    folded = network if network.problems else fold_batch_norms(network)
-    found = (graph.problem(node, (Site,)) or _problem(node) for node in folded.graph.nodes)
+    return _problems(network if network.problems else fuse(network))
+
+
+def _problems(fused: Network) -> tuple[Problem, ...]:
+    found = (graph.problem(node, (Site,)) or _problem(node) for node in fused.graph.nodes)
     return tuple(dict.fromkeys(p for p in found if p))
 
 
-def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any]) -> Lowered:
-    """Lower a network that follows its plan and has its weights.
+def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *, cost: Cost = seconds) -> Lowered:
+    """Fuse and lower a network that follows its plan and has its weights.
 
     images: uint8 (N, *network.input_shape), training images that the ranges are calibrated on; a few hundred do.
     preprocessing: of a candidate: mean, std, and image, (C, H, W) of the data set's images, else the network's input.
+    cost: what fusion weighs; `fuse.nothing` for the layers as they are.
 
     Raises:
         UserError: an op has no secure lowering (one line each), or the wrap bound is above 1e-4.
     """
-    found = problems(network)
+    fused = network if network.problems else fuse(network, cost=cost)
+    found = _problems(fused)
     if found:
         raise UserError("\n".join(map(str, found)))
     mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))
     native = preprocessing.get("image", network.input_shape)
-    folded = fold_batch_norms(network)
-    seen = _calibrate(folded, images, mean, std)
+    seen = _calibrate(fused, images, mean, std)
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
-    square_bits, lowered = WEIGHT_BITS, _Lowering(folded, seen, WEIGHT_BITS).result(described)
+    square_bits, lowered = WEIGHT_BITS, _Lowering(fused, seen, WEIGHT_BITS).result(described)
     while lowered.wrap_bound > LARGEST_WRAP and square_bits > LEAST_SQUARE_BITS:
         square_bits -= 1
-        lowered = _Lowering(folded, seen, square_bits).result(described)
+        lowered = _Lowering(fused, seen, square_bits).result(described)
     if lowered.wrap_bound <= LARGEST_WRAP:
         return lowered
     raise UserError(f"a truncation may wrap with probability {lowered.wrap_bound:.1e} an inference, more than "
@@ -198,7 +203,7 @@ class _Value:
 
 
 class _Lowering:
-    """Walks the folded graph and writes ops; `values` has the number and unit of each node's tensor."""
+    """Walks the fused graph and writes ops; `values` has the number and unit of each node's tensor."""
 
     def __init__(self, network: Network, seen: Mapping[tuple[fx.Node, str], _Seen], square_bits: int) -> None:
         self.network, self.seen, self.square_bits = network, seen, square_bits
