@@ -11,7 +11,7 @@ ROOT = Path(parelu.__file__).parent
 ORDER = (
     "errors", "graph", "sites", "dapa", "gate_loops", "gates", "models", "store", "plan", "count", "steps",
     "datasets", "data", "distill", "run", "masks", "train", "chains", "composition", "packing", "fuse", "private",
-    "methods", "mask_search", "search", "study", "pareto", "report", "progress", "cli_private", "cli",
+    "methods", "mask_search", "search", "study", "merging", "pareto", "report", "progress", "cli_private", "cli",
 )  # fmt: skip
 
 

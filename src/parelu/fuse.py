@@ -56,6 +56,20 @@ def fuse(network: Network, *, cost: Cost = seconds, padded: bool = False, apart:
     return fused.float()
 
 
+def layers(network: Network) -> list[Convolution]:
+    """The layers with secret numbers, in order of execution; a matrix is a convolution of a 1×1 map."""
+    kinds = (nn.Conv2d, nn.Linear, *graph.BATCH_NORMS, Site)
+    return [_alone(node) for node, module in graph.calls(network, kinds) if not _is_free(module)]
+
+
+def _is_free(module: nn.Module) -> bool:
+    """Whether it is a site without a polynomial of degree 1 that differs from the identity."""
+    if not isinstance(module, Site):
+        return False
+    lines = (module.coefficients[:2] != torch.tensor([[0.0], [1.0]])).any(0) & (module.coefficients[2] == 0)
+    return module.relus == module.mask.numel() or not bool(lines.any())
+
+
 def _fold_batch_norms(network: Network) -> None:
     """Take away the batch-norms that follow a convolution or linear layer.
 
@@ -202,10 +216,7 @@ class _Merging:
             return self._cut(unit.left)[0] + self._cut(unit.right)[0]
         if graph.pooling(unit) is not None or graph.is_flatten(unit):
             return 0.0
-        if isinstance(graph.called_module(unit), nn.Linear):
-            return self.cost(_matrix((unit,)))
-        channels = shape(unit)[0]
-        return self.cost(_layer(unit) or Convolution(channels, channels, (1, 1), groups=channels))
+        return self.cost(_alone(unit))
 
     def _joined(self, first: _Merged | None, second: _Merged | None) -> _Merged | None:
         if first and second and (self.padded or first.layer.is_exact_before(second.layer)):
@@ -306,6 +317,14 @@ class _Merging:
 def _matrix(units: Units) -> Convolution:
     """The shape of the matrix that could stand for these units."""
     return Convolution(math.prod(shape(source(units))), shape(end(units))[0], (1, 1))
+
+
+def _alone(node: fx.Node) -> Convolution:
+    """The shape of a layer with secret numbers, as it stands."""
+    if isinstance(graph.called_module(node), nn.Linear):
+        return _matrix((node,))
+    channels = shape(node)[0]
+    return _layer(node) or Convolution(channels, channels, (1, 1), groups=channels)
 
 
 def _layer(node: fx.Node) -> Convolution | None:

@@ -273,12 +273,12 @@ def _after(node: fx.Node) -> Iterator[fx.Node]:
         following = following.next
 
 
-def assign_stages(network: Network, declared: Mapping[str, str] | None) -> None:
+def assign_stages(network: Network, declared: Mapping[str, str | tuple[str, ...]] | None) -> None:
     """Give each site its stage and its block.
 
-    `declared` maps a stage to the module path that its sites stand under. Without it, the stem is what comes before
-    the first fork of a residual network, and a stage is a run of sites of equal spatial size. A block ends with the
-    site behind an addition.
+    `declared` maps a stage to the module path, or paths, that its sites stand under. Without it, the stem is what comes
+    before the first fork of a residual network, and a stage is a run of sites of equal spatial size. A block ends with
+    the site behind an addition.
     """
     fork = next((n for n in network.graph.nodes if sum("shape" in u.meta for u in n.users) > 1), None)
     in_stem = fork is not None and declared is None
@@ -300,9 +300,9 @@ def assign_stages(network: Network, declared: Mapping[str, str] | None) -> None:
         in_stem = in_stem and node is not fork
 
 
-def _declared_stage(name: str, declared: Mapping[str, str]) -> str:
-    for stage, path in declared.items():
-        if name == path or name.startswith(path + "."):
+def _declared_stage(name: str, declared: Mapping[str, str | tuple[str, ...]]) -> str:
+    for stage, paths in declared.items():
+        if any(name == path or name.startswith(path + ".") for path in ([paths] if isinstance(paths, str) else paths)):
             return stage
     raise ValueError(f"site {name} stands under none of the declared stages {dict(declared)}")
 

@@ -72,7 +72,7 @@ class Comparison:
 def label_of(record: Record) -> str:
     m = record.metrics
     note = f", {m['note']}" if m.get("note") else ""
-    return m["steps"] or (f"{m['method']} mask{note}" if m["budget"] else "all ReLUs")
+    return (m["steps"] or (f"{m['method']} mask" if m["budget"] else "all ReLUs")) + note
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
