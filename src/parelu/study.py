@@ -108,6 +108,7 @@ def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
     for reduction, given in zip(study.reductions, budgets, strict=True):
         if reduction.method.needs_budget and not given and not reduction.match:
             raise UserError(f"{reduction.method.name} needs a budget; give --budget, for example --budget 0.1")
+        reduction.method.check(spec, study.training)
     weights = _read_weights(study.weights) if study.weights else None
     run = Run.start(folder, study.config())
     with run.locked(), Trainer(run, source, study.seed, watcher) as trainer:

@@ -22,7 +22,8 @@ from parelu.data import Dataset, Split
 from parelu.distill import Batch, Objective
 from parelu.errors import UserError
 from parelu.gates import gates_of
-from parelu.masks import MaskLearner, Step
+from parelu.learner import Learner, Step
+from parelu.models import AUXILIARY
 from parelu.plan import Plan, load_weights
 from parelu.run import write_history
 from parelu.sites import Network, observed
@@ -144,7 +145,7 @@ def train(
     folder: Path,
     teacher: Teacher | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
-    learner: MaskLearner | None = None,
+    learner: Learner | None = None,
 ) -> list[dict[str, Any]]:
     """Train a network in place; continues from the checkpoint in `folder` where there is one.
 
@@ -155,11 +156,11 @@ def train(
         seed: of the order of the images and their augmentation; the fresh weights are the caller's.
         folder: gets metrics.jsonl and the checkpoint.
         watch: called after each step.
-        learner: moves the network's gates, which it has put there.
+        learner: moves something beside the weights, which it has put into the network.
 
     Returns:
-        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds; with a learner,
-        the ReLUs kept, in all and a stage.
+        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds; and what a
+        learner reports, such as the ReLUs kept.
 
     Raises:
         UserError: the loss is not finite, or the data set does not fit the network.
@@ -183,7 +184,7 @@ def train(
         history.append({
             "epoch": epoch + 1,
             **means,
-            **(_kept(learner, network) if learner else {}),
+            **(learner.report(network) if learner else {}),
             "lr": optimizers[0].param_groups[0]["lr"],
             "validation_accuracy": accuracy(network, dataset.validation, dataset),
             "seconds": time.perf_counter() - started,
@@ -201,7 +202,7 @@ def _epoch(
     seed: int,
     epoch: int,
     teacher: Teacher | None,
-    learner: MaskLearner | None,
+    learner: Learner | None,
 ) -> Iterator[dict[str, float]]:
     """One epoch; yields after each step the loss and its terms."""
     torch.manual_seed(_mix(seed, epoch))  # dropout
@@ -214,15 +215,19 @@ def _epoch(
         shape = training.shape((epoch * steps + number) / (steps * training.epochs))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["full_lr"] * shape
-        watched = (gates or network.sites) if objective.reads_maps else {}
+        watched: dict[str, nn.Module] = {**(gates or network.sites)} if objective.reads_maps else {}
+        if objective.reads_auxiliary:
+            watched[AUXILIARY] = network.get_submodule(AUXILIARY)
         with _autocast(), observed(watched) as maps:
             logits = network(inputs := fit(images, network))
+        auxiliary = maps.pop(AUXILIARY).float() if objective.reads_auxiliary else None
         if logits.shape[1:] != (dataset.classes,):
             raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
                             f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
         batch = Batch(
-            labels, maps, answers and partial(answers, number, images), teacher and partial(teacher.maps, images)
-        )
+            labels, maps, answers and partial(answers, number, images), teacher and partial(teacher.maps, images),
+            auxiliary,
+        )  # fmt: skip
         terms = objective(logits.float(), batch)
         loss = torch.stack(list(terms.values())).sum()
         for optimizer in optimizers:
@@ -350,7 +355,7 @@ def _batches(dataset: Dataset, training: Training, seed: int, epoch: int) -> Ite
         yield data.normalise(images.to(_device()), dataset.mean, dataset.std), labels.to(_device())
 
 
-def _optimizers(network: Network, training: Training, learner: MaskLearner | None) -> list[torch.optim.Optimizer]:
+def _optimizers(network: Network, training: Training, learner: Learner | None) -> list[torch.optim.Optimizer]:
     """One for the weights, one for what the learner moves; each group's `full_lr` is scaled by the schedule."""
     gates = gates_of(network)
     own = {id(parameter) for gate in gates.values() for parameter in gate.parameters()}
@@ -365,14 +370,6 @@ def _optimizers(network: Network, training: Training, learner: MaskLearner | Non
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["full_lr"] = group["lr"]
     return optimizers
-
-
-def _kept(learner: MaskLearner, network: Network) -> dict[str, Any]:
-    """ReLUs that stand now, for the history."""
-    stages: dict[str, int] = {}
-    for gate in gates_of(network).values():
-        stages[gate.stage] = stages.get(gate.stage, 0) + learner.kept({gate.name: gate})
-    return {"relus": sum(stages.values()), "stages": stages}
 
 
 def _blown_up(network: Network, loss: float, epoch: int, training: Training) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from parelu.errors import UserError
 
 LARGEST_SIDE = 4096
+AUXILIARY = "auxiliary"  # module path of a classifier at a shallower depth, in a network that has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +92,17 @@ def spec_of(name: str, input: tuple[int, int, int], classes: int) -> Spec:
 
 
 def spec_from_json(data: Any) -> Spec:
-    """The inverse of `Spec.to_json`; raises `UserError` for anything else."""
+    """The inverse of `Spec.to_json`; raises `UserError` for anything else.
+
+    A field that has a default may be missing: it is younger than the file.
+    """
     cls = families().get(str(data.get("family"))) if isinstance(data, dict) else None
     if cls is None:
         raise UserError(f"no known architecture in {str(data)[:80]!r}")
     hints = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "family"}
-    if set(values) != set(hints):
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    if not required <= set(values) <= set(hints):
         raise UserError(f"architecture {cls.family}: fields {sorted(values)} are not {sorted(hints)}")
     for key, value in values.items():
         if not _is_of(value, hints[key]):

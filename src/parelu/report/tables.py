@@ -77,7 +77,7 @@ def label_of(record: Record) -> str:
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
     """Those that stand for themselves: the full-ReLU networks and the methods' candidates."""
-    chosen = [record for record in records if record.metrics["role"] != "criticality"]
+    chosen = [record for record in records if record.metrics["role"] in ("teacher", "candidate")]
     if not chosen:
         raise UserError("no network is finished in these runs yet; run the same command again to go on")
     return chosen
