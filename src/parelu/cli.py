@@ -32,6 +32,8 @@ def _one_of(classes: Mapping[str, type[Any]]) -> Any:
 
 
 if TYPE_CHECKING:
+    from parelu.report.tables import Axis
+
     AnyMethod = Method
 else:
     AnyMethod = _one_of(methods())
@@ -221,12 +223,16 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-    """Print the accuracy–ReLU frontier of one or more runs.
+    """Print the frontier of one or more runs: accuracy against ReLUs, or against another cost.
 
     parelu frontier runs/quickstart/seed0
+
+    parelu frontier runs/quickstart/seed0 --x latency
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
+    x: Literal["relus", "macs", "depth", "latency", "bytes"] = "relus"
+    """the cost; latency and bytes are online, of the networks that parelu bench measured"""
     json: bool = False
     """print JSON"""
 
@@ -236,9 +242,9 @@ class Frontier:
         runs = _open(self.runs, "frontier")
         if self.json:
             records = [record for run in runs for record in run.candidates()]
-            print(json.dumps([row.to_json() for row in tables.frontier_rows(records)], indent=1))
+            print(json.dumps([row.to_json() for row in tables.frontier_rows(records, self.x)], indent=1))
         else:
-            _print_frontier(runs)
+            _print_frontier(runs, self.x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,10 +300,10 @@ def _open(paths: tuple[Path, ...], command: str) -> list[Run]:
     return [Run.open(path) for path in paths]
 
 
-def _print_frontier(runs: list[Run]) -> None:
+def _print_frontier(runs: list[Run], x: Axis = "relus") -> None:
     from parelu.report import tables
 
-    print(tables.frontier_text([record for run in runs for record in run.candidates()]))
+    print(tables.frontier_text([record for run in runs for record in run.candidates()], x))
 
 
 def _write_report(runs: list[Run], path: Path) -> None:
