@@ -186,7 +186,9 @@ def test_what_is_trained_for_a_candidate():
     assert (first.name, second.name) == ("gated-97-branches", "gated-97")
     assert (first.role, second.role) == ("scaffold", "candidate")
     assert first.start == bench.searches[0].start_of(97) == "senet-97/97" and second.start == first.name
-    assert (first.training.epochs, first.training.schedule, second.training.epochs) == (2, "constant", 3)
+    parts = [(job.training.epochs, job.training.begin, job.training.end) for job in bench.jobs]
+    assert parts == [(2, 0.0, 0.4), (3, 0.4, 1.0)], "one schedule of the learning rate"
+    assert {job.training.lr for job in bench.jobs} == {bench.training.lr}
     blocks = bench.records["gated-97"]["shallow"]
     assert first.spec.gated == second.spec.shallow == tuple(blocks) and blocks
     gone = set(first.plan.sites) - set(second.plan.sites)
@@ -235,6 +237,7 @@ def test_a_threshold_that_removes_every_block_is_refused_before_the_search(optio
         (["--gate-epochs", "9"], "γ moves for 9 of 5 finetuning epochs"),
         (["--gate-epochs", "0"], "γ moves for 0 of 5 finetuning epochs"),
         (["--finetune-epochs", "1"], "γ moves for 0 of 1 finetuning epochs"),
+        (["--training", "paper", "--epochs", "3"], "γ moves for 0 of 3 finetuning epochs"),
         (["--model", "torchvision_style:build"], "gated branching rebuilds the blocks of our ResNets, not"),
     ],
 )  # fmt: skip

@@ -41,6 +41,7 @@ class Training:
             rises over the first quarter and falls linearly to 0.
         momentum: of SGD; Adam has its own (0.9, 0.999).
         clip: largest norm of the weights' gradient; 0 for none.
+        begin, end: the part of the schedule that the epochs go through, where one training is made of several.
     """
 
     epochs: int = 120  # DeepReDuce, section 4
@@ -52,15 +53,20 @@ class Training:
     label_smoothing: float = 0.0
     optimizer: Optimizer = "sgd"
     clip: float = 0.0
+    begin: float = 0.0
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         for name, (kinds, within, words) in _ALLOWED.items():
             value = getattr(self, name)
             if not isinstance(value, kinds) or isinstance(value, bool) or not within(value):
                 raise UserError(f"{name} is {value!r}; it should be {words}")
+        if self.begin >= self.end:
+            raise UserError(f"begin is {self.begin!r}; it should be below end, which is {self.end!r}")
 
     def shape(self, progress: float) -> float:
         """Learning rate as a share of `lr` where `progress`, in [0, 1), of all steps are done."""
+        progress = self.begin + (self.end - self.begin) * progress
         if self.schedule == "step":
             return 0.1 ** int(progress * 4)
         if self.schedule == "cosine":
@@ -79,6 +85,8 @@ _ALLOWED: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
     "momentum": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
     "weight_decay": ((int, float), lambda x: 0 <= x < math.inf, "a number, 0 or more"),
     "clip": ((int, float), lambda x: 0 <= x < math.inf, "a number, 0 or more"),
+    "begin": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "end": ((int, float), lambda x: 0 < x <= 1, "a number above 0, at most 1"),
     "optimizer": ((str,), lambda name: name in get_args(Optimizer), f"one of {', '.join(get_args(Optimizer))}"),
     "label_smoothing": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
 }

@@ -55,10 +55,9 @@ class Gated(LayerBudgets):
 
     Attributes:
         d_th: blocks with a smaller sensitivity get a shallow branch.
-        gate_epochs: of the finetuning's epochs, those in which the shallow branches take over, before the learning rate
-            first falls; half if left out.
+        gate_epochs: of the finetuning's epochs, the first ones, in which the shallow branches take over; if left out,
+            those before the first drop of a step schedule, else half. The learning rate's schedule goes on behind them.
         gate_schedule: of γ, from 0 to 1 over these epochs, moved every step.
-        gate_lr: learning rate in them.
         auxiliary: train a classifier ahead of the last stage too (AKD); each exit is a candidate of its own.
     """
 
@@ -70,13 +69,12 @@ class Gated(LayerBudgets):
     d_th: float = 0.05  # Table 1: 0.05 or 0.1
     gate_epochs: int | None = None  # section 5.1: 90 of 180
     gate_schedule: Literal["linear", "cosine"] = "linear"  # section 5.1
-    gate_lr: float = 0.01  # section 5.1
     auxiliary: bool = False
 
     def check(self, spec: Spec, training: Training) -> None:
         if not isinstance(spec, ResNet):
             raise UserError(f"gated branching rebuilds the blocks of our ResNets, not of the family {spec.family}")
-        self._epochs(self.finetune_epochs or training.epochs)
+        self._epochs(dataclasses.replace(training, epochs=self.finetune_epochs or training.epochs))
 
     def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Refuses, before the searches, a threshold that would leave no block behind them."""
@@ -103,13 +101,13 @@ class Gated(LayerBudgets):
         spec = dataclasses.replace(_resnet(job), exits="both" if self.auxiliary else "last")
         blocks = self._shallow(spec, bench.teacher.plan, {name: site.relus for name, site in job.plan.sites.items()})
         bench.record(job.name, {"d_th": self.d_th, "shallow": list(blocks)})
-        gate_epochs = self._epochs(job.training.epochs)
+        epochs, gate_epochs = job.training.epochs, self._epochs(job.training)
         role = "scaffold" if self.auxiliary else "candidate"
         name = f"{job.name}-both" if self.auxiliary else job.name
         if not blocks:
             return None, dataclasses.replace(job, name=name, spec=spec, role=role)
-        gating = dataclasses.replace(job.training, epochs=gate_epochs, lr=self.gate_lr, schedule="constant")
-        rest = dataclasses.replace(job.training, epochs=job.training.epochs - gate_epochs)
+        gating = dataclasses.replace(job.training, epochs=gate_epochs, end=gate_epochs / epochs)
+        rest = dataclasses.replace(job.training, epochs=epochs - gate_epochs, begin=gate_epochs / epochs)
         gated, shallow = (dataclasses.replace(spec, **{form: blocks}) for form in ("gated", "shallow"))
         first = dataclasses.replace(job, name=f"{job.name}-branches", role="scaffold", spec=gated, training=gating,
                                     learner=Blend(self.gate_schedule))  # fmt: skip
@@ -129,13 +127,14 @@ class Gated(LayerBudgets):
             )
         return blocks
 
-    def _epochs(self, finetuning: int) -> int:
+    def _epochs(self, finetuning: Training) -> int:
         """Epochs in which γ moves, of those of the finetuning."""
-        epochs = finetuning // 2 if self.gate_epochs is None else self.gate_epochs
-        if not 1 <= epochs < finetuning:
+        until_drop = finetuning.epochs // (4 if finetuning.schedule == "step" else 2)
+        epochs = until_drop if self.gate_epochs is None else self.gate_epochs
+        if not 1 <= epochs < finetuning.epochs:
             raise UserError(
-                f"γ moves for {epochs} of {finetuning} finetuning epochs; it takes at least 1 and leaves at least 1: "
-                "give another --gate-epochs, or more --finetune-epochs"
+                f"γ moves for {epochs} of {finetuning.epochs} finetuning epochs; it takes at least 1 and leaves at "
+                "least 1: give another --gate-epochs, or more --finetune-epochs"
             )
         return epochs
 
