@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from parelu.composition import Convolution, compose, fitted
-from parelu.packing import SLOTS, packing, seconds
+from parelu.packing import SLOTS, Packing, packing, seconds
 
 PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
@@ -149,6 +149,15 @@ def test_a_packing_holds_what_it_must(inputs, outputs, size, kernel, stride):
     assert found.uploads <= found.products and found.downloads <= found.products
     assert found.products * SLOTS >= inputs * outputs * padded**2
     assert found.seconds < seconds(layer) < math.inf
+    room = SLOTS // padded**2
+    every = [(-(-inputs // n), -(-outputs // (room // n))) for n in range(1, min(inputs, room) + 1)]
+    best = min(Packing(up, up * down, down).seconds for up, down in every)
+    assert found.seconds == pytest.approx(best), "no split is cheaper"
+
+
+def test_a_map_that_is_larger_than_a_polynomial_is_cut():
+    layer = Convolution(3, 8, (224, 224), (3, 3), (1, 1), (1, 1))
+    assert packing(layer).uploads == 3 * -(-(226**2) // SLOTS)
 
 
 def test_the_number_of_products_does_not_see_the_kernel():

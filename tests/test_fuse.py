@@ -173,6 +173,14 @@ def test_a_constant_ahead_of_a_padded_layer_ends_at_the_border(padding):
     assert same(network, fuse(fused)), "what is merged can be fused again"
 
 
+def test_a_block_whose_shapes_forbid_it_is_not_merged():
+    """Strides 2 and 1 that end in maps of one size: no convolution is their sum."""
+    block = Branches(nn.Conv2d(3, 4, 1, 2), nn.Conv2d(3, 4, 4))
+    network = ready(nn.Sequential(block, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), (3, 7, 7))
+    fused = fuse(network, padded=True, **FEWEST)
+    assert layers(fused) == layers(network) == 3 and same(network, fused)
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

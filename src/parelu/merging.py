@@ -44,7 +44,7 @@ def _starting_point(candidate: Candidate, name: str, epochs: int, training: Trai
     fused = fuse(network, padded=True)
     if len(layers(fused)) >= len(layers(fuse(network))):
         raise UserError(f"{name}: no two layers merge that are not merged exactly already: a ReLU stands between them, "
-                        "or merging would cost more; bench it as it is")  # fmt: skip
+                        "their shapes forbid it, or it would cost more; bench it as it is")  # fmt: skip
     spec, plan = merged(fused, candidate.spec.classes), Plan.of(fused)
     tags = {key: candidate.metrics[key] for key in ("method", "steps", "budget")}
     note = ", ".join(part for part in (candidate.metrics.get("note", ""), NOTE) if part)

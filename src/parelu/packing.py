@@ -8,6 +8,7 @@ products depends on the map and the channels, and not on the kernel.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from parelu.composition import Convolution
@@ -38,6 +39,7 @@ class Packing:
         return computing + self.bytes * BYTE
 
 
+@functools.cache
 def packing(layer: Convolution) -> Packing:
     """The cheapest split of a polynomial between input and output channels; a matrix is a convolution of a 1×1 map.
 
@@ -47,10 +49,12 @@ def packing(layer: Convolution) -> Packing:
     touched = math.prod(end * k if k < s else (end - 1) * s + k for end, k, s in ends)
     room, pieces = max(1, SLOTS // touched), -(-touched // SLOTS)
     inputs, outputs = layer.inputs // layer.groups, layer.outputs // layer.groups
+    few = range(1, math.isqrt(inputs) + 2)
     found = []
-    for together in range(1, min(inputs, room) + 1):
-        up, down = -(-inputs // together), -(-outputs // (room // together))
-        found.append(Packing(*(layer.groups * pieces * count for count in (up, up * down, down))))
+    for together in {*few, *(-(-inputs // up) for up in few)}:  # the fewest channels for each number of uploads
+        if together <= min(inputs, room):
+            up, down = -(-inputs // together), -(-outputs // (room // together))
+            found.append(Packing(*(layer.groups * pieces * count for count in (up, up * down, down))))
     return min(found, key=lambda one: one.seconds)
 
 
