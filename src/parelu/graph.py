@@ -118,7 +118,8 @@ def is_relu(node: fx.Node) -> bool:
 
 
 def is_addition(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in ADDITIONS
+    """Whether it is the sum of its terms; one with a factor (alpha) is not."""
+    return node.op in ("call_function", "call_method") and node.target in ADDITIONS and "alpha" not in node.kwargs
 
 
 def two(value: Any) -> tuple[int, int]:

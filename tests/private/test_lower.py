@@ -138,6 +138,11 @@ class Constant(nn.Module):
         return x + 1.0
 
 
+class Weighted(nn.Module):
+    def forward(self, x):
+        return torch.add(x, torch.relu(x), alpha=2)
+
+
 class Half(nn.Module):
     def forward(self, x):
         return x[:, :, :3]
@@ -162,6 +167,7 @@ class Functional(nn.Module):
         (nn.BatchNorm2d(4, track_running_stats=False), "op: a batch-norm without", "track_running_stats=True"),
         (Broadcast(), "op: an addition that broadcasts", "give both terms one shape"),
         (Constant(), "op: an addition of a constant", "bias of the layer before"),
+        (Weighted(), "op: add", "additions of two maps"),
         (Half(), "op: getitem", "write it with convolutions"),
         (Functional(), "op: avg_pool2d", "no ceil_mode"),
     ],
