@@ -222,6 +222,9 @@ def test_frontier_and_report(capsys, finished: tuple[Run, Silent], tmp_path):
     assert run("frontier", folder, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert {"relus", "test", "on_frontier"} <= set(rows[0])
+    assert run("frontier", folder, "--x", "macs") == 0
+    assert "* on the frontier over multiply-adds, chosen by" in capsys.readouterr().out
+    assert "has a measured latency; run parelu bench RUN first" in refused(capsys, "frontier", folder, "--x", "latency")
     assert run("report", folder, "--out", str(tmp_path / "page.html")) == 0
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
@@ -331,5 +334,6 @@ def test_networks_that_a_library_does_not_have(capsys, libraries, monkeypatch):
     assert "read 3 channels, not 1: give --input 3xHxW" in refused(
         capsys, "inspect", "torchvision:plain", "--input", "1x8x8"
     )
-    monkeypatch.setitem(sys.modules, "timm", None)
-    assert "pip install 'parelu[zoo]'" in refused(capsys, "inspect", "timm:plain.v1")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "timm", None)
+        assert "pip install 'parelu[zoo]'" in refused(capsys, "inspect", "timm:plain.v1")

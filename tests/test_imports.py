@@ -10,8 +10,9 @@ ROOT = Path(parelu.__file__).parent
 # A room may import the rooms below it in this list, itself, and nothing above.
 ORDER = (
     "errors", "graph", "sites", "dapa", "gate_loops", "gates", "models", "store", "plan", "count", "steps",
-    "datasets", "data", "distill", "run", "masks", "train", "fuse", "private", "methods", "mask_search", "search",
-    "study", "pareto", "report", "progress", "cli_private", "cli",
+    "datasets", "data", "distill", "run", "learner", "masks", "train", "chains", "composition", "packing", "fuse",
+    "private", "methods", "mask_search", "search", "study", "merging", "pareto", "report", "progress", "cli_private",
+    "cli",
 )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from parelu import data
 from parelu.gates import Gate, gates_of, positions
-from parelu.masks import Step, kept_share, project
+from parelu.learner import Step
+from parelu.masks import kept_share, project
 from parelu.methods.autorep import Indicators
 from parelu.methods.bcd import Blocks
 from parelu.methods.fisher import Ranked

@@ -163,6 +163,57 @@ def test_the_frontier_is_chosen_by_validation_accuracy():
     assert [row.relus for row in rows if row.on_frontier] == [200, 100, 50, 20]
 
 
+def costing(one: Record, macs: int, depth: int, seconds: float | None = None, squares: int = 0) -> Record:
+    """The record with other costs, measured if it has seconds."""
+    metrics = {**one.metrics, "macs": macs, "depth": depth, "squares": squares}
+    online = {"seconds": seconds, "bytes_to_client": 900, "bytes_to_server": 100 * (seconds or 0)}
+    private = {"ring": {}, "row": {"online": online}} if seconds is not None else None
+    return dataclasses.replace(one, metrics=metrics, private=private)
+
+
+def test_other_costs_have_frontiers_of_their_own():
+    networks = [
+        costing(record("train", "", 200, 90, role="teacher"), 1000, 9, 8.0),
+        costing(record("snl", "", 100, 85), 1000, 9, 5.0),
+        costing(record("gated", "", 90, 84), 700, 7),
+        costing(record("autorep", "", 50, 86), 1000, 9, 6.0, squares=50),
+        costing(record("deepreduce", "cull S1", 120, 83), 600, 8, 7.0),
+    ]
+    expected = {
+        "relus": ["train", "snl", "gated", "autorep"],
+        "macs": ["train", "autorep", "gated", "deepreduce"],
+        "depth": ["train", "autorep", "gated"],
+        "latency": ["train", "autorep", "snl"],
+        "bytes": ["train", "autorep", "snl"],
+    }
+    for axis, methods in expected.items():
+        rows = tables.frontier_rows(networks, axis)
+        assert sorted(row.method for row in rows if row.on_frontier) == sorted(methods)
+        costs = [getattr(row, axis) for row in rows if getattr(row, axis) is not None]
+        assert costs == sorted(costs, reverse=True)
+        board = [row for row in rows if getattr(row, axis) is not None and (axis in tables.MEASURED or not row.squares)]
+        points = [(getattr(row, axis), row.validation) for row in board]
+        chosen = {board[i].method for i in pareto.frontier(points)}
+        assert chosen == {row.method for row in board if row.on_frontier}
+    text = tables.frontier_text(networks, "latency")
+    assert "on the frontier over online time" in text and "squares have one of their own" not in text
+    assert text.splitlines()[0].split()[-3:] == ["online", "method", "network"] and "–" in text and "5 s" in text
+    assert "1.4 kB" in tables.frontier_text(networks, "bytes")
+    assert "over multiply-adds" in tables.frontier_text(networks, "macs")
+
+
+def test_measured_costs_are_means_over_the_measured_seeds():
+    pair = [costing(record("snl", "", 100, 85, seed), 1000, 9, seconds) for seed, seconds in ((0, 4.0), (1, 6.0))]
+    (row,) = tables.frontier_rows([*pair, costing(record("snl", "", 100, 85, 2), 1000, 9)], "latency")
+    assert (row.latency, row.bytes, row.seeds) == (5.0, 1400.0, 3)
+
+
+@pytest.mark.parametrize("axis", ["latency", "bytes"])
+def test_a_measured_axis_needs_a_measurement(axis):
+    with pytest.raises(UserError, match=f"no network of these runs has a measured {axis}; run parelu bench RUN first"):
+        tables.frontier_rows(RECORDS, axis)
+
+
 def test_comparison_is_paired_by_seed():
     (at_random, at_uniform) = tables.compare(RECORDS)
     assert (at_random.other, at_random.relus, at_random.seeds) == ("random", 100, 2)

@@ -195,6 +195,14 @@ def test_schedules():
     assert [cycle.shape(p) for p in (0, 0.125, 0.25, 0.625)] == pytest.approx([0, 0.5, 1, 0.5])
 
 
+@given(st.sampled_from(["step", "cosine", "one-cycle", "constant"]), st.integers(1, 9), st.floats(0, 0.999))
+def test_parts_of_a_schedule_make_the_whole(schedule, tenth, progress):
+    whole, border = Training(lr=1.0, schedule=schedule), tenth / 10
+    first, second = (dataclasses.replace(whole, begin=a, end=b) for a, b in ((0, border), (border, 1)))
+    assert first.shape(progress) == pytest.approx(whole.shape(border * progress))
+    assert second.shape(progress) == pytest.approx(whole.shape(border + (1 - border) * progress))
+
+
 @pytest.mark.parametrize(
     ("field", "values", "range_"),
     [
@@ -207,6 +215,8 @@ def test_schedules():
         ("momentum", (-0.1, 1, 1.5, math.nan), "a number from 0 to below 1"),
         ("weight_decay", (-1e-4, math.nan, math.inf), "a number, 0 or more"),
         ("label_smoothing", (-0.1, 1.0, math.nan), "a number from 0 to below 1"),
+        ("begin", (-0.1, 1.0, math.nan), "a number from 0 to below 1"),
+        ("end", (0.0, 1.1, math.nan), "a number above 0, at most 1"),
     ],
 )
 def test_bad_settings(field, values, range_):
@@ -218,11 +228,13 @@ def test_bad_settings(field, values, range_):
 
 def test_every_setting_has_a_range_and_its_edges_are_good():
     edges = {"epochs": 1, "batch": 2, "lr": 1, "schedule": "cosine", "momentum": 0, "weight_decay": 0.0}
-    edges |= {"label_smoothing": 0, "optimizer": "adam", "clip": 0}
+    edges |= {"label_smoothing": 0, "optimizer": "adam", "clip": 0, "begin": 0, "end": 1}
     assert dataclasses.asdict(Training(**edges)) == edges
     for field in dataclasses.fields(Training):
         with pytest.raises(UserError, match=f"^{field.name} is None"):
             Training(**{field.name: None})
+    with pytest.raises(UserError, match=r"begin is 0\.5; it should be below end, which is 0\.5"):
+        Training(begin=0.5, end=0.5)
 
 
 def test_training_learns_and_repeats_itself(digits, tmp_path):

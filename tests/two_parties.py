@@ -43,9 +43,16 @@ def ready(module: nn.Module, shape: tuple[int, ...], masks: Callable[[Tensor], T
     return network.eval()
 
 
-def lowered_of(network: Network, count: int = 16) -> Lowered:
+def lowered_of(network: Network, count: int = 16, **options: Any) -> Lowered:
     shape = network.input_shape
-    return lower(network, images_of(count, shape), preprocessing_of(shape[0]))
+    return lower(network, images_of(count, shape), preprocessing_of(shape[0]), **options)
+
+
+def without_relus_at(network: Network, *names: str) -> Network:
+    """The same network with the identity at these sites."""
+    for name in names:
+        network.sites[name].assign(torch.zeros(network.sites[name].shape, dtype=torch.bool))
+    return network
 
 
 class Residual(nn.Module):

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
-from parelu import cli_private, data, study
+from parelu import cli_private, data, merging, study
 from parelu.count import count, skeleton
 from parelu.errors import UserError
 from parelu.methods import Method, methods, parse_budget
-from parelu.models import spec_of
-from parelu.plan import Candidate
+from parelu.models import Spec, spec_of
+from parelu.plan import Candidate, Plan
 from parelu.private.errors import ProtocolError
 from parelu.progress import TerminalProgress, say
 from parelu.run import Run
@@ -32,23 +32,17 @@ def _one_of(classes: Mapping[str, type[Any]]) -> Any:
 
 
 if TYPE_CHECKING:
+    from parelu.report.tables import Axis
+
     AnyMethod = Method
 else:
     AnyMethod = _one_of(methods())
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspect:
-    """Count a network's ReLUs, MACs and depth, and print its fixed-point plan for private inference.
-
-    parelu inspect resnet18 --input 3x32x32 --classes 100 --steps "cull S1; thin S2+S3+S4; channels 0.5" --json
-
-    parelu inspect runs/quickstart/candidates/teacher
-    """
-
+class _Network:
     network: tyro.conf.Positional[str]
-    """a candidate's folder, or a network's name, such as "resnet18 m=16 4x4x4x" or your.module:function, which gets
-    fresh weights: its ranges then come from noise, a candidate's from its training data"""
+    """a candidate's folder, or a network's name, such as "resnet18 m=16 4x4x4x" or your.module:function"""
     input: str = "3x32x32"
     """channels x height x width"""
     classes: int = 10
@@ -57,27 +51,44 @@ class Inspect:
     json: bool = False
     """print JSON"""
 
+    @property
+    def title(self) -> str:
+        return self.network + (f", {self.steps}" if self.steps != "none" else "")
+
+    def subject(self) -> tuple[Candidate | None, Spec, Plan]:
+        """The candidate, where there is one, the architecture and its plan."""
+        if (Path(self.network) / "candidate.json").exists():
+            candidate = Candidate.load(Path(self.network))
+            return candidate, candidate.spec, candidate.plan
+        reduced = reduce(spec_of(self.network, study.parse_input(self.input), self.classes), self.steps)
+        return None, reduced.spec, reduced.plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect(_Network):
+    """Count a network's ReLUs, MACs and depth, and print its fixed-point plan for private inference.
+
+    A network's name gets fresh weights: its ranges then come from noise, a candidate's from its training data.
+
+    parelu inspect resnet18 --input 3x32x32 --classes 100 --steps "cull S1; thin S2+S3+S4; channels 0.5" --json
+
+    parelu inspect runs/quickstart/candidates/teacher
+    """
+
     def __call__(self) -> None:
         from parelu.private import measure
         from parelu.private.lower import problems
         from parelu.report.inspection import inspection
 
-        title = self.network + (f", {self.steps}" if self.steps != "none" else "")
-        if (Path(self.network) / "candidate.json").exists():
-            folder = Path(self.network)
-            candidate = Candidate.load(folder)
-            spec, plan = candidate.spec, candidate.plan
-        else:
-            folder = candidate = None
-            reduced = reduce(spec_of(self.network, study.parse_input(self.input), self.classes), self.steps)
-            spec, plan = reduced.spec, reduced.plan
+        candidate, spec, plan = self.subject()
         network = skeleton(spec)
         plan.apply(network)
         unsupported = problems(network)
         lowered = None
         if not unsupported:
-            lowered = measure.lowered(folder, candidate) if folder and candidate else measure.sketch(spec, plan)
-        print(inspection(spec, title, plan, lowered, unsupported, as_json=self.json))
+            folder = Path(self.network)
+            lowered = measure.lowered(folder, candidate) if candidate else measure.sketch(spec, plan)
+        print(inspection(spec, self.title, plan, lowered, unsupported, as_json=self.json))
         if unsupported:
             raise UserError("\n".join(map(str, unsupported)))
 
@@ -122,6 +133,36 @@ class Design:
         if record is None:
             raise UserError(f"{self.run} has no criticality; give a run of `parelu reduce deepreduce`, or --order")
         return ">".join(reversed(record["order"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuse(_Network):
+    """Say what merging linear layers makes of a network: layers, depth, MACs, homomorphic products, rounds.
+
+    bench and serve merge by themselves what can be merged exactly. The rest needs --finetune.
+
+    parelu fuse resnet18 --steps "cull S1+S4; thin S2+S3"
+
+    parelu fuse runs/quickstart/candidates/cull-S1S4_thin-S2S3 --finetune 3
+    """
+
+    finetune: int | None = None
+    """epochs: merge layers that pad too, and train what comes out, as CANDIDATE-merged in the candidate's run"""
+
+    def __call__(self) -> None:
+        from parelu.report.fusion import fusion
+
+        _, spec, plan = self.subject()
+        print(fusion(spec, self.title, plan, as_json=self.json))
+        if self.finetune is not None:
+            folder = Path(self.network)
+            if folder.parent.name != "candidates":
+                raise UserError(f"--finetune trains in a run; {self.network} is not RUN/candidates/NAME")
+            run = Run.open(folder.parent.parent)
+            with TerminalProgress() as progress:
+                found = merging.merge(run, folder.name, self.finetune, progress)
+            say(f"validation accuracy {run.candidate(folder.name).metrics['validation_accuracy']:.1f} % before, "
+                f"{found.metrics['validation_accuracy']:.1f} % merged → {folder}-merged")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,12 +313,16 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-    """Print the accuracy–ReLU frontier of one or more runs.
+    """Print the frontier of one or more runs: accuracy against ReLUs, or against another cost.
 
     parelu frontier runs/quickstart/seed0
+
+    parelu frontier runs/quickstart/seed0 --x latency
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
+    x: Literal["relus", "macs", "depth", "latency", "bytes"] = "relus"
+    """the cost; latency and bytes are online, of the networks that parelu bench measured"""
     json: bool = False
     """print JSON"""
 
@@ -287,9 +332,9 @@ class Frontier:
         runs = _open(self.runs, "frontier")
         if self.json:
             records = [record for run in runs for record in run.candidates()]
-            print(json.dumps([row.to_json() for row in tables.frontier_rows(records)], indent=1))
+            print(json.dumps([row.to_json() for row in tables.frontier_rows(records, self.x)], indent=1))
         else:
-            _print_frontier(runs)
+            _print_frontier(runs, self.x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,10 +390,10 @@ def _open(paths: tuple[Path, ...], command: str) -> list[Run]:
     return [Run.open(path) for path in paths]
 
 
-def _print_frontier(runs: list[Run]) -> None:
+def _print_frontier(runs: list[Run], x: Axis = "relus") -> None:
     from parelu.report import tables
 
-    print(tables.frontier_text([record for run in runs for record in run.candidates()]))
+    print(tables.frontier_text([record for run in runs for record in run.candidates()], x))
 
 
 def _write_report(runs: list[Run], path: Path) -> None:
@@ -358,8 +403,8 @@ def _write_report(runs: list[Run], path: Path) -> None:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "quickstart": Quickstart, "inspect": Inspect, "design": Design, "train": Train, "reduce": Reduce, "sweep": Sweep,
-    "recipe": Recipe, "frontier": Frontier, "report": Report, **cli_private.COMMANDS,
+    "quickstart": Quickstart, "inspect": Inspect, "design": Design, "fuse": Fuse, "train": Train, "reduce": Reduce,
+    "sweep": Sweep, "recipe": Recipe, "frontier": Frontier, "report": Report, **cli_private.COMMANDS,
 }  # fmt: skip
 
 

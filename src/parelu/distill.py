@@ -63,6 +63,19 @@ def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor
     return torch.stack(terms).sum()
 
 
+def akd(auxiliary: Tensor, teacher: Tensor, labels: Tensor, temperature: float, weight: float) -> Tensor:
+    """Auxiliary knowledge distillation: weight·KD + (1 − weight)·CE of a classifier at a shallower depth.
+
+    What the final classifier learns by, less the mismatch of maps (shallow-again, section 4 and eq. 2): both
+    classifiers have the full-ReLU network's logits as their teacher.
+
+    Args:
+        auxiliary, teacher: logits, (N, classes); labels: (N,).
+    """
+    hard = F.cross_entropy(auxiliary, labels)
+    return weight * kd(auxiliary, teacher, temperature) + (1 - weight) * hard
+
+
 def tails(maps: Mapping[str, Tensor], limit: float = 2.0) -> Tensor:
     """How far single images stand out: the sum over sites of the batch mean of max(0, e_i/ē − limit).
 
@@ -85,6 +98,7 @@ class Batch:
         maps: site → the network's outputs there, (N, C, H, W); empty unless the objective `reads_maps`.
         teacher: gives the teacher's logits, (N, classes); teacher_maps: its outputs of sites; None without a teacher.
         progress: share of the training's steps that are done with this one, in (0, 1].
+        auxiliary: logits of the auxiliary classifier, (N, classes); None unless the objective `reads_auxiliary`.
     """
 
     labels: Tensor
@@ -92,6 +106,7 @@ class Batch:
     teacher: Callable[[], Tensor] | None = None
     teacher_maps: Callable[[], Mapping[str, Tensor]] | None = None
     progress: float = 1.0
+    auxiliary: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -100,6 +115,11 @@ class Objective(Protocol):
     @property
     def reads_maps(self) -> bool:
         """Whether it asks for the outputs of sites, which the loop then keeps."""
+        ...
+
+    @property
+    def reads_auxiliary(self) -> bool:
+        """Whether it asks for the logits of the auxiliary classifier, which the network then has."""
         ...
 
     def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
@@ -117,22 +137,31 @@ class CrossEntropy:
     def reads_maps(self) -> bool:
         return False
 
+    @property
+    def reads_auxiliary(self) -> bool:
+        return False
+
     def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"ce": F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """(1 − weight)·CE + weight·KD + ½·mismatch·PRAM + tails·tails, with a frozen teacher."""
+    """(1 − weight)·CE + weight·KD + ½·mismatch·PRAM + tails·tails + auxiliary·AKD, with a frozen teacher."""
 
     temperature: float = 4.0  # DeepReDuce, section 4
     weight: float = 0.9  # DeepReDuce, section 4
     mismatch: float = 0.0  # β of shallow-again, eq. 2
     tails: float = 0.0
+    auxiliary: float = 0.0
 
     @property
     def reads_maps(self) -> bool:
         return self.mismatch > 0 or self.tails > 0
+
+    @property
+    def reads_auxiliary(self) -> bool:
+        return self.auxiliary > 0
 
     def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         if batch.teacher is None or batch.teacher_maps is None:
@@ -143,6 +172,10 @@ class Distillation:
             terms["pram"] = self.mismatch / 2 * pram(batch.maps, batch.teacher_maps())
         if self.tails:
             terms["tails"] = self.tails * tails(batch.maps)
+        if self.auxiliary:
+            assert batch.auxiliary is not None
+            terms["akd"] = self.auxiliary * akd(batch.auxiliary, batch.teacher(), batch.labels, self.temperature,
+                                                self.weight)  # fmt: skip
         return terms
 
 
@@ -157,6 +190,10 @@ class DecoupledDistillation:
 
     @property
     def reads_maps(self) -> bool:
+        return False
+
+    @property
+    def reads_auxiliary(self) -> bool:
         return False
 
     def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:

@@ -119,7 +119,64 @@ def is_relu(node: fx.Node) -> bool:
 
 
 def is_addition(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in ADDITIONS
+    """Whether it is the sum of its terms; one with a factor (alpha) is not."""
+    return node.op in ("call_function", "call_method") and node.target in ADDITIONS and "alpha" not in node.kwargs
+
+
+def two(value: Any) -> tuple[int, int]:
+    """(rows, columns) of what torch takes as one number or two."""
+    first, second = (value, value) if isinstance(value, int) else value
+    return int(first), int(second)
+
+
+def is_flatten(node: fx.Node) -> bool:
+    """Whether it makes a vector of a feature map, or keeps one."""
+    is_call = node.target in (torch.flatten, "flatten", "view", "reshape")
+    return (is_call or isinstance(called_module(node), nn.Flatten)) and len(node.meta["shape"]) == 1
+
+
+def is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether it pads with zeros, by numbers, and is not dilated."""
+    named = isinstance(convolution.padding, str)
+    return not named and convolution.padding_mode == "zeros" and two(convolution.dilation) == (1, 1)
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """An argument of a call, by its place or its name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def pooling(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    """Kernel, stride and padding of an average pool that is a sum over windows of one size, else None."""
+    module = called_module(node)
+    if not node.all_input_nodes or len(node.all_input_nodes[0].meta.get("shape", ())) != 3:
+        return None
+    height, width = node.all_input_nodes[0].meta["shape"][1:]
+    if isinstance(module, nn.AvgPool2d):
+        options = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
+                   module.divisor_override)  # fmt: skip
+    elif node.target is F.avg_pool2d:
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        defaults = (None, None, 0, False, True, None)
+        options = tuple(argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True)))
+    elif isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
+        rows, columns = node.meta["shape"][1:]
+        if height % rows or width % columns:
+            return None
+        kernel = height // rows, width // columns
+        return kernel, kernel, (0, 0)
+    elif node.target in (torch.mean, "mean"):
+        dims = argument(node, 1, "dim", None)
+        if dims is None or isinstance(dims, int) or sorted(d % 4 for d in dims) != [2, 3]:
+            return None
+        return (height, width), (height, width), (0, 0)
+    else:
+        return None
+    kernel, stride, padding, ceil_mode, count_include_pad, divisor_override = options
+    padding = two(padding)
+    if ceil_mode or divisor_override or (padding != (0, 0) and not count_include_pad):
+        return None
+    return two(kernel), two(stride if stride is not None else kernel), padding
 
 
 def is_gate(node: fx.Node) -> bool:

@@ -6,40 +6,23 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from parelu.gates import Gate, put_gates
+from parelu.gates import Gate, gates_of, put_gates
+from parelu.learner import Learner
 from parelu.sites import Network
 
 Granularity = Literal["pixel", "channel", "layer"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """One step of a training, behind it.
-
-    Attributes:
-        number: from 0; progress: share of all steps done, in (0, 1].
-        images: the batch, (N, C, H, W), normalised; labels: (N,).
-        teacher: the full-ReLU network, frozen.
-    """
-
-    number: int
-    progress: float
-    images: Tensor
-    labels: Tensor
-    teacher: Network | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskLearner(abc.ABC):
+class MaskLearner(Learner):
     """Moves the gates of a network while it trains.
 
-    The fields are options. All that changes lives in the network's gates, as parameters or buffers, so that a
-    training's checkpoint holds it.
+    All that changes lives in the gates.
 
     Attributes:
         granularity: what is kept or dropped as one: a position, a channel of a site, or a site.
@@ -65,22 +48,8 @@ class MaskLearner(abc.ABC):
                 gate.follow_inputs(self.degree, self.wide)
             self.equip(gate)
 
-    def equip(self, gate: Gate) -> None:  # noqa: B027
+    def equip(self, gate: Gate) -> None:
         """Register what this learner keeps of a gate: parameters, buffers, hooks."""
-
-    def optimizer(self, gates: Mapping[str, Gate]) -> torch.optim.Optimizer | None:
-        """For the learner's own parameters; the training's schedule scales its rates."""
-        return None
-
-    def before_step(self, gates: Mapping[str, Gate]) -> None:  # noqa: B027
-        """Between the loss's gradient and the optimizers' step."""
-
-    @abc.abstractmethod
-    def after_step(self, network: Network, step: Step) -> None:
-        """Move the gates."""
-
-    def after_epoch(self, gates: Mapping[str, Gate], epoch: int) -> None:  # noqa: B027
-        """epoch: finished ones."""
 
     @abc.abstractmethod
     def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
@@ -89,6 +58,13 @@ class MaskLearner(abc.ABC):
     def kept(self, gates: Mapping[str, Gate]) -> int:
         """ReLUs that stand now."""
         return sum(int((gate.open > 0.5).count_nonzero()) for gate in gates.values())
+
+    def report(self, network: Network) -> dict[str, Any]:
+        """ReLUs that stand now, in all and a stage."""
+        stages: dict[str, int] = {}
+        for gate in gates_of(network).values():
+            stages[gate.stage] = stages.get(gate.stage, 0) + self.kept({gate.name: gate})
+        return {"relus": sum(stages.values()), "stages": stages}
 
     def project(self, gates: Mapping[str, Gate], budget: int) -> dict[str, Tensor]:
         """Site → bool mask: exactly `budget` positions, or for a coarser granularity at most as many."""

@@ -203,3 +203,16 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> Non
             raise UserError(f"the weights' {name} is {tuple(tensor.shape)}, the network's {tuple(own[name].shape)}; "
                             "check the network, its input and the number of classes")  # fmt: skip
     network.load_state_dict(weights)
+
+
+def load_shared_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy what a network has of a state dict, which may have more and less: branches and classifiers come and go.
+
+    Raises:
+        UserError: they share no layer, or a shared name has another shape.
+    """
+    own = network.state_dict()
+    shared = {name: tensor for name, tensor in weights.items() if name in own}
+    if not shared:
+        raise UserError(f"the weights are of another network: they have no layer in common, from {min(weights)} on")
+    load_weights(network, {**own, **shared})

@@ -4,7 +4,8 @@ config.json        what was asked for, with its digest; a folder of another conf
 environment.json   versions and machine
 candidates/NAME/   one network: candidate.json, candidate.safetensors, metrics.jsonl (a line an epoch),
                    checkpoint/ while it trains, private/ with its program and what private inference measured
-searches/NAME/     a search for masks: metrics.jsonl, checkpoint/, BUDGET/ with what it left there
+searches/NAME/     a search for masks: metrics.jsonl, checkpoint/, BUDGET/ with what it left there; start/ with what
+                   merging made of a network before it is finetuned
 records/NAME.json  figures of a method, such as its criticality table
 report.html
 """

@@ -28,7 +28,7 @@ from parelu.distill import CrossEntropy
 from parelu.errors import UserError
 from parelu.methods.base import TEACHER, Job, Search
 from parelu.models import Spec, external
-from parelu.plan import Candidate, Plan, load_weights
+from parelu.plan import Candidate, Plan, load_shared_weights, load_weights
 from parelu.run import Run, cores
 from parelu.sites import Network, instrument
 from parelu.train import Progress, Teacher, Training, accuracy, ranges, recalibrate, slope_gradients, train
@@ -114,14 +114,17 @@ def adopt(run: Run, source: Source, job: Job, weights: Mapping[str, Tensor], see
 def _cost(job: Job | Search) -> float:
     """Work of a training in arbitrary units, for the estimate of the time left."""
     counts = count(skeleton(job.spec))
-    return job.training.epochs * (counts.macs + 200 * counts.relus)
+    return (job.training.epochs if job.training else 0) * (counts.macs + 200 * counts.relus)
 
 
 def _identity(job: Job) -> str:
     """A digest of all that decides a job's outcome."""
     objective = {type(job.objective).__name__: dataclasses.asdict(job.objective)}
-    training = dataclasses.asdict(job.training)
-    return store.digest([job.spec.to_json(), job.plan.digest(), training, objective, dict(job.tags), job.start])
+    training = dataclasses.asdict(job.training) if job.training else None
+    learner = [{type(job.learner).__name__: dataclasses.asdict(job.learner)}] if job.learner else []
+    return store.digest(
+        [job.spec.to_json(), job.plan.digest(), training, objective, dict(job.tags), job.start, *learner]
+    )
 
 
 def _is_finished(run: Run, job: Job) -> bool:
@@ -259,7 +262,7 @@ def _end_with_parent() -> None:
 
 def _train_job(run: Run, source: Source, seed: int, job: Job, threads: int) -> None:
     torch.set_num_threads(threads)
-    teacher = None if isinstance(job.objective, CrossEntropy) else _teacher(run)
+    teacher = None if isinstance(job.objective, CrossEntropy) or job.training is None else _teacher(run)
     save_trained(run, job, _dataset(source), seed, teacher, _watch(job.name))
 
 
@@ -296,21 +299,24 @@ def _dataset(source: Source) -> Dataset:
 def save_trained(
     run: Run, job: Job, dataset: Dataset, seed: int, teacher: Teacher | None, watch: Callable[[Progress], None]
 ) -> Candidate:
-    """Train a job's network and write its candidate, then drop its checkpoint."""
+    """Train a job's network, unless it has no training, and write its candidate, then drop its checkpoint."""
     folder = run.folder(job.name)
     torch.manual_seed(int(hashlib.sha256(f"{seed} {job.name}".encode()).hexdigest()[:15], 16))
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
     full = run.candidate(TEACHER) if job.role != TEACHER else None
     if job.start:
-        start = full if job.start == TEACHER else Candidate.load(run.path / "searches" / job.start)
-        assert start is not None, "the full-ReLU network starts afresh"
-        load_weights(network, start.weights)
-    history = train(
-        network, dataset, job.training, job.objective, seed=seed, folder=folder, teacher=teacher, watch=watch
-    )
-    if job.plan.squares:
-        recalibrate(network, dataset, job.training, seed)
+        start = Candidate.load(run.path / "searches" / job.start) if "/" in job.start else run.candidate(job.start)
+        load = load_weights if start.spec == job.spec else load_shared_weights
+        load(network, start.weights)
+    history: list[dict[str, Any]] = []
+    if job.training:
+        history = train(
+            network, dataset, job.training, job.objective, seed=seed, folder=folder, teacher=teacher, watch=watch,
+            learner=job.learner,
+        )  # fmt: skip
+        if job.plan.squares:
+            recalibrate(network, dataset, job.training, seed)
     candidate = measured(network, job, dataset, seed, history, full.metrics if full else {})
     candidate.save(folder)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)

@@ -274,12 +274,13 @@ def _after(node: fx.Node) -> Iterator[fx.Node]:
         following = following.next
 
 
-def assign_stages(network: Network, declared: Mapping[str, str] | None) -> None:
+def assign_stages(network: Network, declared: Mapping[str, str | tuple[str, ...]] | None) -> None:
     """Give each site its stage and its block.
 
-    `declared` maps a stage to the module path that its sites stand under, where each module below is a block. Without
-    it, the stem is what comes before the first fork of a residual network, a stage is a run of sites of equal spatial
-    size, and a block ends with the site behind an addition.
+    `declared` maps a stage to the module path that its sites stand under, where each module below is a block; or to the
+    sites' own paths, whose parents are the blocks. Without it, the stem is what comes before the first fork of a
+    residual network, a stage is a run of sites of equal spatial size, and a block ends with the site behind an
+    addition.
     """
     placed = _declared(network, declared) if declared is not None else _found(network)
     blocks: dict[str, list[str]] = {}
@@ -290,15 +291,18 @@ def assign_stages(network: Network, declared: Mapping[str, str] | None) -> None:
         site.block, site.after_addition = known.index(block), _follows_addition(node)
 
 
-def _declared(network: Network, stages: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def _declared(network: Network, stages: Mapping[str, str | tuple[str, ...]]) -> dict[str, tuple[str, str]]:
     """Site → its stage and its block there."""
     placed = {}
+    declared = [(stage, path) for stage, paths in stages.items()
+                for path in ([paths] if isinstance(paths, str) else paths)]  # fmt: skip
     for name in network.sites:
-        inside = [(stage, path) for stage, path in stages.items() if name == path or name.startswith(path + ".")]
+        inside = [(stage, path) for stage, path in declared if name == path or name.startswith(path + ".")]
         if not inside:
             raise ValueError(f"site {name} stands under none of the declared stages {dict(stages)}")
         stage, path = inside[0]
-        placed[name] = stage, name[len(path) + 1 :].split(".")[0]
+        below = name[len(path) + 1 :]
+        placed[name] = stage, below.split(".")[0] if below else name.rpartition(".")[0]
     return placed
 
 

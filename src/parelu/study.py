@@ -112,6 +112,7 @@ def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
             raise UserError(f"{reduction.method.name} needs {needs[0]}; pip install 'parelu[{needs[1]}]'")
         if reduction.method.needs_budget and not given and not reduction.match:
             raise UserError(f"{reduction.method.name} needs a budget; give --budget, for example --budget 0.1")
+        reduction.method.check(spec, study.training)
     weights = _read_weights(study.weights) if study.weights else None
     run = Run.start(folder, study.config())
     with run.locked(), Trainer(run, source, study.seed, watcher) as trainer:

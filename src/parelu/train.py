@@ -22,7 +22,8 @@ from parelu.data import Dataset, Split
 from parelu.distill import Batch, Objective
 from parelu.errors import UserError
 from parelu.gates import gates_of
-from parelu.masks import MaskLearner, Step
+from parelu.learner import Learner, Step
+from parelu.models import AUXILIARY
 from parelu.plan import Plan, load_weights
 from parelu.run import write_history
 from parelu.sites import Network, observed
@@ -40,6 +41,7 @@ class Training:
             rises over the first quarter and falls linearly to 0.
         momentum: of SGD; Adam has its own (0.9, 0.999).
         clip: largest norm of the weights' gradient; 0 for none.
+        begin, end: the part of the schedule that the epochs go through, where one training is made of several.
     """
 
     epochs: int = 120  # DeepReDuce, section 4
@@ -51,15 +53,20 @@ class Training:
     label_smoothing: float = 0.0
     optimizer: Optimizer = "sgd"
     clip: float = 0.0
+    begin: float = 0.0
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         for name, (kinds, within, words) in _ALLOWED.items():
             value = getattr(self, name)
             if not isinstance(value, kinds) or isinstance(value, bool) or not within(value):
                 raise UserError(f"{name} is {value!r}; it should be {words}")
+        if self.begin >= self.end:
+            raise UserError(f"begin is {self.begin!r}; it should be below end, which is {self.end!r}")
 
     def shape(self, progress: float) -> float:
         """Learning rate as a share of `lr` where `progress`, in [0, 1), of all steps are done."""
+        progress = self.begin + (self.end - self.begin) * progress
         if self.schedule == "step":
             return 0.1 ** int(progress * 4)
         if self.schedule == "cosine":
@@ -78,6 +85,8 @@ _ALLOWED: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
     "momentum": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
     "weight_decay": ((int, float), lambda x: 0 <= x < math.inf, "a number, 0 or more"),
     "clip": ((int, float), lambda x: 0 <= x < math.inf, "a number, 0 or more"),
+    "begin": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "end": ((int, float), lambda x: 0 < x <= 1, "a number above 0, at most 1"),
     "optimizer": ((str,), lambda name: name in get_args(Optimizer), f"one of {', '.join(get_args(Optimizer))}"),
     "label_smoothing": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
 }
@@ -144,7 +153,7 @@ def train(
     folder: Path,
     teacher: Teacher | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
-    learner: MaskLearner | None = None,
+    learner: Learner | None = None,
 ) -> list[dict[str, Any]]:
     """Train a network in place; continues from the checkpoint in `folder` where there is one.
 
@@ -155,11 +164,11 @@ def train(
         seed: of the order of the images and their augmentation; the fresh weights are the caller's.
         folder: gets metrics.jsonl and the checkpoint.
         watch: called after each step.
-        learner: moves the network's gates, which it has put there.
+        learner: moves something beside the weights, which it has put into the network.
 
     Returns:
-        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds; with a learner,
-        the ReLUs kept, in all and a stage.
+        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds; and what a
+        learner reports, such as the ReLUs kept.
 
     Raises:
         UserError: the loss is not finite, or the data set does not fit the network.
@@ -183,7 +192,7 @@ def train(
         history.append({
             "epoch": epoch + 1,
             **means,
-            **(_kept(learner, network) if learner else {}),
+            **(learner.report(network) if learner else {}),
             "lr": optimizers[0].param_groups[0]["lr"],
             "validation_accuracy": accuracy(network, dataset.validation, dataset),
             "seconds": time.perf_counter() - started,
@@ -201,7 +210,7 @@ def _epoch(
     seed: int,
     epoch: int,
     teacher: Teacher | None,
-    learner: MaskLearner | None,
+    learner: Learner | None,
 ) -> Iterator[dict[str, float]]:
     """One epoch; yields after each step the loss and its terms."""
     torch.manual_seed(_mix(seed, epoch))  # dropout
@@ -214,15 +223,18 @@ def _epoch(
         shape = training.shape((epoch * steps + number) / (steps * training.epochs))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["full_lr"] * shape
-        watched = (gates or network.sites) if objective.reads_maps else {}
+        watched: dict[str, nn.Module] = {**(gates or network.sites)} if objective.reads_maps else {}
+        if objective.reads_auxiliary:
+            watched[AUXILIARY] = network.get_submodule(AUXILIARY)
         with _autocast(), observed(watched) as maps:
             logits = network(inputs := fit(images, network))
+        auxiliary = maps.pop(AUXILIARY).float() if objective.reads_auxiliary else None
         if logits.shape[1:] != (dataset.classes,):
             raise UserError(f"the network gives {tuple(logits.shape[1:])} outputs, {dataset.name} has "
                             f"{dataset.classes} classes; build it for {dataset.classes}")  # fmt: skip
         batch = Batch(
             labels, maps, answers and partial(answers, number, images), teacher and partial(teacher.maps, images),
-            (epoch * steps + number + 1) / (steps * training.epochs),
+            (epoch * steps + number + 1) / (steps * training.epochs), auxiliary,
         )  # fmt: skip
         terms = objective(logits.float(), batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -351,7 +363,7 @@ def _batches(dataset: Dataset, training: Training, seed: int, epoch: int) -> Ite
         yield data.normalise(images.to(_device()), dataset.mean, dataset.std), labels.to(_device())
 
 
-def _optimizers(network: Network, training: Training, learner: MaskLearner | None) -> list[torch.optim.Optimizer]:
+def _optimizers(network: Network, training: Training, learner: Learner | None) -> list[torch.optim.Optimizer]:
     """One for the weights, one for what the learner moves; each group's `full_lr` is scaled by the schedule."""
     gates = gates_of(network)
     own = {id(parameter) for gate in gates.values() for parameter in gate.parameters()}
@@ -366,14 +378,6 @@ def _optimizers(network: Network, training: Training, learner: MaskLearner | Non
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["full_lr"] = group["lr"]
     return optimizers
-
-
-def _kept(learner: MaskLearner, network: Network) -> dict[str, Any]:
-    """ReLUs that stand now, for the history."""
-    stages: dict[str, int] = {}
-    for gate in gates_of(network).values():
-        stages[gate.stage] = stages.get(gate.stage, 0) + learner.kept({gate.name: gate})
-    return {"relus": sum(stages.values()), "stages": stages}
 
 
 def _blown_up(network: Network, loss: float, epoch: int, training: Training) -> str:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from two_parties import Pair, Residual, images_of, lowered_of, ready
+from two_parties import Pair, Residual, images_of, lowered_of, ready, without_relus_at
 
+from parelu.fuse import nothing
 from parelu.models import spec_of
 from parelu.private import measure, reference
 from parelu.private.activations.base import relus
@@ -79,6 +80,33 @@ def test_secure_inference_of_random_programs(seed, keep, protocols, width):
         result, shares = pair.infer(image)
     assert pair.server_error is None
     assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
+
+
+class Shifted(Residual):
+    """As its parent, behind a batch-norm that only the stem, which pads, can take in."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+        self.first = torch.nn.BatchNorm2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.first(x))
+
+
+@pytest.mark.parametrize("gone", [("relu2",), ("relu2", "relu3"), ("relu", "relu2", "relu3")])
+def test_secure_inference_of_fused_networks(gone):
+    network = without_relus_at(ready(Shifted(seed=1), (1, 6, 6), lambda u: u < 0.6), *gone)
+    lowered = lowered_of(network, cost=lambda layer: 1.0)
+    maps = [weights["bias"].ndim for weights in lowered.weights.values()]
+    assert max(maps) == (1 if len(gone) == 3 else 3), "a bias that is a map, unless all is one matrix"
+    assert len(lowered.program.ops) < len(lowered_of(network, cost=nothing).program.ops)
+    with Pair(lowered) as pair:
+        for image in images_of(3, (1, 6, 6), seed=1):
+            result, shares = pair.infer(image)
+            assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
+            logits = decode(result) * lowered.program.output_unit
+            assert np.abs(logits - reference.run(lowered, image[None]).logits).max() < 0.05
+    assert pair.server_error is None
 
 
 @pytest.mark.parametrize("relu", RELUS)

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parelu.errors import UserError
+from parelu.packing import packing
 from parelu.private.channel import Channel
 from parelu.private.errors import ProtocolError
 from parelu.private.offline import he as mode
+from parelu.private.offline.he import convolution
 from parelu.private.offline.oblivious import ObliviousClient, ObliviousServer
 from parelu.private.primitives import he
-from parelu.private.primitives.packing import packing
 from parelu.private.primitives.prg import Stream, fresh_seed
 from parelu.private.program import Conv, Linear
 from parelu.private.ring import BITS, LinearMap, encode, reduce
@@ -71,13 +72,13 @@ def test_a_layers_shares_add_up_to_its_product(parties, data):
     values = rng.integers(0, 1 << BITS, source).astype(np.uint64)
     map_ = LinearMap(weight, op.stride, op.padding, op.groups) if isinstance(op, Conv) else LinearMap(weight)
     expected = reduce(map_(values[None]).reshape(-1))
-    packed = packing(op, source, he.DEGREE)
+    packed = packing(convolution(op, source))
     inputs = [server.open(array(client.encrypt(polynomial))) for polynomial in packed.pack_input(values.reshape(-1))]
     mask, got = stream().ring(len(expected)), np.zeros(len(expected), np.uint64)
     for block in range(packed.output_blocks):
-        for tile in range(len(packed.inputs)):
+        for tile in range(packed.tiles):
             total = None
-            for read in packed.products(block):
+            for read in packed.reads(block):
                 plain = server.weight(packed.pack_weight(weight.reshape(len(weight), -1), block, read))
                 total = server.accumulate(total, inputs[tile * packed.input_blocks + read], plain)
             coefficients, positions = packed.needed(block, tile)

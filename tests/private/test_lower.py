@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from two_parties import Residual, images_of, lowered_of, preprocessing_of, ready
+from two_parties import Residual, images_of, lowered_of, preprocessing_of, ready, without_relus_at
 
 from parelu.data import normalise
 from parelu.errors import UserError
-from parelu.fuse import fold_batch_norms
+from parelu.fuse import nothing
 from parelu.models import spec_of
 from parelu.models.reuse import ReuseConv
 from parelu.private import lower as lower_module
@@ -33,25 +33,6 @@ def float_logits(network, images):
         return network(normalise(images, tuple(p["mean"]), tuple(p["std"]))).double().numpy()
 
 
-def test_folding_batch_norms_keeps_the_function():
-    for name in ("resnet10 m=4", "resnet9 m=4", "resnet20 m=4"):
-        network = ready(spec_of(name, (3, 16, 16), 10).module(), (3, 16, 16))
-        folded = fold_batch_norms(network)
-        x = torch.randn(4, 3, 16, 16)
-        assert torch.allclose(network(x), folded(x), atol=1e-4)
-        assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)], "the original keeps its own"
-        assert list(folded.sites) == list(network.sites)
-
-
-def test_a_batch_norm_that_cannot_be_folded_stays():
-    network = ready(Residual(), (1, 6, 6))
-    folded = fold_batch_norms(network)
-    assert [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)] == ["late"]
-    x = torch.randn(4, 1, 6, 6)
-    assert torch.allclose(network(x), folded(x), atol=1e-4)
-
-
 def test_the_reference_is_the_float_network_up_to_rounding():
     coefficients = torch.tensor([[0.1, -0.05], [0.8, 0.9], [0.0, 0.12]])
     for seed in range(4):
@@ -63,6 +44,20 @@ def test_the_reference_is_the_float_network_up_to_rounding():
         assert np.abs(result.logits - float_logits(network, images)).max() < 0.02
         assert result.overflows == 0
         assert lowered.wrap_bound < 1e-4
+
+
+@pytest.mark.parametrize("gone", [("relu3",), ("relu", "relu2"), ("relu2", "relu3"), ("relu", "relu2", "relu3")])
+def test_the_reference_of_a_fused_network_is_that_of_the_unfused_up_to_rounding(gone):
+    """Layers become one matrix, one convolution, and a convolution whose bias is a map."""
+    for seed in range(3):
+        network = without_relus_at(ready(Residual(seed=seed), (1, 6, 6), lambda u: u < 0.6), *gone)
+        fused, plain = (lowered_of(network, 64, cost=cost) for cost in (lambda layer: 1.0, nothing))
+        assert len(fused.program.ops) < len(plain.program.ops) and fused.wrap_bound <= plain.wrap_bound
+        images = images_of(64, (1, 6, 6), seed=1)
+        expected = float_logits(network, images)
+        found = [reference.run(lowered, images).logits for lowered in (fused, plain)]
+        assert max(np.abs(logits - expected).max() for logits in found) < 0.02
+        assert np.abs(found[0] - found[1]).max() < 0.02
 
 
 def test_many_squares_take_fewer_bits(monkeypatch):
@@ -172,6 +167,11 @@ class Constant(nn.Module):
         return x + 1.0
 
 
+class Weighted(nn.Module):
+    def forward(self, x):
+        return torch.add(x, torch.relu(x), alpha=2)
+
+
 class Half(nn.Module):
     def forward(self, x):
         return x[:, :, :3]
@@ -206,6 +206,7 @@ class Functional(nn.Module):
         (nn.BatchNorm2d(4, track_running_stats=False), "op: a batch-norm without", "track_running_stats=True"),
         (Broadcast(), "op: an addition that broadcasts", "give both terms one shape"),
         (Constant(), "op: an addition of a constant", "bias of the layer before"),
+        (Weighted(), "op: add", "additions of two maps"),
         (Half(), "op: getitem", "write it with convolutions"),
         (EverySecond(), "op: getitem", "write it with convolutions"),
         (Rows(), "op: cat", "join channels"),

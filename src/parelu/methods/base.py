@@ -20,6 +20,7 @@ from torch import Tensor
 
 from parelu.distill import CrossEntropy, DecoupledDistillation, Distillation
 from parelu.errors import UserError
+from parelu.learner import Learner
 from parelu.masks import MaskLearner
 from parelu.models import Spec
 from parelu.plan import Candidate, Plan
@@ -36,22 +37,26 @@ class Job:
 
     Attributes:
         name: of its folder in the run, unique there.
-        role: "teacher", "criticality" (a network trained only to be measured) or "candidate".
+        role: "teacher", "criticality" (a network trained only to be measured), "scaffold" (one that candidates are cut
+            out of) or "candidate".
+        training: None for a network that takes its weights as they are.
         objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
-        from_teacher: start from the full-ReLU network's weights, not from fresh ones.
         tags: JSON values that its metrics carry on: method, steps, budget.
-        start: whose weights it starts from: "" for fresh ones, `TEACHER` for the full-ReLU network, what a search
-            left for a budget, `Search.start_of(budget)`, or what `Workbench.keep` returned.
+        start: whose weights it starts from: "" for fresh ones, another job's name (`TEACHER` for the full-ReLU
+            network), what a search left for a budget, `Search.start_of(budget)`, or what `Workbench.keep` returned. Of
+            another architecture it takes the layers that have the same names.
+        learner: moves something beside the weights, such as a buffer of the network.
     """
 
     name: str
     role: str
     spec: Spec
     plan: Plan
-    training: Training
+    training: Training | None
     objective: CrossEntropy | Distillation | DecoupledDistillation
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start: str = ""
+    learner: Learner | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +138,9 @@ class Method(abc.ABC):
     exact: ClassVar[bool]
     needs_budget: ClassVar[bool]
     needs: ClassVar[tuple[str, str] | None] = None
+
+    def check(self, spec: Spec, training: Training) -> None:  # noqa: B027
+        """Refuse, before anything is trained, a network or a training that it cannot work with; raises `UserError`."""
 
     @abc.abstractmethod
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
@@ -226,6 +234,8 @@ class LearnedMasks(Method):
     Several budgets share one search where the method passes through them.
 
     Attributes:
+        searches_as: the method whose searches it uses, where it is not its own.
+        unnoted: options that do not change what the method is.
         thin: drop alternate ReLUs before the search (DeepReShape, Table 5).
         search_epochs: of the search.
         finetune_epochs: of each candidate behind it; the training's own number if left out.
@@ -237,6 +247,8 @@ class LearnedMasks(Method):
     exact: ClassVar[bool] = True
     needs_budget: ClassVar[bool] = True
     shares_search: ClassVar[bool] = True
+    searches_as: ClassVar[str] = ""
+    unnoted: ClassVar[tuple[str, ...]] = ("thin", "search_epochs", "finetune_epochs")
 
     thin: bool = False
     search_epochs: int = 10
@@ -272,10 +284,15 @@ class LearnedMasks(Method):
         jobs = {}
         for search, found in zip(searches, bench.search(searches), strict=True):
             jobs |= {budget: self._finetuning(bench, search, budget, found[budget]) for budget in search.budgets}
-        return bench.train([jobs[budget] for budget in budgets])
+        return self.finetuned(bench, [jobs[budget] for budget in budgets])
+
+    def finetuned(self, bench: Workbench, jobs: Sequence[Job]) -> list[Candidate]:
+        """The candidates, from the finetuning of what the searches left: a job a budget."""
+        return bench.train(jobs)
 
     def _search(self, bench: Workbench, plan: Plan, budgets: tuple[int, ...]) -> Search:
-        name = self._label if self.shares_search else f"{self._label}-{budgets[0]}"
+        label = f"{self.searches_as or self.name}{'-thin' if self.thin else ''}"
+        name = label if self.shares_search else f"{label}-{budgets[0]}"
         training = dataclasses.replace(self.search_training(bench.training), epochs=self.search_epochs)
         objective = self.objective(finetuning=False)
         learner = self.learner(bench, plan, budgets)
@@ -311,8 +328,7 @@ class LearnedMasks(Method):
 
     def _note(self) -> str:
         """The options that are not their defaults and change what the method is, for tables."""
-        silent = ("thin", "search_epochs", "finetune_epochs")
-        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in silent}
+        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.unnoted}
         words = [f"{f.name} {changed[f.name]}" for f in dataclasses.fields(self)
                  if f.name in changed and changed[f.name] != f.default]  # fmt: skip
         return ", ".join(words).replace("_", " ")
@@ -359,7 +375,8 @@ def methods() -> dict[str, type[Method]]:
 
     def concrete(cls: type[Method]) -> list[type[Method]]:
         below = [c for sub in cls.__subclasses__() for c in concrete(sub)]
-        here = cls.__module__.startswith("parelu.methods.") and not inspect.isabstract(cls)
+        complete = hasattr(cls, "name") and not inspect.isabstract(cls)
+        here = cls.__module__.startswith("parelu.methods.") and complete
         return [cls, *below] if here else below
 
     return {cls.name: cls for cls in sorted(concrete(Method), key=lambda cls: cls.name)}

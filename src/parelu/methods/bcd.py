@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from parelu.gates import Gate, gates_of, positions
-from parelu.masks import MaskLearner, Step, project
+from parelu.learner import Step
+from parelu.masks import MaskLearner, project
 from parelu.methods.base import LearnedMasks, Workbench
 from parelu.plan import Plan
 from parelu.sites import Network

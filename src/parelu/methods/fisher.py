@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from parelu.gates import Gate, gates_of, positions
-from parelu.masks import MaskLearner, Step, kept_share
+from parelu.learner import Step
+from parelu.masks import MaskLearner, kept_share
 from parelu.methods.base import LearnedMasks, Workbench
 from parelu.plan import Plan
 from parelu.sites import Network

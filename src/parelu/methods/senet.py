@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from parelu import graph
-from parelu.distill import CrossEntropy, Distillation
+from parelu.distill import Distillation
 from parelu.gates import Gate, gates_of
-from parelu.masks import MaskLearner, Step
+from parelu.learner import Step
+from parelu.masks import MaskLearner
 from parelu.methods.base import LearnedMasks, Workbench
 from parelu.plan import Plan
 from parelu.sites import Network, Site, observed
@@ -74,8 +75,8 @@ class Mismatch(MaskLearner):
 
 
 @dataclasses.dataclass(frozen=True)
-class SENet(LearnedMasks):
-    """Layer budgets from pruning sensitivity; masks by activation mismatch; finetuning with PRAM.
+class LayerBudgets(LearnedMasks):
+    """SENet's three stages, for it and for what builds on it.
 
     Attributes:
         density: of the proxy that the sensitivity is read from: the weights of largest magnitude of all layers.
@@ -83,9 +84,8 @@ class SENet(LearnedMasks):
         weight_lr: of SGD in the search.
     """
 
-    name: ClassVar[str] = "senet"
-    source: ClassVar[str] = "Kundu et al., SENet, ICLR 2023"
     shares_search: ClassVar[bool] = False  # each budget has its own layer budgets
+    searches_as: ClassVar[str] = "senet"
 
     kd_weight: float = 0.9  # λ of stage 3
     density: float = 0.1
@@ -96,14 +96,22 @@ class SENet(LearnedMasks):
         sensitivity = sensitivities(bench.teacher.network(), self.density)
         sizes = {name: site.relus for name, site in plan.sites.items()}
         split = allocate(sensitivity, sizes, budgets[0])
-        bench.record(f"senet-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
+        bench.record(f"{self.searches_as}-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
         return Mismatch(budgets=split)
 
     def search_training(self, training: Training) -> Training:
         return dataclasses.replace(training, lr=self.weight_lr, schedule="cosine")
 
-    def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
+    def objective(self, *, finetuning: bool) -> Distillation:
         return Distillation(self.temperature, self.kd_weight, self.pram if finetuning else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SENet(LayerBudgets):
+    """Layer budgets from pruning sensitivity; masks by activation mismatch; finetuning with PRAM."""
+
+    name: ClassVar[str] = "senet"
+    source: ClassVar[str] = "Kundu et al., SENet, ICLR 2023"
 
 
 def sensitivities(network: Network, density: float) -> dict[str, float]:

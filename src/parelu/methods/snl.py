@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from parelu.gates import Gate, gates_of, positions
-from parelu.masks import Granularity, MaskLearner, Step, kept_share
+from parelu.learner import Step
+from parelu.masks import Granularity, MaskLearner, kept_share
 from parelu.methods.base import LearnedMasks, Workbench
 from parelu.plan import Plan
 from parelu.sites import Network

@@ -13,6 +13,7 @@ from torch import nn
 from parelu.errors import UserError
 
 LARGEST_SIDE = 4096
+AUXILIARY = "auxiliary"  # module path of a classifier at a shallower depth, in a network that has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,10 @@ class Spec(abc.ABC):
         return dataclasses.replace(self, input=(channels, height, width))
 
     def to_json(self) -> dict[str, Any]:
-        return {"family": self.family, **dataclasses.asdict(self)}
+        """Its fields, without those that have their default: a field that is added later changes no network's JSON."""
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
+        return {"family": self.family, **fields}
 
 
 def scaled(value: int, factor: float, what: str) -> int:
@@ -91,7 +95,10 @@ def spec_of(name: str, input: tuple[int, int, int], classes: int) -> Spec:
 
 
 def spec_from_json(data: Any) -> Spec:
-    """The inverse of `Spec.to_json`; raises `UserError` for anything else."""
+    """The inverse of `Spec.to_json`; raises `UserError` for anything else.
+
+    A field that has a default may be missing: it is younger than the file.
+    """
     cls = families().get(str(data.get("family"))) if isinstance(data, dict) else None
     if cls is None:
         raise UserError(f"no known architecture in {str(data)[:80]!r}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models.base import Spec, scaled
+from parelu.models.base import AUXILIARY, Spec, scaled
 from parelu.models.hybrenet import plain
 from parelu.models.reuse import ReuseConv, groups
 
@@ -38,18 +38,28 @@ _NAME = re.compile(r"(?P<base>resnet\d+)(?P<options>( (m=\d+|d=\d+(-\d+)*|(\d+x)
 class BasicBlocks(Spec):
     """A residual network of basic blocks.
 
+    Blocks are numbered from 0 through all stages.
+
     Attributes:
         stem: channels of the stem.
         depths: blocks of each stage.
         single_conv_first: the first block of S1 has one convolution (ResNet9).
-        reuse: ReLU-reuse factor N of each stage, 1 for none; () for none anywhere. The second convolution of every
-            block of such a stage is a `ReuseConv`; which channels keep their ReLU is the plan's affair.
+        reuse: ReLU-reuse factor N of each stage, 1 for none; () for none anywhere. The last convolution of every block
+            of such a stage is a `ReuseConv`; which channels keep their ReLU is the plan's affair.
+        shallow: blocks that have one convolution too.
+        gated: blocks that have both, a main branch of two convolutions and a shallow one, mixed by a buffer `gamma`:
+            0 is the main branch, 1 the shallow one (gated branching).
+        exits: "last", the classifier behind the last stage; "auxiliary", one ahead of it, and no last stage; "both" has
+            them for training, and answers with the last.
     """
 
     stem: int
     depths: tuple[int, ...]
     single_conv_first: bool = dataclasses.field(default=False, kw_only=True)
     reuse: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
+    shallow: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
+    gated: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
+    exits: str = dataclasses.field(default="last", kw_only=True)
 
     @property
     @abc.abstractmethod
@@ -67,6 +77,32 @@ class BasicBlocks(Spec):
         for factor, width in zip(self.reuse, self.widths, strict=False):
             if factor != 1:
                 groups(width, factor)
+        for block in (*self.shallow, *self.gated):
+            self._check_branches(block)
+        if self.exits not in ("last", "auxiliary", "both"):
+            raise UserError(f"exits is {self.exits!r}; it is last, auxiliary or both")
+        if self.exits != "last" and len(self.depths) < 2:
+            raise UserError("a network of one stage has no place for an auxiliary classifier")
+
+    def _check_branches(self, block: int) -> None:
+        if not 0 <= block < sum(self.depths):
+            raise UserError(f"block {block}: the network has blocks 0 to {sum(self.depths) - 1}")
+        if (*self.shallow, *self.gated).count(block) > 1 or (block == 0 and self.single_conv_first):
+            raise UserError(f"block {block} has one convolution already: there is nothing to make shallow")
+        stage, _ = self.places[block]
+        if self.reuse and self.reuse[stage - 1] > 1:
+            raise UserError(f"block {block} reuses ReLUs: it is not made shallow")
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Stage, from 1, and number there, from 0, of every block."""
+        return [(stage, i) for stage, depth in enumerate(self.depths, start=1) for i in range(depth)]
+
+    @property
+    def inner(self) -> dict[str, int]:
+        """Site between the two convolutions of a block → the block's number; of the blocks that have both."""
+        single = {*self.shallow, *([0] if self.single_conv_first else [])}
+        return {f"layer{s}.{i}.relu1": number for number, (s, i) in enumerate(self.places) if number not in single}
 
     def with_reuse(self, factor: int, stages: Collection[str]) -> Self:
         """The same network with ReLU-reuse in these stages, such as "S2"."""
@@ -127,37 +163,51 @@ class ResNet(BasicBlocks):
         return dataclasses.replace(self, stem=scaled(self.stem, factor, f"{self.stem} channels"))
 
 
-class _Block(nn.Module):
-    """conv–bn–relu–conv–bn, plus the shortcut, relu; without the first conv–bn–relu where `single`.
+def _convolution(inputs: int, outputs: int, stride: int, reuse: int) -> nn.Module:
+    if reuse > 1:
+        return ReuseConv(outputs, reuse)
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
-    reuse: N of the ReLU-reuse in the second convolution, 1 for none.
+
+class _Block(nn.Module):
+    """A branch of two convolutions or of one, or both mixed; plus the shortcut, relu.
+
+    reuse: N of the ReLU-reuse in the last convolution, 1 for none.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, single: bool = False, reuse: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, deep: bool, shallow: bool, reuse: int = 1) -> None:
         super().__init__()
-        self.single = single
-        if not single:
+        if deep:
             self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
             self.bn1 = nn.BatchNorm2d(outputs)
             self.relu1 = nn.ReLU()
-            inputs_of_second, stride_of_second = outputs, 1
-        else:
-            inputs_of_second, stride_of_second = inputs, stride
-        self.conv2 = (ReuseConv(outputs, reuse) if reuse > 1 else
-                      nn.Conv2d(inputs_of_second, outputs, 3, stride_of_second, 1, bias=False))  # fmt: skip
-        self.bn2 = nn.BatchNorm2d(outputs)
+            self.conv2 = _convolution(outputs, outputs, 1, reuse)
+            self.bn2 = nn.BatchNorm2d(outputs)
+        if shallow:
+            self.shallow = nn.Sequential(_convolution(inputs, outputs, stride, reuse), nn.BatchNorm2d(outputs))
+        self.gamma: Tensor | None
+        self.register_buffer("gamma", torch.zeros(()) if deep and shallow else None)
+        self.deep = deep
         self.relu2 = nn.ReLU()
         self.downsample = nn.Sequential()
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.single else self.relu1(self.bn1(self.conv1(x)))
-        return self.relu2(self.bn2(self.conv2(y)) + self.downsample(x))
+        return self.relu2(self._branches(x) + self.downsample(x))
+
+    def _branches(self, x: Tensor) -> Tensor:
+        if not self.deep:
+            return self.shallow(x)
+        main = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return main if self.gamma is None else main + (self.shallow(x) - main) * self.gamma
 
 
 class _ResNet(nn.Module):
-    """Parameter names are torchvision's, so that its checkpoints of the same shapes load."""
+    """Parameter names are torchvision's, so that its checkpoints of the same shapes load.
+
+    A network has the names that it shares with one that has more branches or classifiers.
+    """
 
     def __init__(self, spec: BasicBlocks) -> None:
         super().__init__()
@@ -165,26 +215,37 @@ class _ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(spec.stem)
         self.relu = nn.ReLU()
         self.stages = {"stem": "relu"}
-        inputs, factors = spec.stem, spec.reuse or (1,) * len(spec.depths)
-        stages = zip(spec.depths, spec.widths, factors, strict=True)
-        for number, (depth, width, reuse) in enumerate(stages, start=1):
+        inputs, first, inner = spec.stem, 0, set(spec.inner.values())
+        factors = spec.reuse or (1,) * len(spec.depths)
+        stages = list(enumerate(zip(spec.depths, spec.widths, factors, strict=True), start=1))
+        for number, (depth, width, reuse) in stages[:-1] if spec.exits == "auxiliary" else stages:
+            if spec.exits == "both" and number == len(stages):
+                self.auxiliary = nn.Linear(inputs, spec.classes)
             blocks = []
             for index in range(depth):
-                single = spec.single_conv_first and number == 1 and index == 0
-                stride = 2 if number > 1 and index == 0 else 1
-                blocks.append(_Block(inputs, width, stride, single=single, reuse=reuse))
+                deep, stride = first + index in inner, 2 if number > 1 and index == 0 else 1
+                shallow = not deep or first + index in spec.gated
+                blocks.append(_Block(inputs, width, stride, deep=deep, shallow=shallow, reuse=reuse))
                 inputs = width
+            first += depth
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
             self.stages[f"S{number}"] = f"layer{number}"
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inputs, spec.classes)
+        self.add_module(AUXILIARY if spec.exits == "auxiliary" else "fc", nn.Linear(inputs, spec.classes))
+        self.exits = spec.exits
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        for stage in self.stages.values():
-            if stage != "relu":
-                x = self.get_submodule(stage)(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        *stages, last = [path for path in self.stages.values() if path != "relu"]
+        for path in stages:
+            x = self.get_submodule(path)(x)
+        if self.exits == "both":
+            self._classified(x, AUXILIARY)
+        x = self.get_submodule(last)(x)
+        return self._classified(x, AUXILIARY if self.exits == "auxiliary" else "fc")
+
+    def _classified(self, x: Tensor, path: str) -> Tensor:
+        return self.get_submodule(path)(torch.flatten(self.avgpool(x), 1))

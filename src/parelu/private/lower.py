@@ -1,4 +1,4 @@
-"""From a network to a program and the server's integers: batch-norms folded, fixed point, ranges by calibration."""
+"""From a network to a program and the server's integers: layers fused, fixed point, ranges by calibration."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from parelu import graph, store
 from parelu.data import normalise
 from parelu.errors import UserError
-from parelu.fuse import fold_batch_norms
+from parelu.fuse import Cost, fuse
 from parelu.graph import Problem
+from parelu.packing import seconds
 from parelu.private.program import (
     Activation,
     Add,
@@ -111,32 +111,36 @@ class Lowered:
 
 def problems(network: Network) -> tuple[Problem, ...]:
     """Every op that has no secure lowering, with its module path and the remedy."""
-    folded = network if network.problems else fold_batch_norms(network)
-    found = (graph.problem(node, (Site,)) or _problem(node) for node in folded.graph.nodes)
+    return _problems(network if network.problems else fuse(network))
+
+
+def _problems(fused: Network) -> tuple[Problem, ...]:
+    found = (graph.problem(node, (Site,)) or _problem(node) for node in fused.graph.nodes)
     return tuple(dict.fromkeys(p for p in found if p))
 
 
-def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any]) -> Lowered:
-    """Lower a network that follows its plan and has its weights.
+def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *, cost: Cost = seconds) -> Lowered:
+    """Fuse and lower a network that follows its plan and has its weights.
 
     images: uint8 (N, *network.input_shape), training images that the ranges are calibrated on; a few hundred do.
     preprocessing: of a candidate: mean, std, and image, (C, H, W) of the data set's images, else the network's input.
+    cost: what fusion weighs; `fuse.nothing` for the layers as they are.
 
     Raises:
         UserError: an op has no secure lowering (one line each), or the wrap bound is above 1e-4.
     """
-    found = problems(network)
+    fused = network if network.problems else fuse(network, cost=cost)
+    found = _problems(fused)
     if found:
         raise UserError("\n".join(map(str, found)))
     mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))
     native = preprocessing.get("image", network.input_shape)
-    folded = fold_batch_norms(network)
-    seen = _calibrate(folded, images, mean, std)
+    seen = _calibrate(fused, images, mean, std)
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
-    square_bits, lowered = WEIGHT_BITS, _Lowering(folded, seen, WEIGHT_BITS).result(described)
+    square_bits, lowered = WEIGHT_BITS, _Lowering(fused, seen, WEIGHT_BITS).result(described)
     while lowered.wrap_bound > LARGEST_WRAP and square_bits > LEAST_SQUARE_BITS:
         square_bits -= 1
-        lowered = _Lowering(folded, seen, square_bits).result(described)
+        lowered = _Lowering(fused, seen, square_bits).result(described)
     if lowered.wrap_bound <= LARGEST_WRAP:
         return lowered
     raise UserError(f"a truncation may wrap with probability {lowered.wrap_bound:.1e} an inference, more than "
@@ -202,7 +206,7 @@ class _Value:
 
 
 class _Lowering:
-    """Walks the folded graph and writes ops; `values` has the number and unit of each node's tensor."""
+    """Walks the fused graph and writes ops; `values` has the number and unit of each node's tensor."""
 
     def __init__(self, network: Network, seen: Mapping[tuple[fx.Node, str], _Seen], square_bits: int) -> None:
         self.network, self.seen, self.square_bits = network, seen, square_bits
@@ -238,8 +242,8 @@ class _Lowering:
         if isinstance(module, Site):
             self.values[node] = self._site(node, module, source)
         elif isinstance(module, nn.Conv2d):
-            op = Conv(source.number, module.out_channels, _two(module.kernel_size), _two(module.stride),
-                      _two(module.padding), module.groups)  # fmt: skip
+            op = Conv(source.number, module.out_channels, graph.two(module.kernel_size), graph.two(module.stride),
+                      graph.two(module.padding), module.groups)  # fmt: skip
             self.values[node] = self._linear(node, op, source.unit, module.weight, module.bias)
         elif isinstance(module, nn.Linear):
             op = Linear(source.number, module.out_features)
@@ -254,13 +258,13 @@ class _Lowering:
             self.values[node] = self._concat(node, [self.values[n] for n in _parts(node)])
         elif (channels := _channels(node)) is not None:
             self.values[node] = _Value(self._emit(node, Slice(source.number, *channels)), source.unit)
-        elif (pool := _pooling(node)) is not None:
+        elif (pool := graph.pooling(node)) is not None:
             kernel, stride, padding = pool
             number = self._emit(node, Pool(source.number, kernel, stride, padding))
             if len(node.meta["shape"]) == 1:
                 number = self._emit(node, Flatten(number))
             self.values[node] = _Value(number, source.unit / math.prod(kernel))
-        elif _is_flatten(node):
+        elif graph.is_flatten(node):
             self.values[node] = _Value(self._emit(node, Flatten(source.number)), source.unit)
         else:
             self.values[node] = source  # identity, dropout
@@ -372,23 +376,9 @@ def _bits(largest: float) -> int:
     return max(math.ceil(largest), 1).bit_length()
 
 
-def _two(value: Any) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else value
-    return int(first), int(second)
-
-
-def _is_flatten(node: fx.Node) -> bool:
-    is_call = node.target in (torch.flatten, "flatten", "view", "reshape")
-    return (is_call or isinstance(graph.called_module(node), nn.Flatten)) and len(node.meta["shape"]) == 1
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def _parts(node: fx.Node) -> list[fx.Node]:
     """What a torch.cat joins."""
-    return list(_argument(node, 0, "tensors", ()))  # pyright: ignore[reportArgumentType]
+    return list(graph.argument(node, 0, "tensors", ()))
 
 
 def _channels(node: fx.Node) -> tuple[int, int] | None:
@@ -406,39 +396,6 @@ def _channels(node: fx.Node) -> tuple[int, int] | None:
     return (start, stop) if step == 1 and start < stop else None
 
 
-def _pooling(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """Kernel, stride and padding of an average pool that is a sum over windows of one size, else None."""
-    module = graph.called_module(node)
-    if not node.all_input_nodes or len(node.all_input_nodes[0].meta.get("shape", ())) != 3:
-        return None
-    height, width = node.all_input_nodes[0].meta["shape"][1:]
-    if isinstance(module, nn.AvgPool2d):
-        options = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
-                   module.divisor_override)  # fmt: skip
-    elif node.target is F.avg_pool2d:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        defaults = (None, None, 0, False, True, None)
-        options = tuple(_argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True)))
-    elif isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
-        rows, columns = node.meta["shape"][1:]
-        if height % rows or width % columns:
-            return None
-        kernel = height // rows, width // columns
-        return kernel, kernel, (0, 0)
-    elif node.target in (torch.mean, "mean"):
-        dims = _argument(node, 1, "dim", None)
-        if dims is None or isinstance(dims, int) or sorted(d % 4 for d in dims) != [2, 3]:
-            return None
-        return (height, width), (height, width), (0, 0)
-    else:
-        return None
-    kernel, stride, padding, ceil_mode, count_include_pad, divisor_override = options
-    padding = _two(padding)
-    if ceil_mode or divisor_override or (padding != (0, 0) and not count_include_pad):
-        return None
-    return _two(kernel), _two(stride if stride is not None else kernel), padding
-
-
 def _problem(node: fx.Node) -> Problem | None:
     """What keeps an op, that may stand in a private network, from being lowered."""
     if node.op in ("placeholder", "output", "get_attr") or "shape" not in node.meta:
@@ -449,7 +406,7 @@ def _problem(node: fx.Node) -> Problem | None:
     if isinstance(module, (nn.Conv2d, nn.ConstantPad2d)):
         if isinstance(module, nn.ConstantPad2d):
             return Problem(path, name, "use the padding of the convolution or pool behind it")
-        if isinstance(module.padding, str) or module.padding_mode != "zeros" or _two(module.dilation) != (1, 1):
+        if not graph.is_plain(module):
             return Problem(path, "a convolution with named or reflected padding or dilation",
                            "use numbers for its zero padding, and dilation 1")  # fmt: skip
         return None
@@ -461,10 +418,11 @@ def _problem(node: fx.Node) -> Problem | None:
     if node.target is torch.cat:
         shapes = [n.meta.get("shape", ()) for n in _parts(node)]
         first = len(shapes[0]) + 1
-        if _argument(node, 1, "dim", 0) % first == 1:
+        if graph.argument(node, 1, "dim", 0) % first == 1:
             return None
         return Problem(path, name, "join channels, dimension 1")
-    if isinstance(module, plain) or _is_flatten(node) or _pooling(node) is not None or _channels(node) is not None:
+    free = graph.is_flatten(node) or graph.pooling(node) is not None or _channels(node) is not None
+    if isinstance(module, plain) or free:
         if isinstance(module, nn.Linear) and len(node.meta["shape"]) != 1:
             return Problem(path, "a linear layer on a feature map", "flatten the map first, or use a 1×1 convolution")
         return None

@@ -37,7 +37,8 @@ def linear_map(op: Op, integers: Integers) -> Callable[[Ring], Ring]:
 
 def bias_of(op: Op, integers: Integers) -> Signed:
     """As it is added to (batch, …)."""
-    return integers["bias"][:, None, None] if isinstance(op, Conv) else integers["bias"]
+    bias = integers["bias"]
+    return bias[:, None, None] if isinstance(op, Conv) and bias.ndim == 1 else bias
 
 
 def encode_images(program: Program, images: Tensor) -> Signed:

@@ -111,4 +111,4 @@ def _unfinished(run: Run) -> int:
 
 def _counted(records: Sequence[Record]) -> dict[str, int]:
     roles = [record.metrics["role"] for record in records]
-    return {role: roles.count(role) for role in ("teacher", "criticality", "candidate") if role in roles}
+    return {role: roles.count(role) for role in ("teacher", "criticality", "scaffold", "candidate") if role in roles}

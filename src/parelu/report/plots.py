@@ -166,7 +166,7 @@ def curves_svg(records: Sequence[Record]) -> str:
     trained = [record for record in records if record.history]
     panels: dict[str, list[Record]] = {}
     for record in sorted(trained, key=lambda r: (r.metrics["role"] == "candidate", r.metrics["method"])):
-        ours = record.metrics["role"] == "candidate"
+        ours = record.metrics["role"] in ("candidate", "scaffold")
         panels.setdefault(record.metrics["method"] if ours else "all ReLUs, and one stage only", []).append(record)
     relus = [record.metrics["relus"] or 1 for record in trained]
     colours = ScalarMappable(LogNorm(min(relus), max(*relus, min(relus) + 1)), mpl.colormaps["viridis_r"].resampled(40))

@@ -6,13 +6,17 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from parelu import pareto
 from parelu.errors import UserError
+from parelu.report.private import duration, size
 from parelu.run import Record
 
 OURS = "deepreduce"
+Axis = Literal["relus", "macs", "depth", "latency", "bytes"]
+MEASURED = ("latency", "bytes")
+WORDS = {"macs": "multiply-adds", "depth": "convolutions in a row", "latency": "online time", "bytes": "online bytes"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +27,10 @@ class Row:
         label: the steps, or the method whose mask it is; name: its folder in the run, the first seed's.
         validation, test: mean accuracies in percent; …spread: their standard deviations over the seeds, 0 for one.
         low, high: the range of `test`.
-        on_frontier: by validation accuracy, among the rows that have squares too, or among those that have none: a
-            square costs a secure multiplication, so networks with squares are compared with each other.
+        latency, bytes: online seconds and bytes both ways of private inference, means over the seeds that were
+            measured; None where none was.
+        on_frontier: by validation accuracy and the axis asked for. A square costs a secure multiplication, so networks
+            with squares are compared with each other, unless the axis is measured and has paid for them.
     """
 
     method: str
@@ -42,6 +48,8 @@ class Row:
     low: float
     high: float
     seeds: int
+    latency: float | None
+    bytes: float | None
     on_frontier: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -72,14 +80,12 @@ class Comparison:
 def label_of(record: Record) -> str:
     m = record.metrics
     note = f", {m['note']}" if m.get("note") else ""
-    if m["steps"]:
-        return m["steps"] + note
-    return f"{m['method']} mask{note}" if m["budget"] else "all ReLUs"
+    return (m["steps"] or (f"{m['method']} mask" if m["budget"] else "all ReLUs")) + note
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
     """Those that stand for themselves: the full-ReLU networks and the methods' candidates."""
-    chosen = [record for record in records if record.metrics["role"] != "criticality"]
+    chosen = [record for record in records if record.metrics["role"] in ("teacher", "candidate")]
     if not chosen:
         raise UserError("no network is finished in these runs yet; run the same command again to go on")
     return chosen
@@ -95,15 +101,24 @@ def by_network(records: Sequence[Record]) -> list[list[Record]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def frontier_rows(records: Sequence[Record]) -> list[Row]:
-    """A row for each network, most ReLUs first; the seeds of one network make one row."""
+def frontier_rows(records: Sequence[Record], x: Axis = "relus") -> list[Row]:
+    """A row for each network, those that cost most on the axis first; the seeds of one network make one row.
+
+    Raises:
+        UserError: the axis is a measured one, and nothing was measured.
+    """
     rows = [_row(group) for group in by_network(records)]
+    costs: list[float | None] = [getattr(row, x) for row in rows]
+    if all(cost is None for cost in costs):
+        raise UserError(f"no network of these runs has a measured {x}; run parelu bench RUN first")
     chosen: set[int] = set()
     for squares in (False, True):
-        board = [i for i, row in enumerate(rows) if bool(row.squares) == squares]
-        best = pareto.frontier([(rows[i].relus, rows[i].validation) for i in board])
-        chosen |= {board[i] for i in best}
-    return [dataclasses.replace(row, on_frontier=i in chosen) for i, row in enumerate(rows)]
+        board = [i for i, row in enumerate(rows) if x in MEASURED or bool(row.squares) == squares]
+        points = [(cost, rows[i].validation, i) for i in board if (cost := costs[i]) is not None]
+        best = pareto.frontier([(cost, accuracy) for cost, accuracy, _ in points])
+        chosen |= {points[i][2] for i in best}
+    order = sorted(range(len(rows)), key=lambda i: -(costs[i] if costs[i] is not None else -1))  # pyright: ignore
+    return [dataclasses.replace(rows[i], on_frontier=i in chosen) for i in order]
 
 
 def _row(group: Sequence[Record]) -> Row:
@@ -121,8 +136,16 @@ def _row(group: Sequence[Record]) -> Row:
         low=min(tests),
         high=max(tests),
         seeds=len({record.metrics["seed"] for record in group}),
+        latency=_online(group, "seconds"),
+        bytes=_online(group, "bytes_to_client", "bytes_to_server"),
         on_frontier=False,
     )
+
+
+def _online(group: Sequence[Record], *keys: str) -> float | None:
+    """The mean over the measured of the sum of these figures of a bench row's online phase."""
+    measured = [record.private["row"]["online"] for record in group if record.private]
+    return statistics.mean(sum(online[key] for key in keys) for online in measured) if measured else None
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -163,9 +186,9 @@ def _means(pairs: Sequence[tuple[Record, Record]], key: str) -> tuple[float, flo
     return mine, its
 
 
-def frontier_text(records: Sequence[Record]) -> str:
-    """The rows and the comparisons as text; * marks the frontier."""
-    rows = frontier_rows(records)
+def frontier_text(records: Sequence[Record], x: Axis = "relus") -> str:
+    """The rows and the comparisons as text; * marks the frontier on the axis."""
+    rows = frontier_rows(records, x)
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("", lambda r: "*" if r.on_frontier else " "),
         ("ReLUs", lambda r: f"{r.relus:,}"),
@@ -173,12 +196,16 @@ def frontier_text(records: Sequence[Record]) -> str:
         ("validation %", lambda r: plus_minus(r.validation, r.validation_spread, r.seeds)),
         *([("squares", lambda r: f"{r.squares:,}")] if any(row.squares for row in rows) else []),
         ("MACs", lambda r: f"{r.macs / 1e6:,.1f} M"),
+        *([("depth", lambda r: str(r.depth))] if x == "depth" else []),
+        *([("online", lambda r: "–" if r.latency is None else duration(r.latency))] if x == "latency" else []),
+        *([("bytes", lambda r: "–" if r.bytes is None else size(r.bytes))] if x == "bytes" else []),
         ("method", lambda r: r.method),
         ("network", lambda r: r.label),
     ]
     text = aligned([[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)], left=2)
-    text += "\n* on the frontier, chosen by validation accuracy"
-    text += "; networks with squares have one of their own" if any(row.squares for row in rows) else ""
+    text += f"\n* on the frontier{'' if x == 'relus' else f' over {WORDS[x]}'}, chosen by validation accuracy"
+    apart = any(row.squares for row in rows) and x not in MEASURED
+    text += "; networks with squares have one of their own" if apart else ""
     compared = compare(records)
     if compared:
         cells = [["ReLUs", compared[0].method, "other", "difference", "seeds", "method"]]

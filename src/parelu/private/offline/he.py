@@ -1,7 +1,7 @@
 """Offline mode `he`: no third party. Linear layers by homomorphic encryption, all else by oblivious transfer.
 
 For each linear layer the client encrypts its share r of the layer's input and gets W·r − s back (DELPHI, section 4.1),
-packed as in `primitives.packing`. Where every position has a weight of its own, and for squares, integers are
+packed as in `packing`. Where every position has a weight of its own, and for squares, integers are
 multiplied by oblivious transfer. Both parties walk the program in the same order; ciphertexts are sent one by one, so
 that one party works on a ciphertext while the other makes the next.
 """
@@ -15,7 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from parelu import graph
+from parelu.composition import Convolution
 from parelu.errors import UserError
+from parelu.packing import Packing, packing
 from parelu.private.channel import Channel
 from parelu.private.engines.delphi import Material, Model, Terms, prepare_client, prepare_server
 from parelu.private.errors import ProtocolError
@@ -23,9 +26,8 @@ from parelu.private.lower import Lowered
 from parelu.private.offline.base import Mode
 from parelu.private.offline.oblivious import ObliviousClient, ObliviousServer
 from parelu.private.primitives import he
-from parelu.private.primitives.packing import Packing, packing
 from parelu.private.primitives.prg import Stream, fresh_seed
-from parelu.private.program import Conv, Linear, Op, Program
+from parelu.private.program import Conv, Linear, Op, Program, Shape
 from parelu.private.ring import BITS, Ring, encode, reduce
 
 SIZES = struct.Struct("<BB")  # log2 of the largest Σ|w| of a row, and of the largest factor of a single value
@@ -51,8 +53,16 @@ def sizes(lowered: Lowered) -> tuple[int, int]:
 def packings(program: Program) -> dict[int, Packing]:
     """Value → how the layer that makes it is packed; raises ValueError where one does not fit."""
     numbered = enumerate(program.ops, start=1)
-    return {number: packing(op, program.shapes[op.source], he.DEGREE) for number, op in numbered
+    return {number: packing(convolution(op, program.shapes[op.source])) for number, op in numbered
             if isinstance(op, (Conv, Linear))}  # fmt: skip
+
+
+def convolution(op: Conv | Linear, source: Shape) -> Convolution:
+    """An op on a source of this shape; a matrix is a convolution of a 1×1 map."""
+    if isinstance(op, Linear):
+        return Convolution(source[0], op.outputs, (1, 1))
+    inputs, *size = source
+    return Convolution(inputs, op.outputs, graph.two(size), op.kernel, op.stride, op.padding, op.groups)
 
 
 class _Server(ObliviousServer):
@@ -76,8 +86,8 @@ class _Server(ObliviousServer):
         columns = weights.reshape(len(weights), -1)
         inputs = [self.he.open(self._upload()) for _ in range(packed.uploads)]
         for block in range(packed.output_blocks):
-            totals = [None] * len(packed.inputs)
-            for read in packed.products(block):
+            totals = [None] * packed.tiles
+            for read in packed.reads(block):
                 weight = self.he.weight(packed.pack_weight(columns, block, read))
                 for tile in range(len(totals)):
                     one = inputs[tile * packed.input_blocks + read]
@@ -124,7 +134,7 @@ class _Client(ObliviousClient):
             self.channel.send("upld", self.he.encrypt(polynomial))
         out = np.empty(count, np.uint64)
         for block in range(packed.output_blocks):
-            for tile in range(len(packed.inputs)):
+            for tile in range(packed.tiles):
                 coefficients, positions = packed.needed(block, tile)
                 answer = self.channel.receive("answ", self.he.parameters.answer_bytes(len(coefficients)))
                 out[positions] = self.he.decrypt(answer, coefficients)

@@ -26,11 +26,11 @@ import zstandard
 from numpy.typing import NDArray
 
 from parelu.errors import UserError
+from parelu.packing import DEGREE
 from parelu.private.errors import ProtocolError
 from parelu.private.primitives.prg import Stream
 from parelu.private.ring import BITS, MASK, Ring
 
-DEGREE = 8192
 STATISTICAL = 40  # bits: an answer is within 2^−40 of one that is independent of W
 FRESH = 22  # |error| of a fresh ciphertext: SEAL's centred binomial of ±21, and a rounding
 ZERO = 2 * DEGREE * 21 + 21  # |error| of an encryption of zero under the public key

@@ -1,0 +1,207 @@
+"""What shallow networks are worth: SENet against SENet with gated branching and an earlier exit, trained and measured.
+
+    python benchmarks/shallow.py run --out runs/shallow                      hours; goes on where it was stopped
+    python benchmarks/shallow.py measure --out runs/shallow --repeat 3       minutes; so does this
+    python benchmarks/shallow.py table --out runs/shallow
+    python benchmarks/shallow.py run --out runs/tiny --setting tiny --seeds 0   and so on: a try on digits, in minutes
+
+OUT/seedN is a run folder of both methods at three budgets; they finetune the masks of the same searches. A repetition
+of `measure` goes once through all networks, each as its layers are and fused, so that what is compared alternates; it
+is kept in OUT/seedN/measured. The table has the effect that the paper reports, depth and multiply-adds, and what it is
+worth in seconds: medians over seeds and repetitions, with their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from parelu import store, study
+from parelu.fuse import nothing
+from parelu.methods.gated import Gated
+from parelu.methods.senet import SENet
+from parelu.packing import seconds
+from parelu.plan import Candidate
+from parelu.private import measure
+from parelu.private.bench import bench
+from parelu.private.lower import Lowered, lower
+from parelu.private.offline.base import modes
+from parelu.report.fusion import sizes
+from parelu.run import Record, Run
+from parelu.study import Reduction, Study
+from parelu.train import SHORT, Training
+
+IMAGES = 10  # of the test set, in one measurement, after one that warms up
+WAYS = {"as it is": nothing, "fused": seconds}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What both methods are compared on; d_th is of Shallow-Again's Table 1."""
+
+    model: str
+    data: str
+    input: tuple[int, int, int] | None
+    images: int | None
+    budgets: tuple[str, ...]
+    search_epochs: int
+    finetune_epochs: int
+    training: Training
+    d_th: float = 0.1
+
+    def study(self, seed: int) -> Study:
+        options: dict[str, Any] = {"search_epochs": self.search_epochs, "finetune_epochs": self.finetune_epochs}
+        methods = SENet(**options), Gated(d_th=self.d_th, auxiliary=True, **options)
+        reductions = tuple(Reduction(method, self.budgets) for method in methods)
+        return Study(self.model, self.data, reductions, self.training, seed, self.input, self.images)
+
+
+SETTINGS = {
+    "fashion": Setting("resnet18 m=8", "fashion-mnist", (1, 28, 28), 20_000, ("0.2", "0.1", "0.05"), 6, 10,
+                       dataclasses.replace(SHORT, epochs=14)),
+    "tiny": Setting("resnet10 m=4", "digits", None, None, ("0.2", "0.1"), 2, 4, dataclasses.replace(SHORT, epochs=6)),
+}  # fmt: skip
+
+
+class Lines:
+    """A watcher that prints a line for each network."""
+
+    def queued(self, task: object, cost: float) -> None: ...
+
+    def moved(self, name: str, progress: object) -> None: ...
+
+    def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
+        if not resumed:
+            print(f"{time.strftime('%H:%M:%S')} {name}: {candidate.metrics['validation_accuracy']:.1f} %", flush=True)
+
+
+def networks(run: Run) -> list[Record]:
+    """The full network and the candidates, by budget, then from the deep to the shallow."""
+    found = [record for record in run.candidates() if record.metrics["role"] in ("teacher", "candidate")]
+    return sorted(found, key=lambda r: (-(r.metrics["budget"] or 1 << 60), -r.metrics["depth"]))
+
+
+def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
+    """Measure what is not measured yet, one repetition after another through all networks."""
+    records = networks(run)
+    dataset = measure.dataset_of(run.candidate(records[0].name))
+
+    @functools.cache
+    def lowered(name: str, way: str) -> Lowered:
+        candidate = run.candidate(name)
+        images = measure.fit(candidate, dataset.train.images[: measure.CALIBRATION])
+        return lower(candidate.network(), images, candidate.preprocessing, cost=WAYS[way])
+
+    for number in range(repeat):
+        for record, way in itertools.product(records, WAYS):
+            path = path_of(run, record.name, way, offline, network, number)
+            if not path.exists():
+                candidate = run.candidate(record.name)
+                images = measure.fit(candidate, dataset.test.images[:IMAGES])
+                row = bench(lowered(record.name, way), candidate, images, offline=offline, network=network)
+                store.write_json(path, row)
+                print(f"{path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
+    for record in records:
+        path = run.path / "measured" / f"{record.name} ring.json"
+        if not path.exists():
+            candidate = run.candidate(record.name)
+            ring = measure.ring_accuracy(lowered(record.name, "fused"), candidate, dataset.test)
+            store.write_json(path, dataclasses.asdict(ring))
+
+
+def path_of(run: Run, name: str, way: str, offline: str, network: str, number: int) -> Path:
+    return run.path / "measured" / f"{name} {way} {offline} {network} {number}.json"
+
+
+def table(runs: list[Run], offline: str, network: str) -> str:
+    """Markdown: a row for each network and, where fusion changes it, for what it becomes; seeds side by side."""
+    heads = ("network", "way", "ReLUs", "test, %", "ring, %", "MACs", "depth", "HE products", "online", "offline")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    groups: dict[tuple[str, int], list[tuple[Run, Record]]] = {}
+    for run in runs:
+        for record in networks(run):
+            groups.setdefault((_label(record), record.metrics["budget"] or 0), []).append((run, record))
+    for (label, _), group in groups.items():
+        for way, cells in _cells(group, offline, network).items():
+            lines.append(f"| {' | '.join([label, way, *cells])} |")
+    return "\n".join(lines)
+
+
+def _label(record: Record) -> str:
+    budget, name = record.metrics["budget"], record.metrics["method"]
+    ending = ", exit ahead of the last stage" if record.name.endswith("-auxiliary") else ""
+    return f"{name} {budget:,}{ending}" if budget else "all ReLUs"
+
+
+def _cells(group: list[tuple[Run, Record]], offline: str, network: str) -> dict[str, list[str]]:
+    """Way → the cells of a network's row."""
+    found, before = {}, None
+    for way in WAYS:
+        shapes = [sizes(candidate.spec, candidate.plan)[way] for candidate in
+                  (run.candidate(record.name) for run, record in group)]  # fmt: skip
+        if shapes == before:
+            continue
+        rows = [list(_read(run, record.name, way, offline, network)) for run, record in group]
+        rings = [path for run, record in group if (path := run.path / "measured" / f"{record.name} ring.json").exists()]
+        online, behind = ([row[phase]["seconds"] for row in itertools.chain(*rows)] for phase in ("online", "offline"))
+        found[way] = [
+            _numbers([record.metrics["relus"] for _, record in group], ",.0f"),
+            _numbers([record.metrics["test_accuracy"] for _, record in group], ".1f"),
+            _numbers([json.loads(path.read_bytes())["accuracy"] for path in rings], ".1f"),
+            _numbers([shape.macs / 1e6 for shape in shapes], ",.2f") + " M",
+            _numbers([shape.depth for shape in shapes], ".0f"),
+            _numbers([shape.products for shape in shapes], ",.0f"),
+            _numbers([1000 * value for value in online], ",.1f") + " ms",
+            _numbers([1000 * value for value in behind], ",.1f") + " ms",
+        ]
+        before = shapes
+    return found
+
+
+def _read(run: Run, name: str, way: str, offline: str, network: str) -> Iterator[dict[str, Any]]:
+    for number in itertools.count():
+        path = path_of(run, name, way, offline, network, number)
+        if not path.exists():
+            return
+        yield json.loads(path.read_bytes())
+
+
+def _numbers(values: list[float], form: str) -> str:
+    """Median and range."""
+    if not values:
+        return "–"
+    low, middle, high = (format(value, form) for value in (min(values), statistics.median(values), max(values)))
+    return middle if low == high else f"{middle} ({low}–{high})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "measure", "table"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--setting", choices=SETTINGS, default="fashion")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--offline", choices=list(modes()), default="he")
+    parser.add_argument("--network", choices=("loopback", "lan", "wan"), default="loopback")
+    arguments = parser.parse_args()
+    folders = [arguments.out / f"seed{seed}" for seed in arguments.seeds]
+    if arguments.action == "run":
+        for seed, folder in zip(arguments.seeds, folders, strict=True):
+            study.conduct(SETTINGS[arguments.setting].study(seed), folder, Lines())
+    elif arguments.action == "measure":
+        for folder in folders:
+            measure_all(Run.open(folder), arguments.offline, arguments.network, arguments.repeat)
+    else:
+        print(table([Run.open(folder) for folder in folders], arguments.offline, arguments.network))
+
+
+if __name__ == "__main__":
+    main()

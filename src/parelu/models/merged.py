@@ -1,0 +1,189 @@
+"""Merged networks: what fusion left of another architecture, written out layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from parelu import graph
+from parelu.errors import UserError
+from parelu.models.base import Spec
+from parelu.sites import Network, Site
+
+MOST_LAYERS, MOST_CHANNELS, LARGEST_WINDOW = 10_000, 1 << 20, 256
+_PATH = re.compile(r"\w+(\.\w+)*")
+
+_WINDOW = ((1, LARGEST_WINDOW),) * 4 + ((0, LARGEST_WINDOW),) * 2  # kernel, stride, padding
+_COUNT = (1, MOST_CHANNELS)
+# Kind → whether it has a module, how many values it reads, and from where to where each of its numbers may be.
+_KINDS: dict[str, tuple[bool, int, tuple[tuple[int, int], ...]]] = {
+    "conv": (True, 1, (_COUNT, _COUNT, *_WINDOW, _COUNT)), "linear": (True, 1, (_COUNT, _COUNT)),
+    "norm": (True, 1, (_COUNT,)), "relu": (True, 1, ()), "add": (False, 2, ()), "pool": (False, 1, _WINDOW),
+    "flatten": (False, 1, ()),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged(Spec):
+    """A network of layers in order of execution; `parelu fuse CANDIDATE --finetune EPOCHS` makes it.
+
+    Attributes:
+        layers: a line a layer. Its kind; where it has a module, the path; the values that it reads, 0 for the input and
+            n for what line n makes; its numbers, those of torch's layer in torch's order, rows before columns:
+
+                conv PATH VALUE inputs outputs kernel kernel stride stride padding padding groups
+                linear PATH VALUE inputs outputs
+                norm PATH VALUE channels
+                relu PATH VALUE stage
+                add VALUE VALUE
+                pool VALUE kernel kernel stride stride padding padding
+                flatten VALUE
+    """
+
+    family: ClassVar[str] = "merged"
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    layers: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lines = self.layers.splitlines()
+        if not 1 <= len(lines) <= MOST_LAYERS:
+            raise UserError(f"a merged network of {len(lines)} layers; it has from 1 to {MOST_LAYERS:,}")
+        paths = [layer.path for layer in map(_parsed, lines, range(len(lines))) if layer.path]
+        inside = {".".join(parts[:n]) for parts in (path.split(".") for path in paths) for n in range(1, len(parts))}
+        if len(set(paths)) < len(paths) or inside & set(paths):
+            raise UserError("two layers of a merged network share a path; each has its own")
+
+    @classmethod
+    def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> None:
+        return
+
+    def scale_channels(self, factor: float) -> Merged:
+        raise UserError(f"the channels of a merged network cannot be scaled by {factor:g}: scale it, then merge it")
+
+    def module(self) -> nn.Module:
+        whole, modules, stages = fx.Graph(), {}, {}
+        values = [whole.placeholder("x")]
+        for number, line in enumerate(self.layers.splitlines()):
+            layer = _parsed(line, number)
+            read = tuple(values[value] for value in layer.reads)
+            if layer.path:
+                modules[layer.path] = layer.module()
+                values.append(whole.call_module(layer.path, read))
+            else:
+                values.append(layer.call(whole, read))
+            if layer.kind == "relu":
+                stages[layer.stage] = (*stages.get(layer.stage, ()), layer.path)
+        whole.output(values[-1])
+        built = fx.GraphModule(modules, whole, "Merged")
+        built.stages = stages  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        return built
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A line of `Merged.layers`."""
+
+    kind: str
+    path: str
+    reads: tuple[int, ...]
+    numbers: tuple[int, ...]
+    stage: str = ""
+
+    def module(self) -> nn.Module:
+        if self.kind == "conv":
+            inputs, outputs, *window, groups = self.numbers
+            kernel, stride, padding = (graph.two(window[i : i + 2]) for i in (0, 2, 4))
+            return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
+        if self.kind == "relu":
+            return nn.ReLU()
+        if self.kind == "linear":
+            return nn.Linear(self.numbers[0], self.numbers[1])
+        return nn.BatchNorm2d(self.numbers[0])
+
+    def call(self, whole: fx.Graph, read: tuple[fx.Node, ...]) -> fx.Node:
+        if self.kind == "add":
+            return whole.call_function(torch.add, read)
+        if self.kind == "flatten":
+            return whole.call_function(torch.flatten, (*read, 1))
+        window = tuple(graph.two(self.numbers[i : i + 2]) for i in (0, 2, 4))
+        return whole.call_function(nn.functional.avg_pool2d, (*read, *window))
+
+    def __str__(self) -> str:
+        words = (self.kind, self.path, *self.reads, *self.numbers, self.stage)
+        return " ".join(str(word) for word in words if word != "")
+
+
+def _parsed(line: str, number: int) -> _Layer:
+    """The layer that makes value `number` + 1."""
+    kind, *words = line.split(" ")
+    try:
+        has_path, values, limits = _KINDS[kind]
+        path = words.pop(0) if has_path else ""
+        stage = words.pop() if kind == "relu" else ""
+        reads, numbers = (tuple(map(int, part)) for part in (words[:values], words[values:]))
+        layer = _Layer(kind, path, reads, numbers, stage)
+        named = all(_PATH.fullmatch(name) for name in (path, stage) if name)
+        sized = all(least <= n <= most for n, (least, most) in zip(numbers, limits, strict=True))
+        if not (named and sized and len(reads) == values and all(0 <= value <= number for value in reads)):
+            raise ValueError
+        if kind == "conv" and (numbers[0] % numbers[-1] or numbers[1] % numbers[-1]):
+            raise ValueError
+    except (KeyError, IndexError, ValueError):
+        layer = None
+    if layer is None or str(layer) != line:
+        raise UserError(f"line {number + 1} of a merged network, {line[:80]!r}, is no layer")
+    return layer
+
+
+def merged(network: Network, classes: int) -> Merged:
+    """The spec of a network as it stands, with the paths that it has.
+
+    Raises:
+        UserError: it has an op that a merged network does not.
+    """
+    lines: list[str] = []
+    values: dict[fx.Node, int] = {}
+    for node in network.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = 0
+        elif node.op in ("call_module", "call_function", "call_method") and "shape" in node.meta:
+            reads = tuple(values[term] for term in node.all_input_nodes if term in values)
+            lines.append(str(_described(node, reads)))
+            if graph.pooling(node) and len(node.meta["shape"]) == 1:
+                lines.append(str(_Layer("flatten", "", (len(lines),), ())))
+            values[node] = len(lines)
+    return Merged(network.input_shape, classes, "\n".join(lines))  # pyright: ignore[reportArgumentType]
+
+
+def weights_of(network: Network) -> dict[str, Tensor]:
+    """The state dict that the network of `merged(network)` takes: each convolution has a bias there."""
+    convolutions = graph.calls(network, (nn.Conv2d,))
+    missing = {f"{node.target}.bias": layer.out_channels for node, layer in convolutions if layer.bias is None}
+    return {**{name: torch.zeros(outputs) for name, outputs in missing.items()}, **network.state_dict()}
+
+
+def _described(node: fx.Node, reads: tuple[int, ...]) -> _Layer:
+    module, path = graph.called_module(node), str(node.target)
+    if isinstance(module, Site):
+        return _Layer("relu", path, reads, (), module.stage)
+    if isinstance(module, nn.Conv2d) and graph.is_plain(module) and (module.bias is None or module.bias.dim() == 1):
+        window = (*graph.two(module.kernel_size), *graph.two(module.stride), *graph.two(module.padding))
+        return _Layer("conv", path, reads, (module.in_channels, module.out_channels, *window, module.groups))
+    if isinstance(module, nn.Linear):
+        return _Layer("linear", path, reads, (module.in_features, module.out_features))
+    if isinstance(module, nn.BatchNorm2d):
+        return _Layer("norm", path, reads, (module.num_features,))
+    if graph.is_addition(node) and len(reads) == 2:
+        return _Layer("add", "", reads, ())
+    pool = graph.pooling(node)
+    if pool:
+        return _Layer("pool", "", reads, tuple(n for pair in pool for n in pair))
+    if graph.is_flatten(node):
+        return _Layer("flatten", "", reads, ())
+    raise UserError(f"{path}: {type(module).__name__ if module else node.name} has no place in a merged network")
