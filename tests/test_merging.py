@@ -58,6 +58,19 @@ def test_every_layer_that_fusion_leaves_can_be_written():
     }  # fmt: skip
 
 
+def test_a_network_with_relu_reuse_can_be_written():
+    reduced = reduce(spec_of("resnet10 m=8", (1, 8, 8), 10), "cull S1; thin S2; reuse 4")
+    network = ready(reduced.spec.module(), reduced.spec.input)
+    reduced.plan.apply(network)
+    fused = fuse(network, padded=True)
+    spec = merged(fused, 10)
+    again = Candidate(spec, Plan.of(fused), weights_of(fused)).network()
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.allclose(again(x), fused(x), atol=1e-6)
+    assert {"concat", "slice"} <= {line.split()[0] for line in spec.layers.splitlines()}
+    assert problems(again) == ()
+
+
 def test_a_bias_that_is_a_map_has_no_place_in_it():
     layers = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(50, 3)
     fused = fuse(ready(nn.Sequential(*layers), (2, 5, 5)))
@@ -75,6 +88,9 @@ def test_a_bias_that_is_a_map_has_no_place_in_it():
         ("conv a 0 3 4 3 3 1 1 1 1 2", "is no layer"),
         ("conv ../a 0 1 4 3 3 1 1 1 1 1", "is no layer"),
         ("linear a 1 4 4", "is no layer"),
+        ("concat", "is no layer"),
+        ("concat 0 1", "is no layer"),
+        ("slice 0 1", "is no layer"),
         ("linear a 0 4 4000000", "is no layer"),
         ("relu a 0", "is no layer"),
         ("relu a 0 S1\nrelu a 1 S1", "share a path"),

@@ -146,6 +146,26 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def parts(node: fx.Node) -> list[fx.Node]:
+    """What a torch.cat joins."""
+    return list(argument(node, 0, "tensors", ()))
+
+
+def channels(node: fx.Node) -> tuple[int, int] | None:
+    """First channel and the one after the last of x[:, a:b], else None."""
+    if node.target is not operator.getitem or "shape" not in node.meta:
+        return None
+    index: Any = node.args[1]
+    batch, channels, *rest = index if isinstance(index, tuple) else (index, None)
+    if batch != slice(None) or not isinstance(channels, slice) or any(other != slice(None) for other in rest):
+        return None
+    limits = (channels.start, channels.stop, channels.step)
+    if not all(limit is None or isinstance(limit, int) for limit in limits):
+        return None
+    start, stop, step = channels.indices(node.all_input_nodes[0].meta["shape"][0])
+    return (start, stop) if step == 1 and start < stop else None
+
+
 def pooling(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
     """Kernel, stride and padding of an average pool that is a sum over windows of one size, else None."""
     module = called_module(node)

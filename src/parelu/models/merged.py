@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 from typing import ClassVar
 
@@ -20,10 +21,11 @@ _PATH = re.compile(r"\w+(\.\w+)*")
 _WINDOW = ((1, LARGEST_WINDOW),) * 4 + ((0, LARGEST_WINDOW),) * 2  # kernel, stride, padding
 _COUNT = (1, MOST_CHANNELS)
 # Kind → whether it has a module, how many values it reads, and from where to where each of its numbers may be.
+_ANY = -1
 _KINDS: dict[str, tuple[bool, int, tuple[tuple[int, int], ...]]] = {
     "conv": (True, 1, (_COUNT, _COUNT, *_WINDOW, _COUNT)), "linear": (True, 1, (_COUNT, _COUNT)),
     "norm": (True, 1, (_COUNT,)), "relu": (True, 1, ()), "add": (False, 2, ()), "pool": (False, 1, _WINDOW),
-    "flatten": (False, 1, ()),
+    "flatten": (False, 1, ()), "concat": (False, _ANY, ()), "slice": (False, 1, ((0, MOST_CHANNELS), _COUNT)),
 }  # fmt: skip
 
 
@@ -42,6 +44,8 @@ class Merged(Spec):
                 add VALUE VALUE
                 pool VALUE kernel kernel stride stride padding padding
                 flatten VALUE
+                concat VALUE … VALUE
+                slice VALUE first last      channels, without the last
     """
 
     family: ClassVar[str] = "merged"
@@ -111,6 +115,10 @@ class _Layer:
             return whole.call_function(torch.add, read)
         if self.kind == "flatten":
             return whole.call_function(torch.flatten, (*read, 1))
+        if self.kind == "concat":
+            return whole.call_function(torch.cat, (list(read), 1))
+        if self.kind == "slice":
+            return whole.call_function(operator.getitem, (*read, (slice(None), slice(*self.numbers))))
         window = tuple(graph.two(self.numbers[i : i + 2]) for i in (0, 2, 4))
         return whole.call_function(nn.functional.avg_pool2d, (*read, *window))
 
@@ -124,6 +132,7 @@ def _parsed(line: str, number: int) -> _Layer:
     kind, *words = line.split(" ")
     try:
         has_path, values, limits = _KINDS[kind]
+        values = max(1, len(words)) if values == _ANY else values
         path = words.pop(0) if has_path else ""
         stage = words.pop() if kind == "relu" else ""
         reads, numbers = (tuple(map(int, part)) for part in (words[:values], words[values:]))
@@ -153,7 +162,8 @@ def merged(network: Network, classes: int) -> Merged:
         if node.op == "placeholder":
             values[node] = 0
         elif node.op in ("call_module", "call_function", "call_method") and "shape" in node.meta:
-            reads = tuple(values[term] for term in node.all_input_nodes if term in values)
+            terms = graph.parts(node) if node.target is torch.cat else node.all_input_nodes
+            reads = tuple(values[term] for term in terms if term in values)
             lines.append(str(_described(node, reads)))
             if graph.pooling(node) and len(node.meta["shape"]) == 1:
                 lines.append(str(_Layer("flatten", "", (len(lines),), ())))
@@ -184,6 +194,11 @@ def _described(node: fx.Node, reads: tuple[int, ...]) -> _Layer:
     pool = graph.pooling(node)
     if pool:
         return _Layer("pool", "", reads, tuple(n for pair in pool for n in pair))
+    if node.target is torch.cat and graph.argument(node, 1, "dim", 0) == 1:
+        return _Layer("concat", "", reads, ())
+    channels = graph.channels(node)
+    if channels:
+        return _Layer("slice", "", reads, channels)
     if graph.is_flatten(node):
         return _Layer("flatten", "", reads, ())
     raise UserError(f"{path}: {type(module).__name__ if module else node.name} has no place in a merged network")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -255,8 +254,8 @@ class _Lowering:
             left, right = self._same_unit(node, left, right)
             self.values[node] = _Value(self._emit(node, Add(left.number, right.number)), left.unit)
         elif node.target is torch.cat:
-            self.values[node] = self._concat(node, [self.values[n] for n in _parts(node)])
-        elif (channels := _channels(node)) is not None:
+            self.values[node] = self._concat(node, [self.values[n] for n in graph.parts(node)])
+        elif (channels := graph.channels(node)) is not None:
             self.values[node] = _Value(self._emit(node, Slice(source.number, *channels)), source.unit)
         elif (pool := graph.pooling(node)) is not None:
             kernel, stride, padding = pool
@@ -376,26 +375,6 @@ def _bits(largest: float) -> int:
     return max(math.ceil(largest), 1).bit_length()
 
 
-def _parts(node: fx.Node) -> list[fx.Node]:
-    """What a torch.cat joins."""
-    return list(graph.argument(node, 0, "tensors", ()))
-
-
-def _channels(node: fx.Node) -> tuple[int, int] | None:
-    """First channel and the one after the last of x[:, a:b], else None."""
-    if node.target is not operator.getitem or "shape" not in node.meta:
-        return None
-    index: Any = node.args[1]
-    batch, channels, *rest = index if isinstance(index, tuple) else (index, None)
-    if batch != slice(None) or not isinstance(channels, slice) or any(other != slice(None) for other in rest):
-        return None
-    limits = (channels.start, channels.stop, channels.step)
-    if not all(limit is None or isinstance(limit, int) for limit in limits):
-        return None
-    start, stop, step = channels.indices(node.all_input_nodes[0].meta["shape"][0])
-    return (start, stop) if step == 1 and start < stop else None
-
-
 def _problem(node: fx.Node) -> Problem | None:
     """What keeps an op, that may stand in a private network, from being lowered."""
     if node.op in ("placeholder", "output", "get_attr") or "shape" not in node.meta:
@@ -416,12 +395,12 @@ def _problem(node: fx.Node) -> Problem | None:
         return None  # its sigmoid is named
     plain = (Site, nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d)
     if node.target is torch.cat:
-        shapes = [n.meta.get("shape", ()) for n in _parts(node)]
+        shapes = [n.meta.get("shape", ()) for n in graph.parts(node)]
         first = len(shapes[0]) + 1
         if graph.argument(node, 1, "dim", 0) % first == 1:
             return None
         return Problem(path, name, "join channels, dimension 1")
-    free = graph.is_flatten(node) or graph.pooling(node) is not None or _channels(node) is not None
+    free = graph.is_flatten(node) or graph.pooling(node) is not None or graph.channels(node) is not None
     if isinstance(module, plain) or free:
         if isinstance(module, nn.Linear) and len(node.meta["shape"]) != 1:
             return Problem(path, "a linear layer on a feature map", "flatten the map first, or use a 1×1 convolution")
