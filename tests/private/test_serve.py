@@ -20,6 +20,7 @@ from parelu.private.client import Client
 from parelu.private.engines.delphi import Model
 from parelu.private.errors import ProtocolError
 from parelu.private.offline.base import modes
+from parelu.private.offline.he import HomomorphicEncryption
 from parelu.private.reveal import REVEALS
 from parelu.private.serve import Server
 
@@ -56,9 +57,9 @@ def until(condition, seconds=5.0):
     return condition()
 
 
-@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss")])
+@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("he", "fss")])
 def test_predictions_over_tls(certificates, offline, relu):
-    with serving(certificates, offline, relu=relu, stock=relu == "fss") as (server, lines):
+    with serving(certificates, offline, relu=relu, stock=(offline, relu) == ("dealer", "fss")) as (server, lines):
         with Client("localhost", server.port, certificates, pin=LOWERED.program.digest) as client:
             logits = client.predict(IMAGES)
         assert until(lambda: lines)
@@ -274,8 +275,9 @@ def test_stock_is_prepared_ahead_and_handed_out_once(certificates):
         pass
 
 
-def test_keys_that_nobody_makes_are_refused_before_listening():
-    message = "ReLU fss needs keys that offline mode he does not make"
+def test_keys_that_nobody_makes_are_refused_before_listening(monkeypatch):
+    monkeypatch.setattr(HomomorphicEncryption, "most_bits", 8)
+    message = "ReLU fss needs keys for m = .*; offline mode he makes them up to 8"
     with pytest.raises(UserError, match=message), serving(relu="fss", offline="he"):
         pass
 

@@ -107,7 +107,7 @@ class Server:
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closing = False
-        mode.check_relu(model.terms.relu)
+        mode.check_terms(model.terms.program, model.terms.relu)
         mode.check(model)
         if stock and not mode.packages and not stock_folder:
             raise UserError(f"offline mode {mode.name} needs the client: give --stock-dir, or leave --stock out")

@@ -86,7 +86,7 @@ class Session:
         self.terms = Terms(program, _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal"))
         self.mode: Mode = _named(modes(), reply, "offline")
         try:
-            self.mode.check_relu(self.terms.relu)
+            self.mode.check_terms(program, self.terms.relu)
         except UserError as error:
             raise ProtocolError(f"the server's terms do not go together: {error}") from error
         self.room = int(reply["room"]) if reply["room"].isdecimal() else 0

@@ -1,4 +1,4 @@
-"""ReLU protocol `fss`: the sign by a distributed comparison function, 16 bytes online; its keys come from a dealer.
+"""ReLU protocol `fss`: the sign by a distributed comparison function, 16 bytes online.
 
 Both parties learn x̂ = x + r for a random r that neither knows. Cut r at bit m − 1: r_t is that bit, r_0 the m − 1 bits
 below it; likewise x̂_t and x̂_0. Subtraction without what is above gives bit m − 1 of x = x̂ − r,

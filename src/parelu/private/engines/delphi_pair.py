@@ -42,9 +42,6 @@ TIMEOUT = 600.0  # seconds of silence
 class Delphi(Engine):
     name = "delphi"
 
-    def check(self, options: Options) -> None:
-        modes()[options.offline].check_relu(relus()[options.relu])
-
     def described(self, options: Options) -> dict[str, str]:
         mode = modes()[options.offline]
         return {
@@ -54,6 +51,7 @@ class Delphi(Engine):
         }
 
     def run(self, lowered: Lowered, images: Tensor, options: Options) -> Measurement:
+        modes()[options.offline].check_terms(lowered.program, relus()[options.relu])
         with tempfile.TemporaryDirectory(prefix="parelu-") as name:
             folder = Path(name)
             lowered.save(folder)

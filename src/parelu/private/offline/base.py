@@ -19,8 +19,8 @@ from parelu.errors import UserError
 from parelu.private.primitives.dcf import Key
 from parelu.private.primitives.hash import Hash
 from parelu.private.primitives.prg import Blocks, Stream
-from parelu.private.program import Op
-from parelu.private.ring import Ring
+from parelu.private.program import Activation, Op, Program
+from parelu.private.ring import BITS, Ring
 
 if TYPE_CHECKING:
     from parelu.private.activations.base import Relu
@@ -61,13 +61,13 @@ class ClientOffline(abc.ABC):
     def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
         """Shares of 2·c2·a and c1·a + c2·a² for a random a; the client's half of the opening E = x − a goes now."""
 
+    @abc.abstractmethod
     def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
         """(key, share of r, shares of r_t·(1, r)), the last (n, 2), for a random r that neither party knows.
 
         r_t is bit `bits` − 1 of r, r_0 the bits below it. The key's function is (1 − 2·r_t)·(1, r) at points below r_0.
-        The client's half of the opening x + r goes now. Only where the mode's `comparisons` says who makes keys.
+        The client's half of the opening x + r goes now. At most the mode's `most_bits`.
         """
-        raise NotImplementedError("this offline mode makes no keys of comparisons")
 
 
 class ServerOffline(abc.ABC):
@@ -101,9 +101,9 @@ class ServerOffline(abc.ABC):
     def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
         """(shift, u, v): E = x_s + shift for the server's share x_s of x; u and v as `ClientOffline.square`."""
 
+    @abc.abstractmethod
     def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
         """(shift, …): x + r = x_s + shift for the server's share x_s of x; the rest as `ClientOffline.comparison`."""
-        raise NotImplementedError("this offline mode makes no keys of comparisons")
 
 
 class Package(abc.ABC):
@@ -118,20 +118,24 @@ class Mode(abc.ABC):
     """An offline mode.
 
     threat_model: whom the privacy of its rows rests on. packages: whether material can be made before a client comes.
-    comparisons: who makes the keys of `comparison`; empty where nobody does.
+    comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
     """
 
     name: ClassVar[str]
     threat_model: ClassVar[str]
     packages: ClassVar[bool] = False
-    comparisons: ClassVar[str] = ""
+    comparisons: ClassVar[str]
+    most_bits: ClassVar[int] = BITS
 
-    def check_relu(self, relu: Relu) -> None:
+    def check_terms(self, program: Program, relu: Relu) -> None:
         """Raises UserError where the mode cannot make what the ReLU protocol consumes."""
-        if relu.compares and not self.comparisons:
-            able = " or ".join(name for name, mode in modes().items() if mode.comparisons)
-            raise UserError(f"ReLU {relu.name} needs keys that offline mode {self.name} does not make: "
-                            f"start with --offline {able}, or another --relu")  # fmt: skip
+        widths = [(op.bits, layer) for op, layer in zip(program.ops, program.layers, strict=True)
+                  if isinstance(op, Activation) and len(op.relus)]  # fmt: skip
+        bits, layer = max(widths, default=(0, ""))
+        if relu.compares and bits > self.most_bits:
+            able = " or ".join(name for name, mode in modes().items() if mode.most_bits >= bits)
+            raise UserError(f"ReLU {relu.name} needs keys for m = {bits} bits at {layer}; offline mode {self.name} "
+                            f"makes them up to {self.most_bits}: give --offline {able}, or another --relu")  # fmt: skip
 
     def trust(self, relu: Relu) -> str:
         """Whom the privacy of a row with this ReLU protocol rests on."""

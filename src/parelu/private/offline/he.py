@@ -24,6 +24,7 @@ from parelu.private.engines.delphi import Material, Model, Terms, prepare_client
 from parelu.private.errors import ProtocolError
 from parelu.private.lower import Lowered
 from parelu.private.offline.base import Mode
+from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.oblivious import ObliviousClient, ObliviousServer
 from parelu.private.primitives import he
 from parelu.private.primitives.prg import Stream, fresh_seed
@@ -150,6 +151,8 @@ class _Client(ObliviousClient):
 class HomomorphicEncryption(Mode):
     name: ClassVar[str] = "he"
     threat_model: ClassVar[str] = "semi-honest; no third party"
+    comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
+    most_bits: ClassVar[int] = MOST_BITS
 
     def check(self, model: Model) -> None:
         he.parameters(1 << sizes(model.lowered)[0])

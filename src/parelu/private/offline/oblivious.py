@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.private.channel import Channel, ring_of
+from parelu.private.offline import comparisons
 from parelu.private.offline.base import ClientOffline, ServerOffline
 from parelu.private.primitives.base_ot import POINT_BYTES, Receiver, Sender
+from parelu.private.primitives.dcf import Key
 from parelu.private.primitives.hash import OT_DOMAIN, Hash
 from parelu.private.primitives.ot_extension import (
     BASE,
@@ -47,7 +49,9 @@ class ObliviousServer(ServerOffline):
         self.sender = ExtensionSender(choices, receiver.seeds())
         self.channel, self.delta = channel, self.sender.delta
         self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
+        self.permutation = derive(context[:SEED_BYTES], "comparison")
         self.seed, self.first, self._multiplied = b"", 0, 0
+        self.compared = 0  # transfers that made keys
 
     def labels(self, number: int, first: int, wires: int, count: int) -> Blocks:
         message = self.channel.receive("labl", message_bytes(wires * count))
@@ -62,6 +66,12 @@ class ObliviousServer(ServerOffline):
 
     def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Ring:
         return self._chosen(bits, first, BITS_TIMES)
+
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+        own = Stream(self.seed, "comparison", number)
+        key, r, top = comparisons.make(self, 1, self.permutation, own, count, bits)
+        theirs = ring_of(self.channel.receive("shft", 8 * count))
+        return reduce(theirs + r), key, r, top
 
     def _chosen(self, bits: NDArray[np.uint8], first: int, use: int) -> Ring:
         """A share of bits · (the client's values), (n,)."""
@@ -100,7 +110,9 @@ class ObliviousClient(ClientOffline):
         self.sender = ExtensionSender(choices, other.seeds())
         self.channel = channel
         self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
+        self.permutation = derive(context[:SEED_BYTES], "comparison")
         self.seed, self.first, self._multiplied = b"", 0, 0
+        self.compared = 0  # transfers that made keys
 
     def stream(self, number: int, what: str) -> Stream:
         return Stream(self.seed, what, number)
@@ -120,6 +132,12 @@ class ObliviousClient(ClientOffline):
 
     def product(self, number: int, first: int, values: Ring) -> Ring:
         return self._offered(values, first, BITS_TIMES)
+
+    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+        own = self.stream(number, "comparison")
+        key, r, top = comparisons.make(self, 0, self.permutation, own, len(share), bits)
+        self.channel.send("shft", reduce(share + r))
+        return key, r, top
 
     def _offered(self, values: Ring, first: int, use: int) -> Ring:
         message = self.channel.receive("prod", message_bytes(len(values)))

@@ -62,11 +62,11 @@ class Key(Stored):
         hash, sums = Hash(self.permutation), np.zeros((len(points), 2), np.uint64)
         for part in chunks(len(points), CHUNK):
             size = part.stop - part.start
-            levels, last = _parts(self.corrections, self.levels, part)
+            levels, last = parts(self.corrections, self.levels, part)
             # One bit more, 0, behind the lowest: the node below the last level is looked at as it is.
             paths = points[part] << np.uint64(1)
             scratch = hash.scratch(2, size)
-            scratch.operands[:] = _rooted(self.roots[part], self.party)
+            scratch.operands[:] = rooted(self.roots[part], self.party)
             scratch.operands[:, :, 0] ^= (paths >> np.uint64(self.levels) & np.uint64(1)) << np.uint64(1)
             scratch.operands[1, :, 0] ^= np.uint64(1)
             for level, correction in enumerate(levels):
@@ -86,12 +86,12 @@ def correct(permutation: bytes, levels: int, alphas: Ring, betas: Ring, roots: t
     corrections = np.empty((correction_blocks(levels, count), 2), np.uint64)
     children = np.arange(4, dtype=np.uint64)[:, None]
     for part in chunks(count, CHUNK):
-        own, last = _parts(corrections, levels, part)
+        own, last = parts(corrections, levels, part)
         sums = np.zeros((part.stop - part.start, 2), np.uint64)  # what α's path has added up to so far
         scratch = hash.scratch(8, len(sums))
         for party in range(2):
             four = scratch.operands[4 * party : 4 * party + 4]
-            four[:] = _rooted(roots[party][part], party)
+            four[:] = rooted(roots[party][part], party)
             four[:, :, 0] ^= children
         for level, correction in enumerate(own):
             permuted = hash.permuted(scratch)
@@ -103,14 +103,14 @@ def correct(permutation: bytes, levels: int, alphas: Ring, betas: Ring, roots: t
     return corrections
 
 
-def _parts(corrections: Blocks, levels: int, part: slice) -> tuple[NDArray[np.uint64], Blocks]:
+def parts(corrections: Blocks, levels: int, part: slice) -> tuple[NDArray[np.uint64], Blocks]:
     """Views of a chunk's corrections: (levels, 2, size, 2) of the levels, (size, 2) of the leaves."""
     size = part.stop - part.start
     start, stop = correction_blocks(levels, part.start), correction_blocks(levels, part.stop)
     return corrections[start : stop - size].reshape(levels, 2, size, 2), corrections[stop - size : stop]
 
 
-def _rooted(roots: Blocks, party: int) -> Blocks:
+def rooted(roots: Blocks, party: int) -> Blocks:
     """The roots with the party's number as colour."""
     rooted = roots.copy()
     rooted[:, 1] = rooted[:, 1] & ~TOP | np.uint64(party) << np.uint64(63)

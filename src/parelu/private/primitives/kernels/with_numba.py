@@ -164,6 +164,45 @@ def _sides(operands: Any, permuted: Any, k: int, i: int, word: int, right: Any) 
 
 
 @_loop
+def spread(nodes: Any, out: Any) -> None:
+    for k in range(len(out)):
+        for i in range(len(nodes)):
+            out[k, i, 0], out[k, i, 1] = nodes[i, 0] ^ np.uint64(k), nodes[i, 1]
+
+
+@_loop
+def grow(operands: Any, permuted: Any, first: int, width: int, children: Any, added: Any, mixed: Any) -> None:
+    together = min(width, operands.shape[1])
+    for start in range(0, operands.shape[1], together):
+        tree = (first + start) // width
+        for side in range(2):
+            low, high, low_mixed, high_mixed = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
+            for i in range(start, start + together):
+                child = permuted[2 * side, i, 0] ^ operands[2 * side, i, 0]
+                other = permuted[2 * side, i, 1] ^ operands[2 * side, i, 1]
+                children[i, side, 0], children[i, side, 1] = child, other
+                low_mixed ^= child
+                high_mixed ^= other
+                low += permuted[2 * side + 1, i, 0] ^ operands[2 * side + 1, i, 0]
+                high += permuted[2 * side + 1, i, 1] ^ operands[2 * side + 1, i, 1]
+            added[side, tree, 0] += low
+            added[side, tree, 1] += high
+            mixed[side, tree, 0] ^= low_mixed
+            mixed[side, tree, 1] ^= high_mixed
+
+
+@_loop
+def correct_children(nodes: Any, node: Any, change: Any, children: Any) -> None:
+    for tree in range(len(nodes)):
+        for i in range(nodes.shape[1]):
+            taken = np.uint64(0) - (nodes[tree, i, 1] >> COLOUR)
+            children[tree, i, 0, 0] ^= taken & node[tree, 0]
+            children[tree, i, 0, 1] ^= taken & node[tree, 1]
+            children[tree, i, 1, 0] ^= taken & node[tree, 0]
+            children[tree, i, 1, 1] ^= taken & (node[tree, 1] ^ change[tree])
+
+
+@_loop
 def limb_columns(x: Any, width: int, stride: Any, padding: Any, out: Any) -> None:
     (top, left), (down, across) = padding, stride
     low, ring = np.uint64((1 << width) - 1), np.uint64((1 << 59) - 1)

@@ -132,6 +132,37 @@ def correct(operands: Blocks, permuted: Blocks, alphas: NDArray[np.uint64], shif
     operands[:, :, 0] ^= (np.arange(8, dtype=np.uint64) & np.uint64(3))[:, None]
 
 
+def spread(nodes: Blocks, out: Blocks) -> None:
+    """out[k] = nodes ⊕ k; nodes: (n, 2), out: (k, n, 2)."""
+    out[:] = nodes
+    out[:, :, 0] ^= np.arange(len(out), dtype=np.uint64)[:, None]
+
+
+def grow(operands: Blocks, permuted: Blocks, first: int, width: int, children: Blocks, added: Blocks,
+         mixed: Blocks) -> None:  # fmt: skip
+    """One level of whole trees: of nodes `first` and on, `width` of them a tree, the children and the trees' sums.
+
+    operands: (4, n, 2), the nodes ⊕ 0 to 3, either of some whole trees or of one; permuted: π of them; children:
+    (n, 2, 2), written; added: (2, trees, 2), += left and right values; mixed: as much, ^= left and right children.
+    """
+    found = (permuted ^ operands).reshape(4, -1, min(width, operands.shape[1]), 2)
+    children[:] = np.moveaxis((permuted[::2] ^ operands[::2]), 0, 1)
+    trees = slice(first // width, first // width + found.shape[1])
+    mixed[:, trees] ^= np.bitwise_xor.reduce(found[::2], axis=2)
+    added[:, trees] += found[1::2].sum(2, dtype=np.uint64)
+
+
+def correct_children(nodes: Blocks, node: Blocks, change: NDArray[np.uint64], children: Blocks) -> None:
+    """children, (c, w, 2, 2), ^= the correction where the node above, (c, w, 2), has colour 1.
+
+    node: (c, 2), of the left child; the right one's has another colour where `change`, (c,), has the highest bit.
+    """
+    taken = np.uint64(0) - (nodes[:, :, 1] >> COLOUR)
+    for word in range(2):
+        children[:, :, 0, word] ^= taken & node[:, None, word]
+        children[:, :, 1, word] ^= taken & (node[:, word] ^ (change if word else np.uint64(0)))[:, None]
+
+
 def limb_columns(x: NDArray[np.uint64], width: int, stride: tuple[int, int], padding: tuple[int, int],
                  out: NDArray[np.float64]) -> None:  # fmt: skip
     """out[c, u, v, k, n, i, j] = limb k of x[n, c] at row i·stride + u − padding, column j·stride + v − padding.

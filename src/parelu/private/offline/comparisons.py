@@ -1,0 +1,208 @@
+"""Keys of distributed comparison functions that two parties make for each other, without a dealer.
+
+After Doerner and Shelat (CCS 2017), for the construction of `primitives.dcf`, with α shared by XOR and β by addition.
+Each party grows the whole tree under its own root. Off α's path both have the same nodes, which cancel: XOR or
+difference of the sums over a level are those of the two nodes on the path. So a level's correction is a choice by a
+shared bit of α, which is made by oblivious transfer. Its sign is party 1's colour on the path, told by the numbers T₀
+and T₁ of nodes of colour 1, which are one apart:
+
+    t₁ on the path = h₀ ⊕ h₁ ⊕ (T₁ mod 2)    h = ⌊T / 2⌋ mod 2
+
+The work doubles with each bit, so there is a limit of `MOST_BITS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.primitives.dcf import CHUNK, Key, correction_blocks, parts, rooted
+from parelu.private.primitives.garbling import TOP, chunks
+from parelu.private.primitives.hash import OT_DOMAIN, Hash
+from parelu.private.primitives.kernels import kernels
+from parelu.private.primitives.ot_extension import message_bytes
+from parelu.private.primitives.prg import Blocks, Stream
+from parelu.private.ring import Ring, reduce
+
+if TYPE_CHECKING:
+    from parelu.private.offline.oblivious import ObliviousClient, ObliviousServer
+
+MOST_BITS = 16
+MEMORY = 1 << 26  # bytes of the lowest level of the trees that are grown together
+NODES = 4096
+
+# Uses of a transfer, for its tweak.
+VALUE, TOP_BIT, SIDES, PAYLOAD, NODE, SIGN = range(OT_DOMAIN + 3, OT_DOMAIN + 9)
+
+
+def make(
+    offline: ObliviousServer | ObliviousClient, party: int, permutation: bytes, own: Stream, count: int, bits: int
+) -> tuple[Key, Ring, Ring]:
+    """A party's (key, share of r, share of r_t·(1, r)) as `ClientOffline.comparison` says; party: the client is 0."""
+    levels, roots = bits - 1, own.blocks(count)
+    choices = own.bits(bits * count).reshape(bits, count)
+    transfers = _Transfers(offline, party, choices)
+    weights = np.zeros((bits, count, 2), np.uint64)
+    if party:
+        weights[:, :, 0] = np.uint64(1) << np.arange(bits, dtype=np.uint64)[:, None]
+    low = transfers.times(slice(0, bits), slice(0, count), VALUE, weights)[:, :, 0].sum(0, dtype=np.uint64)
+    r = reduce(low + (own.ring(count) << np.uint64(bits)))
+    one_and_r = np.stack([np.full(count, party, np.uint64), r], 1)
+    top = transfers.times(slice(levels, bits), slice(0, count), TOP_BIT, one_and_r[None])[0]
+    betas = reduce(one_and_r - np.uint64(2) * top)
+    corrections = np.empty((correction_blocks(levels, count), 2), np.uint64)
+    together, hash = max(1, MEMORY >> levels + 4), Hash(permutation)
+    for part in chunks(count, CHUNK):
+        each, last = parts(corrections, levels, part)
+        for few in chunks(part.stop - part.start, together):
+            trees = slice(part.start + few.start, part.start + few.stop)
+            grown = _Trees(offline, party, hash, transfers, trees, roots[trees], betas[trees])
+            each[:, :, few], last[few] = grown.corrections(levels)
+    return Key(permutation, party, levels, roots, corrections), r, reduce(top)
+
+
+class _Transfers:
+    """A transfer each way for every bit; a party chooses by its own bits, whose XOR with the other's is shared.
+
+    bits: own ones, (rows, n).
+    """
+
+    def __init__(self, offline: ObliviousServer | ObliviousClient, party: int, bits: NDArray[np.uint8]) -> None:
+        self.offline, self.party, self.bits = offline, party, bits
+        message, chosen = offline.receiver.extend(bits.reshape(-1))
+        theirs = exchange(offline, party, message)
+        assert len(theirs) == message_bytes(bits.size)
+        self._chosen = chosen.reshape(*bits.shape, 2)
+        self._offered = offline.sender.extend(theirs, bits.size).reshape(*bits.shape, 2)
+        self._first, offline.compared = offline.compared, offline.compared + bits.size
+
+    def times(self, rows: slice, part: slice, use: int, values: Ring) -> Ring:
+        """A share of bit · value, (rows, n, 2), of bits shared by XOR and values shared by addition."""
+        bits = self.bits[rows, part].astype(np.uint64)[:, :, None]
+        zero, one, chosen = (reduce(pad) for pad in self._pads(rows, part, use))
+        # mine ⊕ other = mine + (1 − 2·mine)·other: the other party chooses that multiple of this one's value, or 0.
+        theirs = self._swap(reduce(zero - one + (np.uint64(1) - np.uint64(2) * bits) * values))
+        return reduce(bits * values - zero + chosen + bits * theirs)
+
+    def masked(self, rows: slice, part: slice, use: int, blocks: Blocks) -> Blocks:
+        """A share of bit · block, (rows, n, 2), of bits and blocks shared by XOR."""
+        mask = np.uint64(0) - self.bits[rows, part].astype(np.uint64)[:, :, None]
+        zero, one, chosen = self._pads(rows, part, use)
+        theirs = self._swap(zero ^ one ^ blocks)
+        return (mask & (blocks ^ theirs)) ^ zero ^ chosen
+
+    def _pads(self, rows: slice, part: slice, use: int) -> tuple[Blocks, Blocks, Blocks]:
+        """Both that this party offers, and the one that it has of the other's."""
+        hash, delta = self.offline.hash, self.offline.sender.delta
+        pads = np.empty((3, rows.stop - rows.start, part.stop - part.start, 2), np.uint64)
+        for at, row in enumerate(range(rows.start, rows.stop)):
+            first = self._first + row * self.bits.shape[1] + part.start
+            offered, chosen = self._offered[row, part], self._chosen[row, part]
+            for pad, rows_of in zip(pads[:, at], (offered, offered ^ delta, chosen), strict=True):
+                pad[:] = hash(rows_of, first, use)
+        return pads[0], pads[1], pads[2]
+
+    def _swap(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return exchange(self.offline, self.party, values).view(np.uint64).reshape(values.shape)
+
+
+def exchange(offline: ObliviousServer | ObliviousClient, party: int, values: NDArray) -> NDArray[np.uint8]:
+    """The other party's message of the same length; the server's goes first."""
+    channel = offline.channel
+    if party:
+        channel.send("comp", values)
+    theirs = channel.receive("comp", values.nbytes)
+    if not party:
+        channel.send("comp", values)
+    return theirs
+
+
+@dataclasses.dataclass(eq=False)
+class _Trees:
+    """A party's trees of some functions, and with the other's what corrects them. Shapes: c trees, w nodes a level."""
+
+    offline: ObliviousServer | ObliviousClient
+    party: int
+    hash: Hash
+    transfers: _Transfers
+    part: slice
+    roots: Blocks
+    betas: Ring
+
+    def corrections(self, levels: int) -> tuple[NDArray[np.uint64], Blocks]:
+        """(levels, 2, c, 2) of the levels, (c, 2) of the leaves: what `dcf.correct` makes of the same secrets."""
+        count = len(self.roots)
+        nodes = rooted(self.roots, self.party)[:, None]
+        sums = np.zeros((count, 2), np.uint64)  # a share of what α's path has added up to so far
+        out = np.empty((levels, 2, count, 2), np.uint64)
+        values, signs = [], []
+        for level in range(levels):
+            signs.append(self._colour_on_path(nodes))
+            nodes, value, sums, out[level, 0], change = self._level(
+                nodes, sums, slice(levels - 1 - level, levels - level)
+            )
+            values.append(value)
+            out[level, 1] = 0
+            out[level, 1, :, 1] = change
+        signs.append(self._colour_on_path(nodes))
+        values.append(reduce(self._signed(nodes.sum(1, dtype=np.uint64)) - sums))
+        opened = self._with_signs(np.stack(signs), np.stack(values))
+        out[:, 1] |= opened[:-1]
+        return out, opened[-1]
+
+    def _level(self, nodes: Blocks, sums: Ring, row: slice) -> tuple[Blocks, Ring, Ring, Blocks, Ring]:
+        """The children, shares of the level's value and of the path's sum, the correction of a child and its change."""
+        children, added, mixed = _grow(self.hash, nodes)
+        left, right = (self._signed(side) for side in added)
+        lost = right + self.transfers.times(row, self.part, SIDES, reduce(left - right)[None])[0]
+        payload = self.transfers.times(row, self.part, PAYLOAD, self.betas[None])[0]
+        node = mixed[1] ^ self.transfers.masked(row, self.part, NODE, (mixed[0] ^ mixed[1])[None])[0]
+        bit = self.transfers.bits[row, self.part][0].astype(np.uint64) << np.uint64(63)
+        always = np.uint64(0) if self.party else TOP
+        node[:, 1] = node[:, 1] & ~TOP | (mixed[0, :, 1] ^ bit ^ always) & TOP
+        change = (mixed[0, :, 1] ^ mixed[1, :, 1] ^ always) & TOP
+        node, change = self._opened(node, change)
+        value = reduce(lost - sums + payload)
+        kernels.correct_children(nodes, node, change, children)
+        count, width = nodes.shape[:2]
+        return children.reshape(count, 2 * width, 2), value, reduce(sums + value - (left + right - lost)), node, change
+
+    def _opened(self, node: Blocks, change: Ring) -> tuple[Blocks, Ring]:
+        own = np.column_stack([node, change])
+        both = own ^ exchange(self.offline, self.party, own).view(np.uint64).reshape(own.shape)
+        return np.ascontiguousarray(both[:, :2]), np.ascontiguousarray(both[:, 2])
+
+    def _signed(self, sums: Ring) -> Ring:
+        """A share of party 1's less party 0's."""
+        return sums if self.party else np.uint64(0) - sums
+
+    def _colour_on_path(self, nodes: Blocks) -> NDArray[np.uint8]:
+        """A share by XOR, (c,), of party 1's colour on α's path."""
+        ones = (nodes[:, :, 1] >> np.uint64(63)).sum(1, dtype=np.uint64)
+        shared = ones >> np.uint64(1) ^ (ones if self.party else np.uint64(0))
+        return (shared & np.uint64(1)).astype(np.uint8)
+
+    def _with_signs(self, signs: NDArray[np.uint8], values: Ring) -> Ring:
+        """(−1)^sign·value, opened; signs: (rows, c), shared by XOR; values: (rows, c, 2), by addition."""
+        rows, count = signs.shape
+        flipped = _Transfers(self.offline, self.party, signs).times(slice(0, rows), slice(0, count), SIGN, values)
+        own = reduce(values - np.uint64(2) * flipped)
+        theirs = exchange(self.offline, self.party, own).view(np.uint64).reshape(own.shape)
+        return reduce(own + theirs)
+
+
+def _grow(hash: Hash, nodes: Blocks) -> tuple[Blocks, Ring, Blocks]:
+    """(c, w, 2) nodes → children (c, w, 2, 2), before correction; sums of left and right values and the XOR of left
+    and right children, (2, c, 2) each."""
+    count, width = nodes.shape[:2]
+    flat, children = nodes.reshape(-1, 2), np.empty((count * width, 2, 2), np.uint64)
+    added, mixed = np.zeros((2, 2, count, 2), np.uint64)
+    for part in chunks(len(flat), NODES):  # whole trees, or parts of one: both numbers are powers of two
+        scratch = hash.scratch(4, part.stop - part.start)
+        kernels.spread(flat[part], scratch.operands)
+        permuted = hash.permuted(scratch)
+        kernels.grow(scratch.operands, permuted, part.start, width, children[part], added, mixed)
+    return children.reshape(count, width, 2, 2), added, mixed
