@@ -227,18 +227,24 @@ def network_text(rows: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def peer_text(rows: list[dict[str, Any]], ours: dict[float, list[dict[str, Any]]]) -> str:
-    """A line for each engine: its seconds, and how many times ours, online and with the offline phase."""
+def peer_text(rows: list[dict[str, Any]], ours: dict[float, list[dict[str, Any]]],
+              alone: dict[float, list[dict[str, Any]]]) -> str:  # fmt: skip
+    """A line for each engine: its seconds, and how many times ours, online, with the dealt offline phase, and with the
+    homomorphic one, `alone`.
+    """
     lines = [
-        f"{'engine':<24}{'ReLUs':>9}{'seconds':>9}{'range':>14}{'MB':>7}{'÷ ours online':>15}{'÷ with offline':>16}"
+        f"{'engine':<24}{'ReLUs':>9}{'seconds':>9}{'range':>14}{'MB':>7}{'÷ ours online':>15}{'÷ with dealt':>14}"
+        f"{'÷ with he':>11}"
     ]
     for row in rows:
         mine = ours[row["keep"]]
-        whole = statistics.median(r["online"]["seconds"] + r["offline"]["seconds"] for r in mine)
-        alone, size = statistics.median(online(mine)), (row["bytes_to_client"] + row["bytes_to_server"]) / 1e6
+        whole, without_dealer = (statistics.median(r["total"]["seconds"] for r in found)
+                                 for found in (mine, alone[row["keep"]]))  # fmt: skip
+        fast, size = statistics.median(online(mine)), (row["bytes_to_client"] + row["bytes_to_server"]) / 1e6
         span = f"{min(row['seconds']):.2f}–{max(row['seconds']):.2f}"
+        times = [row["median"] / seconds for seconds in (fast, whole, without_dealer)]
         lines.append(f"{row['engine']:<24}{row['relus']:>9,}{row['median']:>9.2f}{span:>14}{size:>7.1f}"
-                     f"{row['median'] / alone:>15.0f}{row['median'] / whole:>16.1f}")  # fmt: skip
+                     f"{times[0]:>15.0f}{times[1]:>14.1f}{times[2]:>11.2f}")  # fmt: skip
     return "\n".join([*lines, *sorted({f"  {row['engine']}: {row['threat_model']}" for row in rows}),
                       f"  ours: {ours[1.0][0]['threat_model']}"])  # fmt: skip
 
@@ -316,7 +322,8 @@ def main() -> None:
     print(network_text(networks), end="\n\n", flush=True)
     if others:
         ours = {keep: networks[name] + again[name] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
-        print(peer_text(others, ours), end="\n\n", flush=True)
+        alone = {keep: networks[f"{name}, offline he"] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
+        print(peer_text(others, ours, alone), end="\n\n", flush=True)
     floor = floors(tenth)
     print(summary(sites, networks, floor), fss_text(sites, networks, floor), sep="\n")
     if arguments.json:

@@ -63,7 +63,7 @@ class Bench:
     first call, a download of 1 GB; --relu and --offline are not theirs"""
     relu: Literal["sign", "full", "fss"] = "sign"
     """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
-    distributed comparison function, 16 bytes online, with keys from the dealer of --offline dealer"""
+    distributed comparison function, 16 bytes online; without a dealer up to m = 16 bits, in time that doubles a bit"""
     offline: Literal["he", "dealer"] = "he"
     """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
     process, for development"""

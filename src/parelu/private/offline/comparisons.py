@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MOST_BITS = 16
 MEMORY = 1 << 26  # bytes of the lowest level of the trees that are grown together
-NODES = 4096
+NODES = 4096  # that are permuted together: their blocks stay in the cache
 
 # Uses of a transfer, for its tweak.
 VALUE, TOP_BIT, SIDES, PAYLOAD, NODE, SIGN = range(OT_DOMAIN + 3, OT_DOMAIN + 9)
