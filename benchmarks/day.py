@@ -189,7 +189,8 @@ class Day:
             if now > last:
                 last, since = now, time.monotonic()
             if time.monotonic() - since > LONGEST:
-                raise TimeoutError(f"no answer for {LONGEST:g} s")
+                failures = [line["failed"] for line in self.answers() if "failed" in line]
+                raise TimeoutError(f"no answer for {LONGEST:g} s, {last} before; last failures: {failures[-5:]}")
             time.sleep(0.02)
 
     def kill_one(self) -> None:
@@ -226,8 +227,8 @@ def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: i
         day = Day(folder, clients, offline, seed)
         try:
             day.wait(clients)
-            day.proxy.waiting = cuts
             for kill in range(kills):
+                day.proxy.waiting += cuts * (kill + 1) // kills - cuts * kill // kills
                 day.kill_one()
                 if kill % 5 == 4:
                     day.fill_disk()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parelu.private.channel import FAIL, HEADER, NETWORKS, Channel, bits_of, pack_bits, ring_of
+from parelu.private.channel import FAIL, HEADER, NETWORKS, Channel, Network, bits_of, pack_bits, ring_of
 from parelu.private.errors import ProtocolError
 from parelu.private.session import FORMAT, _load
 
@@ -115,6 +115,18 @@ def test_a_shaped_network_takes_its_time():
     one.receive("k", 0)
     assert time.monotonic() - start >= 0.040 + 0.020
     assert two.traffic == {}
+    closed(one, two)
+
+
+@pytest.mark.parametrize(("network", "least"), [(Network(0.0, 0.04), 0.02), (Network(100e6, 0.0), 0.02)])
+def test_a_network_may_delay_only_or_limit_only(network, least):
+    one, two = (Channel(end, network) for end in socket.socketpair())
+    start, body = time.monotonic(), bytes(250_000)
+    thread = threading.Thread(target=one.send, args=("kind", body))
+    thread.start()
+    two.receive("kind", len(body))
+    thread.join()
+    assert least <= time.monotonic() - start < 2 * least + 1
     closed(one, two)
 
 

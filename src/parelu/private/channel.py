@@ -221,7 +221,7 @@ class Channel:
         if self.network == NETWORKS["loopback"]:
             return
         start = max(sent_at, self._link_free)
-        self._link_free = start + 8 * size / self.network.bandwidth
+        self._link_free = start + (8 * size / self.network.bandwidth if self.network.bandwidth else 0.0)
         wait = self._link_free + self.network.round_trip / 2 - time.monotonic()
         if wait > 0:
             time.sleep(min(wait, self.timeout))
