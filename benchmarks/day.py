@@ -233,9 +233,11 @@ def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: i
                 if kill % 5 == 4:
                     day.fill_disk()
                 day.wait(min(queries // 2, (kill + 1) * queries // (2 * kills)))
-            day.proxy.waiting, before = 0, memory(day.server.process.pid)
-            day.wait(max(queries, day.right() + queries // 4))
-            after = memory(day.server.process.pid)
+            day.proxy.waiting, undisturbed = 0, max(queries - day.right(), queries // 4)
+            sizes = [memory(day.server.process.pid)]
+            for _ in range(8):
+                day.wait(day.right() + undisturbed // 8)
+                sizes.append(memory(day.server.process.pid))
         finally:
             day.end()
         answers = [*day.said, *(line for client in day.clients for line in client.lines)]
@@ -247,7 +249,7 @@ def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: i
             "failures": Counter(line["failed"][:60] for line in answers if "failed" in line).most_common(8),
             "kills": kills, "cuts": day.proxy.cuts, "used_of_stocks": sum(uses["server"].values()),
             "used_twice": sum(count > 1 for counter in uses.values() for count in counter.values()),
-            "server_memory_kib": [before, after], "seconds": round(time.monotonic() - started, 1),
+            "server_memory_kib": sizes, "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
 
 
