@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from lines import Lines
 from torch import Tensor
 
 from parelu import data, study
@@ -155,21 +156,9 @@ class Retrained(Method):
         return bench.train(masked_jobs(f"{self.label}-mask", bench, masks, Distillation(), start=TEACHER))
 
 
-class Silent:
-    """A watcher that prints a line for each network."""
-
-    def queued(self, task: object, cost: float) -> None: ...
-
-    def moved(self, name: str, progress: object) -> None: ...
-
-    def finished(self, name: str, candidate, *, resumed: bool) -> None:
-        if not resumed:
-            print(f"{time.strftime('%H:%M:%S')} {name}: {candidate.metrics['validation_accuracy']:.1f} %", flush=True)
-
-
 def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
     teacher = out / f"seed{seed}" / "teacher"
-    study.conduct(setting.study(seed, ()), teacher, Silent())
+    study.conduct(setting.study(seed, ()), teacher, Lines())
     if label != "teacher":
         method = {**variants(), **effects()}[label]
         if isinstance(method, Retrained):
@@ -177,7 +166,7 @@ def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
         budgets = () if label == "deepreduce" else setting.budgets
         weights = teacher / "candidates" / "teacher"
         one = setting.study(seed, (Reduction(method, budgets),), weights)
-        study.conduct(one, out / f"seed{seed}" / label, Silent())
+        study.conduct(one, out / f"seed{seed}" / label, Lines())
 
 
 def run(out: Path, name: str, labels: list[str], seeds: list[int]) -> None:

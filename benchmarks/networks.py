@@ -17,10 +17,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+from lines import Lines
 
 from parelu import data, study
 from parelu.distill import Distillation
@@ -105,27 +106,15 @@ def folder_of(out: Path, network: str, label: str, seed: int) -> Path:
     return out / f"seed{seed}" / network.replace(" ", "-") / label
 
 
-class Silent:
-    """A watcher that prints a line for each network."""
-
-    def queued(self, task: object, cost: float) -> None: ...
-
-    def moved(self, name: str, progress: object) -> None: ...
-
-    def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
-        if not resumed:
-            print(f"{time.strftime('%H:%M:%S')} {name}: {candidate.metrics['validation_accuracy']:.1f} %", flush=True)
-
-
 def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
     for seed in seeds:
         for network, label, method, budgets in labels(setting):
             teacher = folder_of(out, network, "teacher", seed)
-            study.conduct(setting.study(network, seed, ()), teacher, Silent())
+            study.conduct(setting.study(network, seed, ()), teacher, Lines())
             full = Run.open(teacher).candidates()[0].metrics["relus"]
             within = tuple(budget for budget in budgets if int(budget) <= full)
             one = setting.study(network, seed, (Reduction(method, within),), teacher / "candidates" / "teacher")
-            study.conduct(one, folder_of(out, network, label, seed), Silent())
+            study.conduct(one, folder_of(out, network, label, seed), Lines())
 
 
 def measured(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str) -> None:

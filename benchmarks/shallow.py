@@ -19,17 +19,17 @@ import functools
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from lines import Lines
 
 from parelu import store, study
 from parelu.fuse import nothing
 from parelu.methods.gated import Gated
 from parelu.methods.senet import SENet
 from parelu.packing import seconds
-from parelu.plan import Candidate
 from parelu.private import measure
 from parelu.private.bench import bench
 from parelu.private.lower import Lowered, lower
@@ -69,18 +69,6 @@ SETTINGS = {
                        dataclasses.replace(SHORT, epochs=14)),
     "tiny": Setting("resnet10 m=4", "digits", None, None, ("0.2", "0.1"), 2, 4, dataclasses.replace(SHORT, epochs=6)),
 }  # fmt: skip
-
-
-class Lines:
-    """A watcher that prints a line for each network."""
-
-    def queued(self, task: object, cost: float) -> None: ...
-
-    def moved(self, name: str, progress: object) -> None: ...
-
-    def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
-        if not resumed:
-            print(f"{time.strftime('%H:%M:%S')} {name}: {candidate.metrics['validation_accuracy']:.1f} %", flush=True)
 
 
 def networks(run: Run) -> list[Record]:

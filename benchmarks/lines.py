@@ -1,0 +1,17 @@
+"""A watcher of trainings that prints a line for each finished network."""
+
+from __future__ import annotations
+
+import time
+
+from parelu.plan import Candidate
+
+
+class Lines:
+    def queued(self, task: object, cost: float) -> None: ...
+
+    def moved(self, name: str, progress: object) -> None: ...
+
+    def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
+        if not resumed:
+            print(f"{time.strftime('%H:%M:%S')} {name}: {candidate.metrics['validation_accuracy']:.1f} %", flush=True)
