@@ -87,8 +87,9 @@ class Bench:
 
     def keep(self, name: str, candidate: Candidate) -> str:
         """A job's identity has the name alone: a method that is asked for the same must keep the same."""
-        candidate.save(self.trainer.run.path / "searches" / name)
-        return name
+        start = f"{name}/kept"
+        candidate.save(self.trainer.run.path / "searches" / start)
+        return start
 
     def record(self, name: str, value: Any) -> None:
         self.trainer.run.record(name, value)
