@@ -115,12 +115,12 @@ class Objective(Protocol):
     @property
     def reads_maps(self) -> bool:
         """Whether it asks for the outputs of sites, which the loop then keeps."""
-        ...
+        return False
 
     @property
     def reads_auxiliary(self) -> bool:
         """Whether it asks for the logits of the auxiliary classifier, which the network then has."""
-        ...
+        return False
 
     def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """logits: (N, classes)."""
@@ -128,25 +128,17 @@ class Objective(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross-entropy on the labels."""
 
     label_smoothing: float = 0.0
-
-    @property
-    def reads_maps(self) -> bool:
-        return False
-
-    @property
-    def reads_auxiliary(self) -> bool:
-        return False
 
     def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"ce": F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Distillation:
+class Distillation(Objective):
     """(1 − weight)·CE + weight·KD + ½·mismatch·PRAM + tails·tails + auxiliary·AKD, with a frozen teacher."""
 
     temperature: float = 4.0  # DeepReDuce, section 4
@@ -180,21 +172,13 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoupledDistillation:
+class DecoupledDistillation(Objective):
     """CE + DKD with a frozen teacher; the weight of DKD grows from 0 to 1 in the warm-up's share of the training."""
 
     temperature: float = 4.0  # Zhao et al. 2022, section 4
     alpha: float = 1.0
     beta: float = 1.0
     warmup: float = 0.09  # DeepReShape, Appendix J: 20 of 220 epochs
-
-    @property
-    def reads_maps(self) -> bool:
-        return False
-
-    @property
-    def reads_auxiliary(self) -> bool:
-        return False
 
     def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         if batch.teacher is None:
