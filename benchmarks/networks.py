@@ -106,9 +106,11 @@ def folder_of(out: Path, network: str, label: str, seed: int) -> Path:
     return out / f"seed{seed}" / network.replace(" ", "-") / label
 
 
-def run(out: Path, setting: Setting, seeds: Sequence[int]) -> None:
+def run(out: Path, setting: Setting, seeds: Sequence[int], only: Sequence[str]) -> None:
     for seed in seeds:
         for network, label, method, budgets in labels(setting):
+            if only and network not in only:
+                continue
             teacher = folder_of(out, network, "teacher", seed)
             study.conduct(setting.study(network, seed, ()), teacher, Lines())
             full = Run.open(teacher).candidates()[0].metrics["relus"]
@@ -185,12 +187,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--setting", choices=SETTINGS, default="fashion")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK", help="train these alone, as on each core")
     parser.add_argument("--offline", choices=modes(), default="he")
     parser.add_argument("--network", default="loopback", help="loopback, lan or wan")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
     if arguments.action == "run":
-        run(arguments.out, setting, arguments.seeds)
+        run(arguments.out, setting, arguments.seeds, arguments.only)
     elif arguments.action == "measure":
         measured(arguments.out, setting, arguments.seeds, arguments.offline, arguments.network)
     else:

@@ -125,6 +125,12 @@ def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
         mask_search.is_finished(bench.run, dataclasses.replace(search, budgets=(99,)))
 
 
+def test_a_search_of_its_own_starts_from_its_own_budget(tmp_path):
+    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    methods()["bcd"](search_epochs=1, head_start=3.0).reduce(bench, (40, 10, 100))
+    assert [search.plan.relus for search in bench.searches] == [300, 120, 30]
+
+
 @pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])
 def test_thinning_goes_before_the_search(method, tmp_path):
     bench = Bench(tmp_path / "run", "resnet10 m=2")

@@ -264,7 +264,7 @@ class LearnedMasks(Method):
                 raise UserError(f"{name} is {value}; it should be a whole number, 1 or more")
 
     def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
-        """Where the search may place ReLUs, of the positions of a plan; budgets: the largest first."""
+        """Where a search may place ReLUs, of the positions of a plan; budgets: its own, the largest first."""
         return plan
 
     @abc.abstractmethod
@@ -277,10 +277,9 @@ class LearnedMasks(Method):
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
         plan = thinned(bench.teacher, budgets) if self.thin else bench.teacher.plan
-        plan = self.start(bench, plan, sorted(budgets, reverse=True))
         descending = tuple(sorted(budgets, reverse=True))
         groups = [descending] if self.shares_search else [(budget,) for budget in descending]
-        searches = [self._search(bench, plan, group) for group in groups]
+        searches = [self._search(bench, self.start(bench, plan, group), group) for group in groups]
         jobs = {}
         for search, found in zip(searches, bench.search(searches), strict=True):
             jobs |= {budget: self._finetuning(bench, search, budget, found[budget]) for budget in search.budgets}
