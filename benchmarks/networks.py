@@ -61,8 +61,8 @@ SETTINGS = {
     "fashion": Setting(
         "fashion-mnist", (1, 16, 16), 10_000,
         {"narrow": ("resnet18 m=8", "hrn-5x5x3x m=4", "hrn-2x5x3x m=8"),
-         "wide": ("resnet18 m=16", "hrn-5x5x3x m=8", "hrn-2x5x3x m=16")},
-        ("4000", "2000", "1000", "500"), "hrn-2x5x3x m=16", dataclasses.replace(SHORT, epochs=12),
+         "wide": ("resnet18 m=16", "hrn-2x5x3x m=16")},
+        ("4000", "2000", "1000", "500"), "hrn-2x5x3x m=8", dataclasses.replace(SHORT, epochs=12),
     ),
     "tiny": Setting(
         "digits", (1, 16, 16), 384, {"narrow": ("resnet10 m=2", "resnet10 5x5x3x m=1"), "wide": ("resnet10 m=4",)},
@@ -109,7 +109,7 @@ def folder_of(out: Path, network: str, label: str, seed: int) -> Path:
 def run(out: Path, setting: Setting, seeds: Sequence[int], only: Sequence[str]) -> None:
     for seed in seeds:
         for network, label, method, budgets in labels(setting):
-            if only and network not in only:
+            if only and not {network, label} & set(only):
                 continue
             teacher = folder_of(out, network, "teacher", seed)
             study.conduct(setting.study(network, seed, ()), teacher, Lines())
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--setting", choices=SETTINGS, default="fashion")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK", help="train these alone, as on each core")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK|LABEL", help="train these alone")
     parser.add_argument("--offline", choices=modes(), default="he")
     parser.add_argument("--network", default="loopback", help="loopback, lan or wan")
     arguments = parser.parse_args()
