@@ -9,7 +9,8 @@ Three comparisons, each paired by seed:
   networks       ResNet18 and HybReNets at equal ReLUs, by `fisher`: accuracy, MACs, seconds of private inference
   distillation   decoupled (several β) against plain, for the candidates of Algorithm 2
   reuse          ReLU-reuse against fewer channels or smaller maps at equal ReLUs, on a thinned network
-OUT/seedN/NETWORK/LABEL is a run folder each; those of a network start from its full-ReLU network, OUT/…/teacher.
+A network trains at the learning rate that its full-ReLU network prefers, by the validation split. Run folders are
+OUT/seedN/NETWORK/LABEL, and teacher-RATE for full-ReLU networks.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ BETAS = (1.0, 6.0)  # Appendix J goes from 0.8 to 6
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """widths: label → the networks that are compared at this width; budgets: ReLUs; reshaped: network of the other two
-    comparisons; steps: what leaves it thinned."""
+    comparisons; rates: learning rates to choose from; steps: what leaves it thinned."""
 
     data: str
     input: tuple[int, int, int]
@@ -50,11 +51,13 @@ class Setting:
     budgets: tuple[str, ...]
     reshaped: str
     training: Training
+    rates: tuple[float, ...] = (0.1, 0.3)
     search: int = 8
     steps: str = "cull S1; thin S2+S3+S4"
 
-    def study(self, network: str, seed: int, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Study:
-        return Study(network, self.data, reductions, self.training, seed, self.input, self.images, weights=weights)
+    def full(self, network: str, seed: int, rate: float) -> Study:
+        training = dataclasses.replace(self.training, lr=rate)
+        return Study(network, self.data, (), training, seed, self.input, self.images)
 
 
 SETTINGS = {
@@ -111,12 +114,22 @@ def run(out: Path, setting: Setting, seeds: Sequence[int], only: Sequence[str]) 
         for network, label, method, budgets in labels(setting):
             if only and not {network, label} & set(only):
                 continue
-            teacher = folder_of(out, network, "teacher", seed)
-            study.conduct(setting.study(network, seed, ()), teacher, Lines())
-            full = Run.open(teacher).candidates()[0].metrics["relus"]
-            within = tuple(budget for budget in budgets if int(budget) <= full)
-            one = setting.study(network, seed, (Reduction(method, within),), teacher / "candidates" / "teacher")
+            full, weights, relus = preferred(out, setting, network, seed)
+            within = tuple(budget for budget in budgets if int(budget) <= relus)
+            one = dataclasses.replace(full, reductions=(Reduction(method, within),), weights=weights)
             study.conduct(one, folder_of(out, network, label, seed), Lines())
+
+
+def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Study, Path, int]:
+    """The full-ReLU network's study at the rate where it validates best, its weights, its ReLUs."""
+    found = []
+    for rate in setting.rates:
+        full, folder = setting.full(network, seed, rate), folder_of(out, network, f"teacher-{rate:g}", seed)
+        study.conduct(full, folder, Lines())
+        (record,) = Run.open(folder).candidates()
+        found.append((record.metrics["validation_accuracy"], full, folder / "candidates" / record.name, record))
+    _, full, weights, record = max(found, key=lambda entry: entry[0])
+    return full, weights, record.metrics["relus"]
 
 
 def measured(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str) -> None:
