@@ -17,19 +17,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lines import Lines
+from rows import middle, path_of, rows_of
 
-from parelu import data, study
+from parelu import data, store, study
 from parelu.distill import Distillation
 from parelu.methods import Method, Workbench, methods
 from parelu.methods.base import stepped_job
 from parelu.plan import Candidate
 from parelu.private import measure
+from parelu.private.bench import bench
+from parelu.private.lower import Lowered
 from parelu.private.offline.base import modes
 from parelu.run import Run
 from parelu.study import Reduction, Study
@@ -132,18 +137,27 @@ def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Stu
     return full, weights, record.metrics["relus"]
 
 
-def measured(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str) -> None:
-    """Private inference of every candidate of the first comparison; rows are kept beside the candidates."""
+def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str, repeat: int) -> None:
+    """Private inference of the candidates of the first comparison, one repetition after another through all."""
     dataset = data.load(setting.data, images=setting.images, input_shape=setting.input)
-    for seed in seeds:
-        for name, label, *_ in labels(setting):
-            if label != "fisher":
-                continue
-            one = Run.open(folder_of(out, name, label, seed))
-            for record in one.candidates():
-                if record.metrics["role"] == "candidate":
-                    value = measure.measure(one.folder(record.name), dataset, "sign", offline, network)
-                    print(f"{name} {record.name}: {value['row']['online']['seconds']:.3f} s online", flush=True)
+
+    @functools.cache
+    def lowered(folder: Path) -> tuple[Lowered, Candidate]:
+        candidate = Candidate.load(folder)
+        return measure.lowered(folder, candidate, dataset), candidate
+
+    folders = [folder_of(out, name, label, seed) for seed in seeds for name, label, *_ in labels(setting)
+               if label == "fisher"]  # fmt: skip
+    for number, folder in itertools.product(range(repeat), folders):
+        one = Run.open(folder)
+        for record in one.candidates():
+            path = path_of(one, record.name, offline, network, number)
+            if record.metrics["role"] == "candidate" and not path.exists():
+                program, candidate = lowered(one.folder(record.name))
+                images = measure.fit(candidate, dataset.test.images[: measure.IMAGES])
+                row = bench(program, candidate, images, offline=offline, network=network)
+                store.write_json(path, row)
+                print(f"{folder} {path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
 
 
 def found(out: Path, network: str, label: str, key: str, seeds: Sequence[int]) -> dict[Any, list[Any]]:
@@ -165,33 +179,45 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def _seconds(records: Sequence[Any], phase: str) -> str:
-    rows = [record.private["row"] for record in records if record.private]
-    return _mean([row[phase]["seconds"] for row in rows], 3) if rows else "–"
+def compared(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str) -> list[str]:
+    """Markdown lines of the first comparison; seconds are medians over repetitions, with their range."""
+    lines = ["| width | network | ReLUs | MACs | accuracy | offline, s | MB | online, ms | MB |", "|---" * 9 + "|"]
+    for width, name in ((width, name) for width, networks in setting.widths.items() for name in networks):
+        folders = [folder_of(out, name, "fisher", seed) for seed in seeds]
+        runs = [Run.open(folder) for folder in folders if (folder / "config.json").exists()]
+        for budget, records in found(out, name, "fisher", "budget", seeds).items():
+            rows = [row for run in runs for row in rows_of(run, f"fisher-{budget}", offline, network)]
+            costs = [*_costs(rows, "offline", 1), *_costs(rows, "online", 1000)]
+            accuracy = _mean([record.metrics["test_accuracy"] for record in records])
+            macs = f"{records[0].metrics['macs'] / 1e6:.1f} M"
+            lines.append(f"| {' | '.join([width, name, f'{budget:,}', macs, accuracy, *costs])} |")
+    return lines
 
 
-def tables(out: Path, setting: Setting, seeds: Sequence[int]) -> str:
-    """Markdown of the three comparisons: test accuracy in percent, mean ± standard deviation over seeds."""
-    lines = ["| width | network | ReLUs | MACs | accuracy | offline s | online s | offline mode |", "|---" * 8 + "|"]
-    for width, networks in setting.widths.items():
-        for network in networks:
-            for budget, records in found(out, network, "fisher", "budget", seeds).items():
-                mode = {r.private["row"]["offline_mode"] for r in records if r.private}
-                lines.append(f"| {width} | {network} | {budget:,} | {records[0].metrics['macs'] / 1e6:.1f} M "
-                             f"| {_mean([r.metrics['test_accuracy'] for r in records])} "
-                             f"| {_seconds(records, 'offline')} | {_seconds(records, 'online')} "
-                             f"| {', '.join(sorted(mode)) or '–'} |")  # fmt: skip
+def _costs(rows: Sequence[dict[str, Any]], phase: str, unit: int) -> tuple[str, str]:
+    """Time, of which `unit` are a second, and MB both ways."""
+    both = [row[phase]["bytes_to_client"] + row[phase]["bytes_to_server"] for row in rows]
+    return middle([unit * row[phase]["seconds"] for row in rows], ".1f"), middle([size / 1e6 for size in both], ".2f")
+
+
+def distilled(out: Path, setting: Setting, seeds: Sequence[int]) -> list[str]:
+    """Markdown lines of the second comparison."""
     names = ["kd", *(f"dkd-{beta:g}" for beta in BETAS)]
-    lines += ["", f"| {setting.reshaped} | ReLUs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    lines = [f"| {setting.reshaped} | ReLUs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     columns = {name: found(out, setting.reshaped, name, "steps", seeds) for name in names}
     for steps, records in columns["kd"].items():
         cells = [_mean([r.metrics["test_accuracy"] for r in columns[name].get(steps, [])]) for name in names]
         lines.append(f"| {steps} | {records[0].metrics['relus']:,} | {' | '.join(cells)} |")
-    lines += ["", f"| {setting.reshaped} | ReLUs | MACs | accuracy |", "|---|---|---|---|"]
+    return lines
+
+
+def reused(out: Path, setting: Setting, seeds: Sequence[int]) -> list[str]:
+    """Markdown lines of the third comparison."""
+    lines = [f"| {setting.reshaped} | ReLUs | MACs | accuracy |", "|---|---|---|---|"]
     for steps, records in found(out, setting.reshaped, "reuse", "steps", seeds).items():
-        lines.append(f"| {steps} | {records[0].metrics['relus']:,} | {records[0].metrics['macs'] / 1e6:.2f} M "
-                     f"| {_mean([r.metrics['test_accuracy'] for r in records])} |")  # fmt: skip
-    return "\n".join(lines)
+        first, accuracy = records[0].metrics, _mean([record.metrics["test_accuracy"] for record in records])
+        lines.append(f"| {steps} | {first['relus']:,} | {first['macs'] / 1e6:.2f} M | {accuracy} |")
+    return lines
 
 
 def main() -> None:
@@ -201,16 +227,23 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="fashion")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK|LABEL", help="train these alone")
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--offline", choices=modes(), default="he")
     parser.add_argument("--network", default="loopback", help="loopback, lan or wan")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
+    offline, network = arguments.offline, arguments.network
     if arguments.action == "run":
         run(arguments.out, setting, arguments.seeds, arguments.only)
     elif arguments.action == "measure":
-        measured(arguments.out, setting, arguments.seeds, arguments.offline, arguments.network)
+        measure_all(arguments.out, setting, arguments.seeds, offline, network, arguments.repeat)
     else:
-        print(tables(arguments.out, setting, arguments.seeds))
+        tables = (
+            compared(arguments.out, setting, arguments.seeds, offline, network),
+            distilled(arguments.out, setting, arguments.seeds),
+            reused(arguments.out, setting, arguments.seeds),
+        )
+        print("\n\n".join("\n".join(lines) for lines in tables))
 
 
 if __name__ == "__main__":

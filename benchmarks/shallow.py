@@ -18,12 +18,11 @@ import dataclasses
 import functools
 import itertools
 import json
-import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lines import Lines
+from rows import middle, path_of, rows_of
 
 from parelu import store, study
 from parelu.fuse import nothing
@@ -90,7 +89,7 @@ def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
 
     for number in range(repeat):
         for record, way in itertools.product(records, WAYS):
-            path = path_of(run, record.name, way, offline, network, number)
+            path = path_of(run, f"{record.name} {way}", offline, network, number)
             if not path.exists():
                 candidate = run.candidate(record.name)
                 images = measure.fit(candidate, dataset.test.images[:IMAGES])
@@ -103,10 +102,6 @@ def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
             candidate = run.candidate(record.name)
             ring = measure.ring_accuracy(lowered(record.name, "fused"), candidate, dataset.test)
             store.write_json(path, dataclasses.asdict(ring))
-
-
-def path_of(run: Run, name: str, way: str, offline: str, network: str, number: int) -> Path:
-    return run.path / "measured" / f"{name} {way} {offline} {network} {number}.json"
 
 
 def table(runs: list[Run], offline: str, network: str) -> str:
@@ -137,37 +132,21 @@ def _cells(group: list[tuple[Run, Record]], offline: str, network: str) -> dict[
                   (run.candidate(record.name) for run, record in group)]  # fmt: skip
         if shapes == before:
             continue
-        rows = [list(_read(run, record.name, way, offline, network)) for run, record in group]
+        rows = [list(rows_of(run, f"{record.name} {way}", offline, network)) for run, record in group]
         rings = [path for run, record in group if (path := run.path / "measured" / f"{record.name} ring.json").exists()]
         online, behind = ([row[phase]["seconds"] for row in itertools.chain(*rows)] for phase in ("online", "offline"))
         found[way] = [
-            _numbers([record.metrics["relus"] for _, record in group], ",.0f"),
-            _numbers([record.metrics["test_accuracy"] for _, record in group], ".1f"),
-            _numbers([json.loads(path.read_bytes())["accuracy"] for path in rings], ".1f"),
-            _numbers([shape.macs / 1e6 for shape in shapes], ",.2f") + " M",
-            _numbers([shape.depth for shape in shapes], ".0f"),
-            _numbers([shape.products for shape in shapes], ",.0f"),
-            _numbers([1000 * value for value in online], ",.1f") + " ms",
-            _numbers([1000 * value for value in behind], ",.1f") + " ms",
+            middle([record.metrics["relus"] for _, record in group], ",.0f"),
+            middle([record.metrics["test_accuracy"] for _, record in group], ".1f"),
+            middle([json.loads(path.read_bytes())["accuracy"] for path in rings], ".1f"),
+            middle([shape.macs / 1e6 for shape in shapes], ",.2f") + " M",
+            middle([shape.depth for shape in shapes], ".0f"),
+            middle([shape.products for shape in shapes], ",.0f"),
+            middle([1000 * value for value in online], ",.1f") + " ms",
+            middle([1000 * value for value in behind], ",.1f") + " ms",
         ]
         before = shapes
     return found
-
-
-def _read(run: Run, name: str, way: str, offline: str, network: str) -> Iterator[dict[str, Any]]:
-    for number in itertools.count():
-        path = path_of(run, name, way, offline, network, number)
-        if not path.exists():
-            return
-        yield json.loads(path.read_bytes())
-
-
-def _numbers(values: list[float], form: str) -> str:
-    """Median and range."""
-    if not values:
-        return "–"
-    low, middle, high = (format(value, form) for value in (min(values), statistics.median(values), max(values)))
-    return middle if low == high else f"{middle} ({low}–{high})"
 
 
 def main() -> None:
