@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parelu.private.channel import FAIL, HEADER, NETWORKS, Channel, Network, bits_of, pack_bits, ring_of
+from parelu.private import tls
+from parelu.private.channel import FAIL, HEADER, LINGER, NETWORKS, Channel, Network, bits_of, pack_bits, ring_of
 from parelu.private.errors import ProtocolError
 from parelu.private.session import FORMAT, _load
 
@@ -87,10 +88,50 @@ def test_silence_and_a_closed_connection_are_named():
 
 def test_the_peers_reason_arrives_in_one_printable_line():
     one, two = pair()
-    one.fail("no\nmore\x1b[31m room")
+    thread = threading.Thread(target=lambda: one.fail("no\nmore\x1b[31m room"))
+    thread.start()
     with pytest.raises(ProtocolError) as error:
         two.receive("kind", 8)
+    two.close()
+    thread.join()
     assert str(error.value) == "the peer ended the connection: nomore[31m room"
+    one.close()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_reason_reaches_a_peer_that_is_in_the_middle_of_sending(encrypted, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ends = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
+    if encrypted:
+        tls.make_certificates(tmp_path)
+        contexts = tls.client_context(tmp_path), tls.server_context(tmp_path)
+        accepted = []
+        thread = threading.Thread(target=lambda: accepted.append(tls.handshake(contexts[1], ends[1])))
+        thread.start()
+        ends[0] = tls.handshake(contexts[0], ends[0], "127.0.0.1")
+        thread.join()
+        ends[1] = accepted[0]
+    sender, failing = (Channel(end, timeout=5.0) for end in ends)
+
+    def fail():
+        failing.expect("kind", 50_000_000)
+        failing.fail("the stock is full")
+        failing.close()
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    sender.send("kind", bytes(50_000_000))
+    with pytest.raises(ProtocolError, match="the stock is full"):
+        sender.receive("kind", 8)
+    sender.close()
+    thread.join()
+
+
+def test_a_party_that_failed_reads_on_for_a_moment_only():
+    one, two = pair()
+    start = time.monotonic()
+    one.fail("no")
+    assert time.monotonic() - start < LINGER
     closed(one, two)
 
 

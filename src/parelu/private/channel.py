@@ -26,6 +26,7 @@ STAMP = struct.Struct("<d")  # when a message was sent, in front of each on a sh
 TIMEOUT = 60.0  # seconds of silence
 SMALL = 1 << 16  # bytes: parts up to this size are sent together
 FAIL, LONGEST_REASON = b"fail", 300
+LINGER, QUIET = 10.0, 1.0  # seconds that a party that failed reads on: in all, and without a byte
 
 
 class Socket(Protocol):
@@ -34,6 +35,7 @@ class Socket(Protocol):
     def sendall(self, data: Any, /) -> None: ...
     def recv_into(self, buffer: Any, /) -> int: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
+    def shutdown(self, how: int, /) -> None: ...
     def close(self) -> None: ...
 
 
@@ -167,12 +169,20 @@ class Channel:
         return np.frombuffer(body, np.uint8)
 
     def fail(self, reason: str) -> None:
-        """Tell the peer in one line why the connection ends, if it can still be told."""
+        """Tell the peer in one line why the connection ends, if it can still be told; nothing can be sent after it.
+
+        What the peer is still sending is read and dropped: to close before would reset the connection, and the
+        reason would be lost on the way.
+        """
         body = reason.encode()[:LONGEST_REASON]
         with contextlib.suppress(OSError):
-            self.socket.settimeout(1.0)
+            self.socket.settimeout(QUIET)
             stamp = STAMP.pack(time.monotonic()) if self.network != NETWORKS["loopback"] else b""
             self.socket.sendall(stamp + HEADER.pack(FAIL, 0, len(body)) + body)
+            self.socket.shutdown(socket.SHUT_WR)
+            dropped, end = bytearray(SMALL), time.monotonic() + LINGER
+            while time.monotonic() < end and self.socket.recv_into(dropped):
+                pass
 
     def close(self) -> None:
         """Close the connection; safe to call again."""
