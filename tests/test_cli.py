@@ -1,5 +1,6 @@
 """The command line: one clear line and exit code 2 for bad input, and a run folder that stays usable."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from parelu import cli, store, study
 from parelu.models import spec_of
 from parelu.run import Run
+from parelu.train import SHORT
 
 TINY = ["--model", "resnet10 m=2", "--data", "digits", "--training", "short", "--epochs", "1"]
 
@@ -35,6 +37,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0].removeprefix("parelu: ")
 
 
+def test_epochs_and_learning_rate_stand_in_for_the_trainings_own():
+    command = cli.Train("resnet10", training="short", epochs=3, lr=0.05)
+    assert command.study(()).training == dataclasses.replace(SHORT, epochs=3, lr=0.05)
+    assert cli.Train("resnet10", training="short").study(()).training == SHORT
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "parelu", "inspect", "resnet19"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("parelu: unknown network 'resnet19'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -51,6 +65,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("inspect", "torchvision_style:nothing"), "no attribute 'nothing'"),
         (("train", "--model", "resnet10", "--data", "nope"), "there is no data set 'nope': choose one of digits"),
         (("train", "--model", "resnet10", "--epochs", "0"), "epochs is 0; it should be a whole number, 1 or more"),
+        (("train", "--model", "resnet10", "--lr", "-1"), "lr is -1.0; it should be a number above 0"),
         (("train", "--model", "resnet10", "--images", "99999"), "training images asked"),
         (("recipe", "nope"), "no recipe 'nope'; known are colour-fashion"),
         (("recipe", "."), "no recipe '.'; known are colour-fashion"),

@@ -181,15 +181,17 @@ class _Common:
     """the paper's schedule, or one-cycle training in a few epochs"""
     epochs: int | None = None
     """instead of the training's own number"""
+    lr: float | None = None
+    """instead of the training's own learning rate"""
     seed: int = 0
     """of fresh weights, of the order of the images and of random masks"""
     run: Path | None = None
     """the run folder; a run that is there is continued"""
 
     def study(self, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Study:
-        training = study.TRAININGS[self.training]
-        if self.epochs is not None:
-            training = dataclasses.replace(training, epochs=self.epochs)
+        instead = {"epochs": self.epochs, "lr": self.lr}
+        given: dict[str, Any] = {name: value for name, value in instead.items() if value is not None}
+        training = dataclasses.replace(study.TRAININGS[self.training], **given)
         shape = study.parse_input(self.input) if self.input else None
         return Study(self.model, self.data, reductions, training, self.seed, shape, self.images,
                      self.data_folder, weights)  # fmt: skip
