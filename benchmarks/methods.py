@@ -84,10 +84,12 @@ def effects() -> dict[str, Method]:
     known = methods()
     learned = {"search_epochs": SEARCH, "finetune_epochs": FINETUNE}
     changed: dict[str, Method] = {"no-hysteresis": known["autorep"](threshold=0.0, **learned)}
+    changed |= {"no-hysteresis-identity": known["autorep"](threshold=0.0, degree=0, finetune_lr=None, **learned)}
     changed |= {f"mu-{mu}": known["autorep"](mu=float(mu), **learned) for mu in (3, 30, 100)}
     changed |= {"snl-thin": known["snl"](thin=True, **learned)}
-    paper = {"schedule": "paper", "search_epochs": 400, "slope_lr": 1e-3, "weight_lr": 1e-3}
-    changed |= {"snl-paper": known["snl"](finetune_epochs=FINETUNE, **paper)}
+    paper = {"schedule": "paper", "slope_lr": 1e-3, "weight_lr": 1e-3, "finetune_epochs": FINETUNE}
+    changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
+    changed |= {"snl-paper-1e-3": known["snl"](search_epochs=200, lam=1e-3, **paper)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
     changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}

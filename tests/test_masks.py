@@ -152,7 +152,10 @@ def test_indicators_follow_the_hysteresis(before, m, after):  # AutoReP, eq. 10
         gate.open.data.fill_(before)
         gate.get_parameter("auxiliary").data.fill_(m)
     learner.after_step(network, step(0))
-    assert {float(value) for gate in gates_of(network).values() for value in gate.open.detach().unique()} == {after}
+    gates = gates_of(network)
+    assert {float(value) for gate in gates.values() for value in gate.open.detach().unique()} == {after}
+    learner.after_step(network, step(1))
+    assert learner.report(network)["flips"] == (positions(gates) if after != before else 0)
 
 
 def test_the_indicators_gradient_is_straight_through_softplus():

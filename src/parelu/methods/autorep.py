@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ class Indicators(MaskLearner):
         gate.open.requires_grad_(True)
         gate.register_parameter("auxiliary", nn.Parameter(self.spread * torch.rand(gate.shape)))
         gate.register_buffer("wanted", torch.tensor(1.0))
+        gate.register_buffer("flips", torch.tensor(0))
 
     def optimizer(self, gates: Mapping[str, Gate]) -> torch.optim.Optimizer:
         return torch.optim.Adam([gate.get_parameter("auxiliary") for gate in gates.values()], lr=self.lr)
@@ -64,8 +65,15 @@ class Indicators(MaskLearner):
         for gate in gates_of(network).values():
             m, wanted = gate.get_parameter("auxiliary"), gate.get_buffer("wanted")
             wanted.fill_(kept_share(step.progress, self.target, reached=0.8) if self.anneal else self.target)
-            gate.open.masked_fill_(m <= -self.threshold, 0.0)
-            gate.open.masked_fill_((m > self.threshold) & gate.allowed, 1.0)
+            goes = (m <= -self.threshold) & (gate.open > 0)
+            returns = (m > self.threshold) & (gate.open == 0) & gate.allowed
+            gate.open.masked_fill_(goes, 0.0).masked_fill_(returns, 1.0)
+            gate.get_buffer("flips").add_(goes.count_nonzero() + returns.count_nonzero())
+
+    def report(self, network: Network) -> dict[str, Any]:
+        """Also the flips: how often an indicator has changed since the start, whichever way."""
+        flips = sum(int(gate.get_buffer("flips")) for gate in gates_of(network).values())
+        return {**super().report(network), "flips": flips}
 
     def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
         """Standing ReLUs first, each group by m."""
