@@ -90,6 +90,7 @@ def effects() -> dict[str, Method]:
     paper = {"schedule": "paper", "slope_lr": 1e-3, "weight_lr": 1e-3, "finetune_epochs": FINETUNE}
     changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
     changed |= {"snl-paper-1e-3": known["snl"](search_epochs=200, lam=1e-3, **paper)}
+    changed |= {"snl-20": known["snl"](search_epochs=20, finetune_epochs=FINETUNE)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
     changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}
