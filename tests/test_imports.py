@@ -12,7 +12,7 @@ ORDER = (
     "errors", "graph", "sites", "dapa", "gate_loops", "gates", "models", "store", "plan", "count", "steps",
     "datasets", "data", "distill", "run", "learner", "masks", "train", "chains", "composition", "packing", "fuse",
     "private", "methods", "mask_search", "search", "study", "merging", "pareto", "report", "progress", "cli_private",
-    "cli",
+    "cli", "__main__",
 )  # fmt: skip
 
 
