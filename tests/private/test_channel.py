@@ -127,12 +127,27 @@ def test_the_reason_reaches_a_peer_that_is_in_the_middle_of_sending(encrypted, t
     thread.join()
 
 
-def test_a_party_that_failed_reads_on_for_a_moment_only():
+@pytest.mark.parametrize("sends_on", [False, True])
+def test_a_party_that_failed_reads_on_for_a_moment_only(sends_on, monkeypatch):
+    monkeypatch.setattr("parelu.private.channel.LINGER", 0.5 if sends_on else LINGER)
     one, two = pair()
+
+    def send():
+        with pytest.raises(ProtocolError, match="while sending"):
+            while True:
+                two.send("kind", bytes(1000))
+
+    thread = threading.Thread(target=send)
+    if sends_on:
+        thread.start()
     start = time.monotonic()
     one.fail("no")
     assert time.monotonic() - start < LINGER
-    closed(one, two)
+    one.close()
+    if sends_on:
+        thread.join(10)
+        assert not thread.is_alive()
+    two.close()
 
 
 def test_memory_does_not_grow_by_what_a_header_claims():
