@@ -2,9 +2,10 @@
 
     python benchmarks/methods.py run --out runs/methods                     hours; goes on where it was stopped
     python benchmarks/methods.py run --out runs/methods --only snl fisher --seeds 0
-    python benchmarks/methods.py table --out runs/methods --plot methods.png
+    python benchmarks/methods.py collect --out runs/methods                 into benchmarks/methods.csv
+    python benchmarks/methods.py table --plot docs/methods.png              of what stands there
     python benchmarks/methods.py run --out runs/methods --only no-hysteresis mu-3 … --seeds 0      claims of the papers
-    python benchmarks/methods.py run --out runs/fashion --setting fashion
+    python benchmarks/methods.py run --out runs/fashion --setting fashion   and so collect and table
 
 Each (method, seed) is a run folder of its own, OUT/seedN/METHOD, that starts from the seed's full-ReLU network.
 Searches take 10 epochs and finetuning 4; methods without a search, and the full-ReLU network, train for 14. Two run at
@@ -14,6 +15,7 @@ a time, a core each.
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import os
 import statistics
@@ -22,7 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lines import Lines
@@ -35,11 +37,13 @@ from parelu.masks import project
 from parelu.methods import Job, Method, Workbench, methods
 from parelu.methods.base import TEACHER, masked_jobs
 from parelu.plan import Candidate, Plan, SitePlan
-from parelu.run import Record, Run, cores
+from parelu.run import Run, cores
 from parelu.study import Reduction, Study
 from parelu.train import SHORT, Training, fit
 
 SEARCH, FINETUNE = 10, 4
+COLUMNS = ("setting", "method", "seed", "budget", "relus", "squares", "test_accuracy")
+Row = dict[str, Any]
 TRAINING = dataclasses.replace(SHORT, epochs=SEARCH + FINETUNE)
 
 
@@ -91,6 +95,7 @@ def effects() -> dict[str, Method]:
     changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
     changed |= {"snl-paper-1e-3": known["snl"](search_epochs=200, lam=1e-3, **paper)}
     changed |= {"snl-20": known["snl"](search_epochs=20, finetune_epochs=FINETUNE)}
+    changed |= {"snl-finetune-14": known["snl"](search_epochs=SEARCH, finetune_epochs=SEARCH + FINETUNE)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
     changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}
@@ -199,74 +204,90 @@ def _busy(working: dict, waiting: list[tuple[str, int]], seed: int) -> bool:
     return ("teacher", seed) in working or ("teacher", seed) in waiting
 
 
-def records(out: Path) -> Iterator[tuple[str, int, Record]]:
-    """(label, seed, record) of every finished candidate."""
-    for config in sorted(out.glob("seed*/*/config.json")):
-        folder = config.parent
-        for record in Run.open(folder).candidates():
-            if record.metrics["role"] == "candidate":
-                yield folder.name, int(folder.parent.name.removeprefix("seed")), record
+def collect(out: Path, name: str, path: Path) -> None:
+    """Adds every finished network under `out` to the figures at `path`; a network that was measured again replaces."""
+    known = {(row["setting"], row["method"], row["seed"], row["budget"]): row for row in figures(path)}
+    for label, seed, budget, metrics in _measured(out, SETTINGS[name]):
+        row = {"setting": name, "method": label, "seed": seed, "budget": budget}
+        known[name, label, seed, budget] = row | {key: metrics[key] for key in COLUMNS[4:]}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(known[key] for key in sorted(known, key=lambda key: (key[0], key[1], -key[3], key[2])))
 
 
-def _rows(out: Path, setting: Setting, labels: Sequence[str]) -> tuple[list[int], dict[str, dict[int, list[dict]]]]:
-    """Budgets; label → budget → the metrics of each seed; the labels by accuracy at the smallest budget."""
-    full = Run.open(next(out.glob("seed*/teacher"))).candidates()[0].metrics["relus"]
-    budgets = [study.parse_budget(text, full) for text in setting.budgets]
-    rows: dict[str, dict[int, list[dict]]] = {}
-    for label, _, record in records(out):
-        if label in labels and record.metrics["budget"] in budgets:
-            cells = rows.setdefault(label, {budget: [] for budget in budgets})
-            cells[record.metrics["budget"]].append(dict(record.metrics))
-    if "deepreduce" in labels:
-        rows |= _deepreduce(out, budgets)
-
-    def at_least(label: str) -> float:
-        found = [metrics["test_accuracy"] for metrics in rows[label][budgets[-1]]]
-        return statistics.mean(found) if found else 0.0
-
-    return budgets, {label: rows[label] for label in sorted(rows, key=at_least, reverse=True)}
+def figures(path: Path) -> list[Row]:
+    """What `collect` has written."""
+    if not path.exists():
+        return []
+    kinds = dict.fromkeys(COLUMNS, int) | {"setting": str, "method": str, "test_accuracy": float}
+    with path.open(newline="") as file:
+        return [{key: kinds[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _deepreduce(out: Path, budgets: list[int]) -> dict[str, dict[int, list[dict]]]:
-    """Of each seed the candidate within a budget that the validation split prefers."""
-    cells: dict[int, list[dict]] = {budget: [] for budget in budgets}
-    for folder in sorted(out.glob("seed*/deepreduce")):
-        found = [r.metrics for r in Run.open(folder).candidates() if r.metrics["role"] == "candidate"]
-        for budget in budgets:
-            fitting = [dict(metrics) for metrics in found if metrics["relus"] <= budget]
-            if fitting:
-                cells[budget].append(max(fitting, key=lambda metrics: metrics["validation_accuracy"]))
-    return {"deepreduce": cells} if any(cells.values()) else {}
+def _measured(out: Path, setting: Setting) -> Iterator[tuple[str, int, int, Row]]:
+    """(label, seed, budget, metrics) of every finished network; a full one's budget is its own ReLUs."""
+    for folder in (config.parent for config in sorted(out.glob("seed*/*/config.json"))):
+        found = [dict(record.metrics) for record in Run.open(folder).candidates()]
+        label, seed = folder.name, int(folder.parent.name.removeprefix("seed"))
+        if label == "teacher":
+            yield from ((label, seed, metrics["relus"], metrics) for metrics in found)
+            continue
+        found = [metrics for metrics in found if metrics["role"] == "candidate"]
+        if label == "deepreduce":
+            full = Run.open(folder.parent / "teacher").candidates()[0].metrics["relus"]
+            for budget in (study.parse_budget(text, full) for text in setting.budgets):
+                fitting = [metrics for metrics in found if metrics["relus"] <= budget]
+                if fitting:  # the one that the validation split prefers
+                    yield label, seed, budget, max(fitting, key=lambda metrics: metrics["validation_accuracy"])
+            continue
+        yield from ((label, seed, metrics["budget"], metrics) for metrics in found)
 
 
-def table(out: Path, setting: Setting, labels: Sequence[str]) -> str:
+def _cells(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, dict[int, list[Row]]]:
+    """Label → budget → a row a seed; the labels by accuracy at the smallest budget."""
+    cells: dict[str, dict[int, list[Row]]] = {}
+    for row in rows:
+        if row["method"] in labels:
+            cells.setdefault(row["method"], {}).setdefault(row["budget"], []).append(row)
+    return dict(sorted(cells.items(), key=lambda item: -_mean(item[1][min(item[1])])))
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return statistics.mean(row["test_accuracy"] for row in rows)
+
+
+def table(rows: Sequence[Row], labels: Sequence[str]) -> str:
     """Markdown: a row a method, a column a budget: mean ± standard deviation over seeds (number of seeds)."""
-    budgets, rows = _rows(out, setting, labels)
-    lines = [f"| method | {' | '.join(f'{budget:,} ReLUs' for budget in budgets)} | squares |",
+    cells = _cells(rows, labels)
+    budgets = sorted({budget for row in cells.values() for budget in row}, reverse=True)
+    lines = [f"| method | {' | '.join(f'{budget:,} ReLUs' for budget in budgets)} | squares at {budgets[-1]:,} |",
              "|---" * (len(budgets) + 2) + "|"]  # fmt: skip
-    for label, cells in rows.items():
-        texts = [_cell([metrics["test_accuracy"] for metrics in cells[budget]]) for budget in budgets]
-        squares = max((metrics["squares"] for metrics in cells[budgets[-1]]), default=0)
+    for label, row in cells.items():
+        texts = [_cell([metrics["test_accuracy"] for metrics in row.get(budget, [])]) for budget in budgets]
+        squares = max((metrics["squares"] for metrics in row.get(budgets[-1], [])), default=0)
         lines.append(f"| `{label}` | {' | '.join(texts)} | {f'{squares:,}' if squares else '–'} |")
     return "\n".join(lines)
 
 
-def plot(out: Path, setting: Setting, labels: Sequence[str], path: Path) -> None:
+def plot(rows: Sequence[Row], labels: Sequence[str], path: Path) -> None:
     """Accuracy over ReLUs, a line a method; dashed where squares stand for ReLUs."""
     from matplotlib import pyplot
 
-    budgets, rows = _rows(out, setting, labels)
+    cells = _cells(rows, labels)
+    budgets = sorted({budget for row in cells.values() for budget in row})
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for number, (label, cells) in enumerate(rows.items()):
-        known = [budget for budget in budgets if cells[budget]]
-        values = [[metrics["test_accuracy"] for metrics in cells[budget]] for budget in known]
+    for number, (label, row) in enumerate(cells.items()):
+        known = sorted(row)
+        values = [[metrics["test_accuracy"] for metrics in row[budget]] for budget in known]
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        style = "--" if any(metrics["squares"] for cell in cells.values() for metrics in cell) else "-"
+        style = "--" if any(metrics["squares"] for cell in row.values() for metrics in cell) else "-"
         marker, colour = "osv^D<>pXP*hd"[number % 13], pyplot.get_cmap("tab20")(number % 20)
         axes.errorbar(known, [statistics.mean(v) for v in values], spread, label=label, linestyle=style, marker=marker,
                       color=colour, capsize=2)  # fmt: skip
-    full = [Run.open(path).candidates()[0].metrics["test_accuracy"] for path in out.glob("seed*/teacher")]
-    axes.axhline(statistics.mean(full), color="grey", linewidth=0.8, label="all ReLUs")
+    full = [row for row in rows if row["method"] == "teacher"]
+    if full:
+        axes.axhline(_mean(full), color="grey", linewidth=0.8, label="all ReLUs")
     axes.set(xscale="log", xlabel="ReLUs an image", ylabel="test accuracy, %")
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.minorticks_off()
@@ -283,22 +304,28 @@ def _cell(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "one", "table"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("action", choices=("run", "one", "collect", "table"))
+    parser.add_argument("--out", type=Path, help="run folders; all actions but table need it")
+    parser.add_argument("--figures", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--setting", choices=SETTINGS, default="colour")
     parser.add_argument("--only", nargs="+", choices=(*variants(), *effects(), "teacher"), default=list(variants()))
     parser.add_argument("--plot", type=Path, help="of the table's means, a picture")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
+    if arguments.action != "table" and arguments.out is None:
+        parser.error("--out is missing")
     if arguments.action == "one":
         run_one(arguments.out, setting, arguments.only[0], arguments.seeds[0])
     elif arguments.action == "run":
         run(arguments.out, arguments.setting, arguments.only, arguments.seeds)
+    elif arguments.action == "collect":
+        collect(arguments.out, arguments.setting, arguments.figures)
     else:
-        print(table(arguments.out, setting, arguments.only))
+        rows = [row for row in figures(arguments.figures) if row["setting"] == arguments.setting]
+        print(table(rows, arguments.only))
         if arguments.plot:
-            plot(arguments.out, setting, arguments.only, arguments.plot)
+            plot(rows, arguments.only, arguments.plot)
 
 
 if __name__ == "__main__":
