@@ -1,6 +1,7 @@
 """What the documentation says is what the code does."""
 
 import dataclasses
+import importlib
 import importlib.util
 import math
 import re
@@ -8,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 
 from parelu import data
@@ -127,3 +129,12 @@ def test_the_table_of_networks_is_what_its_script_finds():
         zoo.row("bad", lambda: instrument(torch.nn.Sequential(torch.nn.MaxPool2d(2)), (1, 4, 4)))
         == "| `bad` | no | – | – | MaxPool2d |"
     )
+
+
+@pytest.mark.parametrize("setting", ["colour", "fashion"])
+def test_the_tables_of_methods_are_what_was_measured(setting, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    methods = importlib.import_module("methods")
+    rows = [row for row in methods.figures(ROOT / "benchmarks/methods.csv") if row["setting"] == setting]
+    assert rows
+    assert methods.table(rows, list(methods.variants())) in (ROOT / "docs/results.md").read_text()
