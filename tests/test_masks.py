@@ -141,6 +141,32 @@ def test_the_fast_schedules_lambda_follows_the_slopes():
     assert [float(gate.get_buffer("lam")) for gate in gates.values()] == pytest.approx([1e-3] * len(gates))
 
 
+@pytest.mark.parametrize("granularity", ["pixel", "channel"])
+def test_the_fast_schedule_ends_with_the_budgets_relus(granularity):
+    """Positions with a slope fall to the budget by equal factors; then they are ReLUs and the mask stands."""
+    learner = Slopes(target=0.1, lam=1e-5, granularity=granularity)
+    network = network_with(learner)
+    gates = gates_of(network)
+    for gate in gates.values():
+        shape = gate.shape if granularity == "pixel" else (gate.shape[0], 1, 1)
+        gate.open.data.copy_((0.02 + 0.9 * torch.rand(shape)).expand(gate.shape))
+    allowed, masks = positions(gates), []
+    budget = round(0.1 * allowed)
+    for number, progress in enumerate((0.59, 0.7, 0.8, 0.9)):
+        learner.after_step(network, step(number, progress))
+        masks.append(torch.cat([(gate.open > 0).flatten() for gate in gates.values()]))
+        for gate in gates.values():  # an optimizer's step
+            gate.open.data.add_(0.01 * torch.randn(gate.shape[0], 1, 1).sign())
+    found = [int(mask.sum()) for mask in masks]
+    wanted = [allowed, round(math.sqrt(allowed * budget)), budget, budget]
+    assert found == wanted if granularity == "pixel" else all(f <= w for f, w in zip(found, wanted, strict=True))
+    assert all(bool((early | ~late).all()) for early, late in itertools.pairwise(masks))
+    assert bool((masks[-1] == masks[-2]).all())
+    learner.after_step(network, step(4, 1.0))
+    assert {float(value) for gate in gates.values() for value in gate.open.detach().unique()} == {0.0, 1.0}
+    assert learner.kept(gates) == found[-1]
+
+
 @pytest.mark.parametrize(
     ("before", "m", "after"),
     [(1, -0.004, 0), (1, -0.003, 0), (1, -0.002, 1), (1, 0.5, 1), (0, 0.003, 0), (0, 0.0031, 1), (0, -1, 0), (0, 0, 0)],

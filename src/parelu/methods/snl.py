@@ -21,6 +21,7 @@ ALIVE = 1e-2  # a ReLU counts as kept while its slope is larger (section 4)
 CREEP = 1.1  # λ grows by this (section 4)
 PATIENCE = 5  # epochs before it may
 GAIN = 0.2  # of the fast schedule: λ moves with this power of excess slopes a step
+SETTLES, SETTLED = 0.6, 0.8  # of its steps: between them the positions with a slope come down to the budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Slopes(MaskLearner):
         lam: λ at the start.
         lr: of Adam.
         target: share of the ReLUs at the end; with one, λ rises and falls after each step so that Σa follows the
-            schedule of `kept_share`; with None, λ grows after each epoch that brought no new minimum of ReLUs.
+            schedule of `kept_share`, then positions with a slope become as few as that and their slopes 1; with None, λ
+            grows after each epoch that brought no new minimum of ReLUs.
     """
 
     lam: float = 1e-5
@@ -46,6 +48,7 @@ class Slopes(MaskLearner):
         gate.open.requires_grad_(True)
         gate.register_buffer("lam", torch.tensor(self.lam))
         gate.register_buffer("fewest", torch.tensor(float("inf")))  # ReLUs of the whole network after any epoch
+        gate.register_buffer("sloped", torch.tensor(0))  # ReLUs of the whole network as they begin to settle
 
     def optimizer(self, gates: Mapping[str, Gate]) -> torch.optim.Optimizer:
         return torch.optim.Adam([gate.open for gate in gates.values()], lr=self.lr)
@@ -72,6 +75,20 @@ class Slopes(MaskLearner):
         factor = min(max(excess**GAIN, 1 / CREEP), CREEP)
         for gate in gates.values():
             gate.get_buffer("lam").mul_(factor).clamp_(min=self.lam)
+        if step.progress >= SETTLES:
+            self._settle(gates, round(allowed * self.target), (step.progress - SETTLES) / (SETTLED - SETTLES))
+
+    def _settle(self, gates: Mapping[str, Gate], budget: int, share: float) -> None:
+        """Σa is a budget's long before the positions are, and what is cut at once the weights cannot make up for.
+
+        share: of the time that this takes; from 1 on the mask stands and the weights train with it.
+        """
+        sloped = next(iter(gates.values())).get_buffer("sloped")
+        if not sloped:
+            sloped.fill_(self.kept(gates))
+        standing = round(budget * max(1.0, float(sloped) / budget) ** (1 - min(share, 1.0)))
+        for name, mask in self.project(gates, standing).items():
+            gates[name].open.copy_(mask if share >= 1 else mask * gates[name].open)
 
     def after_epoch(self, gates: Mapping[str, Gate], epoch: int) -> None:
         if self.target is not None:
