@@ -235,6 +235,7 @@ class LearnedMasks(Method):
 
     Attributes:
         searches_as: the method whose searches it uses, where it is not its own.
+        finetune_clip: largest norm of the weights' gradient in the finetuning of a network without squares; 0 for none.
         unnoted: options that do not change what the method is.
         thin: drop alternate ReLUs before the search (DeepReShape, Table 5).
         search_epochs: of the search.
@@ -248,6 +249,7 @@ class LearnedMasks(Method):
     needs_budget: ClassVar[bool] = True
     shares_search: ClassVar[bool] = True
     searches_as: ClassVar[str] = ""
+    finetune_clip: ClassVar[float] = 0.0
     unnoted: ClassVar[tuple[str, ...]] = ("thin", "search_epochs", "finetune_epochs")
 
     thin: bool = False
@@ -298,8 +300,8 @@ class LearnedMasks(Method):
         return Search(name, bench.teacher.spec, plan, training, objective, learner, budgets)
 
     def _finetuning(self, bench: Workbench, search: Search, budget: int, found: Candidate) -> Job:
-        clip = search.training.clip
-        changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip if found.plan.squares else None}
+        clip = search.training.clip if found.plan.squares else bench.training.clip or self.finetune_clip
+        changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip or None}
         return Job(
             name=f"{self._label}-{budget}",
             role="candidate",

@@ -128,6 +128,7 @@ class SNL(LearnedMasks):
 
     name: ClassVar[str] = "snl"
     source: ClassVar[str] = "Cho et al., Selective Network Linearization, ICML 2022"
+    finetune_clip: ClassVar[float] = 0.5  # at the rate of fresh weights a network of few ReLUs can be lost
 
     granularity: Literal["pixel", "channel"] = "pixel"
     schedule: Literal["fast", "paper"] = "fast"
