@@ -29,6 +29,7 @@ from parelu.train import Training
 
 TEACHER = "teacher"
 THIN = "thin all"  # in the grammar of `steps`
+FINETUNE_CLIP = 0.5  # a network of few ReLUs can be lost at the rate of fresh weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +236,6 @@ class LearnedMasks(Method):
 
     Attributes:
         searches_as: the method whose searches it uses, where it is not its own.
-        finetune_clip: largest norm of the weights' gradient in the finetuning of a network without squares; 0 for none.
         unnoted: options that do not change what the method is.
         thin: drop alternate ReLUs before the search (DeepReShape, Table 5).
         search_epochs: of the search.
@@ -249,7 +249,6 @@ class LearnedMasks(Method):
     needs_budget: ClassVar[bool] = True
     shares_search: ClassVar[bool] = True
     searches_as: ClassVar[str] = ""
-    finetune_clip: ClassVar[float] = 0.0
     unnoted: ClassVar[tuple[str, ...]] = ("thin", "search_epochs", "finetune_epochs")
 
     thin: bool = False
@@ -300,8 +299,8 @@ class LearnedMasks(Method):
         return Search(name, bench.teacher.spec, plan, training, objective, learner, budgets)
 
     def _finetuning(self, bench: Workbench, search: Search, budget: int, found: Candidate) -> Job:
-        clip = search.training.clip if found.plan.squares else bench.training.clip or self.finetune_clip
-        changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip or None}
+        clip = search.training.clip or FINETUNE_CLIP
+        changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip}
         return Job(
             name=f"{self._label}-{budget}",
             role="candidate",

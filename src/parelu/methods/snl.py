@@ -119,8 +119,8 @@ class SNL(LearnedMasks):
 
     Attributes:
         granularity: a slope a position or a channel.
-        schedule: "fast" moves λ each step so that the slopes follow a schedule over the search's epochs; "paper" lets
-            it creep and stops at the budget, after `search_epochs` at the latest.
+        schedule: "fast" moves λ each step so that the slopes follow a schedule, and settles on a mask for the last of
+            the search's epochs; "paper" lets λ creep and stops at the budget, after `search_epochs` at the latest.
         lam: λ at the start.
         slope_lr: of Adam on the slopes.
         weight_lr: of the weights, with SGD in the fast schedule, with Adam in the paper's.
@@ -128,7 +128,6 @@ class SNL(LearnedMasks):
 
     name: ClassVar[str] = "snl"
     source: ClassVar[str] = "Cho et al., Selective Network Linearization, ICML 2022"
-    finetune_clip: ClassVar[float] = 0.5  # at the rate of fresh weights a network of few ReLUs can be lost
 
     granularity: Literal["pixel", "channel"] = "pixel"
     schedule: Literal["fast", "paper"] = "fast"
