@@ -36,6 +36,7 @@ from parelu.gates import put_gates
 from parelu.masks import project
 from parelu.methods import Job, Method, Workbench, methods
 from parelu.methods.base import TEACHER, masked_jobs
+from parelu.methods.snl import SNL
 from parelu.plan import Candidate, Plan, SitePlan
 from parelu.run import Run, cores
 from parelu.study import Reduction, Study
@@ -94,12 +95,19 @@ def effects() -> dict[str, Method]:
     paper = {"schedule": "paper", "slope_lr": 1e-3, "weight_lr": 1e-3, "finetune_epochs": FINETUNE}
     changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
     changed |= {"snl-paper-1e-3": known["snl"](search_epochs=200, lam=1e-3, **paper)}
-    changed |= {"snl-20": known["snl"](search_epochs=20, finetune_epochs=FINETUNE)}
+    changed |= {"snl-alone": Alone(**learned)}
     changed |= {"snl-finetune-14": known["snl"](search_epochs=SEARCH, finetune_epochs=SEARCH + FINETUNE)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
     changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}
     return changed
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone(SNL):
+    """SNL with a search for each budget."""
+
+    shares_search: ClassVar[bool] = False
 
 
 POLYNOMIALS = {"identity": 0, "x2": (0.0, 0.0, 1.0), "x2+x": (0.0, 1.0, 1.0), "dapa-1": 1, "dapa-2": 2}
