@@ -331,6 +331,8 @@ def main() -> None:
         collect(arguments.out, arguments.setting, arguments.figures)
     else:
         rows = [row for row in figures(arguments.figures) if row["setting"] == arguments.setting]
+        if not any(row["method"] in arguments.only for row in rows):
+            parser.error(f"{arguments.figures} has none of these in setting {arguments.setting}; run and collect them")
         print(table(rows, arguments.only))
         if arguments.plot:
             plot(rows, arguments.only, arguments.plot)
