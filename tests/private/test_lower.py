@@ -61,21 +61,23 @@ def test_the_reference_of_a_fused_network_is_that_of_the_unfused_up_to_rounding(
 
 
 def test_many_squares_take_fewer_bits(monkeypatch):
+    """From 12 to 6 for the largest coefficient of a site; below, a network is refused."""
     torch.manual_seed(0)
-    half = torch.tensor([[0.1, 0.0], [0.5, 0.5], [0.1, 0.15]])
     network = ready(spec_of("resnet10 m=4", (1, 8, 8), 10).module(), (1, 8, 8), lambda u: u < 0.5,
-                    lambda c: half.repeat(1, c // 2))  # fmt: skip
-    first = lowered_of(network, 32)
-    monkeypatch.setattr(lower_module, "LARGEST_WRAP", first.wrap_bound / 3)
-    second = lowered_of(network, 32)
-    assert second.wrap_bound <= first.wrap_bound / 3
+                    lambda c: torch.tensor([[0.1], [0.5], [0.15]]) * torch.rand(3, c))  # fmt: skip
     images = images_of(32, (1, 8, 8))
-    for lowered in (first, second):
-        scale = np.abs(float_logits(network, images)).max()
-        assert np.abs(reference.run(lowered, images).logits - float_logits(network, images)).max() < 0.02 * scale
-    bits = [[r.bits for r in lowered.ranges if r.kind == "square"] for lowered in (first, second)]
-    assert all(few < many for many, few in zip(*bits, strict=True))
-    monkeypatch.setattr(lower_module, "LARGEST_WRAP", first.wrap_bound / 1000)
+    expected = float_logits(network, images)
+    full, bits = lowered_of(network, 32).wrap_bound, []
+    for part in (1, 3, 32):
+        monkeypatch.setattr(lower_module, "LARGEST_WRAP", full / part)
+        lowered = lowered_of(network, 32)
+        assert lowered.wrap_bound <= full / part
+        assert np.abs(reference.run(lowered, images).logits - expected).max() < 0.02 * np.abs(expected).max()
+        bits.append({int(np.abs(secret["c2"]).max()).bit_length() for secret in lowered.weights.values()
+                     if "c2" in secret})  # fmt: skip
+        assert sum(r.kind == "square" for r in lowered.ranges) == 9
+    assert bits == [{12}, {10}, {6}]
+    monkeypatch.setattr(lower_module, "LARGEST_WRAP", full / 128)
     with pytest.raises(UserError, match=r"may wrap with probability .* keep activations and the number of squares"):
         lowered_of(network, 32)
 
