@@ -91,7 +91,7 @@ def project(scores: Mapping[str, Tensor], budget: int, granularity: Granularity 
         kept[torch.argsort(flat, descending=True, stable=True)[:budget]] = True
         parts = kept.split([score.numel() for score in scores.values()])
         return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-    masks = {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
+    masks = {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
     groups = []
     for name, score in scores.items():
         groups += zip(score, masks[name], strict=True) if granularity == "channel" else [(score, masks[name])]

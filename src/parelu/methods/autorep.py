@@ -30,6 +30,8 @@ class Indicators(MaskLearner):
         mu: μ.
         threshold: t; 0 for no hysteresis.
         lr: of Adam.
+        spread: m starts uniform in [0, spread].
+        anneal: the penalty follows `kept_share` down to the target.
     """
 
     target: float = 0.0
