@@ -88,9 +88,11 @@ def effects() -> dict[str, Method]:
     """Label → a method with one thing changed: what the papers claim of it."""
     known = methods()
     learned = {"search_epochs": SEARCH, "finetune_epochs": FINETUNE}
+    identity = {"degree": 0, "finetune_lr": None, **learned}
     changed: dict[str, Method] = {"no-hysteresis": known["autorep"](threshold=0.0, **learned)}
-    changed |= {"no-hysteresis-identity": known["autorep"](threshold=0.0, degree=0, finetune_lr=None, **learned)}
+    changed |= {"no-hysteresis-identity": known["autorep"](threshold=0.0, **identity)}
     changed |= {f"mu-{mu}": known["autorep"](mu=float(mu), **learned) for mu in (3, 30, 100)}
+    changed |= {f"mu-{mu}-identity": known["autorep"](mu=float(mu), **identity) for mu in (30, 100)}
     changed |= {"snl-thin": known["snl"](thin=True, **learned)}
     paper = {"schedule": "paper", "slope_lr": 1e-3, "weight_lr": 1e-3, "finetune_epochs": FINETUNE}
     changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
