@@ -102,6 +102,7 @@ def effects() -> dict[str, Method]:
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
     changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}
+    changed |= {"snl-mask-fresh": Retrained("snl", start="")}
     return changed
 
 
@@ -158,7 +159,10 @@ class Placed(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Retrained(Method):
-    """Another method's masks, trained from the full network's weights for as long as a search and its finetuning."""
+    """Another method's masks, trained from the full network's weights for as long as a search and its finetuning.
+
+    start: "" for fresh weights.
+    """
 
     name: ClassVar[str] = "retrained"
     source: ClassVar[str] = "what a mask is worth apart from how its network was trained"
@@ -166,12 +170,13 @@ class Retrained(Method):
     needs_budget: ClassVar[bool] = True
 
     label: str
+    start: str = TEACHER
     folder: str = ""
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
         plans = {budget: Run.open(Path(self.folder)).candidate(f"{self.label}-{budget}").plan for budget in budgets}
         masks = {budget: {name: site.mask for name, site in plan.sites.items()} for budget, plan in plans.items()}
-        return bench.train(masked_jobs(f"{self.label}-mask", bench, masks, Distillation(), start=TEACHER))
+        return bench.train(masked_jobs(f"{self.label}-mask", bench, masks, Distillation(), start=self.start))
 
 
 def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
