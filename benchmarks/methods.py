@@ -94,6 +94,7 @@ def effects() -> dict[str, Method]:
     changed |= {f"mu-{mu}": known["autorep"](mu=float(mu), **learned) for mu in (3, 30, 100)}
     changed |= {f"mu-{mu}-identity": known["autorep"](mu=float(mu), **identity) for mu in (30, 100)}
     changed |= {"snl-thin": known["snl"](thin=True, **learned)}
+    changed |= {"snl-channel": known["snl"](granularity="channel", **learned)}
     paper = {"schedule": "paper", "slope_lr": 1e-3, "weight_lr": 1e-3, "finetune_epochs": FINETUNE}
     changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
     changed |= {"snl-paper-1e-3": known["snl"](search_epochs=200, lam=1e-3, **paper)}
