@@ -99,7 +99,7 @@ def effects() -> dict[str, Method]:
     changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
     changed |= {"snl-paper-1e-3": known["snl"](search_epochs=200, lam=1e-3, **paper)}
     changed |= {"snl-alone": Alone(**learned)}
-    changed |= {f"snl-finetune-{n}": known["snl"](search_epochs=SEARCH, finetune_epochs=n) for n in (14, 40)}
+    changed |= {f"snl-finetune-{n}": known["snl"](search_epochs=SEARCH, finetune_epochs=n) for n in (14, 40, 100)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
     changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}

@@ -61,8 +61,11 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def _fit(self, x: Tensor) -> None:
-        channels = x[:STATISTICS_IMAGES].float().movedim(1, -1).flatten(0, -2)
-        std, mean = torch.std_mean(channels, 0)
+        x = x[:STATISTICS_IMAGES].float()
+        over = [0, *range(2, x.dim())]
+        mean = x.mean(over)
+        centred = x - mean.view(-1, *[1] * (x.dim() - 2))
+        std = centred.square_().mean(over).sqrt()  # torch.std_mean takes ten times as long on a CPU
         self.batches += 1
         weight = torch.clamp(1 / self.batches, min=STATISTICS_WEIGHT)  # the plain mean of the first batches
         self.mean.lerp_(mean, weight)
