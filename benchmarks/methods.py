@@ -102,7 +102,7 @@ def effects() -> dict[str, Method]:
     changed |= {f"snl-finetune-{n}": known["snl"](search_epochs=SEARCH, finetune_epochs=n) for n in (14, 40, 100)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}
     changed |= {f"wide-{wide}": known["autorep"](wide=float(wide), **learned) for wide in (1, 2)}
-    changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher")}
+    changed |= {f"{name}-mask": Retrained(name) for name in ("snl", "fisher", "snl-paper")}
     changed |= {"snl-mask-fresh": Retrained("snl", start="")}
     return changed
 
@@ -175,7 +175,9 @@ class Retrained(Method):
     folder: str = ""
 
     def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        plans = {budget: Run.open(Path(self.folder)).candidate(f"{self.label}-{budget}").plan for budget in budgets}
+        run = Run.open(Path(self.folder))
+        names = {r.metrics["budget"]: r.name for r in run.candidates() if r.metrics["role"] == "candidate"}
+        plans = {budget: run.candidate(names[budget]).plan for budget in budgets}
         masks = {budget: {name: site.mask for name, site in plan.sites.items()} for budget, plan in plans.items()}
         return bench.train(masked_jobs(f"{self.label}-mask", bench, masks, Distillation(), start=self.start))
 
