@@ -162,7 +162,7 @@ class Placed(Method):
 class Retrained(Method):
     """Another method's masks, trained from the full network's weights for as long as a search and its finetuning.
 
-    start: "" for fresh weights.
+    The run of that method, of the same seed, must be there. start: "" for fresh weights.
     """
 
     name: ClassVar[str] = "retrained"
