@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,9 +96,10 @@ def effects() -> dict[str, Method]:
     changed |= {f"mu-{mu}-identity": known["autorep"](mu=float(mu), **identity) for mu in (30, 100)}
     changed |= {"snl-thin": known["snl"](thin=True, **learned)}
     changed |= {"snl-channel": known["snl"](granularity="channel", **learned)}
-    paper = {"schedule": "paper", "slope_lr": 1e-3, "weight_lr": 1e-3, "finetune_epochs": FINETUNE}
-    changed |= {"snl-paper": known["snl"](search_epochs=400, **paper)}
-    changed |= {"snl-paper-1e-3": known["snl"](search_epochs=200, lam=1e-3, **paper)}
+    paper = partial(known["snl"], schedule="paper")
+    changed |= {"snl-paper": paper(search_epochs=400, finetune_epochs=FINETUNE)}
+    changed |= {"snl-paper-1e-4": paper(search_epochs=119, finetune_epochs=14, lam=1e-4)}  # a third of the epochs
+    changed |= {"snl-paper-1e-3": paper(search_epochs=200, finetune_epochs=FINETUNE, lam=1e-3)}
     changed |= {"snl-alone": Alone(**learned)}
     changed |= {f"snl-finetune-{n}": known["snl"](search_epochs=SEARCH, finetune_epochs=n) for n in (14, 40, 100)}
     changed |= {f"placed-{name}": Placed(name) for name in POLYNOMIALS}

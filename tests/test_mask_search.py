@@ -131,6 +131,17 @@ def test_a_search_of_its_own_starts_from_its_own_budget(tmp_path):
     assert [search.plan.relus for search in bench.searches] == [300, 120, 30]
 
 
+def test_each_schedule_of_snl_has_its_own_rates(tmp_path):
+    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    for schedule, optimizer, rates in (("fast", "sgd", (0.01, 0.1)), ("paper", "adam", (0.001, 0.001))):
+        for slope_lr, weight_lr in ((None, None), (0.2, 0.3)):
+            method = methods()["snl"](schedule=schedule, slope_lr=slope_lr, weight_lr=weight_lr)
+            training = method.search_training(bench.training)
+            learner = method.learner(bench, bench.teacher.plan, (100,))
+            assert training.optimizer == optimizer
+            assert (learner.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
+
+
 @pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])
 def test_thinning_goes_before_the_search(method, tmp_path):
     bench = Bench(tmp_path / "run", "resnet10 m=2")

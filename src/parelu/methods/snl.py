@@ -22,6 +22,7 @@ CREEP = 1.1  # λ grows by this (section 4)
 PATIENCE = 5  # epochs before it may
 GAIN = 0.2  # of the fast schedule: λ moves with this power of excess slopes a step
 SETTLES, SETTLED = 0.6, 0.8  # of its steps: between them the positions with a slope come down to the budget
+RATES = {"fast": (1e-2, 0.1), "paper": (1e-3, 1e-3)}  # of slopes and of weights; the paper's: section 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +121,11 @@ class SNL(LearnedMasks):
     Attributes:
         granularity: a slope a position or a channel.
         schedule: "fast" moves λ each step so that the slopes follow a schedule, and settles on a mask for the last of
-            the search's epochs; "paper" lets λ creep and stops at the budget, after `search_epochs` at the latest.
+            the search's epochs; "paper" lets λ creep and stops at the budget, after `search_epochs`, some hundreds, at
+            the latest.
         lam: λ at the start.
-        slope_lr: of Adam on the slopes.
-        weight_lr: of the weights, with SGD in the fast schedule, with Adam in the paper's.
+        slope_lr: of Adam on the slopes; 0.01, or 0.001 in the paper's schedule, if left out.
+        weight_lr: of the weights; 0.1 with SGD, or 0.001 with Adam in the paper's schedule, if left out.
     """
 
     name: ClassVar[str] = "snl"
@@ -132,13 +134,15 @@ class SNL(LearnedMasks):
     granularity: Literal["pixel", "channel"] = "pixel"
     schedule: Literal["fast", "paper"] = "fast"
     lam: float = 1e-5  # section 4
-    slope_lr: float = 1e-2
-    weight_lr: float = 0.1
+    slope_lr: float | None = None
+    weight_lr: float | None = None
 
     def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         target = budgets[-1] / plan.relus if self.schedule == "fast" else None
-        return Slopes(granularity=self.granularity, lam=self.lam, lr=self.slope_lr, target=target)
+        lr = RATES[self.schedule][0] if self.slope_lr is None else self.slope_lr
+        return Slopes(granularity=self.granularity, lam=self.lam, lr=lr, target=target)
 
     def search_training(self, training: Training) -> Training:
         optimizer = "adam" if self.schedule == "paper" else training.optimizer
-        return dataclasses.replace(training, lr=self.weight_lr, schedule="constant", optimizer=optimizer)
+        lr = RATES[self.schedule][1] if self.weight_lr is None else self.weight_lr
+        return dataclasses.replace(training, lr=lr, schedule="constant", optimizer=optimizer)
