@@ -98,6 +98,7 @@ def effects() -> dict[str, Method]:
     changed |= {"snl-channel": known["snl"](granularity="channel", **learned)}
     paper = partial(known["snl"], schedule="paper")
     changed |= {"snl-paper": paper(search_epochs=400, finetune_epochs=FINETUNE)}
+    changed |= {"snl-paper-finetune-14": paper(search_epochs=400, finetune_epochs=14)}
     changed |= {"snl-paper-1e-4": paper(search_epochs=119, finetune_epochs=14, lam=1e-4)}  # a third of the epochs
     changed |= {"snl-paper-1e-3": paper(search_epochs=200, finetune_epochs=FINETUNE, lam=1e-3)}
     changed |= {"snl-alone": Alone(**learned)}
