@@ -22,7 +22,7 @@ from typing import Any
 
 from peers import network
 
-from parelu.private import environment
+from parelu.private.engines import environment
 
 HERE = Path(__file__).parent
 GROUPS = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["dependency-groups"]
@@ -70,8 +70,10 @@ def main() -> None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     for row in found:
         size = (row["bytes_to_client"] + row["bytes_to_server"]) / 1e6
-        print(f"{row['relus']:>9,} ReLUs  {row['median']:.2f} s ({min(row['seconds']):.2f}–{max(row['seconds']):.2f})  "
-              f"{size:.1f} MB  largest error {row['max_error']:.1e}")  # fmt: skip
+        print(
+            f"{row['relus']:>9,} ReLUs  {row['median']:.2f} s ({min(row['seconds']):.2f}–{max(row['seconds']):.2f})  "
+            f"{size:.1f} MB  largest error {row['max_error']:.1e}"
+        )
     print(f"crypten: {LABELS['threat_model']}")
 
 

@@ -28,16 +28,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from parelu.models import spec_of
-from parelu.private import measure, reference
-from parelu.private.activations.base import relus
-from parelu.private.client import Client
-from parelu.private.engines.delphi import Model
-from parelu.private.lower import Lowered
-from parelu.private.offline.base import modes
-from parelu.private.reveal import REVEALS
-from parelu.private.serve import Server
-from parelu.private.stock import Stock
+from parelu.network.spec import spec_of
+from parelu.private.lowering import reference
+from parelu.private.lowering.lower import Lowered
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.serving.client import Client
+from parelu.private.serving.server import Server
+from parelu.private.serving.stock import Stock
+from parelu.runs import measurement
 
 SHAPE, IMAGES, ROOM = (1, 8, 8), 16, 4
 TIMEOUT = 20.0  # seconds of silence, of every party
@@ -61,8 +62,9 @@ def note_uses(folder: Path, party: str) -> None:
 def serve(folder: Path, port: int, offline: str) -> None:
     note_uses(folder, "server")
     model = Model(Lowered.load(folder), relus()["sign"], REVEALS["logits"])
-    server = Server(model, modes()[offline], ("127.0.0.1", port), stock=ROOM, stock_folder=folder / "server",
-                    timeout=TIMEOUT)  # fmt: skip
+    server = Server(
+        model, modes()[offline], ("127.0.0.1", port), stock=ROOM, stock_folder=folder / "server", timeout=TIMEOUT
+    )
     print(json.dumps({"memory": memory()}), flush=True)
     server.run()
 
@@ -70,7 +72,7 @@ def serve(folder: Path, port: int, offline: str) -> None:
 def query(folder: Path, port: int, number: int, seed: int) -> None:
     """Ask until killed: prepare a few, use them, connect again; a line for each answer and each failure."""
     note_uses(folder, f"client{number}")
-    images = measure.noise(IMAGES, SHAPE, seed=1)
+    images = measurement.noise(IMAGES, SHAPE, seed=1)
     expected = np.load(folder / "expected.npy")
     draw = random.Random(seed)
     while True:
@@ -136,8 +138,9 @@ class Party:
 
     def __init__(self, *arguments: Any) -> None:
         command = [sys.executable, __file__, *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         self.lines: list[dict[str, Any]] = []
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -219,10 +222,10 @@ class Day:
 def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="parelu-day-") as name:
         folder = Path(name)
-        candidate = measure.untrained(spec_of("resnet10 m=2", SHAPE, 10), 0.3, seed=0)
-        lowered = measure.lower(candidate.network(), measure.noise(64, SHAPE, seed=2), candidate.preprocessing)
+        candidate = measurement.untrained(spec_of("resnet10 m=2", SHAPE, 10), 0.3, seed=0)
+        lowered = measurement.lower(candidate.network(), measurement.noise(64, SHAPE, seed=2), candidate.preprocessing)
         lowered.save(folder)
-        np.save(folder / "expected.npy", reference.run(lowered, measure.noise(IMAGES, SHAPE, seed=1)).logits)
+        np.save(folder / "expected.npy", reference.run(lowered, measurement.noise(IMAGES, SHAPE, seed=1)).logits)
         started = time.monotonic()
         day = Day(folder, clients, offline, seed)
         try:
@@ -247,10 +250,13 @@ def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: i
             "wrong": sum(line.get("right") is False for line in answers),
             "largest_error": max(line.get("error", 0.0) for line in answers),
             "failures": Counter(line["failed"][:60] for line in answers if "failed" in line).most_common(8),
-            "kills": kills, "cuts": day.proxy.cuts, "used_of_stocks": sum(uses["server"].values()),
+            "kills": kills,
+            "cuts": day.proxy.cuts,
+            "used_of_stocks": sum(uses["server"].values()),
             "used_twice": sum(count > 1 for counter in uses.values() for count in counter.values()),
-            "server_memory_kib": sizes, "seconds": round(time.monotonic() - started, 1),
-        }  # fmt: skip
+            "server_memory_kib": sizes,
+            "seconds": round(time.monotonic() - started, 1),
+        }
 
 
 def main() -> None:

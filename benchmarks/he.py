@@ -1,4 +1,4 @@
-"""What a polynomial of the homomorphic offline phase costs: the figures that `parelu.packing` weighs.
+"""What a polynomial of the homomorphic offline phase costs: the figures that `parelu.fusion.packing` weighs.
 
     python benchmarks/he.py --repeat 200
 
@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parelu import packing
-from parelu.private.primitives import he
-from parelu.private.primitives.prg import Stream, fresh_seed
+from parelu.fusion import packing
+from parelu.private.crypto import he
+from parelu.private.crypto.prg import Stream, fresh_seed
 
 NORM = 1 << 16  # of a row of weights
 BYTE = 8e-3  # microseconds at 1 Gb/s

@@ -22,16 +22,16 @@ from pathlib import Path
 
 import torch
 
-from parelu.models import spec_of
-from parelu.private import measure
-from parelu.private.activations.base import relus
-from parelu.private.channel import NETWORKS, Network
-from parelu.private.client import Client
-from parelu.private.engines.delphi import Model
-from parelu.private.lower import Lowered, lower
-from parelu.private.offline.base import modes
-from parelu.private.reveal import REVEALS
-from parelu.private.serve import Server
+from parelu.network.spec import spec_of
+from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.serving.client import Client
+from parelu.private.serving.server import Server
+from parelu.private.transport.link import NETWORKS, Network
+from parelu.runs import measurement
 
 MODEL, INPUT, KEEP, PORT = "resnet20", (3, 32, 32), 0.1, 7000
 HOSTS = {"parelu-server": "10.77.0.1", "parelu-client": "10.77.0.2"}
@@ -45,7 +45,7 @@ def serve(folder: str, host: str, relu: str, network: Network) -> None:
 
 
 def ask(host: str, repeat: int, network: Network) -> None:
-    images = measure.noise(repeat + 1, INPUT, seed=1)
+    images = measurement.noise(repeat + 1, INPUT, seed=1)
     with Client(host, PORT, network=network) as client:
         client.prepare(repeat + 1)
         times = []
@@ -83,18 +83,28 @@ def two_hosts(asked: Network) -> Iterator[Network]:
             shell(f"ip netns del {name}")
 
 
-def measured(folder: str, relu: str, hosts: tuple[str, str], prefixes: tuple[list[str], list[str]], repeat: int,
-             network: Network) -> list[float]:  # fmt: skip
+def measured(
+    folder: str, relu: str, hosts: tuple[str, str], prefixes: tuple[list[str], list[str]], repeat: int, network: Network
+) -> list[float]:
     """Seconds online of each query."""
     shaping = json.dumps([network.bandwidth, network.round_trip])
     script, environment = [sys.executable, __file__], {**os.environ, "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([*prefixes[0], *script, "serve", folder, hosts[0], relu, shaping], text=True,
-                              stdout=subprocess.PIPE, env=environment)  # fmt: skip
+    server = subprocess.Popen(
+        [*prefixes[0], *script, "serve", folder, hosts[0], relu, shaping],
+        text=True,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
     try:
         assert server.stdout is not None
         server.stdout.readline()
-        client = subprocess.run([*prefixes[1], *script, "ask", hosts[0], str(repeat), shaping], text=True, check=True,
-                                stdout=subprocess.PIPE, env=environment)  # fmt: skip
+        client = subprocess.run(
+            [*prefixes[1], *script, "ask", hosts[0], str(repeat), shaping],
+            text=True,
+            check=True,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
         return json.loads(client.stdout)
     finally:
         server.kill()
@@ -115,8 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     inside = tuple(["ip", "netns", "exec", name] for name in HOSTS)
     with tempfile.TemporaryDirectory(prefix="parelu-hosts-") as folder:
-        candidate = measure.untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
-        lowered = lower(candidate.network(), measure.noise(64, INPUT, seed=2), candidate.preprocessing)
+        candidate = measurement.untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
+        lowered = lower(candidate.network(), measurement.noise(64, INPUT, seed=2), candidate.preprocessing)
         lowered.save(Path(folder))
         asked = NETWORKS[arguments.network]
         with two_hosts(asked) as shaped:
@@ -126,8 +136,11 @@ def main() -> None:
                 kernel = measured(folder, relu, tuple(HOSTS.values()), inside, arguments.repeat, NETWORKS["loopback"])
                 own = measured(folder, relu, ("127.0.0.1",) * 2, ([], []), arguments.repeat, shaped)
                 for name, times in (("two hosts", kernel), ("loopback, shaped by the channel", own)):
-                    print(f"{relu:<6}{name:<34}{1e3 * statistics.median(times):>9.1f} ms online "
-                          f"({1e3 * min(times):.1f}–{1e3 * max(times):.1f})", flush=True)  # fmt: skip
+                    print(
+                        f"{relu:<6}{name:<34}{1e3 * statistics.median(times):>9.1f} ms online "
+                        f"({1e3 * min(times):.1f}–{1e3 * max(times):.1f})",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

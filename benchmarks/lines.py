@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from parelu.plan import Candidate
+from parelu.network.candidate import Candidate
 
 
 class Lines:

@@ -31,17 +31,22 @@ import torch
 from lines import Lines
 from torch import Tensor
 
-from parelu import data, study
-from parelu.distill import Distillation
-from parelu.gates import put_gates
-from parelu.masks import project
-from parelu.methods import Job, Method, Workbench, methods
-from parelu.methods.base import TEACHER, masked_jobs
+from parelu import data
+from parelu.masks.gate import put_gates
+from parelu.masks.projection import project
+from parelu.methods.base import TEACHER, Job, Method, Workbench, methods
+from parelu.methods.budget import parse_budget
+from parelu.methods.fixed import masked_jobs
 from parelu.methods.snl import SNL
-from parelu.plan import Candidate, Plan, SitePlan
-from parelu.run import Run, cores
-from parelu.study import Reduction, Study
-from parelu.train import SHORT, Training, fit
+from parelu.network.candidate import Candidate
+from parelu.network.plan import Plan, SitePlan
+from parelu.runs import experiment
+from parelu.runs.environment import cores
+from parelu.runs.experiment import Reduction, Study
+from parelu.runs.folder import Run
+from parelu.training.batches import fit
+from parelu.training.objectives import Distillation
+from parelu.training.schedule import SHORT, Training
 
 SEARCH, FINETUNE = 10, 4
 COLUMNS = ("setting", "method", "seed", "budget", "relus", "squares", "test_accuracy")
@@ -187,7 +192,7 @@ class Retrained(Method):
 
 def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
     teacher = out / f"seed{seed}" / "teacher"
-    study.conduct(setting.study(seed, ()), teacher, Lines())
+    experiment.conduct(setting.study(seed, ()), teacher, Lines())
     if label != "teacher":
         method = {**variants(), **effects()}[label]
         if isinstance(method, Retrained):
@@ -195,7 +200,7 @@ def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
         budgets = () if label == "deepreduce" else setting.budgets
         weights = teacher / "candidates" / "teacher"
         one = setting.study(seed, (Reduction(method, budgets),), weights)
-        study.conduct(one, out / f"seed{seed}" / label, Lines())
+        experiment.conduct(one, out / f"seed{seed}" / label, Lines())
 
 
 def run(out: Path, name: str, labels: list[str], seeds: list[int]) -> None:
@@ -207,8 +212,19 @@ def run(out: Path, name: str, labels: list[str], seeds: list[int]) -> None:
         while ready and free:
             task, core = ready.pop(0), free.pop(0)
             waiting.remove(task)
-            command = [sys.executable, __file__, "one", "--out", str(out), "--setting", name, "--only", task[0],
-                       "--seeds", str(task[1])]  # fmt: skip
+            command = [
+                sys.executable,
+                __file__,
+                "one",
+                "--out",
+                str(out),
+                "--setting",
+                name,
+                "--only",
+                task[0],
+                "--seeds",
+                str(task[1]),
+            ]
             working[task] = (
                 subprocess.Popen(command, preexec_fn=lambda core=core: os.sched_setaffinity(0, {core})),
                 core,
@@ -257,7 +273,7 @@ def _measured(out: Path, setting: Setting) -> Iterator[tuple[str, int, int, Row]
         found = [metrics for metrics in found if metrics["role"] == "candidate"]
         if label == "deepreduce":
             full = Run.open(folder.parent / "teacher").candidates()[0].metrics["relus"]
-            for budget in (study.parse_budget(text, full) for text in setting.budgets):
+            for budget in (parse_budget(text, full) for text in setting.budgets):
                 fitting = [metrics for metrics in found if metrics["relus"] <= budget]
                 if fitting:  # the one that the validation split prefers
                     yield label, seed, budget, max(fitting, key=lambda metrics: metrics["validation_accuracy"])
@@ -282,8 +298,10 @@ def table(rows: Sequence[Row], labels: Sequence[str]) -> str:
     """Markdown: a row a method, a column a budget: mean ± standard deviation over seeds (number of seeds)."""
     cells = _cells(rows, labels)
     budgets = sorted({budget for row in cells.values() for budget in row}, reverse=True)
-    lines = [f"| method | {' | '.join(f'{budget:,} ReLUs' for budget in budgets)} | squares at {budgets[-1]:,} |",
-             "|---" * (len(budgets) + 2) + "|"]  # fmt: skip
+    lines = [
+        f"| method | {' | '.join(f'{budget:,} ReLUs' for budget in budgets)} | squares at {budgets[-1]:,} |",
+        "|---" * (len(budgets) + 2) + "|",
+    ]
     for label, row in cells.items():
         texts = [_cell([metrics["test_accuracy"] for metrics in row.get(budget, [])]) for budget in budgets]
         squares = max((metrics["squares"] for metrics in row.get(budgets[-1], [])), default=0)
@@ -304,8 +322,16 @@ def plot(rows: Sequence[Row], labels: Sequence[str], path: Path) -> None:
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
         style = "--" if any(metrics["squares"] for cell in row.values() for metrics in cell) else "-"
         marker, colour = "osv^D<>pXP*hd"[number % 13], pyplot.get_cmap("tab20")(number % 20)
-        axes.errorbar(known, [statistics.mean(v) for v in values], spread, label=label, linestyle=style, marker=marker,
-                      color=colour, capsize=2)  # fmt: skip
+        axes.errorbar(
+            known,
+            [statistics.mean(v) for v in values],
+            spread,
+            label=label,
+            linestyle=style,
+            marker=marker,
+            color=colour,
+            capsize=2,
+        )
     full = [row for row in rows if row["method"] == "teacher"]
     if full:
         axes.axhline(_mean(full), color="grey", linewidth=0.8, label="all ReLUs")

@@ -27,18 +27,18 @@ from typing import Any, ClassVar
 from lines import Lines
 from rows import middle, path_of, rows_of
 
-from parelu import data, store, study
-from parelu.distill import Distillation
-from parelu.methods import Method, Workbench, methods
-from parelu.methods.base import stepped_job
-from parelu.plan import Candidate
-from parelu.private import measure
+from parelu import data
+from parelu.methods.base import Method, Workbench, methods, stepped_job
+from parelu.network import storage
+from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
-from parelu.private.lower import Lowered
-from parelu.private.offline.base import modes
-from parelu.run import Run
-from parelu.study import Reduction, Study
-from parelu.train import SHORT, Training
+from parelu.private.lowering.lower import Lowered
+from parelu.private.offline.mode import modes
+from parelu.runs import experiment, measurement
+from parelu.runs.experiment import Reduction, Study
+from parelu.runs.folder import Run
+from parelu.training.objectives import Distillation
+from parelu.training.schedule import SHORT, Training
 
 ORDER = "S3>S2>S4>S1"  # DeepReShape, Table 10; without it criticality is measured for each network
 BETAS = (1.0, 6.0)  # Appendix J goes from 0.8 to 6
@@ -67,16 +67,25 @@ class Setting:
 
 SETTINGS = {
     "fashion": Setting(
-        "fashion-mnist", (1, 16, 16), 10_000,
-        {"narrow": ("resnet18 m=8", "hrn-5x5x3x m=4", "hrn-2x5x3x m=8"),
-         "wide": ("resnet18 m=16", "hrn-2x5x3x m=16")},
-        ("4000", "2000", "1000", "500"), "hrn-2x5x3x m=8", dataclasses.replace(SHORT, epochs=12),
+        "fashion-mnist",
+        (1, 16, 16),
+        10_000,
+        {"narrow": ("resnet18 m=8", "hrn-5x5x3x m=4", "hrn-2x5x3x m=8"), "wide": ("resnet18 m=16", "hrn-2x5x3x m=16")},
+        ("4000", "2000", "1000", "500"),
+        "hrn-2x5x3x m=8",
+        dataclasses.replace(SHORT, epochs=12),
     ),
     "tiny": Setting(
-        "digits", (1, 16, 16), 384, {"narrow": ("resnet10 m=2", "resnet10 5x5x3x m=1"), "wide": ("resnet10 m=4",)},
-        ("300", "100"), "resnet10 2x4x2x m=8", Training(epochs=1, batch=128, lr=0.05), search=1,
+        "digits",
+        (1, 16, 16),
+        384,
+        {"narrow": ("resnet10 m=2", "resnet10 5x5x3x m=1"), "wide": ("resnet10 m=4",)},
+        ("300", "100"),
+        "resnet10 2x4x2x m=8",
+        Training(epochs=1, batch=128, lr=0.05),
+        search=1,
     ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +131,7 @@ def run(out: Path, setting: Setting, seeds: Sequence[int], only: Sequence[str]) 
             full, weights, relus = preferred(out, setting, network, seed)
             within = tuple(budget for budget in budgets if int(budget) <= relus)
             one = dataclasses.replace(full, reductions=(Reduction(method, within),), weights=weights)
-            study.conduct(one, folder_of(out, network, label, seed), Lines())
+            experiment.conduct(one, folder_of(out, network, label, seed), Lines())
 
 
 def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Study, Path, int]:
@@ -130,7 +139,7 @@ def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Stu
     found = []
     for rate in setting.rates:
         full, folder = setting.full(network, seed, rate), folder_of(out, network, f"teacher-{rate:g}", seed)
-        study.conduct(full, folder, Lines())
+        experiment.conduct(full, folder, Lines())
         (record,) = Run.open(folder).candidates()
         found.append((record.metrics["validation_accuracy"], full, folder / "candidates" / record.name, record))
     _, full, weights, record = max(found, key=lambda entry: entry[0])
@@ -144,19 +153,20 @@ def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str,
     @functools.cache
     def lowered(folder: Path) -> tuple[Lowered, Candidate]:
         candidate = Candidate.load(folder)
-        return measure.lowered(folder, candidate, dataset), candidate
+        return measurement.lowered(folder, candidate, dataset), candidate
 
-    folders = [folder_of(out, name, label, seed) for seed in seeds for name, label, *_ in labels(setting)
-               if label == "fisher"]  # fmt: skip
+    folders = [
+        folder_of(out, name, label, seed) for seed in seeds for name, label, *_ in labels(setting) if label == "fisher"
+    ]
     for number, folder in itertools.product(range(repeat), folders):
         one = Run.open(folder)
         for record in one.candidates():
             path = path_of(one, record.name, offline, network, number)
             if record.metrics["role"] == "candidate" and not path.exists():
                 program, candidate = lowered(one.folder(record.name))
-                images = measure.fit(candidate, dataset.test.images[: measure.IMAGES])
+                images = measurement.fit(candidate, dataset.test.images[: measurement.IMAGES])
                 row = bench(program, candidate, images, offline=offline, network=network)
-                store.write_json(path, row)
+                storage.write_json(path, row)
                 print(f"{folder} {path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
 
 

@@ -28,15 +28,16 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from parelu.models import spec_of
-from parelu.plan import Candidate, Plan
-from parelu.private import measure
+from parelu.network.candidate import Candidate
+from parelu.network.plan import Plan
+from parelu.network.spec import spec_of
 from parelu.private.bench import bench
-from parelu.private.lower import Lowered, lower
-from parelu.private.primitives.hash import Hash
-from parelu.private.primitives.prg import fresh_seed
-from parelu.private.program import Activation, Conv
-from parelu.private.ring import LinearMap
+from parelu.private.crypto.hash import Hash
+from parelu.private.crypto.prg import fresh_seed
+from parelu.private.crypto.ring import LinearMap
+from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.lowering.program import Activation, Conv
+from parelu.runs import measurement
 
 MODEL, INPUT, SITE = "resnet20", (3, 32, 32), (1, 250, 400)
 IMAGES, FEW = 10, 3
@@ -79,13 +80,13 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 def site_case(relu: str, bits: int, kernels: str = "numba") -> Case:
     """100,000 ReLUs whose inputs have `bits` bits."""
-    case = _case(measure.untrained(spec_of(f"{Path(__file__).stem}:one_site", SITE, 2), 1.0, seed=0), relu=relu)
+    case = _case(measurement.untrained(spec_of(f"{Path(__file__).stem}:one_site", SITE, 2), 1.0, seed=0), relu=relu)
     return dataclasses.replace(case, lowered=_with_bits(case.lowered, [bits]), kernels=kernels)
 
 
 def network_case(keep: float, **settings: str) -> Case:
     """ResNet20 with a random mask."""
-    return _case(measure.untrained(_spec(), keep, seed=0), **settings)
+    return _case(measurement.untrained(_spec(), keep, seed=0), **settings)
 
 
 def varied(case: Case, kernels: str = "numba", **settings: str) -> Case:
@@ -100,9 +101,11 @@ def widened(case: Case, bits: int, **settings: str) -> Case:
 
 def contiguous(case: Case) -> Case:
     """As many ReLUs in each site, and as many bits, but all next to each other."""
-    masks = {name: torch.arange(site.mask.numel()).view(site.mask.shape) < int(site.mask.sum())
-             for name, site in case.candidate.network().sites.items()}  # fmt: skip
-    other = _case(measure.fresh(_spec(), Plan.from_masks(masks)), **case.settings)
+    masks = {
+        name: torch.arange(site.mask.numel()).view(site.mask.shape) < int(site.mask.sum())
+        for name, site in case.candidate.network().sites.items()
+    }
+    other = _case(measurement.fresh(_spec(), Plan.from_masks(masks)), **case.settings)
     return dataclasses.replace(other, lowered=_with_bits(other.lowered, _bits(case)))
 
 
@@ -111,7 +114,7 @@ def _spec() -> Any:
 
 
 def _case(candidate: Candidate, **settings: str) -> Case:
-    images = measure.noise(IMAGES, candidate.spec.input, seed=1)
+    images = measurement.noise(IMAGES, candidate.spec.input, seed=1)
     return Case(lower(candidate.network(), images, candidate.preprocessing), candidate, images, settings)
 
 
@@ -123,8 +126,9 @@ def _bits(case: Case) -> list[int]:
 def _with_bits(lowered: Lowered, bits: list[int]) -> Lowered:
     """The program with these bits for its activations, in order."""
     left = iter(bits)
-    ops = tuple(dataclasses.replace(op, bits=next(left)) if isinstance(op, Activation) else op
-                for op in lowered.program.ops)  # fmt: skip
+    ops = tuple(
+        dataclasses.replace(op, bits=next(left)) if isinstance(op, Activation) else op for op in lowered.program.ops
+    )
     return dataclasses.replace(lowered, program=dataclasses.replace(lowered.program, ops=ops))
 
 
@@ -134,8 +138,11 @@ def alternate(cases: dict[str, Case], repeat: int) -> dict[str, list[dict[str, A
     for turn in range(repeat):
         for name, case in cases.items():
             rows[name].append(case.row())
-            print(f"  {turn + 1}/{repeat} {name}: {1e3 * rows[name][-1]['online']['seconds']:.1f} ms online",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"  {turn + 1}/{repeat} {name}: {1e3 * rows[name][-1]['online']['seconds']:.1f} ms online",
+                file=sys.stderr,
+                flush=True,
+            )
     return rows
 
 
@@ -147,10 +154,16 @@ def peers(engines: list[str], cases: dict[float, Case], repeat: int) -> list[dic
             found += crypten_peer.rows(list(cases), repeat)
             continue
         for keep, case in cases.items():
-            images = measure.noise(repeat, case.candidate.spec.input, seed=1)
+            images = measurement.noise(repeat, case.candidate.spec.input, seed=1)
             row = dataclasses.replace(case, images=images, settings={"engine": f"spu-{engine}"}).row()
-            found.append({**row, "keep": keep, "median": row["total"]["seconds"],
-                          **{name: row["total"][name] for name in ("bytes_to_client", "bytes_to_server")}})  # fmt: skip
+            found.append(
+                {
+                    **row,
+                    "keep": keep,
+                    "median": row["total"]["seconds"],
+                    **{name: row["total"][name] for name in ("bytes_to_client", "bytes_to_server")},
+                }
+            )
     return found
 
 
@@ -198,37 +211,48 @@ def relu_text(rows: dict[str, list[dict[str, Any]]]) -> str:
         f"{'ReLU, 100,000 at once':<36}{'online µs':>10}{'range':>14}{'CPU c + s':>12}{'bytes':>8}{'offline B':>11}"
     ]
     for name, found in rows.items():
-        site = [next(r for r in row["layers"] if r["phase"] == "online" and r.get("bytes_to_client", 0) > 1e5)
-                for row in found]  # fmt: skip
+        site = [
+            next(r for r in row["layers"] if r["phase"] == "online" and r.get("bytes_to_client", 0) > 1e5)
+            for row in found
+        ]
         scale = 1e6 / found[0]["relus"]
         wall = sorted(s["seconds_client"] * scale for s in site)
         cpu = [statistics.median(s[f"cpu_{party}"] * scale for s in site) for party in ("client", "server")]
         sent = (site[0]["bytes_to_client"] + site[0]["bytes_to_server"]) / found[0]["relus"]
         offline = found[0]["offline"]
         before = (offline["bytes_to_client"] + offline["bytes_to_server"]) / found[0]["relus"]
-        lines.append(f"{name:<36}{statistics.median(wall):>10.2f}{f'{wall[0]:.2f}–{wall[-1]:.2f}':>14}"
-                     f"{f'{cpu[0]:.2f} + {cpu[1]:.2f}':>12}{sent:>8.0f}{before:>11.0f}")  # fmt: skip
+        lines.append(
+            f"{name:<36}{statistics.median(wall):>10.2f}{f'{wall[0]:.2f}–{wall[-1]:.2f}':>14}"
+            f"{f'{cpu[0]:.2f} + {cpu[1]:.2f}':>12}{sent:>8.0f}{before:>11.0f}"
+        )
     return "\n".join(lines)
 
 
 def network_text(rows: dict[str, list[dict[str, Any]]]) -> str:
     """A line for each case."""
-    lines = [f"{MODEL + ', 32×32':<36}{'ReLUs':>9}{'online ms':>11}{'range':>14}{'CPU c + s':>12}{'MB down/up':>13}"
-             f"{'offline ms':>12}{'MB down/up':>13}"]  # fmt: skip
+    lines = [
+        f"{MODEL + ', 32×32':<36}{'ReLUs':>9}{'online ms':>11}{'range':>14}{'CPU c + s':>12}{'MB down/up':>13}"
+        f"{'offline ms':>12}{'MB down/up':>13}"
+    ]
     for name, found in rows.items():
         wall = sorted(1e3 * s for s in online(found))
         cpu = [statistics.median(1e3 * r["online"][f"cpu_{party}"] for r in found) for party in ("client", "server")]
-        size = {phase: "/".join(f"{found[0][phase][f'bytes_to_{to}'] / 1e6:.2f}" for to in ("client", "server"))
-                for phase in ("online", "offline")}  # fmt: skip
+        size = {
+            phase: "/".join(f"{found[0][phase][f'bytes_to_{to}'] / 1e6:.2f}" for to in ("client", "server"))
+            for phase in ("online", "offline")
+        }
         offline = statistics.median(1e3 * r["offline"]["seconds"] for r in found)
-        lines.append(f"{name:<36}{found[0]['relus']:>9,}{statistics.median(wall):>11.1f}"
-                     f"{f'{wall[0]:.1f}–{wall[-1]:.1f}':>14}{f'{cpu[0]:.0f} + {cpu[1]:.0f}':>12}{size['online']:>13}"
-                     f"{offline:>12.0f}{size['offline']:>13}")  # fmt: skip
+        lines.append(
+            f"{name:<36}{found[0]['relus']:>9,}{statistics.median(wall):>11.1f}"
+            f"{f'{wall[0]:.1f}–{wall[-1]:.1f}':>14}{f'{cpu[0]:.0f} + {cpu[1]:.0f}':>12}{size['online']:>13}"
+            f"{offline:>12.0f}{size['offline']:>13}"
+        )
     return "\n".join(lines)
 
 
-def peer_text(rows: list[dict[str, Any]], ours: dict[float, list[dict[str, Any]]],
-              alone: dict[float, list[dict[str, Any]]]) -> str:  # fmt: skip
+def peer_text(
+    rows: list[dict[str, Any]], ours: dict[float, list[dict[str, Any]]], alone: dict[float, list[dict[str, Any]]]
+) -> str:
     """A line for each engine: its seconds, and how many times ours, online, with the dealt offline phase, and with the
     homomorphic one, `alone`.
     """
@@ -238,56 +262,82 @@ def peer_text(rows: list[dict[str, Any]], ours: dict[float, list[dict[str, Any]]
     ]
     for row in rows:
         mine = ours[row["keep"]]
-        whole, without_dealer = (statistics.median(r["total"]["seconds"] for r in found)
-                                 for found in (mine, alone[row["keep"]]))  # fmt: skip
+        whole, without_dealer = (
+            statistics.median(r["total"]["seconds"] for r in found) for found in (mine, alone[row["keep"]])
+        )
         fast, size = statistics.median(online(mine)), (row["bytes_to_client"] + row["bytes_to_server"]) / 1e6
         span = f"{min(row['seconds']):.2f}–{max(row['seconds']):.2f}"
         times = [row["median"] / seconds for seconds in (fast, whole, without_dealer)]
-        lines.append(f"{row['engine']:<24}{row['relus']:>9,}{row['median']:>9.2f}{span:>14}{size:>7.1f}"
-                     f"{times[0]:>15.0f}{times[1]:>14.1f}{times[2]:>11.2f}")  # fmt: skip
-    return "\n".join([*lines, *sorted({f"  {row['engine']}: {row['threat_model']}" for row in rows}),
-                      f"  ours: {ours[1.0][0]['threat_model']}"])  # fmt: skip
+        lines.append(
+            f"{row['engine']:<24}{row['relus']:>9,}{row['median']:>9.2f}{span:>14}{size:>7.1f}"
+            f"{times[0]:>15.0f}{times[1]:>14.1f}{times[2]:>11.2f}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            *sorted({f"  {row['engine']}: {row['threat_model']}" for row in rows}),
+            f"  ours: {ours[1.0][0]['threat_model']}",
+        ]
+    )
 
 
-def summary(sites: dict[str, list[dict[str, Any]]], networks: dict[str, list[dict[str, Any]]],
-            floor: dict[str, float]) -> str:  # fmt: skip
+def summary(
+    sites: dict[str, list[dict[str, Any]]], networks: dict[str, list[dict[str, Any]]], floor: dict[str, float]
+) -> str:
     """The ratios that are promised, and the distance to the floors."""
     all_, tenth, packed = (online(networks[name]) for name in ("all", "10 %", "10 %, contiguous"))
     found = sites["sign, m = 32"]
     wall = statistics.median(r["online"]["seconds"] / r["relus"] for r in found)
     aes = 4 * 31 * floor["aes_block"]
-    linear = [statistics.median(sum(r["cpu_server"] for r in row["layers"] if r["phase"] == "online"
-              and "bytes_to_client" not in r and "cpu_client" not in r) for row in networks[name])
-              for name in ("all", "10 %")]  # fmt: skip
-    same = all(a["online"][what] == b["online"][what]
-               for a, b in zip(networks["10 %"], networks["10 %, contiguous"], strict=True)
-               for what in ("bytes_to_client", "bytes_to_server", "rounds"))  # fmt: skip
-    return "\n".join([
-        f"all ReLUs ÷ a tenth, online                  {ratios(all_, tenth)}    target ≥ 3, aim 5",
-        f"scattered ÷ contiguous mask, online          {ratios(tenth, packed)}    target ≤ 1.2; "
-        f"bytes and rounds {'the same' if same else 'DIFFER'}",
-        f"DELPHI's published ReLU ÷ sign at m = 32     {DELPHI_RELU / wall:.1f}    target ≥ 6 (other hardware)",
-        f"sign at m = 32: {1e6 * wall:.2f} µs a ReLU; its AES blocks alone take the client {1e6 * aes:.2f} µs "
-        f"({1e9 * floor['aes_block']:.2f} ns a block); its labels and opening alone are 16·32 + 16 = 528 B",
-        f"linear layers: the server's CPU {1e3 * linear[0]:.1f} ms at all ReLUs, {1e3 * linear[1]:.1f} ms in two parts "
-        f"at a tenth; {floor['linear_flops'] / 1e6:.0f} MFLOP at {floor['flops_a_second'] / 1e9:.0f} GFLOP/s "
-        f"are {1e3 * floor['linear']:.1f} ms",
-    ])  # fmt: skip
+    linear = [
+        statistics.median(
+            sum(
+                r["cpu_server"]
+                for r in row["layers"]
+                if r["phase"] == "online" and "bytes_to_client" not in r and "cpu_client" not in r
+            )
+            for row in networks[name]
+        )
+        for name in ("all", "10 %")
+    ]
+    same = all(
+        a["online"][what] == b["online"][what]
+        for a, b in zip(networks["10 %"], networks["10 %, contiguous"], strict=True)
+        for what in ("bytes_to_client", "bytes_to_server", "rounds")
+    )
+    return "\n".join(
+        [
+            f"all ReLUs ÷ a tenth, online                  {ratios(all_, tenth)}    target ≥ 3, aim 5",
+            f"scattered ÷ contiguous mask, online          {ratios(tenth, packed)}    target ≤ 1.2; "
+            f"bytes and rounds {'the same' if same else 'DIFFER'}",
+            f"DELPHI's published ReLU ÷ sign at m = 32     {DELPHI_RELU / wall:.1f}    target ≥ 6 (other hardware)",
+            f"sign at m = 32: {1e6 * wall:.2f} µs a ReLU; its AES blocks alone take the client {1e6 * aes:.2f} µs "
+            f"({1e9 * floor['aes_block']:.2f} ns a block); its labels and opening alone are 16·32 + 16 = 528 B",
+            f"linear layers: the server's CPU {1e3 * linear[0]:.1f} ms at all ReLUs, {1e3 * linear[1]:.1f} ms in two "
+            f"parts at a tenth; {floor['linear_flops'] / 1e6:.0f} MFLOP at {floor['flops_a_second'] / 1e9:.0f} GFLOP/s "
+            f"are {1e3 * floor['linear']:.1f} ms",
+        ]
+    )
 
 
-def fss_text(sites: dict[str, list[dict[str, Any]]], networks: dict[str, list[dict[str, Any]]],
-             floor: dict[str, float]) -> str:  # fmt: skip
+def fss_text(
+    sites: dict[str, list[dict[str, Any]]], networks: dict[str, list[dict[str, Any]]], floor: dict[str, float]
+) -> str:
     """What is promised of `fss`: beside `sign` with the same bits on the shaped WAN, and its distance to the floor."""
-    wide, calibrated = (ratios(online(networks[f"all{bits}, WAN"]), online(networks[f"all{bits}, fss, WAN"]))
-                        for bits in (", m = 32", ""))  # fmt: skip
+    wide, calibrated = (
+        ratios(online(networks[f"all{bits}, WAN"]), online(networks[f"all{bits}, fss, WAN"]))
+        for bits in (", m = 32", "")
+    )
     found = sites["fss, m = 32"]
     wall = statistics.median(r["online"]["seconds"] / r["relus"] for r in found)
-    return "\n".join([
-        f"sign ÷ fss, all ReLUs, WAN, m = 32           {wide}    target ≥ 5",
-        f"sign ÷ fss, all ReLUs, WAN, calibrated m     {calibrated}    target ≥ 3",
-        f"fss at m = 32: {1e6 * wall:.2f} µs a ReLU, target ≤ 2, aim 1; its AES blocks alone take each party "
-        f"{1e6 * 2 * 31 * floor['aes_block']:.2f} µs, at the same time",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"sign ÷ fss, all ReLUs, WAN, m = 32           {wide}    target ≥ 5",
+            f"sign ÷ fss, all ReLUs, WAN, calibrated m     {calibrated}    target ≥ 3",
+            f"fss at m = 32: {1e6 * wall:.2f} µs a ReLU, target ≤ 2, aim 1; its AES blocks alone take each party "
+            f"{1e6 * 2 * 31 * floor['aes_block']:.2f} µs, at the same time",
+        ]
+    )
 
 
 def main() -> None:
@@ -300,25 +350,40 @@ def main() -> None:
     torch.set_num_threads(1)
     every, tenth = network_case(1.0), network_case(0.1)
     calibrated = max(_bits(every))
-    sites = alternate({f"{relu}, m = {bits}": site_case(relu, bits) for bits in (32, 20, calibrated)
-                       for relu in ("sign", "fss")}
-                      | {"full": site_case("full", 32), "sign, m = 32, numpy kernels": site_case("sign", 32, "numpy"),
-                         "fss, m = 32, numpy kernels": site_case("fss", 32, "numpy")},
-                      arguments.repeat)  # fmt: skip
+    sites = alternate(
+        {f"{relu}, m = {bits}": site_case(relu, bits) for bits in (32, 20, calibrated) for relu in ("sign", "fss")}
+        | {
+            "full": site_case("full", 32),
+            "sign, m = 32, numpy kernels": site_case("sign", 32, "numpy"),
+            "fss, m = 32, numpy kernels": site_case("fss", 32, "numpy"),
+        },
+        arguments.repeat,
+    )
     print(relu_text(sites), end="\n\n", flush=True)
     networks = alternate({"all": every, "10 %": tenth, "10 %, contiguous": contiguous(tenth)}, arguments.repeat)
     others = peers(arguments.peers, {0.1: tenth, 1.0: every}, arguments.repeat)
     again = alternate({"all": every, "10 %": tenth}, arguments.repeat) if others else {}
-    variants: dict[str, dict[str, str]] = {"full": {"relu": "full"}, "offline he": {"offline": "he"},
-                                           "numpy kernels": {"kernels": "numpy"},
-                                           "LAN": {"network": "lan"}, "WAN": {"network": "wan"},
-                                           "fss": {"relu": "fss"},
-                                           "fss, WAN": {"relu": "fss", "network": "wan"}}  # fmt: skip
-    networks |= alternate({f"{share}, {name}": varied(case, **settings) for name, settings in variants.items()
-                           for share, case in (("all", every), ("10 %", tenth))}
-                          | {"all, m = 32, WAN": widened(every, 32, network="wan"),
-                             "all, m = 32, fss, WAN": widened(every, 32, relu="fss", network="wan")},
-                          max(1, arguments.repeat // 2))  # fmt: skip
+    variants: dict[str, dict[str, str]] = {
+        "full": {"relu": "full"},
+        "offline he": {"offline": "he"},
+        "numpy kernels": {"kernels": "numpy"},
+        "LAN": {"network": "lan"},
+        "WAN": {"network": "wan"},
+        "fss": {"relu": "fss"},
+        "fss, WAN": {"relu": "fss", "network": "wan"},
+    }
+    networks |= alternate(
+        {
+            f"{share}, {name}": varied(case, **settings)
+            for name, settings in variants.items()
+            for share, case in (("all", every), ("10 %", tenth))
+        }
+        | {
+            "all, m = 32, WAN": widened(every, 32, network="wan"),
+            "all, m = 32, fss, WAN": widened(every, 32, relu="fss", network="wan"),
+        },
+        max(1, arguments.repeat // 2),
+    )
     print(network_text(networks), end="\n\n", flush=True)
     if others:
         ours = {keep: networks[name] + again[name] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
@@ -327,8 +392,14 @@ def main() -> None:
     floor = floors(tenth)
     print(summary(sites, networks, floor), fss_text(sites, networks, floor), sep="\n")
     if arguments.json:
-        content = {"cores": os.cpu_count(), "floors": floor, "sites": sites, "networks": networks, "again": again,
-                   "peers": others}  # fmt: skip
+        content = {
+            "cores": os.cpu_count(),
+            "floors": floor,
+            "sites": sites,
+            "networks": networks,
+            "again": again,
+            "peers": others,
+        }
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

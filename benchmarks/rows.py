@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from parelu.run import Run
+from parelu.runs.folder import Run
 
 
 def path_of(run: Run, label: str, offline: str, network: str, number: int) -> Path:

@@ -24,19 +24,19 @@ from typing import Any
 from lines import Lines
 from rows import middle, path_of, rows_of
 
-from parelu import store, study
-from parelu.fuse import nothing
+from parelu.fusion.fuse import nothing
+from parelu.fusion.packing import seconds
 from parelu.methods.gated import Gated
 from parelu.methods.senet import SENet
-from parelu.packing import seconds
-from parelu.private import measure
+from parelu.network import storage
 from parelu.private.bench import bench
-from parelu.private.lower import Lowered, lower
-from parelu.private.offline.base import modes
+from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.offline.mode import modes
 from parelu.report.fusion import sizes
-from parelu.run import Record, Run
-from parelu.study import Reduction, Study
-from parelu.train import SHORT, Training
+from parelu.runs import experiment, measurement
+from parelu.runs.experiment import Reduction, Study
+from parelu.runs.folder import Record, Run
+from parelu.training.schedule import SHORT, Training
 
 IMAGES = 10  # of the test set, in one measurement, after one that warms up
 WAYS = {"as it is": nothing, "fused": seconds}
@@ -64,10 +64,18 @@ class Setting:
 
 
 SETTINGS = {
-    "fashion": Setting("resnet18 m=8", "fashion-mnist", (1, 28, 28), 20_000, ("0.2", "0.1", "0.05"), 6, 10,
-                       dataclasses.replace(SHORT, epochs=14)),
+    "fashion": Setting(
+        "resnet18 m=8",
+        "fashion-mnist",
+        (1, 28, 28),
+        20_000,
+        ("0.2", "0.1", "0.05"),
+        6,
+        10,
+        dataclasses.replace(SHORT, epochs=14),
+    ),
     "tiny": Setting("resnet10 m=4", "digits", None, None, ("0.2", "0.1"), 2, 4, dataclasses.replace(SHORT, epochs=6)),
-}  # fmt: skip
+}
 
 
 def networks(run: Run) -> list[Record]:
@@ -79,12 +87,12 @@ def networks(run: Run) -> list[Record]:
 def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
     """Measure what is not measured yet, one repetition after another through all networks."""
     records = networks(run)
-    dataset = measure.dataset_of(run.candidate(records[0].name))
+    dataset = measurement.dataset_of(run.candidate(records[0].name))
 
     @functools.cache
     def lowered(name: str, way: str) -> Lowered:
         candidate = run.candidate(name)
-        images = measure.fit(candidate, dataset.train.images[: measure.CALIBRATION])
+        images = measurement.fit(candidate, dataset.train.images[: measurement.CALIBRATION])
         return lower(candidate.network(), images, candidate.preprocessing, cost=WAYS[way])
 
     for number in range(repeat):
@@ -92,16 +100,16 @@ def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
             path = path_of(run, f"{record.name} {way}", offline, network, number)
             if not path.exists():
                 candidate = run.candidate(record.name)
-                images = measure.fit(candidate, dataset.test.images[:IMAGES])
+                images = measurement.fit(candidate, dataset.test.images[:IMAGES])
                 row = bench(lowered(record.name, way), candidate, images, offline=offline, network=network)
-                store.write_json(path, row)
+                storage.write_json(path, row)
                 print(f"{path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
     for record in records:
         path = run.path / "measured" / f"{record.name} ring.json"
         if not path.exists():
             candidate = run.candidate(record.name)
-            ring = measure.ring_accuracy(lowered(record.name, "fused"), candidate, dataset.test)
-            store.write_json(path, dataclasses.asdict(ring))
+            ring = measurement.ring_accuracy(lowered(record.name, "fused"), candidate, dataset.test)
+            storage.write_json(path, dataclasses.asdict(ring))
 
 
 def table(runs: list[Run], offline: str, network: str) -> str:
@@ -128,8 +136,10 @@ def _cells(group: list[tuple[Run, Record]], offline: str, network: str) -> dict[
     """Way → the cells of a network's row."""
     found, before = {}, None
     for way in WAYS:
-        shapes = [sizes(candidate.spec, candidate.plan)[way] for candidate in
-                  (run.candidate(record.name) for run, record in group)]  # fmt: skip
+        shapes = [
+            sizes(candidate.spec, candidate.plan)[way]
+            for candidate in (run.candidate(record.name) for run, record in group)
+        ]
         if shapes == before:
             continue
         rows = [list(rows_of(run, f"{record.name} {way}", offline, network)) for run, record in group]
@@ -162,7 +172,7 @@ def main() -> None:
     folders = [arguments.out / f"seed{seed}" for seed in arguments.seeds]
     if arguments.action == "run":
         for seed, folder in zip(arguments.seeds, folders, strict=True):
-            study.conduct(SETTINGS[arguments.setting].study(seed), folder, Lines())
+            experiment.conduct(SETTINGS[arguments.setting].study(seed), folder, Lines())
     elif arguments.action == "measure":
         for folder in folders:
             measure_all(Run.open(folder), arguments.offline, arguments.network, arguments.repeat)

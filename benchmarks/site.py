@@ -21,11 +21,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from parelu import gates
-from parelu.models import spec_of
-from parelu.plan import Plan, SitePlan
-from parelu.search import WORKER_ENVIRONMENT
-from parelu.sites import IDENTITY, instrument
+from parelu.masks import gate as gate_module
+from parelu.masks.gate import put_gates
+from parelu.network.instrument import instrument
+from parelu.network.plan import Plan, SitePlan
+from parelu.network.sites import IDENTITY
+from parelu.network.spec import spec_of
+from parelu.runs.executor import WORKER_ENVIRONMENT
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     if not arguments.plain_environment and not WORKER_ENVIRONMENT.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WORKER_ENVIRONMENT})
     if arguments.no_loops:
-        gates.gate_loops = None
+        gate_module.gate_loops = None
     torch.set_num_threads(1)
     spec = spec_of(arguments.model, (3, 32, 32), 10)
     variants = {
@@ -73,7 +75,7 @@ def _step(spec, variant) -> tuple[Callable[[], float], int]:
         network = instrument(module, spec.input)
     if variant is not None and share == "gates":
         module = network
-        for gate in gates.put_gates(network).values():
+        for gate in put_gates(network).values():
             gate.open.data.uniform_(generator=torch.Generator().manual_seed(1))
             if coefficients:
                 gate.follow_inputs(coefficients)

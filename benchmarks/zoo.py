@@ -22,29 +22,89 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from parelu.count import count, skeleton
 from parelu.errors import UserError
-from parelu.models import families, spec_of
-from parelu.private.lower import problems
-from parelu.sites import Network, instrument
+from parelu.network.count import count, skeleton
+from parelu.network.instrument import instrument
+from parelu.network.sites import Network
+from parelu.network.spec import families, spec_of
+from parelu.private.lowering.lower import problems
 
 OURS, THEIRS = (3, 32, 32), (3, 224, 224)
 LEFT_OUT = r"swin|vit_|maxvit|regnet_[xy]_(3_2|8|16|32|128)gf"  # no convolutional networks, or long to build
-OPERATORS = ("nms", "qnms", "roi_align", "qroi_align", "_roi_align_backward", "roi_pool", "_roi_pool_backward",
-             "ps_roi_align", "_ps_roi_align_backward", "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d",
-             "_deform_conv2d_backward")  # fmt: skip
+OPERATORS = (
+    "nms",
+    "qnms",
+    "roi_align",
+    "qroi_align",
+    "_roi_align_backward",
+    "roi_pool",
+    "_roi_pool_backward",
+    "ps_roi_align",
+    "_ps_roi_align_backward",
+    "ps_roi_pool",
+    "_ps_roi_pool_backward",
+    "deform_conv2d",
+    "_deform_conv2d_backward",
+)
 # One of each family of convolutional networks in timm that torchvision does not have, and some that both have.
 TIMM = (
-    "resnet18", "resnet18d", "resnetv2_50", "resnetblur50", "res2net50_26w_4s", "resnest14d", "skresnet18",
-    "seresnet50", "ecaresnet50t", "gernet_s", "repvgg_a0", "mobileone_s0", "vgg16_bn", "darknet53",
-    "cspresnet50", "cspdarknet53", "dla34", "hrnet_w18_small", "densenet121", "dpn68", "vovnet39a",
-    "ese_vovnet19b_dw", "selecsls42b", "xception", "inception_v4", "inception_resnet_v2", "nasnetalarge",
-    "pnasnet5large", "mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small",
-    "mnasnet_100", "fbnetc_100", "spnasnet_100", "lcnet_050", "tinynet_a", "ghostnet_100", "rexnet_100",
-    "efficientnet_b0", "efficientnet_lite0", "tf_efficientnetv2_b0", "mixnet_s", "regnetx_002", "regnety_002",
-    "regnetz_b16", "tresnet_m", "dm_nfnet_f0", "nf_resnet50", "convnext_tiny", "convmixer_768_32", "hgnet_tiny",
-    "fasternet_t0", "repghostnet_100", "inception_next_tiny", "starnet_s1",
-)  # fmt: skip
+    "resnet18",
+    "resnet18d",
+    "resnetv2_50",
+    "resnetblur50",
+    "res2net50_26w_4s",
+    "resnest14d",
+    "skresnet18",
+    "seresnet50",
+    "ecaresnet50t",
+    "gernet_s",
+    "repvgg_a0",
+    "mobileone_s0",
+    "vgg16_bn",
+    "darknet53",
+    "cspresnet50",
+    "cspdarknet53",
+    "dla34",
+    "hrnet_w18_small",
+    "densenet121",
+    "dpn68",
+    "vovnet39a",
+    "ese_vovnet19b_dw",
+    "selecsls42b",
+    "xception",
+    "inception_v4",
+    "inception_resnet_v2",
+    "nasnetalarge",
+    "pnasnet5large",
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv4_conv_small",
+    "mnasnet_100",
+    "fbnetc_100",
+    "spnasnet_100",
+    "lcnet_050",
+    "tinynet_a",
+    "ghostnet_100",
+    "rexnet_100",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "tf_efficientnetv2_b0",
+    "mixnet_s",
+    "regnetx_002",
+    "regnety_002",
+    "regnetz_b16",
+    "tresnet_m",
+    "dm_nfnet_f0",
+    "nf_resnet50",
+    "convnext_tiny",
+    "convmixer_768_32",
+    "hgnet_tiny",
+    "fasternet_t0",
+    "repghostnet_100",
+    "inception_next_tiny",
+    "starnet_s1",
+)
 
 
 def declare_operators() -> None:
@@ -135,8 +195,14 @@ def main() -> None:
     tables = {"ours": [*head(OURS), *ours()], "theirs": [*head(THEIRS), *theirs(arguments.only)]}
     tables["theirs"] += ["", f"With {versions()}."]
     if arguments.write is None:
-        print("\n".join(line for name, lines in tables.items() if name == "theirs" or not arguments.only
-                        for line in [*lines, ""]))  # fmt: skip
+        print(
+            "\n".join(
+                line
+                for name, lines in tables.items()
+                if name == "theirs" or not arguments.only
+                for line in [*lines, ""]
+            )
+        )
         return
     text = arguments.write.read_text()
     for name, lines in tables.items():

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from parelu import search, study
-from parelu.methods import methods
-from parelu.plan import Candidate
-from parelu.run import Run
-from parelu.study import Reduction, Study
-from parelu.train import Progress, Training
+from parelu.methods.base import methods
+from parelu.network.candidate import Candidate
+from parelu.runs import executor, experiment
+from parelu.runs.experiment import Reduction, Study
+from parelu.runs.folder import Run
+from parelu.training.loop import Progress
+from parelu.training.schedule import Training
 
 # A test's time depends on the machine; how long one example takes says nothing of the code.
 settings.register_profile("parelu", deadline=None)
@@ -57,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Si
     """A finished study of all methods on digits, 8×8."""
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    yield study.conduct(tiny_study(*ALL), folder, watcher), watcher
+    yield experiment.conduct(tiny_study(*ALL), folder, watcher), watcher
 
 
 @pytest.fixture
@@ -68,5 +69,5 @@ def in_process(monkeypatch):
         for task in tasks:
             function(self.run, self.source, self.seed, task, 1)
 
-    monkeypatch.setattr(search.Trainer, "_work", work)
-    monkeypatch.setattr(search, "_watch", lambda name: lambda progress: None)
+    monkeypatch.setattr(executor.Trainer, "_work", work)
+    monkeypatch.setattr(executor, "_watch", lambda name: lambda progress: None)

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from parelu.gates import gates_of
-from parelu.methods import Job, Search
-from parelu.models import Spec, spec_of
-from parelu.plan import Candidate, Plan
-from parelu.sites import instrument
-from parelu.train import SHORT
+from parelu.masks.gate import gates_of
+from parelu.methods.base import Job, Search
+from parelu.network.candidate import Candidate
+from parelu.network.instrument import instrument
+from parelu.network.plan import Plan
+from parelu.network.spec import Spec, spec_of
+from parelu.training.schedule import SHORT
 
 SPEC = spec_of("resnet10 m=8", (1, 8, 8), 10)
 

@@ -12,22 +12,22 @@ from typing import ClassVar
 import torch
 
 from parelu import data
-from parelu.count import skeleton
-from parelu.methods import methods
-from parelu.methods.base import FixedMasks
-from parelu.models import families, spec_of
-from parelu.private import reference
-from parelu.private.activations.base import relus
-from parelu.private.engines.delphi import Model
-from parelu.private.lower import lower
-from parelu.private.measure import noise, untrained
-from parelu.private.offline.base import modes
-from parelu.private.reveal import REVEALS
-from parelu.private.serve import Server
-from parelu.private.tls import make_certificates
-from parelu.sites import instrument
-from parelu.steps import KNOWN
-from parelu.study import recipes
+from parelu.methods.base import methods
+from parelu.methods.fixed import FixedMasks
+from parelu.network.count import skeleton
+from parelu.network.instrument import instrument
+from parelu.network.spec import families, spec_of
+from parelu.network.steps import KNOWN
+from parelu.private.lowering import reference
+from parelu.private.lowering.lower import lower
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.serving.server import Server
+from parelu.private.transport.tls import make_certificates
+from parelu.runs.measurement import noise, untrained
+from parelu.runs.recipes import recipes
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,7 +89,7 @@ def test_the_table_of_methods_is_the_registry():
 
 
 def test_every_data_set_is_documented():
-    help_text = (ROOT / "src/parelu/cli.py").read_text()
+    help_text = (ROOT / "src/parelu/cli/main.py").read_text()
     for name in data.names():
         assert f"`{name}`" in (ROOT / "docs/data.md").read_text()
         assert name in help_text

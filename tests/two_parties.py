@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parelu.private.activations.base import relus
-from parelu.private.channel import Channel
-from parelu.private.engines.delphi import Model
-from parelu.private.lower import Lowered, lower
-from parelu.private.offline.base import modes
-from parelu.private.reference import encode_images
-from parelu.private.reveal import REVEALS
-from parelu.private.session import Session, serve
-from parelu.sites import Network, instrument
+from parelu.network.instrument import instrument
+from parelu.network.sites import Network
+from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.lowering.reference import encode_images
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.serving.session import Session, serve
+from parelu.private.transport.channel import Channel
 
 PREPROCESSING = {"mean": [0.5], "std": [0.25]}
 
@@ -29,8 +30,12 @@ def preprocessing_of(channels: int) -> dict[str, list[float]]:
     return {name: values * channels for name, values in PREPROCESSING.items()}
 
 
-def ready(module: nn.Module, shape: tuple[int, ...], masks: Callable[[Tensor], Tensor] | None = None,
-          coefficients: Callable[[int], Tensor] | None = None) -> Network:  # fmt: skip
+def ready(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    masks: Callable[[Tensor], Tensor] | None = None,
+    coefficients: Callable[[int], Tensor] | None = None,
+) -> Network:
     """The module as a network in evaluation mode, its batch-norms set by data."""
     network = instrument(module, shape)
     for site in network.sites.values():
@@ -81,9 +86,16 @@ class Residual(nn.Module):
 class Pair:
     """A session between two threads: `client` is the client's end; `server_error` what ended the server."""
 
-    def __init__(self, lowered: Lowered, relu: str = "sign", offline: str = "dealer", reveal: str = "logits",
-                 pin: str | None = None, timeout: float = 20.0,
-                 wrap: Callable[[Any], Any] = lambda s: s) -> None:  # fmt: skip
+    def __init__(
+        self,
+        lowered: Lowered,
+        relu: str = "sign",
+        offline: str = "dealer",
+        reveal: str = "logits",
+        pin: str | None = None,
+        timeout: float = 20.0,
+        wrap: Callable[[Any], Any] = lambda s: s,
+    ) -> None:
         self.model = Model(lowered, relus()[relu], REVEALS[reveal])
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)

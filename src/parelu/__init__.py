@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parelu.private.client import Client
+    from parelu.private.serving.client import Client
 
 __all__ = ["Client"]
 
@@ -16,6 +16,6 @@ __all__ = ["Client"]
 def __getattr__(name: str) -> Any:
     if name != "Client":
         raise AttributeError(f"module 'parelu' has no attribute {name!r}")
-    from parelu.private.client import Client  # here, so that `import parelu` stays light
+    from parelu.private.serving.client import Client
 
     return Client

@@ -1,6 +1,6 @@
 """`python -m parelu`."""
 
-from parelu.cli import main
+from parelu.cli.main import main
 
 if __name__ == "__main__":
     main()

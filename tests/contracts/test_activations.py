@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parelu.private.activations.base import relus
-from parelu.private.channel import HEADER, Channel
+from parelu.private.crypto.prg import Stream, fresh_seed
+from parelu.private.crypto.ring import BITS, decode, encode, reduce
 from parelu.private.offline.dealer import Dealer, DealtClient, Mirror
-from parelu.private.primitives.prg import Stream, fresh_seed
-from parelu.private.ring import BITS, decode, encode, reduce
+from parelu.private.protocol.relu import relus
+from parelu.private.transport.channel import HEADER, Channel
 
 RELUS = list(relus())
 

@@ -7,17 +7,21 @@ from importlib.util import find_spec
 import pytest
 from methods_bench import SPEC, DryBench
 
-from parelu import cli
-from parelu.count import count, skeleton
+from parelu.cli.main import main
 from parelu.errors import UserError
-from parelu.methods import methods
+from parelu.methods.base import methods
+from parelu.network.count import count, skeleton
 
 FULL = count(skeleton(SPEC)).relus
 RUNNABLE = [
-    pytest.param(name, marks=pytest.mark.skipif(
-        cls.needs is not None and find_spec(cls.needs[0]) is None, reason=f"{cls.needs} is not installed"))
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            cls.needs is not None and find_spec(cls.needs[0]) is None, reason=f"{cls.needs} is not installed"
+        ),
+    )
     for name, cls in methods().items()
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -74,7 +78,7 @@ def test_options_have_defaults_and_sources(name):
 @pytest.mark.parametrize("name", methods())
 def test_the_command_line_has_the_method(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["reduce", name, "--help"])
+        main(["reduce", name, "--help"])
     assert stop.value.code == 0
     assert f"parelu reduce {name}" in capsys.readouterr().out
 

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-from parelu.count import skeleton
 from parelu.errors import UserError
-from parelu.models import families, spec_from_json, spec_of
-from parelu.sites import instrument
+from parelu.network.count import skeleton
+from parelu.network.instrument import instrument
+from parelu.network.spec import families, spec_from_json, spec_of
 
 NAMES = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
 INPUT = (3, 64, 64)
@@ -63,11 +63,30 @@ def test_output_shape_and_gradients(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet7", "resnet18 m=0", "resnet18 m=8 2x2x", "resnet18 q=3", "", "hrn-0x1x1x", "x" * 500, "resnet18 d=1-0-1-1",
-     "wrn-12-2", "wrn-10-0", "vgg16 m=0", "vgg16 (0 classifier)", "vgg16 () classifier", "mobilenetv1 m=4000",
-     "mobilenetv2", "efficientnet-b1 (relu)", "efficientnet-b2", "efficientnet-b2 (relu) m=1", "regnetx-100mf",
-     "convnextv2-x", "stagech-0x"],
-)  # fmt: skip
+    [
+        "resnet7",
+        "resnet18 m=0",
+        "resnet18 m=8 2x2x",
+        "resnet18 q=3",
+        "",
+        "hrn-0x1x1x",
+        "x" * 500,
+        "resnet18 d=1-0-1-1",
+        "wrn-12-2",
+        "wrn-10-0",
+        "vgg16 m=0",
+        "vgg16 (0 classifier)",
+        "vgg16 () classifier",
+        "mobilenetv1 m=4000",
+        "mobilenetv2",
+        "efficientnet-b1 (relu)",
+        "efficientnet-b2",
+        "efficientnet-b2 (relu) m=1",
+        "regnetx-100mf",
+        "convnextv2-x",
+        "stagech-0x",
+    ],
+)
 def test_bad_names(name):
     with pytest.raises(UserError):
         spec_of(name, INPUT, 7)
@@ -76,15 +95,25 @@ def test_bad_names(name):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("wrn-22-8", {"depth": 23}), ("wrn-22-8", {"depth": 10**9}), ("wrn-22-8", {"stem": 10**9}),
-        ("vgg16", {"stem": 10**9}), ("vgg16", {"hidden": [0]}), ("mobilenetv1", {"stem": -1}),
-        ("efficientnet-b2 (relu)", {"depths": [1]}), ("efficientnet-b2 (relu)", {"widths": [10**9] * 7}),
-        ("efficientnet-b2 (relu)", {"squeeze": 1}), ("regnetx-200mf", {"stage_widths": [8]}),
-        ("resnet18", {"reuse": [4]}), ("resnet18", {"reuse": [3, 3, 3, 3]}), ("resnet18", {"reuse": [1, 1, 1, -4]}),
-        ("resnet18", {"multipliers": [2]}), ("resnet18", {"depths": []}), ("convnextv2-a", {"depths": [1] * 60}),
+        ("wrn-22-8", {"depth": 23}),
+        ("wrn-22-8", {"depth": 10**9}),
+        ("wrn-22-8", {"stem": 10**9}),
+        ("vgg16", {"stem": 10**9}),
+        ("vgg16", {"hidden": [0]}),
+        ("mobilenetv1", {"stem": -1}),
+        ("efficientnet-b2 (relu)", {"depths": [1]}),
+        ("efficientnet-b2 (relu)", {"widths": [10**9] * 7}),
+        ("efficientnet-b2 (relu)", {"squeeze": 1}),
+        ("regnetx-200mf", {"stage_widths": [8]}),
+        ("resnet18", {"reuse": [4]}),
+        ("resnet18", {"reuse": [3, 3, 3, 3]}),
+        ("resnet18", {"reuse": [1, 1, 1, -4]}),
+        ("resnet18", {"multipliers": [2]}),
+        ("resnet18", {"depths": []}),
+        ("convnextv2-a", {"depths": [1] * 60}),
         ("resnet18", {"unknown": 1}),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_asks_for_too_much_is_refused(name, fields):
     spec = spec_of(name, INPUT, 7)
     with pytest.raises(UserError):

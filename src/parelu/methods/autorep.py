@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parelu.gates import Gate, gates_of, positions
-from parelu.learner import Step
-from parelu.masks import MaskLearner, kept_share
-from parelu.methods.base import Polynomials, Workbench
-from parelu.plan import Plan
-from parelu.sites import Network
+from parelu.masks.gate import Gate, gates_of, positions
+from parelu.masks.optimizer import MaskLearner
+from parelu.masks.projection import kept_share
+from parelu.methods.base import Workbench
+from parelu.methods.learned import Polynomials
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.training.callback import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,5 +113,13 @@ class AutoReP(Polynomials):
 
     def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         target = budgets[-1] / plan.relus
-        return Indicators(degree=self.degree, wide=self.wide, target=target, mu=self.mu, threshold=self.threshold,
-                          lr=self.indicator_lr, anneal=self.anneal, spread=self.spread)  # fmt: skip
+        return Indicators(
+            degree=self.degree,
+            wide=self.wide,
+            target=target,
+            mu=self.mu,
+            threshold=self.threshold,
+            lr=self.indicator_lr,
+            anneal=self.anneal,
+            spread=self.spread,
+        )

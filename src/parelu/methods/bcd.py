@@ -10,13 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from parelu.gates import Gate, gates_of, positions
-from parelu.learner import Step
-from parelu.masks import MaskLearner, project
-from parelu.methods.base import LearnedMasks, Workbench
-from parelu.plan import Plan
-from parelu.sites import Network
-from parelu.train import Training
+from parelu.masks.gate import Gate, gates_of, positions
+from parelu.masks.optimizer import MaskLearner
+from parelu.masks.projection import project
+from parelu.methods.base import Workbench
+from parelu.methods.learned import LearnedMasks
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.training.callback import Step
+from parelu.training.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)

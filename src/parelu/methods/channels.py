@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from parelu.count import skeleton
-from parelu.distill import Distillation
 from parelu.errors import UserError
 from parelu.methods.base import Job, Method, Workbench
-from parelu.models import Spec
 from parelu.models.pruned import Pruned
-from parelu.plan import Candidate, Plan
+from parelu.network.candidate import Candidate
+from parelu.network.count import skeleton
+from parelu.network.plan import Plan
+from parelu.network.spec import Spec
+from parelu.training.objectives import Distillation
 
 STEP = 1 / 64  # of the pruned share
 
@@ -91,7 +92,10 @@ def prune(teacher: Candidate, share: float) -> nn.Module:
 
 def _makes_logits(module: nn.Module, spec: Spec) -> list[Any]:
     """The last linear layer or convolution that has an output a class."""
-    outputs = [layer for layer in module.modules()
-               if (isinstance(layer, nn.Linear) and layer.out_features == spec.classes)
-               or (isinstance(layer, nn.Conv2d) and layer.out_channels == spec.classes)]  # fmt: skip
+    outputs = [
+        layer
+        for layer in module.modules()
+        if (isinstance(layer, nn.Linear) and layer.out_features == spec.classes)
+        or (isinstance(layer, nn.Conv2d) and layer.out_channels == spec.classes)
+    ]
     return outputs[-1:]

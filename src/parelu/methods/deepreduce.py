@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from parelu.count import skeleton
-from parelu.distill import Distillation
 from parelu.errors import UserError
 from parelu.methods.base import Job, Method, Workbench, stepped_job
-from parelu.plan import Candidate
-from parelu.steps import stages_of
+from parelu.network.candidate import Candidate
+from parelu.network.count import skeleton
+from parelu.network.steps import stages_of
+from parelu.training.objectives import Distillation
 
 RESHAPINGS = ("", "; channels 0.5", "; fmap 0.5", "; channels 0.5; fmap 0.5")  # section 3.3
 

@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from parelu.count import count, skeleton
-from parelu.distill import DecoupledDistillation, Distillation
 from parelu.errors import UserError
 from parelu.methods.base import Job, Method, Workbench, stepped_job
 from parelu.methods.deepreduce import DeepReDuce
 from parelu.models.hybrenet import hybrid
 from parelu.models.resnet import ResNet
-from parelu.plan import Candidate
-from parelu.steps import stages_of
+from parelu.network.candidate import Candidate
+from parelu.network.count import count, skeleton
+from parelu.network.steps import stages_of
+from parelu.training.objectives import DecoupledDistillation, Distillation
 
 RESHAPINGS = ("", "; channels 0.5", "; reuse 4", "; reuse 8", "; reuse 16")  # Algorithm 2, lines 5 to 9
 LEAST = 2  # the smallest multiplier (section 4.1)
@@ -36,8 +36,10 @@ def parse_order(text: str, stages: int) -> tuple[int, ...]:
     names = [name.strip() for name in text.replace(",", ">").split(">")]
     known = [f"S{number}" for number in range(1, stages + 1)]
     if sorted(names) != known:
-        raise UserError(f"order {text!r} does not have each stage once; write all of {', '.join(known)}, the most "
-                        f"critical first: \"{'>'.join(reversed(known))}\"")  # fmt: skip
+        raise UserError(
+            f"order {text!r} does not have each stage once; write all of {', '.join(known)}, the most "
+            f'critical first: "{">".join(reversed(known))}"'
+        )
     return tuple(int(name[1:]) for name in names)
 
 
@@ -59,8 +61,10 @@ def equalise_width(order: Sequence[int], depths: Sequence[int]) -> list[tuple[in
         if not any(all(a <= b for a, b in zip(known, solution, strict=True)) for known in found):
             found.append(solution)
     if not found:
-        raise UserError(f"no multipliers of at least {LEAST} give stages of depths {tuple(depths)} the order "
-                        f"{_written(order)}; give other depths")  # fmt: skip
+        raise UserError(
+            f"no multipliers of at least {LEAST} give stages of depths {tuple(depths)} the order "
+            f"{_written(order)}; give other depths"
+        )
     return sorted(found)
 
 

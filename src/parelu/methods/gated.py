@@ -9,17 +9,18 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from parelu.count import skeleton
-from parelu.distill import Distillation
 from parelu.errors import UserError
-from parelu.learner import Learner, Step
 from parelu.methods.base import Job, Workbench
 from parelu.methods.senet import LayerBudgets, allocate, sensitivities
-from parelu.models import Spec
 from parelu.models.resnet import BasicBlocks
-from parelu.plan import Candidate, Plan
-from parelu.sites import Network
-from parelu.train import Training
+from parelu.network.candidate import Candidate
+from parelu.network.count import skeleton
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.network.spec import Spec
+from parelu.training.callback import Learner, Step
+from parelu.training.objectives import Distillation
+from parelu.training.schedule import Training
 
 GAMMA = "gamma"  # the buffer of a block with two branches
 
@@ -111,10 +112,17 @@ class Gated(LayerBudgets):
         gating = dataclasses.replace(job.training, epochs=gate_epochs, end=gate_epochs / epochs)
         rest = dataclasses.replace(job.training, epochs=epochs - gate_epochs, begin=gate_epochs / epochs)
         gated, shallow = (dataclasses.replace(spec, **{form: blocks}) for form in ("gated", "shallow"))
-        first = dataclasses.replace(job, name=f"{job.name}-branches", role="scaffold", spec=gated, training=gating,
-                                    learner=Blend(self.gate_schedule))  # fmt: skip
-        second = dataclasses.replace(job, name=name, role=role, spec=shallow, training=rest, start=first.name,
-                                     plan=_without(job.plan, shallow))  # fmt: skip
+        first = dataclasses.replace(
+            job,
+            name=f"{job.name}-branches",
+            role="scaffold",
+            spec=gated,
+            training=gating,
+            learner=Blend(self.gate_schedule),
+        )
+        second = dataclasses.replace(
+            job, name=name, role=role, spec=shallow, training=rest, start=first.name, plan=_without(job.plan, shallow)
+        )
         return first, second
 
     def _shallow(self, spec: BasicBlocks, full: Plan, kept: Mapping[str, int]) -> tuple[int, ...]:
@@ -158,5 +166,13 @@ def _cuts(job: Job) -> Iterator[Job]:
         spec = dataclasses.replace(whole, exits=exits)
         note = ", ".join(part for part in (job.tags["note"], f"{exits} exit") if part)
         name = job.name.removesuffix("-both") + ending
-        yield dataclasses.replace(job, name=name, role="candidate", spec=spec, plan=_without(job.plan, spec),
-                                  training=None, start=job.name, tags={**job.tags, "note": note})  # fmt: skip
+        yield dataclasses.replace(
+            job,
+            name=name,
+            role="candidate",
+            spec=spec,
+            plan=_without(job.plan, spec),
+            training=None,
+            start=job.name,
+            tags={**job.tags, "note": note},
+        )

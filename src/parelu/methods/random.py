@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from parelu.methods.base import FixedMasks
+from parelu.methods.fixed import FixedMasks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-from parelu.masks import MaskLearner
-from parelu.methods.base import Polynomials, Workbench
+from parelu.masks.optimizer import MaskLearner
+from parelu.methods.base import Workbench
 from parelu.methods.fisher import Ranked
-from parelu.plan import Plan
+from parelu.methods.learned import Polynomials
+from parelu.network.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)

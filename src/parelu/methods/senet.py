@@ -9,15 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from parelu import graph
-from parelu.distill import Distillation
-from parelu.gates import Gate, gates_of
-from parelu.learner import Step
-from parelu.masks import MaskLearner
-from parelu.methods.base import LearnedMasks, Workbench
-from parelu.plan import Plan
-from parelu.sites import Network, Site, observed
-from parelu.train import Training
+from parelu.masks.gate import Gate, gates_of
+from parelu.masks.optimizer import MaskLearner
+from parelu.methods.base import Workbench
+from parelu.methods.learned import LearnedMasks
+from parelu.network import trace
+from parelu.network.plan import Plan
+from parelu.network.sites import Network, Site, observed
+from parelu.training.callback import Step
+from parelu.training.objectives import Distillation
+from parelu.training.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def sensitivities(network: Network, density: float) -> dict[str, float]:
     layers: dict[str, nn.Conv2d] = {}
     waiting: list[nn.Conv2d] = []
     for node in network.graph.nodes:
-        module = graph.called_module(node)
+        module = trace.called_module(node)
         if isinstance(module, nn.Conv2d):
             waiting.append(module)
         elif isinstance(module, Site) and waiting:

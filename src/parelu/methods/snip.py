@@ -8,11 +8,13 @@ from dataclasses import replace
 from math import inf
 from typing import ClassVar
 
-from parelu.distill import Distillation
 from parelu.errors import UserError
-from parelu.masks import project
-from parelu.methods.base import TEACHER, THIN, Method, Workbench, masked_jobs, thinned
-from parelu.plan import Candidate
+from parelu.masks.projection import project
+from parelu.methods.base import TEACHER, Method, Workbench
+from parelu.methods.fixed import masked_jobs
+from parelu.methods.learned import THIN, thinned
+from parelu.network.candidate import Candidate
+from parelu.training.objectives import Distillation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from parelu.gates import Gate, gates_of, positions
-from parelu.learner import Step
-from parelu.masks import Granularity, MaskLearner, kept_share
-from parelu.methods.base import LearnedMasks, Workbench
-from parelu.plan import Plan
-from parelu.sites import Network
-from parelu.train import Training
+from parelu.masks.gate import Gate, gates_of, positions
+from parelu.masks.optimizer import MaskLearner
+from parelu.masks.projection import Granularity, kept_share
+from parelu.methods.base import Workbench
+from parelu.methods.learned import LearnedMasks
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.training.callback import Step
+from parelu.training.schedule import Training
 
 ALIVE = 1e-2  # a ReLU counts as kept while its slope is larger (section 4)
 CREEP = 1.1  # λ grows by this (section 4)

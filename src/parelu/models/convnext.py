@@ -9,8 +9,8 @@ import dataclasses
 import re
 from typing import ClassVar
 
-from parelu.models.base import scaled
 from parelu.models.resnet import BasicBlocks
+from parelu.network.spec import scaled
 
 _NAMED = {  # depths of the stages and base width
     "a": ((2, 2, 6, 2), 40),

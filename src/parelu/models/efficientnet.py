@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models.base import Spec, scaled
 from parelu.models.layers import ConvUnit, staged
+from parelu.network.spec import Spec, scaled
 
 # name → depths, widths and head. b2 is b0 with 1.2 times the depth, rounded up, and 1.1 times the width, in eights.
 _NAMED = {

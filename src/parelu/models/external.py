@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from parelu.errors import UserError
-from parelu.models.base import Spec
+from parelu.network.spec import Spec
 
 _permitted: set[str] = set()
 
@@ -46,8 +46,10 @@ class External(Spec):
 
     family: ClassVar[str] = "external"
     examples: ClassVar[tuple[str, ...]] = (
-        "package.module:callable (your own)", "torchvision:NAME", "timm:NAME",
-    )  # fmt: skip
+        "package.module:callable (your own)",
+        "torchvision:NAME",
+        "timm:NAME",
+    )
 
     target: str
 

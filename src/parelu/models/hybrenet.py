@@ -13,8 +13,10 @@ from collections.abc import Sequence
 
 BASE = 16  # m where a name does not say it (DeepReShape, Tables 16 and 17)
 
-_NAME = re.compile(r"(?:hrn(?P<hrn>34)?-(?P<multipliers>(?:\d+x)+)|stagech(?P<stagech>34)?-(?P<multiplier>\d+x)"
-                   r"|basech(?P<basech>34)?)(?P<options>(?: .+)?)")  # fmt: skip
+_NAME = re.compile(
+    r"(?:hrn(?P<hrn>34)?-(?P<multipliers>(?:\d+x)+)|stagech(?P<stagech>34)?-(?P<multiplier>\d+x)"
+    r"|basech(?P<basech>34)?)(?P<options>(?: .+)?)"
+)
 
 
 def plain(name: str) -> str:

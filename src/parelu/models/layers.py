@@ -8,8 +8,9 @@ from torch import Tensor, nn
 class ConvUnit(nn.Module):
     """A convolution that keeps the map's size at stride 1, its batch-norm, and a ReLU where asked for."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1,
-                 relu: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1, relu: bool = True
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs)

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from parelu import graph
 from parelu.errors import UserError
-from parelu.models.base import Spec
-from parelu.sites import Network, Site
+from parelu.network import ops, trace
+from parelu.network.sites import Network, Site
+from parelu.network.spec import Spec
 
 MOST_LAYERS, MOST_CHANNELS, LARGEST_WINDOW = 10_000, 1 << 20, 256
 _PATH = re.compile(r"\w+(\.\w+)*")
@@ -23,10 +23,16 @@ _COUNT = (1, MOST_CHANNELS)
 # Kind → whether it has a module, how many values it reads, and from where to where each of its numbers may be.
 _ANY = -1
 _KINDS: dict[str, tuple[bool, int, tuple[tuple[int, int], ...]]] = {
-    "conv": (True, 1, (_COUNT, _COUNT, *_WINDOW, _COUNT)), "linear": (True, 1, (_COUNT, _COUNT)),
-    "norm": (True, 1, (_COUNT,)), "relu": (True, 1, ()), "add": (False, 2, ()), "pool": (False, 1, _WINDOW),
-    "flatten": (False, 1, ()), "concat": (False, _ANY, ()), "slice": (False, 1, ((0, MOST_CHANNELS), _COUNT)),
-}  # fmt: skip
+    "conv": (True, 1, (_COUNT, _COUNT, *_WINDOW, _COUNT)),
+    "linear": (True, 1, (_COUNT, _COUNT)),
+    "norm": (True, 1, (_COUNT,)),
+    "relu": (True, 1, ()),
+    "add": (False, 2, ()),
+    "pool": (False, 1, _WINDOW),
+    "flatten": (False, 1, ()),
+    "concat": (False, _ANY, ()),
+    "slice": (False, 1, ((0, MOST_CHANNELS), _COUNT)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +108,7 @@ class _Layer:
     def module(self) -> nn.Module:
         if self.kind == "conv":
             inputs, outputs, *window, groups = self.numbers
-            kernel, stride, padding = (graph.two(window[i : i + 2]) for i in (0, 2, 4))
+            kernel, stride, padding = (ops.two(window[i : i + 2]) for i in (0, 2, 4))
             return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
         if self.kind == "relu":
             return nn.ReLU()
@@ -119,7 +125,7 @@ class _Layer:
             return whole.call_function(torch.cat, (list(read), 1))
         if self.kind == "slice":
             return whole.call_function(operator.getitem, (*read, (slice(None), slice(*self.numbers))))
-        window = tuple(graph.two(self.numbers[i : i + 2]) for i in (0, 2, 4))
+        window = tuple(ops.two(self.numbers[i : i + 2]) for i in (0, 2, 4))
         return whole.call_function(nn.functional.avg_pool2d, (*read, *window))
 
     def __str__(self) -> str:
@@ -162,10 +168,10 @@ def merged(network: Network, classes: int) -> Merged:
         if node.op == "placeholder":
             values[node] = 0
         elif node.op in ("call_module", "call_function", "call_method") and "shape" in node.meta:
-            terms = graph.parts(node) if node.target is torch.cat else node.all_input_nodes
+            terms = ops.parts(node) if node.target is torch.cat else node.all_input_nodes
             reads = tuple(values[term] for term in terms if term in values)
             lines.append(str(_described(node, reads)))
-            if graph.pooling(node) and len(node.meta["shape"]) == 1:
+            if ops.pooling(node) and len(node.meta["shape"]) == 1:
                 lines.append(str(_Layer("flatten", "", (len(lines),), ())))
             values[node] = len(lines)
     return Merged(network.input_shape, classes, "\n".join(lines))  # pyright: ignore[reportArgumentType]
@@ -173,32 +179,32 @@ def merged(network: Network, classes: int) -> Merged:
 
 def weights_of(network: Network) -> dict[str, Tensor]:
     """The state dict that the network of `merged(network)` takes: each convolution has a bias there."""
-    convolutions = graph.calls(network, (nn.Conv2d,))
+    convolutions = trace.calls(network, (nn.Conv2d,))
     missing = {f"{node.target}.bias": layer.out_channels for node, layer in convolutions if layer.bias is None}
     return {**{name: torch.zeros(outputs) for name, outputs in missing.items()}, **network.state_dict()}
 
 
 def _described(node: fx.Node, reads: tuple[int, ...]) -> _Layer:
-    module, path = graph.called_module(node), str(node.target)
+    module, path = trace.called_module(node), str(node.target)
     if isinstance(module, Site):
         return _Layer("relu", path, reads, (), module.stage)
-    if isinstance(module, nn.Conv2d) and graph.is_plain(module) and (module.bias is None or module.bias.dim() == 1):
-        window = (*graph.two(module.kernel_size), *graph.two(module.stride), *graph.two(module.padding))
+    if isinstance(module, nn.Conv2d) and ops.is_plain(module) and (module.bias is None or module.bias.dim() == 1):
+        window = (*ops.two(module.kernel_size), *ops.two(module.stride), *ops.two(module.padding))
         return _Layer("conv", path, reads, (module.in_channels, module.out_channels, *window, module.groups))
     if isinstance(module, nn.Linear):
         return _Layer("linear", path, reads, (module.in_features, module.out_features))
     if isinstance(module, nn.BatchNorm2d):
         return _Layer("norm", path, reads, (module.num_features,))
-    if graph.is_addition(node) and len(reads) == 2:
+    if ops.is_addition(node) and len(reads) == 2:
         return _Layer("add", "", reads, ())
-    pool = graph.pooling(node)
+    pool = ops.pooling(node)
     if pool:
         return _Layer("pool", "", reads, tuple(n for pair in pool for n in pair))
-    if node.target is torch.cat and graph.argument(node, 1, "dim", 0) == 1:
+    if node.target is torch.cat and ops.argument(node, 1, "dim", 0) == 1:
         return _Layer("concat", "", reads, ())
-    channels = graph.channels(node)
+    channels = ops.channels(node)
     if channels:
         return _Layer("slice", "", reads, channels)
-    if graph.is_flatten(node):
+    if ops.is_flatten(node):
         return _Layer("flatten", "", reads, ())
     raise UserError(f"{path}: {type(module).__name__ if module else node.name} has no place in a merged network")

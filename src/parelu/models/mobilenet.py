@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models.base import Spec, scaled
 from parelu.models.layers import ConvUnit, staged
+from parelu.network.spec import Spec, scaled
 
 # Of each stage: (width over the stem's, stride) of its blocks.
 _STAGES = (((2, 1),), ((4, 2), (4, 1)), ((8, 2), (8, 1)), ((16, 2), *((16, 1),) * 5), ((32, 2), (32, 1)))

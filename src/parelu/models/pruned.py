@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from parelu.errors import UserError
-from parelu.models.base import Spec, spec_from_json
+from parelu.network.spec import Spec, spec_from_json
 
 
 @dataclasses.dataclass(frozen=True)

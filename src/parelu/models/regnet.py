@@ -10,8 +10,8 @@ import re
 from typing import ClassVar
 
 from parelu.errors import UserError
-from parelu.models.base import scaled
 from parelu.models.resnet import BasicBlocks
+from parelu.network.spec import scaled
 
 _STEM = 32
 _NAMED = {  # depths and widths of the stages

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models.base import AUXILIARY, Spec, scaled
 from parelu.models.hybrenet import plain
 from parelu.models.reuse import ReuseConv, groups
+from parelu.network.spec import AUXILIARY, Spec, scaled
 
 # name → (blocks a stage, base width m). ResNet9 is ResNet10 less the first convolution of S1 (DeepReDuce, section 4).
 _NAMED = {
@@ -124,9 +124,15 @@ class ResNet(BasicBlocks):
 
     family: ClassVar[str] = "resnet"
     examples: ClassVar[tuple[str, ...]] = (
-        *_NAMED, "resnet18 m=16", "resnet18 m=16 4x4x4x", "hrn-5x5x3x", "hrn34-4x6x3x m=8", "stagech-4x", "basech m=32",
+        *_NAMED,
+        "resnet18 m=16",
+        "resnet18 m=16 4x4x4x",
+        "hrn-5x5x3x",
+        "hrn34-4x6x3x m=8",
+        "stagech-4x",
+        "basech m=32",
         "resnet18 m=8 d=1-3-7-9",
-    )  # fmt: skip
+    )
 
     multipliers: tuple[int, ...]
 

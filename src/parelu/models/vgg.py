@@ -12,8 +12,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models.base import Spec, scaled
 from parelu.models.layers import ConvUnit, staged
+from parelu.network.spec import Spec, scaled
 
 _STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))  # convolutions of a stage, and its width over the base width
 
@@ -36,8 +36,10 @@ class VGG16(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.stem <= 8192 or not all(1 <= width <= 65536 for width in self.hidden):
-            raise UserError(f"VGG16 of {self.stem} channels and hidden layers {self.hidden}: give 1 to 8192 channels, "
-                            "and hidden layers of 1 to 65536")  # fmt: skip
+            raise UserError(
+                f"VGG16 of {self.stem} channels and hidden layers {self.hidden}: give 1 to 8192 channels, "
+                "and hidden layers of 1 to 65536"
+            )
 
     @classmethod
     def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> VGG16 | None:

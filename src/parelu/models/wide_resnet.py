@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models.base import Spec, scaled
 from parelu.models.layers import staged
+from parelu.network.spec import Spec, scaled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,17 +10,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu.data import normalise
-from parelu.plan import Candidate
-from parelu.private import reference
+from parelu.network.candidate import Candidate
+from parelu.network.preprocessing import normalise
 from parelu.private.engines.base import Options, chosen
-from parelu.private.lower import Lowered
+from parelu.private.lowering import reference
+from parelu.private.lowering.lower import Lowered
 
 Logits = NDArray[np.float64]
 
 
-def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, engine: str = "delphi", relu: str = "sign",
-          offline: str = "he", network: str = "loopback", batch: int = 1) -> dict[str, Any]:  # fmt: skip
+def bench(
+    lowered: Lowered,
+    candidate: Candidate,
+    images: Tensor,
+    *,
+    engine: str = "delphi",
+    relu: str = "sign",
+    offline: str = "he",
+    network: str = "loopback",
+    batch: int = 1,
+) -> dict[str, Any]:
     """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row: what a query took.
 
     The first query is run once more beforehand, to warm up. Errors of the logits are against the float network's and
@@ -32,14 +41,20 @@ def bench(lowered: Lowered, candidate: Candidate, images: Tensor, *, engine: str
     logits, program = measured.logits, lowered.program
     expected, ring = _float_logits(candidate, images), reference.run(lowered, images).logits
     return {
-        "engine": engine, **runner.described(options), "network": network,
-        "relus": program.relus, "squares": program.squares, "images": len(images), "batch": batch,
+        "engine": engine,
+        **runner.described(options),
+        "network": network,
+        "relus": program.relus,
+        "squares": program.squares,
+        "images": len(images),
+        "batch": batch,
         **measured.costs,
         "max_error": float(np.abs(logits - expected).max()),
         "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
         "ring": difference([logits, ring]),
-        "labels": logits.argmax(1).tolist(), "logits": logits.tolist(),
-    }  # fmt: skip
+        "labels": logits.argmax(1).tolist(),
+        "logits": logits.tolist(),
+    }
 
 
 def difference(results: Sequence[Logits]) -> dict[str, Any]:
@@ -53,8 +68,12 @@ def difference(results: Sequence[Logits]) -> dict[str, Any]:
     best = np.sort(stacked[0], axis=1)
     is_clear = best[:, -1] - best[:, -2] > largest if best.shape[1] > 1 else np.ones(len(best), bool)
     is_same = (stacked.argmax(2) == stacked[0].argmax(1)).all(0)
-    return {"largest": largest, "clear": int(is_clear.sum()), "same": int((is_clear & is_same).sum()),
-            "same_of_all": int(is_same.sum())}  # fmt: skip
+    return {
+        "largest": largest,
+        "clear": int(is_clear.sum()),
+        "same": int((is_clear & is_same).sum()),
+        "same_of_all": int(is_same.sum()),
+    }
 
 
 def _float_logits(candidate: Candidate, images: Tensor) -> Logits:

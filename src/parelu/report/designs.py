@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from parelu.count import HEAD, Counts, count, skeleton
-from parelu.models import Spec
+from parelu.network.count import HEAD, Counts, count, skeleton
+from parelu.network.spec import Spec
 from parelu.report.tables import aligned
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from parelu.report.plots import COLOURS, FAINT, MARKERS, STYLE, Tip, short, svg_text
 from parelu.report.private import all_bytes, duration, size
 from parelu.report.tables import candidates_of, label_of
-from parelu.run import Record
+from parelu.runs.folder import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,18 @@ def engine_rows(records: Sequence[Record]) -> list[EngineRow]:
 def _row(label: str, row: Mapping[str, Any], part: str) -> EngineRow:
     cost = row[part]
     return EngineRow(
-        label=label, relus=row["relus"], engine=row["engine"], part="whole" if part == "total" else part,
-        seconds=cost["seconds"], bytes=all_bytes(cost), rounds=cost["rounds"], error=row["max_error"],
-        ring=row["ring"]["largest"], agreement=100 * row["agreement"], threat_model=row["threat_model"],
-    )  # fmt: skip
+        label=label,
+        relus=row["relus"],
+        engine=row["engine"],
+        part="whole" if part == "total" else part,
+        seconds=cost["seconds"],
+        bytes=all_bytes(cost),
+        rounds=cost["rounds"],
+        error=row["max_error"],
+        ring=row["ring"]["largest"],
+        agreement=100 * row["agreement"],
+        threat_model=row["threat_model"],
+    )
 
 
 def engines_text(records: Sequence[Record]) -> str:
@@ -64,8 +72,11 @@ def engines_text(records: Sequence[Record]) -> str:
     if not rows:
         return ""
     lines = [f"\n{'ReLUs':>10}  {'engine':<20}{'seconds':>10}{'bytes':>10}{'rounds':>8}{'error':>9}  threat model"]
-    lines += [f"{row.relus:>10,}  {f'{row.engine}, {row.part}':<20}{duration(row.seconds):>10}{size(row.bytes):>10}"
-              f"{row.rounds:>8g}{row.error:>9.4f}  {row.threat_model}" for row in rows]  # fmt: skip
+    lines += [
+        f"{row.relus:>10,}  {f'{row.engine}, {row.part}':<20}{duration(row.seconds):>10}{size(row.bytes):>10}"
+        f"{row.rounds:>8g}{row.error:>9.4f}  {row.threat_model}"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 
@@ -87,12 +98,21 @@ def _panel(axes: Axes, rows: Sequence[EngineRow], costs: Sequence[float], title:
     names = list(dict.fromkeys(row.engine for row in rows))
     for line in dict.fromkeys((row.engine, row.part) for row in rows):
         engine, part = line
-        points = [(max(row.relus, 1), cost, row) for row, cost in zip(rows, costs, strict=True)
-                  if (row.engine, row.part) == line]  # fmt: skip
+        points = [
+            (max(row.relus, 1), cost, row)
+            for row, cost in zip(rows, costs, strict=True)
+            if (row.engine, row.part) == line
+        ]
         index = names.index(engine)
-        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=COLOURS[index % len(COLOURS)],
-                  marker=MARKERS[index % len(MARKERS)], linestyle="-" if part == "online" else "--", linewidth=1.3,
-                  label=f"{engine}, {part}")  # fmt: skip
+        axes.plot(
+            [x for x, _, _ in points],
+            [y for _, y, _ in points],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle="-" if part == "online" else "--",
+            linewidth=1.3,
+            label=f"{engine}, {part}",
+        )
         tips += [(axes, x, y, f"{row.label}\n{row.relus:,} ReLUs\n{engine}, {part}: {text(y)}") for x, y, row in points]
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -6,13 +6,13 @@ import dataclasses
 import json
 from typing import Any
 
-from parelu.count import count, skeleton
-from parelu.fuse import fuse, layers, nothing
-from parelu.models import Spec
-from parelu.packing import packing
-from parelu.plan import Plan
+from parelu.fusion.fuse import fuse, layers, nothing
+from parelu.fusion.packing import packing
+from parelu.network.count import count, skeleton
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.network.spec import Spec
 from parelu.report.private import size
-from parelu.sites import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,14 @@ def size_of(network: Network) -> Size:
     found = layers(network)
     packed = [packing(layer) for layer in found]
     rounds = sum(bool(site.relus or site.squares) for site in Plan.of(network).sites.values())
-    return Size(len(found), count(network).depth, sum(layer.macs for layer in found),
-                sum(p.products for p in packed), sum(p.bytes for p in packed), rounds)  # fmt: skip
+    return Size(
+        len(found),
+        count(network).depth,
+        sum(layer.macs for layer in found),
+        sum(p.products for p in packed),
+        sum(p.bytes for p in packed),
+        rounds,
+    )
 
 
 def sizes(spec: Spec, plan: Plan) -> dict[str, Size]:
@@ -56,11 +62,20 @@ def fusion(spec: Spec, title: str, plan: Plan, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({name.replace(" ", "_"): dataclasses.asdict(one) for name, one in found.items()}, indent=1)
     heads = ("layers", "depth", "MACs", "HE products", "HE bytes", "rounds")
-    lines = [f"{title}, input {'x'.join(map(str, spec.input))}, {spec.classes} classes", "",
-             f"  {'':<10}" + "".join(f"{head:>13}" for head in heads)]  # fmt: skip
+    lines = [
+        f"{title}, input {'x'.join(map(str, spec.input))}, {spec.classes} classes",
+        "",
+        f"  {'':<10}" + "".join(f"{head:>13}" for head in heads),
+    ]
     for name, one in found.items():
-        cells = (f"{one.layers}", f"{one.depth}", f"{one.macs / 1e6:,.2f} M", f"{one.products:,}", size(one.bytes),
-                 f"{one.rounds}")  # fmt: skip
+        cells = (
+            f"{one.layers}",
+            f"{one.depth}",
+            f"{one.macs / 1e6:,.2f} M",
+            f"{one.products:,}",
+            size(one.bytes),
+            f"{one.rounds}",
+        )
         lines.append(f"  {name:<10}" + "".join(f"{cell:>13}" for cell in cells))
     same = found["merged"] == found["fused"]
     lines += ["", "  fused: the same function, border included; bench and serve do it by themselves"]

@@ -6,19 +6,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from parelu.count import Counts, count, skeleton
-from parelu.graph import Problem
-from parelu.models import Spec
-from parelu.plan import Plan
-from parelu.private.lower import WEIGHT_BITS, Lowered
-from parelu.private.ring import BITS
-from parelu.sites import Network
+from parelu.network.count import Counts, count, skeleton
+from parelu.network.ops import Problem
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.network.spec import Spec
+from parelu.private.crypto.ring import BITS
+from parelu.private.lowering.lower import WEIGHT_BITS, Lowered
 
 _BAR = 32
 
 
-def inspection(spec: Spec, title: str, plan: Plan, lowered: Lowered | None, unsupported: Sequence[Problem], *,
-               as_json: bool) -> str:  # fmt: skip
+def inspection(
+    spec: Spec, title: str, plan: Plan, lowered: Lowered | None, unsupported: Sequence[Problem], *, as_json: bool
+) -> str:
     """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
 
     lowered: None where ops are without a secure lowering; unsupported: these.
@@ -43,13 +44,18 @@ def fixed_point(lowered: Lowered) -> dict[str, Any]:
     """The fixed-point plan as JSON values."""
     program = lowered.program
     return {
-        "ring_bits": BITS, "fraction_bits": program.fraction, "weight_bits": WEIGHT_BITS,
-        "wrap_bound": lowered.wrap_bound, "lsb": 2.0**-program.fraction, "digest": program.digest,
+        "ring_bits": BITS,
+        "fraction_bits": program.fraction,
+        "weight_bits": WEIGHT_BITS,
+        "wrap_bound": lowered.wrap_bound,
+        "lsb": 2.0**-program.fraction,
+        "digest": program.digest,
         "sites": [
             {"site": r.layer, "kind": r.kind, "positions": r.elements, "largest": r.largest, "bits": r.bits}
-            for r in lowered.ranges if r.kind != "truncate"
+            for r in lowered.ranges
+            if r.kind != "truncate"
         ],
-    }  # fmt: skip
+    }
 
 
 def _fixed_point_text(lowered: Lowered) -> list[str]:

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from parelu import pareto
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, svg_text
 from parelu.report.private import duration, size
 from parelu.report.tables import candidates_of, label_of
-from parelu.run import Record
+from parelu.runs import pareto
+from parelu.runs.folder import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +57,23 @@ def _row(record: Record) -> Measured:
     ring, row = record.private["ring"], record.private["row"]
     online, offline = row["online"], row["offline"]
     return Measured(
-        label=label_of(record), name=record.name, method=record.metrics["method"], relus=row["relus"],
-        squares=row["squares"], test=ring["float_accuracy"], ring=ring["accuracy"], agreement=ring["agreement"],
-        overflow_rate=ring["overflow_rate"], online=online["seconds"], offline=offline["seconds"],
+        label=label_of(record),
+        name=record.name,
+        method=record.metrics["method"],
+        relus=row["relus"],
+        squares=row["squares"],
+        test=ring["float_accuracy"],
+        ring=ring["accuracy"],
+        agreement=ring["agreement"],
+        overflow_rate=ring["overflow_rate"],
+        online=online["seconds"],
+        offline=offline["seconds"],
         online_bytes=online["bytes_to_client"] + online["bytes_to_server"],
-        offline_bytes=offline["bytes_to_client"] + offline["bytes_to_server"], rounds=online["rounds"],
+        offline_bytes=offline["bytes_to_client"] + offline["bytes_to_server"],
+        rounds=online["rounds"],
         setting=f"{row['engine']}, ReLU {row['relu']}, offline {row['offline_mode']}, {row['network']}",
         threat_model=row["threat_model"],
-    )  # fmt: skip
+    )
 
 
 def measured_text(records: Sequence[Record]) -> str:
@@ -72,8 +81,10 @@ def measured_text(records: Sequence[Record]) -> str:
     rows = measured_rows(records)
     lines = [f"{'ReLUs':>10}{'test %':>9}{'ring %':>9}{'online':>10}{'bytes':>10}{'rounds':>8}{'offline':>10}  network"]
     for r in rows:
-        lines.append(f"{r.relus:>10,}{r.test:>9.1f}{r.ring:>9.1f}{duration(r.online):>10}{size(r.online_bytes):>10}"
-                     f"{r.rounds:>8g}{duration(r.offline):>10}  {r.label}")  # fmt: skip
+        lines.append(
+            f"{r.relus:>10,}{r.test:>9.1f}{r.ring:>9.1f}{duration(r.online):>10}{size(r.online_bytes):>10}"
+            f"{r.rounds:>8g}{duration(r.offline):>10}  {r.label}"
+        )
     for setting in dict.fromkeys(f"{r.setting} ({r.threat_model})" for r in rows):
         lines.append(setting)
     return "\n".join(lines)
@@ -83,8 +94,10 @@ def latency_svg(records: Sequence[Record]) -> str:
     """Ring accuracy against online seconds and against online bytes; the frontiers as steps."""
     rows = measured_rows(records)
     methods = list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: row.method)))
-    styles = {method: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, method in
-              enumerate(method for method in methods if method != "train")}  # fmt: skip
+    styles = {
+        method: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, method in enumerate(method for method in methods if method != "train")
+    }
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
@@ -97,19 +110,43 @@ def latency_svg(records: Sequence[Record]) -> str:
         return svg_text(figure, tips, "latency")
 
 
-def _panel(axes: Axes, rows: Sequence[Measured], costs: Sequence[float], styles: dict[str, tuple[str, str]],
-           title: str, short) -> list[Tip]:  # fmt: skip
+def _panel(
+    axes: Axes, rows: Sequence[Measured], costs: Sequence[float], styles: dict[str, tuple[str, str]], title: str, short
+) -> list[Tip]:
     tips: list[Tip] = []
     for row, cost in zip(rows, costs, strict=True):
         colour, marker = styles.get(row.method, (INK, "*"))
         label = "all ReLUs" if row.method == "train" else row.method
-        axes.plot(cost, row.ring, marker, color=colour, markersize=14 if marker == "*" else 8,
-                  markeredgecolor="white", markeredgewidth=0.9, label=label)  # fmt: skip
-        tips.append((axes, cost, row.ring, f"{row.label}\n{row.relus:,} ReLUs\nring {row.ring:.1f} %, float "
-                     f"{row.test:.1f} %\nonline {duration(row.online)}, {size(row.online_bytes)}"))  # fmt: skip
+        axes.plot(
+            cost,
+            row.ring,
+            marker,
+            color=colour,
+            markersize=14 if marker == "*" else 8,
+            markeredgecolor="white",
+            markeredgewidth=0.9,
+            label=label,
+        )
+        tips.append(
+            (
+                axes,
+                cost,
+                row.ring,
+                f"{row.label}\n{row.relus:,} ReLUs\nring {row.ring:.1f} %, float "
+                f"{row.test:.1f} %\nonline {duration(row.online)}, {size(row.online_bytes)}",
+            )
+        )
     best = pareto.frontier(list(zip(costs, [row.ring for row in rows], strict=True)))
-    axes.plot([costs[i] for i in best], [rows[i].ring for i in best], "-", color=INK, linewidth=1.1, alpha=0.55,
-              drawstyle="steps-post", zorder=1)  # fmt: skip
+    axes.plot(
+        [costs[i] for i in best],
+        [rows[i].ring for i in best],
+        "-",
+        color=INK,
+        linewidth=1.1,
+        alpha=0.55,
+        drawstyle="steps-post",
+        zorder=1,
+    )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from parelu import store
 from parelu.errors import UserError
+from parelu.network import storage
 from parelu.report import engines, latency, plots, tables
 from parelu.report.private import duration, size
 from parelu.report.tables import Row
-from parelu.run import Record, Run
+from parelu.runs.folder import Record, Run
 
 
 def write_report(runs: Sequence[Run], path: Path) -> Path:
@@ -57,7 +57,7 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         + flat({key: value for key, value in runs[0].config.items() if key != "seed"}),
         environment=_environment(runs),
     )
-    store.write_atomic(path, page.encode())
+    storage.write_atomic(path, page.encode())
     return path
 
 

@@ -22,18 +22,26 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from parelu.errors import UserError
 from parelu.report.tables import Row, by_network, frontier_rows, label_of, plus_minus
-from parelu.run import Record
+from parelu.runs.folder import Record
 
 # Okabe and Ito's palette, told apart by the colour-blind too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#d9d9d9"
 STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "parelu", "font.family": "sans-serif", "font.size": 11,
-    "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"], "axes.edgecolor": INK, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left", "figure.dpi": 72,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "parelu",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"],
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "figure.dpi": 72,
     "text.parse_math": False,  # a "$" in a name is a "$"
-}  # fmt: skip
+}
 
 Tip = tuple[Axes, float, float, str]  # the axes, x and y in their data, and the text
 
@@ -72,20 +80,44 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
         if any(row.seeds > 1 for row in of_method):
             axes.errorbar(x, y, yerr=ranges, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5, alpha=0.7)
         hollow = any(row.squares for row in of_method)
-        axes.plot(x, y, marker, color=colour, markersize=8, markerfacecolor="white" if hollow else colour,
-                  markeredgecolor=colour if hollow else "white", markeredgewidth=1.4 if hollow else 0.9,
-                  label=f"{method}, with squares" if hollow else method)  # fmt: skip
+        axes.plot(
+            x,
+            y,
+            marker,
+            color=colour,
+            markersize=8,
+            markerfacecolor="white" if hollow else colour,
+            markeredgecolor=colour if hollow else "white",
+            markeredgewidth=1.4 if hollow else 0.9,
+            label=f"{method}, with squares" if hollow else method,
+        )
     for squares, style, label in ((False, "-", "frontier (by validation)"), (True, ":", "frontier with squares")):
         best = [row for row in rows if row.on_frontier and bool(row.squares) == squares]
         best = sorted(best, key=lambda row: row.relus)
         if best:
-            axes.plot([x_of[r.relus] for r in best], [r.test for r in best], style, color=INK, linewidth=1.1,
-                      alpha=0.55, drawstyle="steps-post", zorder=1, label=label)  # fmt: skip
+            axes.plot(
+                [x_of[r.relus] for r in best],
+                [r.test for r in best],
+                style,
+                color=INK,
+                linewidth=1.1,
+                alpha=0.55,
+                drawstyle="steps-post",
+                zorder=1,
+                label=label,
+            )
     for index, row in enumerate(full):
         axes.axhline(row.test, color=INK, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
         axes.plot(x_of[row.relus], row.test, "*", color=INK, markersize=14, label="" if index else "all ReLUs")
-        axes.annotate(f"all ReLUs, {row.test:.1f} %", (0, row.test), (4, 4), xycoords=axes.get_yaxis_transform(),
-                      textcoords="offset points", color="#666666", fontsize=9.5)  # fmt: skip
+        axes.annotate(
+            f"all ReLUs, {row.test:.1f} %",
+            (0, row.test),
+            (4, 4),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            color="#666666",
+            fontsize=9.5,
+        )
     for row in (row for row in rows if not row.relus):
         axes.annotate("no ReLU", (x_of[0], row.test), (0, -16), textcoords="offset points", ha="center", fontsize=9.5)
     axes.set_xscale("log")
@@ -148,8 +180,16 @@ def stages_svg(records: Sequence[Record]) -> str:
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
         for y, group in zip(middles, groups, strict=True):
-            axes.annotate(f"{group[0].metrics['relus']:,}", (1, y), (52, 0), xycoords=axes.get_yaxis_transform(),
-                          textcoords="offset points", ha="right", va="center", fontsize=9.5)  # fmt: skip
+            axes.annotate(
+                f"{group[0].metrics['relus']:,}",
+                (1, y),
+                (52, 0),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=9.5,
+            )
         axes.annotate("ReLUs", (1, 1), (52, 6), xycoords="axes fraction", textcoords="offset points", ha="right")
         return svg_text(figure, [], "stages")
 

@@ -71,24 +71,40 @@ def side_by_side_text(rows: Sequence[Mapping[str, Any]], difference: Mapping[str
     """
     has_helper = any("bytes_to_helper" in row["total"] for row in rows)
     parties = ("client", "server", "helper") if has_helper else ("client", "server")
-    head = ("engine", "online", "whole cost", *(f"to {party}" for party in parties), "rounds", "from float",
-            "from ring", "same label", "threat model")  # fmt: skip
+    head = (
+        "engine",
+        "online",
+        "whole cost",
+        *(f"to {party}" for party in parties),
+        "rounds",
+        "from float",
+        "from ring",
+        "same label",
+        "threat model",
+    )
     cells = [head, *(_engine(row, parties) for row in rows)]
     wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
     edges = ["<", *[">"] * (len(head) - 2), "<"]
-    table = ["  ".join(f"{cell:{edge}{width}}" for cell, edge, width in zip(line, edges, wide, strict=True)).rstrip()
-             for line in cells]  # fmt: skip
+    table = [
+        "  ".join(f"{cell:{edge}{width}}" for cell, edge, width in zip(line, edges, wide, strict=True)).rstrip()
+        for line in cells
+    ]
     batch, images = rows[0]["batch"], rows[0]["images"]
     query = f"a query of {batch} images" if batch > 1 else "an image"
-    return "\n".join([
-        f"{rows[0]['relus']:,} ReLUs, {rows[0]['squares']:,} squares; the cost of {query}, the median of "
-        f"{images // batch} after one to warm up", "", *table, "",
-        "The whole cost is offline and online together; an engine without the two makes its randomness as it goes. "
-        "Bytes and rounds are of the whole.",
-        f"Between these engines and the ring reference a logit differs by {difference['largest']:.4f} at most; "
-        f"of {images} images {difference['clear']} have a larger margin, and all agree on the label of "
-        f"{difference['same']} of those, and of {difference['same_of_all']} of all.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{rows[0]['relus']:,} ReLUs, {rows[0]['squares']:,} squares; the cost of {query}, the median of "
+            f"{images // batch} after one to warm up",
+            "",
+            *table,
+            "",
+            "The whole cost is offline and online together; an engine without the two makes its randomness as it goes. "
+            "Bytes and rounds are of the whole.",
+            f"Between these engines and the ring reference a logit differs by {difference['largest']:.4f} at most; "
+            f"of {images} images {difference['clear']} have a larger margin, and all agree on the label of "
+            f"{difference['same']} of those, and of {difference['same_of_all']} of all.",
+        ]
+    )
 
 
 def _engine(row: Mapping[str, Any], parties: Sequence[str]) -> tuple[str, ...]:
@@ -96,9 +112,17 @@ def _engine(row: Mapping[str, Any], parties: Sequence[str]) -> tuple[str, ...]:
     has_phases = "online" in row
     name = f"{row['engine']}, {row['relu']}, {row['offline_mode']}" if has_phases else row["engine"]
     sent = (size(total[f"bytes_to_{party}"]) if f"bytes_to_{party}" in total else "–" for party in parties)
-    return (name, duration(row["online"]["seconds"]) if has_phases else "–", duration(total["seconds"]), *sent,
-            f"{total['rounds']:g}", f"{row['max_error']:.4f}", f"{row['ring']['largest']:.4f}",
-            f"{100 * row['agreement']:.1f} %", row["threat_model"])  # fmt: skip
+    return (
+        name,
+        duration(row["online"]["seconds"]) if has_phases else "–",
+        duration(total["seconds"]),
+        *sent,
+        f"{total['rounds']:g}",
+        f"{row['max_error']:.4f}",
+        f"{row['ring']['largest']:.4f}",
+        f"{100 * row['agreement']:.1f} %",
+        row["threat_model"],
+    )
 
 
 def all_bytes(cost: Mapping[str, float]) -> float:

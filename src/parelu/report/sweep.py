@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from parelu.errors import UserError
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, short
 from parelu.report.tables import aligned
-from parelu.run import Record, Run
+from parelu.runs.folder import Record, Run
 
 
 def sweep_text(runs: Sequence[Run], budgets: Sequence[int]) -> str:
@@ -30,16 +30,25 @@ def sweep_text(runs: Sequence[Run], budgets: Sequence[int]) -> str:
     rows: list[tuple[str, str, list[str], list[float | None]]] = []
     for run in runs:
         full, *_ = [r for r in run.candidates() if r.metrics["role"] == "teacher"]
-        about = [f"{full.metrics['relus']:,}", f"{full.metrics['flops'] / 1e6:,.1f} M", f"{_first_share(full):.1f}",
-                 f"{full.metrics['test_accuracy']:.1f}"]  # fmt: skip
+        about = [
+            f"{full.metrics['relus']:,}",
+            f"{full.metrics['flops'] / 1e6:,.1f} M",
+            f"{_first_share(full):.1f}",
+            f"{full.metrics['test_accuracy']:.1f}",
+        ]
         for method, candidates in _by_method(run).items():
             rows.append((run.config["model"], method, about, [_best(candidates, budget) for budget in budgets]))
-    best = {(method, i): max(row[3][i] or 0.0 for row in rows if row[1] == method) for _, method, _, _ in rows
-            for i in range(len(budgets))}  # fmt: skip
+    best = {
+        (method, i): max(row[3][i] or 0.0 for row in rows if row[1] == method)
+        for _, method, _, _ in rows
+        for i in range(len(budgets))
+    }
     cells = [["ReLUs", "FLOPs", "S1 %", "all", *(f"≤ {short(budget)}" for budget in budgets), "method", "network"]]
     for network, method, about, found in rows:
-        shown = ["–" if value is None else f"{'*' if value == best[method, i] else ''}{value:.1f}"
-                 for i, value in enumerate(found)]  # fmt: skip
+        shown = [
+            "–" if value is None else f"{'*' if value == best[method, i] else ''}{value:.1f}"
+            for i, value in enumerate(found)
+        ]
         cells.append([*about, *shown, method, network])
     return aligned(cells, left=2)
 

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from parelu import pareto
 from parelu.errors import UserError
 from parelu.report.private import duration, size
-from parelu.run import Record
+from parelu.runs import pareto
+from parelu.runs.folder import Record
 
 OURS = "deepreduce"
 Axis = Literal["relus", "macs", "depth", "latency", "bytes"]
@@ -225,8 +225,10 @@ def aligned(cells: Sequence[Sequence[str]], left: int) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     flush = len(widths) - left
     lines = [
-        "  ".join(cell.ljust(width) if i >= flush else cell.rjust(width)
-                  for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if i >= flush else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in cells
-    ]  # fmt: skip
+    ]
     return "\n".join(line.rstrip() for line in lines)

@@ -1,1 +1,1 @@
-"""Engines: what executes a program between two parties."""
+"""Engines: one file or folder an engine, the folder is the registry."""

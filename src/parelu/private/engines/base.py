@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parelu import registry
 from parelu.errors import UserError
-from parelu.private.lower import Lowered
+from parelu.private.lowering.lower import Lowered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +64,8 @@ class Engine(abc.ABC):
 
 
 def engines() -> dict[str, Engine]:
-    """Name → engine: every final `Engine` in a file of this folder."""
-    package = importlib.import_module("parelu.private.engines")
-    for info in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{info.name}")
-    return {cls.name: cls() for cls in sorted(_final(Engine), key=lambda c: c.name)}
+    """Name → engine: those in `parelu.private.engines`, and those of plugins."""
+    return registry.instances(Engine, "parelu.private.engines")
 
 
 def chosen(names: Sequence[str], options: Options) -> list[Engine]:
@@ -80,7 +76,3 @@ def chosen(names: Sequence[str], options: Options) -> list[Engine]:
             raise UserError(f"unknown engine {name!r}; known are {', '.join(known)}")
         known[name].check(options)
     return [known[name] for name in names]
-
-
-def _final(cls: type[Engine]) -> list[type[Engine]]:
-    return [final for child in cls.__subclasses__() for final in _final(child)] or [cls]

@@ -1,1 +1,1 @@
-"""Where the material of the offline phase comes from; one file a mode."""
+"""Offline modes: one file a mode, the folder is the registry."""

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.primitives.dcf import CHUNK, Key, correction_blocks, parts, rooted
-from parelu.private.primitives.garbling import TOP, chunks
-from parelu.private.primitives.hash import OT_DOMAIN, Hash
-from parelu.private.primitives.kernels import kernels
-from parelu.private.primitives.ot_extension import message_bytes
-from parelu.private.primitives.prg import Blocks, Stream
-from parelu.private.ring import Ring, reduce
+from parelu.private.crypto.dcf import CHUNK, Key, correction_blocks, parts, rooted
+from parelu.private.crypto.garbling import TOP, chunks
+from parelu.private.crypto.hash import OT_DOMAIN, Hash
+from parelu.private.crypto.kernels import kernels
+from parelu.private.crypto.ot_extension import message_bytes
+from parelu.private.crypto.prg import Blocks, Stream
+from parelu.private.crypto.ring import Ring, reduce
 
 if TYPE_CHECKING:
-    from parelu.private.offline.oblivious import ObliviousClient, ObliviousServer
+    from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
 
 MOST_BITS = 16
 MEMORY = 1 << 26  # bytes of the lowest level of the trees that are grown together

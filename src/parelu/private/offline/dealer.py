@@ -13,15 +13,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.channel import Channel
-from parelu.private.engines.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
-from parelu.private.offline.base import ClientOffline, Mode, Package, ServerOffline
-from parelu.private.primitives.dcf import Key, correct, correction_blocks
-from parelu.private.primitives.garbling import with_colour
-from parelu.private.primitives.hash import Hash
-from parelu.private.primitives.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
-from parelu.private.program import Op
-from parelu.private.ring import Ring, reduce
+from parelu.private.crypto.dcf import Key, correct, correction_blocks
+from parelu.private.crypto.garbling import with_colour
+from parelu.private.crypto.hash import Hash
+from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
+from parelu.private.crypto.ring import Ring, reduce
+from parelu.private.lowering.program import Op
+from parelu.private.offline.mode import Mode, Package
+from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
+from parelu.private.transport.channel import Channel
 
 
 class DealtClient(ClientOffline):

@@ -15,21 +15,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from parelu import graph
-from parelu.composition import Convolution
-from parelu.errors import UserError
-from parelu.packing import Packing, packing
-from parelu.private.channel import Channel
-from parelu.private.engines.delphi import Material, Model, Terms, prepare_client, prepare_server
-from parelu.private.errors import ProtocolError
-from parelu.private.lower import Lowered
-from parelu.private.offline.base import Mode
+from parelu.errors import ProtocolError, UserError
+from parelu.fusion.composition import Convolution
+from parelu.fusion.packing import Packing, packing
+from parelu.network import ops
+from parelu.private.crypto import he
+from parelu.private.crypto.prg import Stream, fresh_seed
+from parelu.private.crypto.ring import BITS, Ring, encode, reduce
+from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.program import Conv, Linear, Op, Program, Shape
 from parelu.private.offline.comparisons import MOST_BITS
-from parelu.private.offline.oblivious import ObliviousClient, ObliviousServer
-from parelu.private.primitives import he
-from parelu.private.primitives.prg import Stream, fresh_seed
-from parelu.private.program import Conv, Linear, Op, Program, Shape
-from parelu.private.ring import BITS, Ring, encode, reduce
+from parelu.private.offline.mode import Mode
+from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
+from parelu.private.protocol.delphi import Material, Model, Terms, prepare_client, prepare_server
+from parelu.private.transport.channel import Channel
 
 SIZES = struct.Struct("<BB")  # log2 of the largest Σ|w| of a row, and of the largest factor of a single value
 
@@ -54,8 +53,11 @@ def sizes(lowered: Lowered) -> tuple[int, int]:
 def packings(program: Program) -> dict[int, Packing]:
     """Value → how the layer that makes it is packed; raises ValueError where one does not fit."""
     numbered = enumerate(program.ops, start=1)
-    return {number: packing(convolution(op, program.shapes[op.source])) for number, op in numbered
-            if isinstance(op, (Conv, Linear))}  # fmt: skip
+    return {
+        number: packing(convolution(op, program.shapes[op.source]))
+        for number, op in numbered
+        if isinstance(op, (Conv, Linear))
+    }
 
 
 def convolution(op: Conv | Linear, source: Shape) -> Convolution:
@@ -63,7 +65,7 @@ def convolution(op: Conv | Linear, source: Shape) -> Convolution:
     if isinstance(op, Linear):
         return Convolution(source[0], op.outputs, (1, 1))
     inputs, *size = source
-    return Convolution(inputs, op.outputs, graph.two(size), op.kernel, op.stride, op.padding, op.groups)
+    return Convolution(inputs, op.outputs, ops.two(size), op.kernel, op.stride, op.padding, op.groups)
 
 
 class _Server(ObliviousServer):

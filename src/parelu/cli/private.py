@@ -1,0 +1,444 @@
+"""The commands of private inference: bench, serve, infer, certs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tyro
+
+from parelu import data
+from parelu.errors import UserError
+from parelu.network.candidate import Candidate
+from parelu.network.spec import spec_of
+from parelu.report.engines import engines_text
+from parelu.report.latency import measured_text
+from parelu.report.private import duration, size
+from parelu.report.tables import frontier_rows, label_of
+from parelu.runs import experiment, pareto
+from parelu.runs.folder import Run
+from parelu.runs.progress import bar, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from parelu.private.lowering.lower import Lowered
+    from parelu.private.serving.client import Client
+
+A_CONNECTION = 4  # inferences that `parelu prepare` makes before it reports and connects again
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure private inference between two processes: seconds, bytes and rounds, per layer and in total.
+
+    parelu bench resnet20 --keep 0.1 --images 16 --batch 8
+
+    parelu bench runs/quickstart/candidates/teacher --relu full --network wan --json
+
+    parelu bench runs/quickstart
+
+    parelu bench resnet20 --keep 0.1 --engine delphi,spu-semi2k,spu-cheetah
+    """
+
+    network_or_candidate: tyro.conf.Positional[str]
+    """a network's name, which gets fresh weights and a random mask; a candidate's folder; or a run's folder: then
+    the networks on its frontier, with their accuracy in the ring over the test set, kept there for the report"""
+    keep: float = 1.0
+    """of a network's name: the fraction of its ReLUs that stays"""
+    input: str = "3x32x32"
+    """of a network's name: channels x height x width"""
+    classes: int = 10
+    engine: str = "delphi"
+    """one or several, with commas; of a run's folder delphi is always one. SPU's engines make their environment at the
+    first call, a download of 1 GB; --relu and --offline are not theirs"""
+    relu: Literal["sign", "full", "fss"] = "sign"
+    """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
+    distributed comparison function, 16 bytes online; without a dealer up to m = 16 bits, in time that doubles a bit"""
+    offline: Literal["he", "dealer"] = "he"
+    """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
+    process, for development"""
+    network: Literal["loopback", "lan", "wan"] = "loopback"
+    """lan: 1 Gb/s and 0.5 ms round trip; wan: 100 Mb/s and 40 ms; shaped on this machine"""
+    images: int = 5
+    """inferences, after one that warms up; the medians are reported"""
+    batch: int = 1
+    """images a query: they share its rounds"""
+    seed: int = 0
+    """of fresh weights and the mask"""
+    json: bool = False
+    """print JSON: a list of rows"""
+
+    def __call__(self) -> None:
+        from parelu.private.engines.base import Options, chosen
+
+        if not 1 <= self.images <= 10_000:
+            raise UserError(f"--images {self.images}: give 1 to 10000")
+        if not 1 <= self.batch <= self.images or self.images % self.batch:
+            raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
+        names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
+        chosen(names, Options(self.relu, self.offline, self.network, self.batch))
+        if (Path(self.network_or_candidate) / "config.json").exists():
+            run = Run.open(Path(self.network_or_candidate))
+            measure_run(run, self.relu, self.offline, self.network, [name for name in names if name != "delphi"])
+            measured = [r.private for r in run.candidates() if r.private]
+            rows = [row for private in measured for row in (private["row"], *private.get("others", {}).values())]
+            records = run.candidates()
+            print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
+        else:
+            self._measure(names)
+
+    def _measure(self, names: list[str]) -> None:
+        from parelu.private.bench import bench, difference
+        from parelu.private.lowering import reference
+        from parelu.report.private import bench_text, side_by_side_text
+
+        lowered, candidate, images = self._subject()
+        rows = [
+            bench(
+                lowered,
+                candidate,
+                images,
+                engine=name,
+                relu=self.relu,
+                offline=self.offline,
+                network=self.network,
+                batch=self.batch,
+            )
+            for name in names
+        ]
+        if self.json:
+            print(json.dumps(rows, indent=1))
+        elif len(rows) == 1:
+            print(bench_text(rows[0]))
+        else:
+            ring = reference.run(lowered, images).logits
+            print(side_by_side_text(rows, difference([ring, *(np.array(row["logits"]) for row in rows)])))
+
+    def _subject(self) -> tuple[Lowered, Candidate, Tensor]:
+        from parelu.private.lowering.lower import lower
+        from parelu.runs import measurement
+
+        folder = Path(self.network_or_candidate)
+        if (folder / "candidate.json").exists():
+            candidate = Candidate.load(folder)
+            dataset = measurement.dataset_of(candidate)
+            images = measurement.fit(candidate, dataset.test.images[: self.images])
+            return measurement.lowered(folder, candidate, dataset), candidate, images
+        spec = spec_of(self.network_or_candidate, experiment.parse_input(self.input), self.classes)
+        candidate = measurement.untrained(spec, self.keep, self.seed)
+        images = measurement.noise(self.images, spec.input, self.seed + 1)
+        return lower(candidate.network(), images, candidate.preprocessing), candidate, images
+
+
+def measure_run(
+    run: Run, relu: str = "sign", offline: str = "he", network: str = "loopback", others: Sequence[str] = ()
+) -> data.Dataset:
+    """Measure the networks on a run's frontier and the full one, with `delphi` and others; returns the data set."""
+    from parelu.runs import measurement
+
+    records = run.candidates()
+    full = [record.name for record in records if record.metrics["method"] == "train"]
+    chosen = [row.name for row in frontier_rows(records) if row.on_frontier]
+    names = list(dict.fromkeys((*full[:1], *chosen)))
+    folder = run.config.get("data_folder")
+    dataset = measurement.dataset_of(run.candidate(names[0]), Path(folder) if folder else None)
+    for name in names:
+        with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
+            value = measurement.measure(run.folder(name), dataset, relu, offline, network, progress, others)
+        ring, online = value["ring"], value["row"]["online"]
+        say(
+            f"  {name}: ring {ring['accuracy']:.1f} %, float {ring['float_accuracy']:.1f} %, "
+            f"{duration(online['seconds'])} online"
+        )
+    return dataset
+
+
+def side_by_side(run: Run, dataset: data.Dataset) -> str:
+    """The first test image, classified privately by the full-ReLU network and by the frontier's knee."""
+    records = {record.name: record for record in run.candidates() if record.private}
+    full = next(record for record in records.values() if record.metrics["method"] == "train")
+    rows = [row for row in frontier_rows(run.candidates()) if row.on_frontier and row.name in records]
+    knee = records[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
+    lines = [
+        f"private inference of test image 0 (class {int(dataset.test.labels[0])}) by two processes; "
+        f"the frontier's knee is {label_of(knee)}",
+        f"  {'':<34}{'all ReLUs':>12}{'knee':>12}",
+    ]
+    sides = [record.private["row"] for record in (full, knee) if record.private]
+    cells = {
+        "ReLUs": [f"{row['relus']:,}" for row in sides],
+        "it says class": [str(row["labels"][0]) for row in sides],
+        "accuracy in the ring, test set": [f"{r.private['ring']['accuracy']:.1f} %" for r in (full, knee) if r.private],
+        "online time": [duration(row["online"]["seconds"]) for row in sides],
+        "online bytes": [size(row["online"]["bytes_to_client"] + row["online"]["bytes_to_server"]) for row in sides],
+        "offline time": [duration(row["offline"]["seconds"]) for row in sides],
+    }
+    lines += [f"  {name:<34}{left:>12}{right:>12}" for name, (left, right) in cells.items()]
+    return "\n".join([*lines, f"  {sides[0]['threat_model']}"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    """Serve a candidate to clients that keep their images secret.
+
+    parelu certs certs && parelu serve runs/quickstart/candidates/teacher --port 7000 --tls certs
+
+    parelu serve runs/quickstart/candidates/teacher --tls certs --stock 50 --stock-dir stock --processes 2
+    """
+
+    candidate: tyro.conf.Positional[Path]
+    """the candidate's folder"""
+    port: int = 7000
+    host: str = "127.0.0.1"
+    """the address to listen on; 0.0.0.0 for all"""
+    tls: Path | None = None
+    """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
+    reveal: Literal["logits", "label"] = "logits"
+    """what a client learns"""
+    relu: Literal["sign", "full", "fss"] = "sign"
+    """as bench has them; fss without a dealer up to m = 16 bits"""
+    offline: Literal["he", "dealer"] = "he"
+    """he: no third party; dealer: for development, no privacy against this process"""
+    stock: int = 0
+    """inferences whose offline material is prepared ahead; with --stock-dir, for each client (parelu prepare)"""
+    stock_dir: Path | None = None
+    """where material that clients prepare is kept, encrypted; its key is DIR.key"""
+    clients: int = 16
+    """served at once, by each process"""
+    processes: int = 1
+    """that share the port; a client is served by one"""
+    data_folder: Path | None = None
+    """where the data set's files are, for the calibration at the first start"""
+
+    def __call__(self) -> None:
+        if self.tls is None and self.host not in LOOPBACK:
+            raise UserError(f"--host {self.host} is reached from other machines: give --tls DIR (parelu certs DIR)")
+        if not (0 <= self.stock <= 10_000 and 1 <= self.clients <= 1_000 and 0 <= self.port <= 65535):
+            raise UserError("give --stock from 0 to 10000, --clients from 1 to 1000, --port from 0 to 65535")
+        if not 1 <= self.processes <= 64 or (self.processes > 1 and not self.port):
+            raise UserError("give --processes from 1 to 64, and with more than one a --port of your own")
+        self._serve(others=self.processes - 1)
+
+    def _serve(self, others: int) -> None:
+        """Serve in this process, and in so many others; less than 0 for one of these."""
+        from parelu.private.offline.mode import modes
+        from parelu.private.protocol.delphi import Model
+        from parelu.private.protocol.relu import relus
+        from parelu.private.protocol.reveal import REVEALS
+        from parelu.private.serving.server import Server
+        from parelu.runs import measurement
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        relu, mode = relus()[self.relu], modes()[self.offline]
+        lowered = measurement.lowered(self.candidate, Candidate.load(self.candidate), self.data_folder)
+        model = Model(lowered, relu, REVEALS[self.reveal])
+        server = Server(
+            model,
+            mode,
+            (self.host, self.port),
+            self.tls,
+            stock=self.stock,
+            stock_folder=self.stock_dir,
+            clients=self.clients,
+            shared=self.processes > 1,
+            log=say,
+        )
+        spawn = multiprocessing.get_context("spawn")
+        started = [spawn.Process(target=self._serve, args=(-1,), daemon=True) for _ in range(others)]
+        for process in started:
+            process.start()
+        if others >= 0:
+            say(f"program {lowered.program.digest}: publish it, clients pin it (--pin)")
+            say(f"{lowered.program.relus:,} ReLUs; {mode.trust(relu)}")
+            say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
+        try:
+            server.run()
+        except KeyboardInterrupt:
+            if others >= 0:
+                say("parelu: stopping")
+        finally:
+            for process in started:
+                process.terminate()
+            server.close()
+            for process in started:
+                process.join()
+
+
+@dataclasses.dataclass(frozen=True)
+class Infer:
+    """Classify images by a server that does not see them.
+
+    parelu infer localhost:7000 shirt.png shoe.png --tls certs --pin 1f3a…
+
+    parelu prepare localhost:7000 50 --stock-dir stock && parelu infer localhost:7000 shirt.png --stock-dir stock
+    """
+
+    address: tyro.conf.Positional[str]
+    """HOST:PORT"""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """image files"""
+    tls: Path | None = None
+    """folder with ca.pem, client.pem and client.key"""
+    pin: str | None = None
+    """the program's hash, as the operator publishes it"""
+    stock_dir: Path | None = None
+    """folder that `parelu prepare` filled; what is missing is prepared now"""
+    json: bool = False
+    """print JSON: a row for each image"""
+
+    def __call__(self) -> None:
+        if not self.images:
+            raise UserError("no image given; name one or more image files")
+        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+            images = [read_image(path, client.program.input_shape[0]) for path in self.images]
+            ready = [client.fit(image) for image in images]
+            started = time.perf_counter()
+            missing = max(0, len(ready) - client.session.kept)
+            prepared = min(missing, client.session.terms.most_prepared)
+            if prepared:
+                client.prepare(prepared)
+            offline = time.perf_counter() - started
+            rows = [self._row(client, path, image) for path, image in zip(self.images, ready, strict=True)]
+        if self.json:
+            print(json.dumps(rows, indent=1))
+            return
+        for row in rows:
+            top = "" if row["logits"] is None else f"   logit {max(row['logits']):.3f}"
+            print(f"{row['image']}: class {row['label']}{top}   {1000 * row['seconds']:.0f} ms online")
+        trust = client.session.mode.trust(client.session.terms.relu)
+        say(f"{prepared} prepared in {offline:.2f} s; {trust}")
+
+    def _row(self, client: Any, path: Path, image: Tensor) -> dict[str, Any]:
+        started = time.perf_counter()
+        (result,) = client.predict(image)
+        seconds = time.perf_counter() - started
+        is_label = result.ndim == 0
+        return {
+            "image": str(path),
+            "label": int(result if is_label else result.argmax()),
+            "logits": None if is_label else result.tolist(),
+            "seconds": seconds,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Run the offline phase of inferences ahead, into a stock on disk on both sides.
+
+    parelu prepare localhost:7000 50 --stock-dir stock --tls certs --jobs 2
+    """
+
+    address: tyro.conf.Positional[str]
+    """HOST:PORT of a server with --stock-dir"""
+    count: tyro.conf.Positional[int]
+    """inferences that the stock is to hold"""
+    stock_dir: Path
+    """this client's folder; its material is encrypted with DIR.key"""
+    jobs: int = 1
+    """processes, each with a connection"""
+    tls: Path | None = None
+    """folder with ca.pem, client.pem and client.key"""
+    pin: str | None = None
+    """the program's hash, as the operator publishes it"""
+
+    def __call__(self) -> None:
+        if not (1 <= self.count <= 10_000 and 1 <= self.jobs <= 64):
+            raise UserError("give a count from 1 to 10000 and --jobs from 1 to 64")
+        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+            kept, room, trust = (
+                client.session.kept,
+                client.session.room,
+                client.session.mode.trust(client.session.terms.relu),
+            )
+        if self.count > room:
+            raise UserError(
+                f"the server keeps {room} inferences for a client; give {room} or fewer"
+                if room
+                else "the server keeps no stock; it needs --stock and --stock-dir"
+            )
+        missing = max(0, self.count - kept)
+        started = time.perf_counter()
+        with bar(f"{missing} inferences", missing) as progress:
+            self._fill(missing, progress)
+        say(f"{self.count} in {self.stock_dir}, {missing} made in {duration(time.perf_counter() - started)}; {trust}")
+
+    def _fill(self, missing: int, progress: Callable[[int], None]) -> None:
+        shares = [min(A_CONNECTION, missing - first) for first in range(0, missing, A_CONNECTION)]
+        with contextlib.ExitStack() as stack:
+            spread = map
+            if self.jobs > 1:
+                context = multiprocessing.get_context("spawn")
+                spread = stack.enter_context(ProcessPoolExecutor(self.jobs, context)).map
+            for done in spread(self._make, shares):
+                progress(done)
+
+    def _make(self, share: int) -> int:
+        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+            for _ in range(share):
+                client.session.keep()
+        return share
+
+
+@dataclasses.dataclass(frozen=True)
+class Certs:
+    """Make certificates for tests: an authority, a server and a client that trust each other.
+
+    parelu certs certs --hosts localhost 127.0.0.1
+    """
+
+    folder: tyro.conf.Positional[Path]
+    hosts: tuple[str, ...] = LOOPBACK
+    """names and addresses that clients reach the server by"""
+
+    def __call__(self) -> None:
+        from parelu.private.transport.tls import make_certificates
+
+        make_certificates(self.folder, self.hosts)
+        say(f"{self.folder}: ca.pem, server.pem and .key, client.pem and .key; a party needs ca.pem and its own two")
+
+
+def client_of(address: str, certificates: Path | None, pin: str | None, stock: Path | None) -> Client:
+    """A connection to HOST:PORT."""
+    from parelu.private.serving.client import Client
+
+    host, port = parse_address(address)
+    if certificates is None and host not in LOOPBACK:
+        raise UserError(f"{host} is another machine: give --tls DIR with ca.pem, client.pem and client.key")
+    return Client(host, port, certificates, pin, stock=stock)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """(host, port) from "host:port" or "[::1]:port"."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise UserError(f"address {text!r} is not HOST:PORT; write localhost:7000")
+    return host.strip("[]"), int(port)
+
+
+def read_image(path: Path, channels: int) -> Tensor:
+    """An image file as uint8 (1, C, H, W), grey for one channel, else RGB."""
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            array = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such image") from None
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not an image that can be read ({' '.join(str(error).split())})") from error
+    return torch.from_numpy(array).reshape(1, *array.shape[:2], channels).permute(0, 3, 1, 2).contiguous()
+
+
+COMMANDS: dict[str, type[Any]] = {"bench": Bench, "serve": Serve, "infer": Infer, "prepare": Prepare, "certs": Certs}

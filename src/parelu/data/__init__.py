@@ -1,0 +1,14 @@
+"""Data sets as tensors in memory: splits, batched augmentation, and the registry of sets.
+
+data = load("fashion-mnist", images=20_000)
+for images, labels in batches(data.train, 256, seed=0, epoch=0, augmentation=data.augmentation):
+    x = normalise(images, data.mean, data.std)
+"""
+
+from parelu.data.augmentation import Augmentation
+from parelu.data.batches import batches
+from parelu.data.dataset import Dataset, available, load, names
+from parelu.data.readers.base import Split
+from parelu.network.preprocessing import normalise, resize
+
+__all__ = ["Augmentation", "Dataset", "Split", "available", "batches", "load", "names", "normalise", "resize"]

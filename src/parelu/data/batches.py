@@ -1,0 +1,36 @@
+"""Batches of a split: shuffled and augmented, the same for the same seed and epoch."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from parelu.data.augmentation import Augmentation
+from parelu.data.readers.base import Split
+from parelu.errors import UserError
+
+
+def batches(
+    split: Split, size: int, *, seed: int, epoch: int, augmentation: Augmentation, drop_last: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image of `split` once, shuffled and augmented: uint8 (size, C, H, W) with int64 (size,).
+
+    The same arguments give the same bytes, so that training goes on after a kill as if it had not been killed, and
+    all the networks of a run see the same batches. drop_last: leave out a last batch of fewer than `size`.
+    Raises UserError when the size is not positive, or when it exceeds the split and drop_last would leave nothing.
+    """
+    if size < 1 or (drop_last and size > len(split)):
+        raise UserError(f"batch size {size} with {len(split)} images: choose 1 to {len(split)}")
+    digest = hashlib.sha256(f"batches {seed} {epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    order = torch.randperm(len(split), generator=generator)
+    if drop_last:
+        order = order[: len(split) // size * size]
+
+    def produce() -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in order.split(size):
+            batch = split.select(indices)
+            yield augmentation(batch.images, generator), batch.labels
+
+    return produce()

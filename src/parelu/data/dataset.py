@@ -1,0 +1,203 @@
+"""Data sets as tensors in memory, and the registry of sets.
+
+A new set is one entry in SOURCES and, if its format is new, one reader in `parelu.data.readers`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from parelu.data.augmentation import Augmentation
+from parelu.data.readers import cifar, colour, digits, fashion, folders
+from parelu.data.readers.base import Place, Raw, Shape, Split, check_bytes, spread
+from parelu.errors import UserError
+from parelu.network.preprocessing import resize
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A set ready for training. mean, std: per channel, of the train split, in units of the full range (0 to 1).
+
+    train: what networks are trained on. validation: held out of the training set; models are chosen by it.
+    test: read once, at the end. augmentation: the default for this set at this size.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+
+    @property
+    def input_shape(self) -> Shape:
+        """(C, H, W) of every image."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of the registry.
+
+    read: (folder, shape asked for or None) → the set; only a set without a size of its own heeds the shape.
+    place: where its files lie; None: it needs none. fetch: downloads them. reachable: whether that can succeed.
+    """
+
+    read: Callable[[Path, Shape | None], Raw]
+    augmentation: Augmentation
+    place: Place | None = None
+    fetch: Callable[[], Path] | None = None
+    reachable: Callable[[], bool] | None = None
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(digits.read, Augmentation(pad=1)),
+    "fashion-mnist": Source(
+        fashion.read, Augmentation(pad=2, flip=True), fashion.PLACE, fashion.download, fashion.reachable
+    ),
+    "colour-fashion": Source(colour.read, Augmentation(), fashion.PLACE, fashion.download, fashion.reachable),
+    "cifar10": Source(cifar.read_ten, Augmentation(pad=4, flip=True), cifar.CIFAR10),
+    "cifar100": Source(cifar.read_hundred, Augmentation(pad=4, flip=True), cifar.CIFAR100),
+    "tiny-imagenet": Source(folders.read_tiny_imagenet, Augmentation(pad=8, flip=True), folders.TINY_IMAGENET),
+    "folder": Source(folders.read_folder, Augmentation(flip=True), folders.FOLDER),
+}
+
+
+VALIDATION_SEED = 1  # fixed: every run of every seed holds out the same images
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` knows."""
+    return tuple(SOURCES)
+
+
+def available(name: str, *, folder: Path | None = None, download: bool = False) -> bool:
+    """Whether `load(name, folder=folder)` would find the set's files; with `download`, also whether it could fetch
+    them (a server is asked and has 5 seconds to answer). The files are not opened.
+    """
+    source = _source(name)
+    if source.place is None or source.place.find(folder) is not None:
+        return True
+    return download and folder is None and source.reachable is not None and source.reachable()
+
+
+def load(
+    name: str,
+    *,
+    folder: Path | None = None,
+    images: int | None = None,
+    validation: int | None = None,
+    input_shape: Shape | None = None,
+) -> Dataset:
+    """The set `name`, the same each time.
+
+    folder: where its files are (default: the system's place for it, then the cache, then a download if the set has
+    one). validation: images held out of the training set, in the classes' proportions (default a tenth, at most
+    5,000). images: how many of the remaining training images to keep, equally many of each class as far as they last
+    (default all). input_shape: (C, H, W) that all images are brought to (default the set's own); C is 1 or 3.
+    Raises UserError: unknown name, files missing or damaged, more images asked than there are, impossible shape.
+    """
+    source = _source(name)
+    if input_shape is not None and (input_shape[0] not in (1, 3) or min(input_shape) < 1):
+        raise UserError(f"input shape {input_shape}: give (1 or 3, height, width)")
+    raw = source.read(_locate(name, source, folder), input_shape)
+    for part, split in (("training", raw.train), ("test", raw.test)):
+        lacking = (torch.bincount(split.labels, minlength=raw.classes) == 0).nonzero()
+        if len(lacking):
+            raise UserError(f"{name}: no {part} image is of class {lacking[0].item()}: its files are incomplete")
+
+    train, held_out = _hold_out(name, raw.train, validation)
+    if images is not None:
+        if not 1 <= images <= len(train):
+            raise UserError(
+                f"{name}: {images:,} training images asked, there are {len(train):,} beside {len(held_out):,} "
+                f"for validation: ask for 1 to {len(train):,}"
+            )
+        train = train.take(images)
+    native_height = train.images.shape[2]
+    test = raw.test
+    if input_shape is not None:
+        train, held_out, test = (_fit(name, split, input_shape) for split in (train, held_out, test))
+    mean, std = _moments(train.images)
+    return Dataset(
+        name=name,
+        train=train,
+        validation=held_out,
+        test=test,
+        classes=raw.classes,
+        mean=mean,
+        std=std,
+        augmentation=source.augmentation.scaled(train.images.shape[2] / native_height),
+    )
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise UserError(f"there is no data set {name!r}: choose one of {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _locate(name: str, source: Source, folder: Path | None) -> Path:
+    if source.place is None:
+        return Path()
+    found = source.place.find(folder)
+    if found is None and folder is None and source.fetch is not None:
+        try:
+            return source.fetch()
+        except UserError as error:
+            raise UserError(f"{error}; {source.place.missing(name, folder)}") from error
+    if found is None:
+        raise source.place.missing(name, folder)
+    return found
+
+
+def _hold_out(name: str, split: Split, count: int | None) -> tuple[Split, Split]:
+    if count is None:
+        count = min(5000, max(1, len(split) // 10))
+    if not 1 <= count < len(split):
+        raise UserError(
+            f"{name}: {count:,} images asked for validation, of {len(split):,} in the training set: "
+            f"ask for 1 to {len(split) - 1:,}"
+        )
+    held_out = torch.zeros(len(split), dtype=torch.bool)
+    held_out[spread(split.labels, count, seed=VALIDATION_SEED, proportional=True)] = True
+    return split.select((~held_out).nonzero()[:, 0]), split.select(held_out.nonzero()[:, 0])
+
+
+def _fit(name: str, split: Split, shape: Shape) -> Split:
+    """The split with its images brought to `shape`: colour → grey by luma (ITU-R BT.601), grey → colour by repeat."""
+    channels, height, width = shape
+    check_bytes(name, len(split), shape)
+
+    def fit(images: Tensor) -> Tensor:
+        if channels == 1 and images.shape[1] == 3:
+            luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+            images = (images * luma).sum(1, keepdim=True).round_().to(torch.uint8)
+        return resize(images, (height, width)).expand(-1, channels, -1, -1)
+
+    if tuple(split.images.shape[1:]) == shape:
+        return split
+    fitted = torch.empty(len(split), *shape, dtype=torch.uint8)
+    for old, new in zip(split.images.split(1024), fitted.split(1024), strict=True):
+        new.copy_(fit(old))
+    return Split(fitted, split.labels)
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, exact from integer sums; a constant channel's is one grey level."""
+    total = torch.zeros(images.shape[1], dtype=torch.int64)
+    squares = torch.zeros_like(total)
+    for part in images.split(1024):
+        wide = part.to(torch.int32)
+        total += wide.sum((0, 2, 3))
+        squares += (wide * wide).sum((0, 2, 3))
+    count = images.numel() // images.shape[1]
+    mean = total.double() / count
+    std = (squares.double() / count - mean**2).clamp(min=1.0).sqrt()
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

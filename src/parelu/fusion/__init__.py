@@ -1,0 +1,1 @@
+"""Linear layers merged where that is exact or pays."""

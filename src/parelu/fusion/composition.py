@@ -1,0 +1,170 @@
+"""Convolutions with zero padding as an algebra: two in a row are one, and so are two side by side.
+
+Two in a row compose exactly inside of the map. At its border the second reads zeros where the composed one reads what
+the first would make of the image's edge: `Convolution.is_exact_before` says where there is no such difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """The shape of a convolution on a map of one size.
+
+    Attributes:
+        inputs, outputs: channels.
+        size: (rows, columns) of the map that it reads.
+        kernel, stride, padding: (rows, columns); zeros are added on both sides.
+        groups: of channels, as in torch; its weight is (outputs, inputs / groups, *kernel).
+    """
+
+    inputs: int
+    outputs: int
+    size: Pair
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    groups: int = 1
+
+    @property
+    def output_size(self) -> Pair:
+        rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in self._axes())
+        return rows, columns
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds an image."""
+        return self.outputs * math.prod(self.output_size) * math.prod(self.kernel) * self.inputs // self.groups
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.outputs, self.inputs // self.groups, *self.kernel
+
+    def before(self, second: Convolution) -> Convolution:
+        """The one convolution that this one and then `second` are, inside of the map.
+
+        Raises:
+            ValueError: `second` does not read what this one makes.
+        """
+        if (second.inputs, second.size) != (self.outputs, self.output_size):
+            raise ValueError(
+                f"a convolution of {second.inputs} channels of {second.size} cannot follow one that makes "
+                f"{self.outputs} of {self.output_size}"
+            )
+        axes = list(zip(self._axes(), second._axes(), strict=True))
+        return Convolution(
+            self.inputs,
+            second.outputs,
+            self.size,
+            kernel=_pair((k2 - 1) * s1 + k1 for (_, k1, s1, _), (_, k2, _, _) in axes),
+            stride=_pair(s1 * s2 for (_, _, s1, _), (_, _, s2, _) in axes),
+            padding=_pair(p1 + s1 * p2 for (_, _, s1, p1), (_, _, _, p2) in axes),
+            groups=math.gcd(self.groups, second.groups),
+        )
+
+    def is_exact_before(self, second: Convolution) -> bool:
+        """Whether `before` is exact at the border too, but for the first one's bias.
+
+        It is where the second pads nothing, or where the windows that the first would put outside of its map see
+        nothing of the image: a 1×1 convolution, a pool without overlap, stride 2 on a map of odd size.
+        """
+        for (n1, k1, s1, p1), (n2, k2, s2, p2), ends in zip(
+            self._axes(), second._axes(), second.output_size, strict=True
+        ):
+            reads_before, reads_behind = p2 > 0, s2 * (ends - 1) + k2 - p2 > n2
+            if (reads_before and k1 > s1 + p1) or (reads_behind and s1 * n2 - p1 < n1):
+                return False
+        return True
+
+    def beside(self, other: Convolution) -> Convolution | None:
+        """The one convolution that makes the sum of both outputs, of one and the same input; None where none does."""
+        same = ("inputs", "outputs", "size", "stride", "output_size")
+        if any(getattr(self, name) != getattr(other, name) for name in same):
+            return None
+        return self._window(
+            _pair(map(max, self.padding, other.padding)),
+            _pair(
+                max(k1 - p1, k2 - p2)
+                for (_, k1, _, p1), (_, k2, _, p2) in zip(self._axes(), other._axes(), strict=True)
+            ),
+            math.gcd(self.groups, other.groups),
+        )
+
+    def trimmed(self) -> Convolution:
+        """The same without the outer rows and columns of the kernel that only ever meet padding."""
+        ends = list(zip(self._axes(), self.output_size, strict=True))
+        before = _pair(max(0, min(p, s * (end - 1))) for (_, _, s, p), end in ends)
+        behind = _pair(min(k - p, n) for (n, k, _, p), _ in ends)
+        return self._window(before, behind, self.groups) or self
+
+    def _window(self, before: Pair, behind: Pair, groups: int) -> Convolution | None:
+        """With a kernel from `before` rows and columns ahead of its first window's start to `behind` past it.
+
+        The kernel grows by some zeros at its end where the size of the output asks for it; None where it would have to
+        shrink.
+        """
+        kernel = []
+        for (n, _, s, _), ahead, past, end in zip(self._axes(), before, behind, self.output_size, strict=True):
+            least, most = n + 2 * ahead - s * end + 1, n + 2 * ahead - s * (end - 1)
+            if not 1 <= ahead + past <= most:
+                return None
+            kernel.append(max(ahead + past, least))
+        return dataclasses.replace(self, kernel=_pair(kernel), padding=before, groups=groups)
+
+    def _axes(self) -> list[tuple[int, int, int, int]]:
+        """(size, kernel, stride, padding) of the rows, and of the columns."""
+        return list(zip(self.size, self.kernel, self.stride, self.padding, strict=True))
+
+
+def _pair(values: object) -> Pair:
+    rows, columns = values  # pyright: ignore[reportGeneralTypeIssues]
+    return rows, columns
+
+
+def compose(first: Convolution, weight: Tensor, second: Convolution, after: Tensor) -> Tensor:
+    """The weight of `first.before(second)`; weight and after: theirs."""
+    whole = first.before(second)
+    groups, (rows, columns) = whole.groups, first.stride
+    w1 = _regrouped(weight, first, groups).unflatten(0, (groups, -1))
+    w2 = _regrouped(after, second, groups).unflatten(0, (groups, -1))
+    result = weight.new_zeros(whole.weight_shape).unflatten(0, (groups, -1))
+    for i in range(second.kernel[0]):
+        for j in range(second.kernel[1]):
+            top, left = rows * i, columns * j
+            part = torch.einsum("gnm,gmcab->gncab", w2[..., i, j], w1)
+            result[..., top : top + first.kernel[0], left : left + first.kernel[1]] += part
+    return result.flatten(0, 1)
+
+
+def fitted(layer: Convolution, weight: Tensor, into: Convolution) -> Tensor:
+    """The weight of the same map with the kernel, padding and groups of `into`, which differ by rows of zeros."""
+    weight = _regrouped(weight, layer, into.groups)
+    result = weight.new_zeros(into.weight_shape)
+    there, here = [], []
+    for k, p, wide, ahead in zip(layer.kernel, layer.padding, into.kernel, into.padding, strict=True):
+        start, end = max(0, p - ahead), min(k, wide + p - ahead)
+        here.append(slice(start, end))
+        there.append(slice(start + ahead - p, end + ahead - p))
+    result[:, :, there[0], there[1]] = weight[:, :, here[0], here[1]]
+    return result
+
+
+def _regrouped(weight: Tensor, layer: Convolution, groups: int) -> Tensor:
+    """The weight of the same map written with fewer groups, a divisor of its own."""
+    if groups == layer.groups:
+        return weight
+    outputs, inputs = layer.outputs // layer.groups, layer.inputs // layer.groups
+    together = layer.groups // groups
+    result = weight.new_zeros((layer.outputs, layer.inputs // groups, *layer.kernel))
+    for group in range(layer.groups):
+        own, place = slice(group * outputs, (group + 1) * outputs), group % together * inputs
+        result[own, place : place + inputs] = weight[own]
+    return result

@@ -1,0 +1,1 @@
+"""Learning which ReLUs stay: gates, what moves them, polynomials, projection onto a budget."""

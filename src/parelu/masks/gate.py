@@ -1,0 +1,161 @@
+"""Gates: sites whose mask is being learnt.
+
+A gate computes `y = a·relu(x) + (1 − a)·(c0 + c1·x + c2·x²)` with a real `a` a position, and gives ∂L/∂a, the sum over
+the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` means and how it moves is the method's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parelu.masks.polynomials import dapa
+from parelu.network import trace
+from parelu.network.sites import Network, Site
+
+try:
+    from parelu.masks import gate_loops
+except ImportError:  # no numba
+    gate_loops = None
+
+STATISTICS_IMAGES = 64  # of a batch: a channel's mean and deviation are over all positions of so many images
+STATISTICS_WEIGHT = 0.1  # of a new batch in the running statistics
+
+
+class Gate(nn.Module):
+    """A site under learning, in its place in the network.
+
+    Attributes:
+        open: (C, H, W), a: 1 where the ReLU stands, 0 where the polynomial does.
+        allowed: bool, (C, H, W): where a ReLU may stand, which is where the site had one.
+        coefficients: (3, C), the polynomial's c0, c1, c2.
+        mean, std: (C,), of the inputs, where `follow_inputs` was called.
+    """
+
+    open: nn.Parameter
+    coefficients: Tensor
+    allowed: Tensor
+    mean: Tensor
+    std: Tensor
+    batches: Tensor
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.name, self.stage, self.shape = site.name, site.stage, site.shape
+        self.open = nn.Parameter(site.mask.float())
+        self.register_buffer("allowed", site.mask.clone())
+        self.register_buffer("coefficients", site.coefficients.clone())
+        self.degree, self.wide = 0, 1.0
+
+    def follow_inputs(self, degree: int, wide: float = 1.0) -> None:
+        """Fit the polynomial to the running mean and `wide` standard deviations of each channel's input in training."""
+        self.degree, self.wide = degree, wide
+        self.register_buffer("mean", torch.zeros(self.shape[0]))
+        self.register_buffer("std", torch.ones(self.shape[0]))
+        self.register_buffer("batches", torch.tensor(0))
+
+    @torch.no_grad()
+    def _fit(self, x: Tensor) -> None:
+        x = x[:STATISTICS_IMAGES].float()
+        over = [0, *range(2, x.dim())]
+        mean = x.mean(over)
+        centred = x - mean.view(-1, *[1] * (x.dim() - 2))
+        std = centred.square_().mean(over).sqrt()  # torch.std_mean takes ten times as long on a CPU
+        self.batches += 1
+        weight = torch.clamp(1 / self.batches, min=STATISTICS_WEIGHT)  # the plain mean of the first batches
+        self.mean.lerp_(mean, weight)
+        self.std.lerp_(std, weight)
+        self.coefficients.copy_(dapa(self.mean, self.wide * self.std, self.degree))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, C, H, W) → the same shape."""
+        if self.training and self.degree:
+            self._fit(x)
+        if gate_loops and x.device.type == "cpu" and x.dtype == torch.float32:
+            return _Gated.apply(x, self.open, self.coefficients)  # pyright: ignore[reportReturnType]
+        return gated(x, self.open, self.coefficients)
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.shape}"
+
+
+def gated(x: Tensor, open: Tensor, coefficients: Tensor) -> Tensor:
+    """a·relu(x) + (1 − a)·p(x) by torch's own operations, on any device; x: (batch, C, H, W), open: (C, H, W)."""
+    c0, c1, c2 = (c.view(-1, *[1] * (x.dim() - 2)).to(x.dtype) for c in coefficients)
+    a = open.to(x.dtype)
+    return a * F.relu(x) + (1 - a) * ((c2 * x + c1) * x + c0)
+
+
+class _Gated(torch.autograd.Function):
+    """`gated` on the CPU: one pass over memory forward and one backward, which reads x with 8 significant bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, open: Tensor, coefficients: Tensor) -> Tensor:
+        if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+            x = x.contiguous()
+        y, rows = torch.empty_like(x), _rows(x)
+        ctx.channels_last, ctx.shape = _is_channels_last(x), open.shape
+        ctx.stored = _as_stored(open, coefficients, ctx.channels_last)
+        rounded = torch.empty(rows.shape, dtype=torch.uint16)
+        gate_loops.forward(rows, rows.view(np.uint32), *ctx.stored, _rows(y), rounded.numpy())  # pyright: ignore
+        ctx.save_for_backward(rounded)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (rounded,) = ctx.saved_tensors
+        g = gradients[0].contiguous(memory_format=torch.channels_last if ctx.channels_last else torch.contiguous_format)
+        dx, da = torch.empty_like(g), np.zeros(rounded.shape[1], np.float32)
+        gate_loops.backward(rounded.numpy(), *ctx.stored, _rows(g), _rows(dx), da)  # pyright: ignore
+        return dx, _as_shaped(da, ctx.shape, ctx.channels_last), None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    """(batch, C·H·W), a view in the order in which the numbers are stored."""
+    return (x.detach().movedim(1, -1) if _is_channels_last(x) else x.detach()).numpy().reshape(len(x), -1)
+
+
+def _as_stored(open: Tensor, coefficients: Tensor, channels_last: bool) -> list[np.ndarray]:
+    """Copies of `open` and of each coefficient, (C·H·W,), in the order in which a row of the batch is stored."""
+    wide = [c.view(-1, *[1] * (open.dim() - 1)).expand(open.shape) for c in coefficients]
+    order = [t.detach().movedim(0, -1) if channels_last else t.detach() for t in (open, *wide)]
+    return [t.clone(memory_format=torch.contiguous_format).numpy().reshape(-1) for t in order]
+
+
+def _as_shaped(values: np.ndarray, shape: torch.Size, channels_last: bool) -> Tensor:
+    """The inverse of `_as_stored` for one array."""
+    if not channels_last:
+        return torch.from_numpy(values).view(shape)
+    return torch.from_numpy(values).view(*shape[1:], shape[0]).movedim(-1, 0)
+
+
+def put_gates(network: Network) -> dict[str, Gate]:
+    """Replace every site by a gate that computes the same; returns site name → gate."""
+    for name, site in network.sites.items():
+        network.set_submodule(name, Gate(site))
+    return gates_of(network)
+
+
+def gates_of(network: Network) -> dict[str, Gate]:
+    """Site name → gate, in order of execution."""
+    return {gate.name: gate for _, gate in trace.calls(network, (Gate,))}
+
+
+def positions(gates: Mapping[str, Gate]) -> int:
+    """How many ReLUs the gates may hold."""
+    return sum(int(gate.allowed.count_nonzero()) for gate in gates.values())
+
+
+def without_gates(network: Network) -> Mapping[str, Tensor]:
+    """The state dict that the network has without its gates."""
+    inside = tuple(f"{name}." for name in gates_of(network))
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(inside)}

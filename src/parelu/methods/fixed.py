@@ -1,0 +1,68 @@
+"""Methods that draw their masks before training."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from parelu.methods.base import TEACHER, Job, Method, Workbench
+from parelu.network.candidate import Candidate
+from parelu.network.plan import Plan
+from parelu.training.objectives import Distillation
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedMasks(Method):
+    """A method that draws its masks before training; each network then learns with distillation.
+
+    The training is DeepReDuce's, so that at equal ReLUs only the place of the ReLUs differs.
+
+    Attributes:
+        temperature: of the distillation.
+        kd_weight: of its soft loss.
+        from_teacher: start from the full-ReLU network's weights, as learned masks do, not from fresh ones.
+    """
+
+    exact: ClassVar[bool] = True
+    needs_budget: ClassVar[bool] = True
+
+    temperature: float = 4.0  # DeepReDuce, section 4
+    kd_weight: float = 0.9  # DeepReDuce, section 4
+    from_teacher: bool = False
+
+    @abc.abstractmethod
+    def masks(self, shapes: Mapping[str, tuple[int, ...]], budget: int, seed: int) -> dict[str, Tensor]:
+        """Site → bool mask, with exactly `budget` ReLUs in all; shapes: site → (C, H, W)."""
+
+    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+        shapes = {name: tuple(site.mask.shape) for name, site in bench.teacher.plan.sites.items()}
+        masks = {budget: self.masks(shapes, budget, bench.seed) for budget in budgets}
+        objective = Distillation(self.temperature, self.kd_weight)
+        jobs = masked_jobs(self.name, bench, masks, objective, start=TEACHER if self.from_teacher else "")
+        if self.from_teacher:
+            note = {"note": "from the full network's weights"}
+            jobs = [dataclasses.replace(j, name=f"{j.name}-from-teacher", tags={**j.tags, **note}) for j in jobs]
+        return bench.train(jobs)
+
+
+def masked_jobs(
+    name: str, bench: Workbench, masks: Mapping[int, Mapping[str, Tensor]], objective: Distillation, *, start: str
+) -> list[Job]:
+    """A candidate of the teacher's architecture for each budget's masks; name: of the method."""
+    return [
+        Job(
+            name=f"{name}-{budget}",
+            role="candidate",
+            spec=bench.teacher.spec,
+            plan=Plan.from_masks(masks[budget]),
+            training=bench.training,
+            objective=objective,
+            tags={"method": name, "steps": "", "budget": budget, "note": ""},
+            start=start,
+        )
+        for budget in masks
+    ]

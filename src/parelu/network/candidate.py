@@ -1,0 +1,92 @@
+"""Candidate: an architecture, a plan, weights and what was measured; built again from its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parelu.errors import UserError
+from parelu.network import storage
+from parelu.network.instrument import instrument
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.network.spec import Spec, spec_from_json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """An architecture, a plan for its sites, weights, and what was measured.
+
+    Attributes:
+        weights: state dict of the module that `spec` builds.
+        metrics: JSON values: counts, accuracies in percent, method, seed, …
+        preprocessing: JSON values: data set, (C, H, W) of its images, mean and standard deviation a channel of an
+            image in [0, 1]. An image of another size than the network's is resized to it.
+    """
+
+    spec: Spec
+    plan: Plan
+    weights: Mapping[str, Tensor]
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def network(self) -> Network:
+        """The network, in evaluation mode, following the plan, with the weights."""
+        network = instrument(self.spec.module(), self.spec.input)
+        self.plan.apply(network)
+        load_weights(network, self.weights)
+        return network.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write candidate.json and candidate.safetensors."""
+        header = {
+            "spec": self.spec.to_json(),
+            "sites": self.plan._shapes(),
+            "metrics": dict(self.metrics),
+            "preprocessing": dict(self.preprocessing),
+        }
+        weights = {f"weight/{name}": tensor for name, tensor in self.weights.items()}
+        storage.write(folder, "candidate", header, self.plan._tensors() | weights)
+
+    @classmethod
+    def load(cls, folder: Path) -> Candidate:
+        """Read what `save` wrote; raises `UserError` where it is missing, truncated, foreign or edited."""
+        header, tensors = storage.read(folder, "candidate")
+        if not all(isinstance(header.get(k), dict) for k in ("spec", "sites", "metrics", "preprocessing")):
+            raise UserError(f"{folder}/candidate.json lacks its spec, sites, metrics or preprocessing")
+        weights = {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}
+        plan = Plan._from(header["sites"], tensors, folder)
+        return cls(spec_from_json(header["spec"]), plan, weights, header["metrics"], header["preprocessing"])
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy a state dict into a network; raises `UserError` with the first name or shape that does not fit."""
+    own = network.state_dict()
+    for name in sorted(set(own) ^ set(weights)):
+        state = "lack" if name in own else "have an unknown"
+        raise UserError(f"the weights {state} {name}; they are of another network")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"the weights' {name} is {tuple(tensor.shape)}, the network's {tuple(own[name].shape)}; "
+                "check the network, its input and the number of classes"
+            )
+    network.load_state_dict(weights)
+
+
+def load_shared_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy what a network has of a state dict, which may have more and less: branches and classifiers come and go.
+
+    Raises:
+        UserError: they share no layer, or a shared name has another shape.
+    """
+    own = network.state_dict()
+    shared = {name: tensor for name, tensor in weights.items() if name in own}
+    if not shared:
+        raise UserError(f"the weights are of another network: they have no layer in common, from {min(weights)} on")
+    load_weights(network, {**own, **shared})

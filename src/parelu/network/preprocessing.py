@@ -1,0 +1,27 @@
+"""What an image goes through before it reaches a network: resizing and normalising."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalise(
+    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], *, channels_last: bool = False
+) -> Tensor:
+    """images: uint8 (N, C, H, W) → float32, (images / 255 - mean) / std, per channel."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, not {images.dtype}: normalise once, and after resizing")
+    centre = torch.tensor(mean, device=images.device).view(-1, 1, 1)
+    width = torch.tensor(std, device=images.device).view(-1, 1, 1)
+    x = images.float().mul_(1 / (255 * width)).sub_(centre / width)
+    # Last, because arithmetic that broadcasts over channels is several times slower in that layout.
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """images: uint8 or float (N, C, H, W) → the same type (N, C, *size): bilinear, antialiased when it shrinks."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    # torch's kernel for bytes fails an internal assertion at 1×1 and is missing on CUDA: bytes go through floats.
+    resized = F.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else resized.to(images.dtype)

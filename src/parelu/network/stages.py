@@ -1,0 +1,67 @@
+"""Stages and blocks: where in the network each site stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from parelu.network import ops, trace
+from parelu.network.sites import Network, Site
+
+
+def assign_stages(network: Network, declared: Mapping[str, str | tuple[str, ...]] | None) -> None:
+    """Give each site its stage and its block.
+
+    `declared` maps a stage to the module path that its sites stand under, where each module below is a block; or to the
+    sites' own paths, whose parents are the blocks. Without it, the stem is what comes before the first fork of a
+    residual network, a stage is a run of sites of equal spatial size, and a block ends with the site behind an
+    addition.
+    """
+    placed = _declared(network, declared) if declared is not None else _found(network)
+    blocks: dict[str, list[str]] = {}
+    for node, site in trace.calls(network, (Site,)):
+        site.stage, block = placed[site.name]
+        known = blocks.setdefault(site.stage, [])
+        known += [block] if block not in known else []
+        site.block, site.after_addition = known.index(block), _follows_addition(node)
+
+
+def _declared(network: Network, stages: Mapping[str, str | tuple[str, ...]]) -> dict[str, tuple[str, str]]:
+    """Site → its stage and its block there."""
+    placed = {}
+    declared = [
+        (stage, path) for stage, paths in stages.items() for path in ([paths] if isinstance(paths, str) else paths)
+    ]
+    for name in network.sites:
+        inside = [(stage, path) for stage, path in declared if name == path or name.startswith(path + ".")]
+        if not inside:
+            raise ValueError(f"site {name} stands under none of the declared stages {dict(stages)}")
+        stage, path = inside[0]
+        below = name[len(path) + 1 :]
+        placed[name] = stage, below.split(".")[0] if below else name.rpartition(".")[0]
+    return placed
+
+
+def _found(network: Network) -> dict[str, tuple[str, str]]:
+    """Site → its stage and its block there, of a network that declares nothing."""
+    fork = next((n for n in network.graph.nodes if sum("shape" in u.meta for u in n.users) > 1), None)
+    placed, in_stem, run, size, block = {}, fork is not None, 0, None, 0
+    for node in network.graph.nodes:
+        site = trace.called_module(node)
+        if isinstance(site, Site):
+            if not in_stem:
+                run += site.shape[1:] != size
+                size = site.shape[1:]
+            placed[site.name] = "stem" if in_stem else f"S{run}", str(block)
+            block += _follows_addition(node)
+        in_stem = in_stem and node is not fork
+    return placed
+
+
+def _follows_addition(node: fx.Node) -> bool:
+    """Whether a site's input is a sum, seen through batch-norms and what else keeps the map as it is."""
+    source = node.all_input_nodes[0]
+    while isinstance(trace.called_module(source), (*ops.BATCH_NORMS, nn.Identity, nn.Dropout, nn.Dropout2d)):
+        source = source.all_input_nodes[0]
+    return ops.is_addition(source)

@@ -1,0 +1,106 @@
+"""Tracing: a module as an fx graph, the shape of every tensor in it, and where a call stands in the module tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from parelu.errors import UserError
+
+
+class _Tracer(fx.Tracer):
+    """fx's tracer that keeps `Site`s whole and knows the module it is in when tracing fails."""
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.path = ""
+        self.root_problem: Exception | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outer, self.path = self.path, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.path = outer  # not in a finally: after an error the path names the module that raised it
+        return result
+
+
+def trace(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
+    """The module as an fx graph; raises `UserError` with the module path where control flow depends on data."""
+    tracer = _Tracer(leaves)
+    try:
+        graph = tracer.trace(module)
+    except Exception as error:  # fx raises whatever the traced code raises
+        where = tracer.path or type(module).__name__
+        raise UserError(
+            f"{where}: cannot be traced ({str(error).splitlines()[0]}); make its forward free of control flow "
+            "that depends on tensor values, or of calls outside torch"
+        ) from error
+    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+
+
+def owner(node: fx.Node) -> str:
+    """Path of the module whose forward made this call; "" for the network itself."""
+    stack = node.meta.get("nn_module_stack")
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def called_module(node: fx.Node) -> nn.Module | None:
+    if node.op != "call_module":
+        return None
+    module = node.graph.owning_module
+    assert module is not None
+    return module.get_submodule(str(node.target))
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            n.meta["shape"] = tuple(result.shape[1:])
+        return result
+
+
+def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> torch.Tensor:
+    """Write every tensor's shape without the batch into `node.meta["shape"]`; returns the output of that run.
+
+    The run is one random image in evaluation mode without gradients; on meta tensors nothing is computed.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+    image = torch.rand((1, *input_shape), generator=generator, device=device)
+    was_training = [m for m in network.modules() if m.training]
+    network.eval()
+    try:
+        with torch.no_grad():
+            return _Shapes(network).run(image)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        for m in was_training:
+            m.training = True
+
+
+def longest_path(network: fx.GraphModule, weight: Callable[[fx.Node], int]) -> int:
+    """Largest sum of `weight` over a path from the input to the output."""
+    best: dict[fx.Node, int] = {}
+    for node in network.graph.nodes:
+        before = max((best[n] for n in node.all_input_nodes), default=0)
+        best[node] = before + weight(node)
+    return max(best.values(), default=0)
+
+
+def calls(network: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[fx.Node, Any]]:
+    """Each call of a module of one of these kinds, in order of execution, with the module."""
+    for node in network.graph.nodes:
+        module = called_module(node)
+        if isinstance(module, kinds):
+            yield node, module

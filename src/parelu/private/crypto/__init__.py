@@ -1,0 +1,1 @@
+"""Primitives: randomness, hashing, the ring, garbling, oblivious transfer, comparison functions, lattices."""

@@ -1,0 +1,218 @@
+"""Inner loops in numpy. Blocks are uint64 (n, 2): 16 bytes, the colour is the top bit of the second word."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Blocks = NDArray[np.uint64]
+COLOUR = np.uint64(63)
+TOP = np.uint64(1 << 63)
+RING = np.uint64((1 << 59) - 1)
+SPARSE = 0.0  # of a site's positions: up to here, `add_sparse` costs less than the convolution
+
+
+def add_tweaks(blocks: Blocks, first: np.uint64, uses: NDArray[np.uint64], out: Blocks) -> None:
+    """out[k, i] = blocks[k, i] ⊕ (first + i, uses[k]); blocks, out: (k, n, 2)."""
+    np.bitwise_xor(blocks[:, :, 0], first + np.arange(blocks.shape[1], dtype=np.uint64), out=out[:, :, 0])
+    np.bitwise_xor(blocks[:, :, 1], uses[:, None], out=out[:, :, 1])
+
+
+def garbler_operands(a: Blocks, b: Blocks, c: Blocks, delta: Blocks, out: Blocks) -> None:
+    """out = a ⊕ c, a ⊕ c ⊕ Δ, b ⊕ c, b ⊕ c ⊕ Δ; out: (4, n, 2)."""
+    for k, wire in ((0, a), (2, b)):
+        np.bitwise_xor(wire, c, out=out[k])
+        np.bitwise_xor(out[k], delta, out=out[k + 1])
+
+
+def evaluator_operands(a: Blocks, b: Blocks, c: Blocks, out: Blocks) -> None:
+    """out = a ⊕ c, b ⊕ c; out: (2, n, 2)."""
+    np.bitwise_xor(a, c, out=out[0])
+    np.bitwise_xor(b, c, out=out[1])
+
+
+def _where(colour_of: Blocks, blocks: Blocks) -> Blocks:
+    """The block where the colour is 1, else zero."""
+    return (colour_of[:, 1].view(np.int64) >> 63).view(np.uint64)[:, None] & blocks
+
+
+def garble(
+    operands: Blocks, inner: Blocks, outer: Blocks, c: Blocks, delta: Blocks, table: Blocks, out: Blocks
+) -> None:
+    """c ⊕ AND of operands 0 and 2 by two half gates (Zahur, Rosulek, Evans 2015, figure 2).
+
+    operands: (4, n, 2), of `garbler_operands`; inner ⊕ outer: their hashes; c: (n, 2); table: (2, n, 2), out: (n, 2),
+    written.
+    """
+    hashes, a, b = inner ^ outer, operands[0], operands[2]
+    generator = hashes[0] ^ hashes[1] ^ _where(b, delta)
+    evaluator = hashes[2] ^ hashes[3]
+    np.bitwise_xor(evaluator, a, out=table[1])
+    table[0] = generator
+    np.bitwise_xor(hashes[0] ^ _where(a, generator), hashes[2] ^ _where(b, evaluator) ^ c, out=out)
+
+
+def evaluate(operands: Blocks, inner: Blocks, outer: Blocks, c: Blocks, table: Blocks, out: Blocks) -> None:
+    """The same on active labels; operands, inner, outer: (2, n, 2); table: (2, n, 2); out: (n, 2), written."""
+    hashes, (a, b) = inner ^ outer, operands
+    np.bitwise_xor(hashes[0] ^ _where(a, table[0]), hashes[1] ^ _where(b, table[1] ^ a) ^ c, out=out)
+
+
+def select_labels(zeros: Blocks, delta: Blocks, values: NDArray[np.uint64], out: Blocks) -> None:
+    """out[w, i] = zeros[w, i] ⊕ (bit w of values[i])·Δ; zeros, out: (wires, n, 2)."""
+    shifts = np.arange(len(zeros), dtype=np.uint64)[:, None]
+    chosen = np.uint64(0) - ((values[None, :] >> shifts) & np.uint64(1))
+    np.bitwise_xor(zeros, chosen[:, :, None] & delta, out=out)
+
+
+def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
+    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2).
+
+    Blocks of 64 × 64 by masked swaps, six rounds (Warren, Hacker's Delight, 7-3), all blocks at once.
+    """
+    words = columns.shape[1]
+    for half in range(2):
+        block = columns[64 * half : 64 * half + 64].copy()  # (64, words): row k of each block
+        scratch = np.empty((32, words), np.uint64)
+        width, mask = 32, np.uint64(0xFFFFFFFF)
+        while width:
+            shift, pairs = np.uint64(width), block.reshape(32 // width, 2, width, words)
+            upper, lower, swapped = pairs[:, 0], pairs[:, 1], scratch.reshape(32 // width, width, words)
+            np.right_shift(upper, shift, out=swapped)
+            swapped ^= lower
+            swapped &= mask
+            lower ^= swapped
+            swapped <<= shift
+            upper ^= swapped
+            width >>= 1
+            mask ^= mask << np.uint64(width)
+        out.reshape(-1, 64, 2)[:, :, half] = block.T
+
+
+def descend(
+    operands: Blocks, permuted: Blocks, paths: NDArray[np.uint64], shift: int, correction: Blocks, sums: Blocks
+) -> None:
+    """One level of a distributed comparison function, down to the child that bit `shift` of the path says.
+
+    operands: (2, n, 2), the node ⊕ (0 or 2) and ⊕ (1 or 3), by the path's bit; replaced by the child's, by the next
+    lower bit; permuted: π of them; correction: (2, n, 2), of the child and of the value; sums: (n, 2), += the value.
+    """
+    value = _where(operands[0], correction[1])
+    sums += (permuted[1] ^ operands[1]) + value
+    child = permuted[0] ^ operands[0] ^ _where(operands[0], correction[0])
+    child[:, 1] ^= value[:, 1] & (paths >> np.uint64(shift)) << COLOUR
+    child[:, 0] ^= (paths >> np.uint64(shift - 1) & np.uint64(1)) << np.uint64(1)
+    operands[:] = child
+    operands[1, :, 0] ^= np.uint64(1)
+
+
+def correct(
+    operands: Blocks,
+    permuted: Blocks,
+    alphas: NDArray[np.uint64],
+    shift: int,
+    betas: Blocks,
+    sums: Blocks,
+    correction: Blocks,
+) -> None:
+    """The corrections of one level, and both parties' nodes below it on α's path (Boyle et al. 2021, section 3).
+
+    operands: (8, n, 2), node ⊕ 0 to 3 of party 0, then of party 1; replaced by the children's; permuted: π of them;
+    betas: (n, 2); sums: (n, 2), what the path has added up to, updated; correction: (2, n, 2), written.
+    """
+    bit = alphas >> np.uint64(shift) & np.uint64(1)
+    right = (np.uint64(0) - bit)[:, None]  # all ones where the path goes right
+    left, other = np.moveaxis((permuted ^ operands).reshape(2, 2, 2, -1, 2), 1, 0)  # (party, node or value, n, 2)
+    swapped = right & (left ^ other)
+    path, beside = left ^ swapped, other ^ swapped
+    minus = (operands[4, :, 1:].view(np.int64) >> 63).view(np.uint64)  # (−1)^t·z = (z ^ minus) − minus
+    value = beside[1, 1] - beside[0, 1] - sums + (right & betas)  # β where x leaves α's path to the left
+    value = (value ^ minus) - minus & RING
+    sums += path[0, 1] - path[1, 1] + (value ^ minus) - minus
+    colour = left[0, 0, :, 1] ^ left[1, 0, :, 1]
+    change = ~(colour ^ other[0, 0, :, 1] ^ other[1, 0, :, 1]) & TOP
+    node = beside[0, 0] ^ beside[1, 0]
+    node[:, 1] = node[:, 1] & ~TOP | (colour ^ (~bit << COLOUR)) & TOP
+    correction[0], correction[1] = node, value
+    correction[1, :, 1] |= change
+    node[:, 1] ^= change & right[:, 0]
+    for party in range(2):
+        operands[4 * party : 4 * party + 4] = path[party, 0] ^ _where(operands[4 * party], node)
+    operands[:, :, 0] ^= (np.arange(8, dtype=np.uint64) & np.uint64(3))[:, None]
+
+
+def spread(nodes: Blocks, out: Blocks) -> None:
+    """out[k] = nodes ⊕ k; nodes: (n, 2), out: (k, n, 2)."""
+    out[:] = nodes
+    out[:, :, 0] ^= np.arange(len(out), dtype=np.uint64)[:, None]
+
+
+def grow(
+    operands: Blocks, permuted: Blocks, first: int, width: int, children: Blocks, added: Blocks, mixed: Blocks
+) -> None:
+    """One level of whole trees: of nodes `first` and on, `width` of them a tree, the children and the trees' sums.
+
+    operands: (4, n, 2), the nodes ⊕ 0 to 3, either of some whole trees or of one; permuted: π of them; children:
+    (n, 2, 2), written; added: (2, trees, 2), += left and right values; mixed: as much, ^= left and right children.
+    """
+    found = (permuted ^ operands).reshape(4, -1, min(width, operands.shape[1]), 2)
+    children[:] = np.moveaxis((permuted[::2] ^ operands[::2]), 0, 1)
+    trees = slice(first // width, first // width + found.shape[1])
+    mixed[:, trees] ^= np.bitwise_xor.reduce(found[::2], axis=2)
+    added[:, trees] += found[1::2].sum(2, dtype=np.uint64)
+
+
+def correct_children(nodes: Blocks, node: Blocks, change: NDArray[np.uint64], children: Blocks) -> None:
+    """children, (c, w, 2, 2), ^= the correction where the node above, (c, w, 2), has colour 1.
+
+    node: (c, 2), of the left child; the right one's has another colour where `change`, (c,), has the highest bit.
+    """
+    taken = np.uint64(0) - (nodes[:, :, 1] >> COLOUR)
+    for word in range(2):
+        children[:, :, 0, word] ^= taken & node[:, None, word]
+        children[:, :, 1, word] ^= taken & (node[:, word] ^ (change if word else np.uint64(0)))[:, None]
+
+
+def limb_columns(
+    x: NDArray[np.uint64], width: int, stride: tuple[int, int], padding: tuple[int, int], out: NDArray[np.float64]
+) -> None:
+    """out[c, u, v, k, n, i, j] = limb k of x[n, c] at row i·stride + u − padding, column j·stride + v − padding.
+
+    A limb is `width` bits of the lowest 59; x: (N, C, H, W); outside of it is 0.
+    """
+    low = np.uint64((1 << width) - 1)
+    ring = x & np.uint64((1 << 59) - 1)
+    limbs = np.stack([((ring >> np.uint64(k * width)) & low).astype(np.float64) for k in range(out.shape[3])])
+    (top, left), (down, across) = padding, stride
+    padded = np.pad(limbs, ((0, 0), (0, 0), (0, 0), (top, top), (left, left)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, out.shape[1:3], (3, 4))
+    np.copyto(out, windows[:, :, :, ::down, ::across].transpose(2, 5, 6, 0, 1, 3, 4))
+
+
+def join_limbs(products: NDArray[np.float64], width: int, out: NDArray[np.uint64]) -> None:
+    """out[n, o] = Σ_k products[o, k, n]·2^(k·width) modulo 2^64; products: (O, K, N, H, W), exact integers."""
+    parts = products.astype(np.int64).view(np.uint64)
+    shifts = (np.arange(parts.shape[1], dtype=np.uint64) * np.uint64(width))[:, None, None, None]
+    np.copyto(out, (parts << shifts).sum(1, dtype=np.uint64).transpose(1, 0, 2, 3))
+
+
+def add_sparse(
+    weight: NDArray[np.uint64],
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    positions: NDArray[np.int64],
+    values: NDArray[np.uint64],
+    out: NDArray[np.uint64],
+) -> None:
+    """out += the convolution of the x that is 0 but for `values` at flat `positions`, modulo 2^64.
+
+    weight: (C, kh, kw, O); size: (H, W) of x; out: (O, H', W').
+    """
+    channel, row, column = np.unravel_index(positions, (len(weight), *size))
+    total = np.zeros((*out.shape[1:], len(out)), np.uint64)
+    for u, v in np.ndindex(*weight.shape[1:3]):
+        (i, rest_i), (j, rest_j) = divmod(row + padding[0] - u, stride[0]), divmod(column + padding[1] - v, stride[1])
+        hit = (rest_i == 0) & (rest_j == 0) & (i >= 0) & (j >= 0) & (i < out.shape[1]) & (j < out.shape[2])
+        np.add.at(total, (i[hit], j[hit]), weight[channel[hit], u, v] * values[hit, None])
+    out += total.transpose(2, 0, 1)

@@ -1,0 +1,1 @@
+"""From a network to the integer program that two parties run, and its plaintext reference."""

@@ -1,0 +1,83 @@
+"""The contract of an offline mode: who makes the correlations, and whom that trusts."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+from parelu import registry
+from parelu.errors import UserError
+from parelu.private.crypto.ring import BITS
+from parelu.private.lowering.program import Activation, Program
+from parelu.private.protocol.delphi import Material, Model, Terms
+from parelu.private.protocol.relu import Relu
+from parelu.private.transport.channel import Channel
+
+
+class Package(abc.ABC):
+    """An inference's material that was made without the client, waiting to be delivered once."""
+
+    @abc.abstractmethod
+    def deliver(self, channel: Channel) -> Material:
+        """Send the client's part; returns the server's."""
+
+
+class Mode(abc.ABC):
+    """An offline mode.
+
+    threat_model: whom the privacy of its rows rests on. packages: whether material can be made before a client comes.
+    comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
+    """
+
+    name: ClassVar[str]
+    threat_model: ClassVar[str]
+    packages: ClassVar[bool] = False
+    comparisons: ClassVar[str]
+    most_bits: ClassVar[int] = BITS
+
+    def check_terms(self, program: Program, relu: Relu) -> None:
+        """Raises UserError where the mode cannot make what the ReLU protocol consumes."""
+        widths = [
+            (op.bits, layer)
+            for op, layer in zip(program.ops, program.layers, strict=True)
+            if isinstance(op, Activation) and len(op.relus)
+        ]
+        bits, layer = max(widths, default=(0, ""))
+        if relu.compares and bits > self.most_bits:
+            able = " or ".join(name for name, mode in modes().items() if mode.most_bits >= bits)
+            raise UserError(
+                f"ReLU {relu.name} needs keys for m = {bits} bits at {layer}; offline mode {self.name} "
+                f"makes them up to {self.most_bits}: give --offline {able}, or another --relu"
+            )
+
+    def trust(self, relu: Relu) -> str:
+        """Whom the privacy of a row with this ReLU protocol rests on."""
+        return f"{self.threat_model}; {self.comparisons}" if relu.compares else self.threat_model
+
+    def package(self, model: Model) -> Package:
+        """Material made ahead, where `packages`."""
+        raise NotImplementedError(f"offline mode {self.name} needs the client")
+
+    def check(self, model: Model) -> None:  # noqa: B027
+        """Raises UserError where the mode cannot run this model."""
+
+    @abc.abstractmethod
+    def server(self, channel: Channel, context: bytes, model: Model) -> Any:
+        """Set a connection up; context: what both parties have seen of it. Returns the state for `serve`."""
+
+    @abc.abstractmethod
+    def client(self, channel: Channel, context: bytes, terms: Terms) -> Any:
+        """The other end; returns the state for `fetch`."""
+
+    @abc.abstractmethod
+    def serve(self, channel: Channel, state: Any, model: Model) -> Material:
+        """Make the material of one inference with the client."""
+
+    @abc.abstractmethod
+    def fetch(self, channel: Channel, state: Any, terms: Terms, *, keep_shares: bool = False) -> Material:
+        """The client's end of `serve`, or of a package's delivery. keep_shares: for `reference.replay`."""
+
+
+def modes() -> dict[str, Mode]:
+    """Name → mode: those in `parelu.private.offline`, and those of plugins."""
+    return registry.instances(Mode, "parelu.private.offline")

@@ -1,0 +1,166 @@
+"""What the two parties make by oblivious transfer: garbled circuits' labels, bits times values, integers times values.
+
+A connection has one Δ each way. That of the extension in which the server sends is the Δ of the garbled circuits: the
+extension's raw outputs are the zero labels of the client's wires, so that labels cost the server no message. Instances
+are numbered through the connection, so that no tweak is used twice under Δ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.crypto.base_ot import POINT_BYTES, Receiver, Sender
+from parelu.private.crypto.dcf import Key
+from parelu.private.crypto.hash import OT_DOMAIN, Hash
+from parelu.private.crypto.ot_extension import (
+    BASE,
+    ExtensionReceiver,
+    ExtensionSender,
+    message_bytes,
+    random_ot_receiver,
+    random_ot_sender,
+)
+from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
+from parelu.private.crypto.ring import BITS, Ring, reduce
+from parelu.private.offline import comparisons
+from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.transport.channel import Channel, ring_of
+
+BITS_TIMES, INTEGERS_TIMES = OT_DOMAIN + 1, OT_DOMAIN + 2  # uses of a transfer, for its tweak
+AT_ONCE = 1 << 18  # transfers of a product of integers
+
+
+class ObliviousServer(ServerOffline):
+    """The server of one connection. first: number of the next inference's first instance."""
+
+    def __init__(self, channel: Channel, context: bytes) -> None:
+        own = Stream(fresh_seed(), "base choices")
+        choices = own.bits(BASE)
+        choices[-1] = 1  # the colour of Δ
+        with channel.measured("offline", "base OTs"):
+            receiver = Receiver(choices, context + b"labels")
+            message = channel.receive("base", POINT_BYTES).tobytes()
+            sender = Sender(BASE, context + b"products")
+            channel.send("base", receiver.respond(message), sender.message())
+            self.receiver = ExtensionReceiver(sender.seeds(channel.receive("base", POINT_BYTES * BASE).tobytes()))
+        self.sender = ExtensionSender(choices, receiver.seeds())
+        self.channel, self.delta = channel, self.sender.delta
+        self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
+        self.permutation = derive(context[:SEED_BYTES], "comparison")
+        self.seed, self.first, self._multiplied = b"", 0, 0
+        self.compared = 0  # transfers that made keys
+
+    def labels(self, number: int, first: int, wires: int, count: int) -> Blocks:
+        message = self.channel.receive("labl", message_bytes(wires * count))
+        return self.sender.extend(message, wires * count).reshape(wires, count, 2)
+
+    def random_ot(self, number: int, first: int, count: int) -> tuple[Ring, Ring]:
+        message = self.channel.receive("rand", message_bytes(count))
+        return random_ot_sender(self.sender.extend(message, count), self.delta, self.hash, first)
+
+    def send_tables(self, number: int, tables: Blocks) -> None:
+        self.channel.send("tabl", tables)
+
+    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Ring:
+        return self._chosen(bits, first, BITS_TIMES)
+
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+        own = Stream(self.seed, "comparison", number)
+        key, r, top = comparisons.make(self, 1, self.permutation, own, count, bits)
+        theirs = ring_of(self.channel.receive("shft", 8 * count))
+        return reduce(theirs + r), key, r, top
+
+    def _chosen(self, bits: NDArray[np.uint8], first: int, use: int) -> Ring:
+        """A share of bits · (the client's values), (n,)."""
+        message, rows = self.receiver.extend(bits)
+        self.channel.send("prod", message)
+        corrections = ring_of(self.channel.receive("prod", 8 * len(bits)))
+        return reduce(random_ot_receiver(rows, self.hash, first, use) + bits * corrections)
+
+    def multiply(self, factors: Ring, width: int) -> Ring:
+        """The server's share, (n,), of factors · (the client's values), by a transfer a bit (Gilboa 1999).
+
+        width: bits of a factor: in two's complement, or BITS for ring elements.
+        """
+        out = np.zeros(len(factors), np.uint64)
+        for part in _parts(len(factors), width):
+            bits = (factors[part] >> np.arange(width, dtype=np.uint64)[:, None]) & np.uint64(1)
+            shares = self._chosen(bits.astype(np.uint8).reshape(-1), self._multiplied, INTEGERS_TIMES)
+            self._multiplied += bits.size
+            out[part] = shares.reshape(width, -1).sum(0)
+        return reduce(out)
+
+
+class ObliviousClient(ClientOffline):
+    """The client of one connection. first: number of the next inference's first instance."""
+
+    def __init__(self, channel: Channel, context: bytes) -> None:
+        choices = Stream(fresh_seed(), "base choices").bits(BASE)
+        choices[-1] = 1
+        with channel.measured("offline", "base OTs"):
+            sender = Sender(BASE, context + b"labels")
+            channel.send("base", sender.message())
+            body = channel.receive("base", POINT_BYTES * (BASE + 1)).tobytes()
+            self.receiver = ExtensionReceiver(sender.seeds(body[: POINT_BYTES * BASE]))
+            other = Receiver(choices, context + b"products")
+            channel.send("base", other.respond(body[POINT_BYTES * BASE :]))
+        self.sender = ExtensionSender(choices, other.seeds())
+        self.channel = channel
+        self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
+        self.permutation = derive(context[:SEED_BYTES], "comparison")
+        self.seed, self.first, self._multiplied = b"", 0, 0
+        self.compared = 0  # transfers that made keys
+
+    def stream(self, number: int, what: str) -> Stream:
+        return Stream(self.seed, what, number)
+
+    def labels(self, number: int, first: int, bits: NDArray[np.uint8]) -> Blocks:
+        message, rows = self.receiver.extend(bits.reshape(-1))
+        self.channel.send("labl", message)
+        return rows.reshape(*bits.shape, 2)
+
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
+        message, rows = self.receiver.extend(choices)
+        self.channel.send("rand", message)
+        return random_ot_receiver(rows, self.hash, first)
+
+    def tables(self, number: int, blocks: int) -> Blocks:
+        return self.channel.receive("tabl", 16 * blocks).view(np.uint64).reshape(-1, 2)
+
+    def product(self, number: int, first: int, values: Ring) -> Ring:
+        return self._offered(values, first, BITS_TIMES)
+
+    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+        own = self.stream(number, "comparison")
+        key, r, top = comparisons.make(self, 0, self.permutation, own, len(share), bits)
+        self.channel.send("shft", reduce(share + r))
+        return key, r, top
+
+    def _offered(self, values: Ring, first: int, use: int) -> Ring:
+        message = self.channel.receive("prod", message_bytes(len(values)))
+        rows = self.sender.extend(message, len(values))
+        zero, one = random_ot_sender(rows, self.sender.delta, self.hash, first, use)
+        self.channel.send("prod", reduce(zero - one + values))
+        return reduce(np.uint64(0) - zero)
+
+    def multiply(self, values: Ring, width: int) -> Ring:
+        """The client's share, (n,), of (the server's factors) · values; width: as `ObliviousServer.multiply`."""
+        weights = np.uint64(1) << np.arange(width, dtype=np.uint64)
+        if width < BITS:
+            weights[-1:] = np.uint64(0) - weights[-1:]  # the sign of two's complement
+        out = np.zeros(len(values), np.uint64)
+        for part in _parts(len(values), width):
+            offered = reduce(weights[:, None] * values[part])
+            shares = self._offered(offered.reshape(-1), self._multiplied, INTEGERS_TIMES)
+            self._multiplied += offered.size
+            out[part] = shares.reshape(width, -1).sum(0)
+        return reduce(out)
+
+
+def _parts(count: int, width: int) -> Iterator[slice]:
+    step = max(1, AT_ONCE // width)
+    for start in range(0, count, step):
+        yield slice(start, start + step)

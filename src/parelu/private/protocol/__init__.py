@@ -1,0 +1,1 @@
+"""The protocol: correlations, ReLU protocols, what is revealed, and the two phases."""

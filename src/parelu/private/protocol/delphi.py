@@ -1,0 +1,342 @@
+"""The `delphi` engine: all that does not need the image happens offline; online, only ReLUs and squares cost.
+
+Throughout, the client's share of every value is known before the image is (Mishra et al. 2020). Online the client
+sends x − r once; the server computes linear layers on its share at plaintext speed; each activation is one
+round trip in which the client's share becomes a mask that it drew offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.crypto.codec import Stored, dump, load
+from parelu.private.crypto.kernels import kernels
+from parelu.private.crypto.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
+from parelu.private.lowering.lower import Integers, Lowered
+from parelu.private.lowering.program import Activation, Conv, Op, Program, Truncate, local, sources
+from parelu.private.lowering.reference import bias_of, linear_map
+from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.relu import Relu
+from parelu.private.protocol.reveal import Reveal
+from parelu.private.transport.channel import Channel, ring_of
+
+Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
+INPUT, OUTPUT = "input", "output"
+MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # of these ReLUs each takes some 600 B of the server's memory
+
+
+def unmeasured(layer: str) -> contextlib.AbstractContextManager[None]:
+    """Measures nothing."""
+    return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Terms:
+    """What both parties agree on before they start."""
+
+    program: Program
+    relu: Relu
+    reveal: Reveal
+
+    @property
+    def instances(self) -> int:
+        """Numbers of garbled instances that one inference takes under one key."""
+        return self.program.relus + self.reveal.instances(self.program.classes)
+
+    @property
+    def most_prepared(self) -> int:
+        """Inferences whose offline material one connection may hold."""
+        return max(1, min(MOST_PREPARED, PREPARED_RELUS // max(1, self.program.relus)))
+
+
+class Model:
+    """What the server has: the terms, the secret integers, and the linear layers ready to apply."""
+
+    def __init__(self, lowered: Lowered, relu: Relu, reveal: Reveal) -> None:
+        self.lowered, self.terms = lowered, Terms(lowered.program, relu, reveal)
+        ops = enumerate(lowered.program.ops, start=1)
+        self.maps = {number: linear_map(op, lowered.weights[number - 1]) for number, op in ops if op.is_secret}
+        self.followers = _followers(lowered.program, self.maps)
+
+
+def _followers(program: Program, maps: Mapping[int, Callable[[Ring], Ring]]) -> dict[int, dict[int, LinearMap]]:
+    """Activation → the convolutions that read it, where it is sparse enough to apply them in two parts."""
+    numbered = list(enumerate(program.ops, start=1))
+    convs = {
+        n: (op, map_)
+        for n, op in numbered
+        if isinstance(op, Conv) and op.groups == 1 and isinstance(map_ := maps[n], LinearMap)
+    }
+    return {
+        number: {reader: map_ for reader, (conv, map_) in convs.items() if conv.source == number}
+        for number, op in numbered
+        if isinstance(op, Activation)
+        and len(op.relus) + len(op.squares) <= kernels.SPARSE * math.prod(program.shapes[number])
+    }
+
+
+class Material:
+    """What one inference consumes; it can be taken once."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    @classmethod
+    def load(cls, body: bytes) -> Material:
+        """The inverse of `dump`."""
+        return cls(load(body))
+
+    def dump(self) -> bytes:
+        """The content as bytes, taken: what is stored is no longer here."""
+        return dump(self.take())
+
+    def take(self) -> Any:
+        """The content, the first time; raises RuntimeError after that."""
+        content, self._content = self._content, None
+        if content is None:
+            raise RuntimeError("offline material must not be used twice")
+        return content
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Squares(Stored):
+    offset: Ring  # the client's mask of the output; the server's shift of the opening
+    u: Ring
+    v: Ring
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ClientMaterial(Stored):
+    mask: Ring  # of the input
+    relus: Mapping[int, Any]
+    squares: Mapping[int, _Squares]
+    output: Any
+    shares: dict[int, Ring] | None  # for `reference.replay`
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ServerMaterial(Stored):
+    summands: Mapping[int, Ring]  # of secret ops: the share of the product, and the bias
+    relus: Mapping[int, Any]
+    squares: Mapping[int, _Squares]
+    output: Any
+
+
+def _walk(program: Program, first_value: Ring, make: Callable[[int, Op, Ring], Ring]) -> Ring:
+    """One party's share of the last value; `make` gives those of secret ops, truncations and activations."""
+    values = [first_value]
+    for number, op in enumerate(program.ops, start=1):
+        source = values[op.source]
+        if op.is_secret or isinstance(op, (Truncate, Activation)):
+            values.append(make(number, op, source))
+        else:
+            values.append(local(op, *(values[i] for i in sources(op))))
+    return values[-1]
+
+
+def prepare_client(
+    terms: Terms, offline: ClientOffline, first: int = 0, measure: Measure = unmeasured, *, keep_shares: bool = False
+) -> Material:
+    """The client's offline phase. first: number of the inference's first garbled instance under the key."""
+    program, counter = terms.program, first
+    relus: dict[int, Any] = {}
+    squares: dict[int, _Squares] = {}
+    shares: dict[int, Ring] | None = {} if keep_shares else None
+    mask = offline.stream(0, "mask").ring(1, *program.input_shape)
+    if shares is not None:
+        shares[0] = mask.reshape(-1)
+
+    def activation(number: int, op: Activation, flat: Ring) -> Ring:
+        nonlocal counter
+        out = flat.copy()
+        if len(op.relus):
+            relus[number] = terms.relu.prepare_client(offline, number, counter, flat[op.relus], op.bits)
+            out[op.relus] = relus[number].mask
+            counter += len(op.relus)
+        if len(op.squares):
+            fresh = offline.stream(number, "square mask").ring(len(op.squares))
+            squares[number] = _Squares(fresh, *offline.square(number, flat[op.squares]))
+            out[op.squares] = fresh
+        if shares is not None:
+            shares[number] = np.concatenate([out[op.relus], out[op.squares]])
+        return out
+
+    def make(number: int, op: Op, source: Ring) -> Ring:
+        if isinstance(op, Truncate):
+            return truncate_client(source, op.bits)
+        shape = (1, *program.shapes[number])
+        with measure(program.layers[number - 1]):
+            if isinstance(op, Activation):
+                return activation(number, op, reduce(source.reshape(-1))).reshape(shape)
+            share = offline.linear(number, op, source, math.prod(shape))
+        if shares is not None:
+            shares[number] = share
+        return share.reshape(shape)
+
+    last = reduce(_walk(program, mask, make))[0]
+    with measure(OUTPUT):
+        output = terms.reveal.prepare_client(offline, len(program.ops) + 1, counter, last, program.output_bits)
+    return Material(_ClientMaterial(mask, relus, squares, output, shares))
+
+
+def prepare_server(model: Model, offline: ServerOffline, first: int = 0, measure: Measure = unmeasured) -> Material:
+    """The server's offline phase."""
+    terms, program, counter = model.terms, model.terms.program, first
+    summands: dict[int, Ring] = {}
+    relus: dict[int, Any] = {}
+    squares: dict[int, _Squares] = {}
+
+    def prepare(number: int, op: Op, integers: Integers) -> None:
+        nonlocal counter
+        if op.is_secret:
+            shape = program.shapes[number]
+            bias = np.broadcast_to(encode(bias_of(op, integers)), shape)
+            summands[number] = offline.linear(number, op).reshape(shape) + bias
+        elif isinstance(op, Activation):
+            if len(op.relus):
+                relus[number] = terms.relu.prepare_server(offline, number, counter, len(op.relus), op.bits)
+                counter += len(op.relus)
+            if len(op.squares):
+                squares[number] = _Squares(*offline.square(number, encode(integers["c1"]), encode(integers["c2"])))
+
+    for number, op in enumerate(program.ops, start=1):
+        with measure(program.layers[number - 1]):
+            prepare(number, op, model.lowered.weights.get(number - 1, {}))
+    with measure(OUTPUT):
+        number = len(program.ops) + 1
+        output = terms.reveal.prepare_server(offline, number, counter, program.classes, program.output_bits)
+    return Material(_ServerMaterial(summands, relus, squares, output))
+
+
+def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], images: NDArray[np.int64]) -> Ring:
+    """The client's online phase; images of one query share its rounds, and have a material each.
+
+    images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
+    reveal: the last values, (N, classes), or the labels, (N, 1).
+    """
+    program: Program = terms.program
+    contents: list[_ClientMaterial] = [material.take() for material in materials]
+    with channel.measured("online", INPUT):
+        masks = np.concatenate([content.mask for content in contents])
+        channel.send("inpt", reduce(encode(images) - masks))
+    for number, op in enumerate(program.ops, start=1):
+        if isinstance(op, Activation):
+            with channel.measured("online", program.layers[number - 1]):
+                answers = [_answer(channel, terms.relu, number, op, content) for content in contents]
+                channel.send("mask", *itertools.chain(*answers))
+    with channel.measured("online", OUTPUT):
+        return np.stack([terms.reveal.answer(channel, content.output) for content in contents])
+
+
+def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: _ClientMaterial) -> list[Any]:
+    answers: list[Any] = []
+    if len(op.relus):
+        answers += relu.answer(channel, content.relus[number])
+    if len(op.squares):
+        square = content.squares[number]
+        opened = ring_of(channel.receive("sqre", 8 * len(op.squares)))
+        share = reduce(opened * square.u + square.v)
+        if content.shares is not None:
+            content.shares[-number] = share
+        answers.append(reduce(truncate_client(share, op.truncation) - square.offset))
+    return answers
+
+
+def infer_server(channel: Channel, model: Model, materials: Sequence[Material]) -> None:
+    """The server's online phase, for as many images as materials."""
+    terms, program = model.terms, model.terms.program
+    contents: list[_ServerMaterial] = [material.take() for material in materials]
+    ahead: dict[int, Ring] = {}
+    shape = (len(contents), *program.input_shape)
+    with channel.measured("online", INPUT):
+        share = ring_of(channel.receive("inpt", 8 * math.prod(shape))).reshape(shape)
+
+    def make(number: int, op: Op, source: Ring) -> Ring:
+        if isinstance(op, Truncate):
+            return truncate_server(source, op.bits)
+        with channel.measured("online", program.layers[number - 1]):
+            if isinstance(op, Activation):
+                return _activate(channel, model, number, op, contents, reduce(source), ahead)
+            product = ahead.pop(number) if number in ahead else model.maps[number](source)
+            return product + np.stack([content.summands[number] for content in contents])
+
+    last = reduce(_walk(program, share, make))
+    with channel.measured("online", OUTPUT):
+        for content, values in zip(contents, last, strict=True):
+            terms.reveal.open(channel, content.output, values)
+
+
+def _activate(
+    channel: Channel,
+    model: Model,
+    number: int,
+    op: Activation,
+    contents: Sequence[_ServerMaterial],
+    shares: Ring,
+    ahead: dict[int, Ring],
+) -> Ring:
+    """The server's shares of the activation's outputs.
+
+    While the client works on its answer, the convolutions that follow are applied to the identity positions, whose
+    shares are known; `ahead` gets their products, complete when this returns.
+    """
+    flat, layers = shares.reshape(len(shares), -1), model.terms.program.layers
+    at_relus, at_squares = flat[:, op.relus], flat[:, op.squares]
+    opens = [
+        _open(channel, model.terms.relu, number, op, content, *at)
+        for content, *at in zip(contents, at_relus, at_squares, strict=True)
+    ]
+    flat[:, op.relus] = flat[:, op.squares] = 0
+    followers = model.followers.get(number, {})
+    for follower, map_ in followers.items():
+        with channel.measured("online", layers[follower - 1]):
+            ahead[follower] = map_(shares)
+    relus_due = model.terms.relu.answer_bytes(len(op.relus)) if len(op.relus) else 0
+    answers = channel.receive("mask", len(shares) * (relus_due + 8 * len(op.squares))).reshape(len(shares), -1)
+    for index, (content, (compared, opened), answer) in enumerate(zip(contents, opens, answers, strict=True)):
+        if len(op.relus):
+            flat[index, op.relus] = model.terms.relu.close(content.relus[number], compared, answer[:relus_due])
+        if len(op.squares):
+            integers, square = model.lowered.weights[number - 1], content.squares[number]
+            found = _square(integers, square, opened, op.truncation)
+            flat[index, op.squares] = reduce(found + ring_of(answer[relus_due:]))
+    positions = np.concatenate([op.relus, op.squares])
+    for follower, map_ in followers.items():
+        with channel.measured("online", layers[follower - 1]):
+            for out, values in zip(ahead[follower], flat, strict=True):
+                map_.add(out[None], shares.shape[1:], positions, values[positions])
+    return shares
+
+
+def _open(
+    channel: Channel,
+    relu: Relu,
+    number: int,
+    op: Activation,
+    content: _ServerMaterial,
+    at_relus: Ring,
+    at_squares: Ring,
+) -> tuple[Any, Ring]:
+    """Send what one image's activation opens; returns what closes its ReLUs, and x − a of its squares."""
+    compared, opened = None, at_squares
+    if len(op.relus):
+        compared = relu.open(channel, content.relus[number], at_relus)
+    if len(op.squares):
+        opened = reduce(at_squares + content.squares[number].offset)
+        channel.send("sqre", opened)
+    return compared, opened
+
+
+def _square(integers: Integers, square: _Squares, opened: Ring, truncation: int) -> Ring:
+    """The server's share of c0 + c1·x + c2·x², truncated."""
+    c0, c1, c2 = (encode(integers[name]) for name in ("c0", "c1", "c2"))
+    full = c0 + opened * (c1 + opened * c2) + opened * square.u + square.v
+    return truncate_server(full, truncation)

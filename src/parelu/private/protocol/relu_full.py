@@ -1,0 +1,75 @@
+"""ReLU protocol `full`: relu(x) − mask inside one garbled circuit over all 59 bits, as in DELPHI (2020, section 4.1).
+
+The client gets the output's colours and sends them back; only the server can decode them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.crypto.codec import Stored
+from parelu.private.crypto.garbling import Machine, masked_relu
+from parelu.private.crypto.hash import Hash
+from parelu.private.crypto.prg import Blocks
+from parelu.private.crypto.ring import BITS, Ring, reduce
+from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.relu import Relu, evaluate, garble, open_bytes, open_labels, planes, table_blocks, words
+from parelu.private.transport.channel import Channel, ring_of
+
+
+def _circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> list[Any]:
+    return masked_relu(machine, client[:BITS], server, client[BITS:])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Client(Stored):
+    hash: Hash
+    first: int
+    mask: Ring
+    labels: Blocks
+    tables: Blocks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Server(Stored):
+    seed: bytes
+    number: int
+    delta: Blocks
+    permutation: Ring
+
+
+class Full(Relu):
+    name: ClassVar[str] = "full"
+
+    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> _Client:
+        mask = offline.stream(number, "mask").ring(len(share))
+        inputs = np.concatenate([planes(reduce(share), BITS), planes(mask, BITS)])
+        labels = offline.labels(number, first, inputs)
+        tables = offline.tables(number, table_blocks(_circuit, 2 * BITS, BITS, len(share)))
+        return _Client(offline.hash, first, mask, labels, tables)
+
+    def prepare_server(self, offline: ServerOffline, number: int, first: int, count: int, bits: int) -> _Server:
+        zeros = offline.labels(number, first, 2 * BITS, count)
+        tables, permutation = garble(_circuit, offline, number, first, zeros, BITS)
+        offline.send_tables(number, tables)
+        return _Server(offline.seed, number, offline.delta, words(permutation))
+
+    def open(self, channel: Channel, material: _Server, share: Ring) -> None:
+        channel.announce("full", open_bytes(len(share), BITS))
+        open_labels(channel, material.seed, material.number, material.delta, share, BITS)
+
+    def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
+        channel.expect("full", open_bytes(len(material.mask), BITS))
+        output = evaluate(_circuit, material.hash, channel, material.first, material.labels, BITS, material.tables)
+        return (words(output),)
+
+    def answer_bytes(self, count: int) -> int:
+        return 8 * count
+
+    def close(self, material: _Server, opened: None, answer: NDArray[np.uint8]) -> Ring:
+        return ring_of(answer) ^ material.permutation

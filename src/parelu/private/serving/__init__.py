@@ -1,0 +1,1 @@
+"""The deployed pair: sessions, server, client, and stocks of material made ahead."""

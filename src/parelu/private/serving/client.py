@@ -1,0 +1,127 @@
+"""The client's side of a deployed pair.
+
+with Client("host", 7000, Path("certs")) as client:
+    labels = client.predict(images).argmax(1)
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from parelu.errors import UserError
+from parelu.network.preprocessing import resize
+from parelu.private.crypto.ring import decode
+from parelu.private.lowering.reference import encode_images
+from parelu.private.serving.session import Session
+from parelu.private.serving.stock import ClientStock
+from parelu.private.transport import tls
+from parelu.private.transport.channel import TIMEOUT, Channel, connect
+from parelu.private.transport.link import NETWORKS, Network
+
+
+class Client:
+    """A connection to `parelu serve`.
+
+    Attributes:
+        program: its shape, ops and preprocessing, as the server states them.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        certificates: Path | None = None,
+        pin: str | None = None,
+        *,
+        stock: Path | None = None,
+        network: Network = NETWORKS["loopback"],
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """Connect and shake hands.
+
+        Args:
+            certificates: folder with ca.pem, client.pem and client.key; None for a plain connection, for tests only.
+            pin: SHA-256 of the program, as the operator publishes it.
+            stock: folder of this client's offline material; inferences take from it first.
+
+        Raises:
+            UserError: nobody answers, or a certificate is refused.
+            ProtocolError: the server breaks the protocol, or has another program than the pinned one.
+        """
+        stocks = ClientStock(stock) if stock else None
+        context = tls.client_context(certificates) if certificates else None
+        connection = connect(host, port)
+        try:
+            wrapped = tls.handshake(context, connection, host) if context else connection
+        except OSError as error:
+            reason = error.reason if isinstance(error, ssl.SSLError) else error
+            raise UserError(
+                f"{host}:{port}: no TLS connection ({reason or error}); check the certificates on both sides"
+            ) from error
+        channel = Channel(wrapped, network, timeout)
+        try:
+            self.session = Session(channel, pin, stock=stocks)
+        except BaseException:
+            channel.close()
+            raise
+        self.program = self.session.terms.program
+
+    def prepare(self, count: int = 1) -> None:
+        """Run the offline phase of `count` inferences, so that `predict` is as fast as the online phase.
+
+        Raises:
+            UserError: more than a connection may hold, `session.terms.most_prepared`.
+        """
+        self.session.prepare(count)
+
+    def predict(
+        self, images: Tensor | NDArray[np.uint8], batch: int = 1, progress: Callable[[int], None] = lambda done: None
+    ) -> NDArray[np.generic]:
+        """Run uint8 images (N, C, H, W); `batch` of them a query share its rounds: more a second, each later.
+
+        Images of the size that the data set has are brought to the network's, as in training. Returns
+        float64 logits (N, classes), or int64 labels (N,) where the server reveals only these.
+
+        Raises:
+            UserError: images of another type or size; a batch larger than `session.terms.most_prepared`.
+        """
+        encoded = encode_images(self.program, self.fit(torch.as_tensor(images)))
+        results = [np.zeros((0, 1), np.int64)] if not len(encoded) else []
+        for start in range(0, len(encoded), batch):
+            results.append(decode(self.session.infer(encoded[start : start + batch])))
+            progress(len(results[-1]))
+        joined = np.concatenate(results)
+        if self.session.terms.reveal.name == "label":
+            return joined[:, 0]
+        return joined.reshape(-1, self.program.classes) * self.program.output_unit
+
+    def fit(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) at the network's size; raises `UserError` where they cannot be brought to it."""
+        takes = self.program.input_shape
+        native = tuple(self.program.preprocessing.get("image", takes))
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise UserError(f"images are {images.dtype} of shape {tuple(images.shape)}, not uint8 (N, C, H, W)")
+        if tuple(images.shape[1:]) not in (takes, native):
+            sizes = " or ".join(dict.fromkeys("x".join(map(str, size)) for size in (native, takes)))
+            raise UserError(f"an image is {'x'.join(map(str, images.shape[1:]))}; the network takes {sizes}")
+        return resize(images, (takes[1], takes[2]))
+
+    def close(self) -> None:
+        """Safe to call again."""
+        self.session.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

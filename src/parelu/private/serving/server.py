@@ -1,0 +1,215 @@
+"""The server's side of a deployed pair: TLS, several clients at once, material prepared ahead.
+
+Where material can be made without a client, a stock of it waits in memory; where it cannot, clients fill stocks on disk
+(`stock.py`), while others are served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from parelu.errors import ProtocolError, UserError
+from parelu.private.offline.mode import Mode, Package
+from parelu.private.protocol.delphi import Model
+from parelu.private.serving import session
+from parelu.private.serving.stock import ServerStocks
+from parelu.private.transport import tls
+from parelu.private.transport.channel import TIMEOUT, Channel, Traffic, tcp
+from parelu.private.transport.link import NETWORKS, Network
+
+Traffics = Mapping[tuple[str, str], Traffic]
+HANDSHAKE_TIMEOUT = 10.0  # seconds
+STRANGERS = 64  # connections beyond the clients served: so many may be shaking hands
+
+
+class Ahead:
+    """Packages made ahead by a thread of its own, each handed out once. They live in memory only: a killed server
+    leaves none behind that could be used twice."""
+
+    def __init__(self, model: Model, mode: Mode, size: int) -> None:
+        self.size = size
+        self._make = lambda: mode.package(model)
+        self._packages: deque[Package] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._fill, name="stock", daemon=True)
+        if size:
+            self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._packages)
+
+    def take(self) -> Package | None:
+        """One package, gone from the stock; None where there is none."""
+        with self._changed:
+            package = self._packages.popleft() if self._packages else None
+            self._changed.notify_all()
+        return package
+
+    def wait(self, count: int, timeout: float) -> bool:
+        """Until `count` packages are there."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._packages) >= count, timeout)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._packages.clear()
+            self._changed.notify_all()
+        if self.size:
+            self._thread.join()
+
+    def _fill(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or len(self._packages) < self.size)
+                if self._closed:
+                    return
+            package = self._make()
+            assert package is not None
+            with self._changed:
+                if not self._closed:
+                    self._packages.append(package)
+                self._changed.notify_all()
+
+
+class Server:
+    """Serves one model to many clients, a thread each.
+
+    Args:
+        address: (host, port); port 0 takes a free one, `port` says which.
+        certificates: folder with ca.pem, server.pem and server.key; None for plain connections, for tests only.
+        stock: inferences prepared ahead; with a folder, for each client.
+        stock_folder: where clients' stocks are kept on disk.
+        shared: let other processes listen on the same port.
+        clients: how many are served at once; one more is told to come back.
+        log: called with one line for each connection that ends.
+        finished: called with a connection's traffic after each inference; the traffic is cleared then.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        mode: Mode,
+        address: tuple[str, int],
+        certificates: Path | None = None,
+        *,
+        stock: int = 0,
+        stock_folder: Path | None = None,
+        clients: int = 16,
+        shared: bool = False,
+        network: Network = NETWORKS["loopback"],
+        timeout: float = TIMEOUT,
+        log: Callable[[str], None] = lambda line: None,
+        finished: Callable[[Traffics], None] = lambda traffic: None,
+    ) -> None:
+        self.finished = finished
+        self.model, self.mode, self.network, self.timeout, self.log = model, mode, network, timeout, log
+        self._tls = tls.server_context(certificates) if certificates else None
+        self._free = threading.Semaphore(clients)
+        self._clients = clients
+        self._connections: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._closing = False
+        mode.check_terms(model.terms.program, model.terms.relu)
+        mode.check(model)
+        if stock and not mode.packages and not stock_folder:
+            raise UserError(f"offline mode {mode.name} needs the client: give --stock-dir, or leave --stock out")
+        if stock_folder and not stock:
+            raise UserError("--stock-dir needs --stock N, the inferences kept for each client")
+        self._stocks = ServerStocks(stock_folder, stock) if stock_folder else None
+        try:
+            self._listener = socket.create_server(address, backlog=64, reuse_port=shared)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"{address[0]}:{address[1]}: cannot listen ({error}); give another --port") from error
+        self.port: int = self._listener.getsockname()[1]
+        self.stock = Ahead(model, mode, 0 if stock_folder else stock)
+
+    def run(self, connections: int | None = None) -> None:
+        """Accept clients until `close`, or serve so many and return when the last has ended."""
+        accepted: list[threading.Thread] = []
+        while connections is None or len(accepted) < connections:
+            try:
+                connection, address = self._listener.accept()
+            except OSError:
+                if self._closing:
+                    return
+                continue
+            if len(self._threads) >= self._clients + STRANGERS:
+                connection.close()
+                continue
+            thread = threading.Thread(target=self._serve, args=(connection, f"{address[0]}:{address[1]}"), daemon=True)
+            with self._lock:
+                self._connections.add(connection)
+                self._threads.add(thread)
+            thread.start()
+            if connections is not None:
+                accepted.append(thread)
+        for thread in accepted:
+            thread.join()
+
+    def close(self) -> None:
+        """Stop listening, end every connection, wait for the threads."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            connections, threads = list(self._connections), list(self._threads)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        self.stock.close()
+
+    def _serve(self, connection: socket.socket, peer: str) -> None:
+        try:
+            self.log(f"{peer}: {self._talk(connection)}")
+        except (ssl.SSLError, ProtocolError, UserError, OSError) as error:
+            reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+            self.log(f"{peer}: {' '.join(str(reason or error).split())}")
+        except Exception as error:  # one client's trouble must not end the others
+            self.log(f"{peer}: internal error {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        finally:
+            with contextlib.suppress(OSError):
+                connection.close()
+            with self._lock:
+                self._connections.discard(connection)
+                self._threads.discard(threading.current_thread())
+
+    def _talk(self, connection: socket.socket) -> str:
+        connection.settimeout(HANDSHAKE_TIMEOUT)
+        tcp(connection)
+        wrapped = tls.handshake(self._tls, connection) if self._tls else connection
+        with self._lock:
+            self._connections.discard(connection)
+            self._connections.add(wrapped)
+        channel = Channel(wrapped, self.network, self.timeout)
+        is_free = self._free.acquire(blocking=False)
+        try:
+            if not is_free:
+                channel.fail(f"{self._clients} clients are being served; try again later")
+                return f"refused: {self._clients} clients are being served"
+            who = tls.peer_of(wrapped)
+            kept = functools.partial(self._stocks.of, who) if self._stocks else None
+            room = self._stocks.size if self._stocks else 0
+            done = session.serve(channel, self.model, self.mode, self.stock.take, kept, room, self.finished)
+            return f"{done} inference{'s' if done != 1 else ''}"
+        except ProtocolError as error:
+            channel.fail(str(error))
+            raise
+        finally:
+            if is_free:
+                self._free.release()
+            channel.close()
+            with self._lock:
+                self._connections.discard(wrapped)

@@ -1,0 +1,160 @@
+"""Offline material on disk: encrypted, taken once, and dropped where the other party has lost its half.
+
+A client and a server that prepare inferences ahead keep the halves under one random name. Whoever uses one first
+removes it from the disk, and only then from its memory: a killed party has no half of it left. On request the client
+says which names it has; the server drops all others and says which of them it has too, and the client drops the rest.
+So a party that is restored from an old copy finds that the other one knows what was spent.
+
+FOLDER.key beside the folder has the key, so that a copy of the folder alone is of no use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from parelu.errors import UserError
+from parelu.network.storage import write_atomic
+from parelu.private.crypto.prg import derive
+
+NAME_BYTES = 16
+NONCE_BYTES = 12
+KEY_BYTES = 32
+STOCKS = 16  # of one client's certificate; the one that was unused for longest makes room
+
+
+def key_of(folder: Path) -> bytes:
+    """The key beside a folder, made where there is none; raises UserError where it is not a key."""
+    path = folder.with_name(folder.name + ".key")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(os.urandom(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # of two processes that make one, one wins
+            os.link(fresh, path)
+        fresh.unlink()
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise UserError(f"{path} is not a key of a stock; remove it and {folder}, and prepare again")
+    return key
+
+
+class Stock:
+    """One party's halves, a file each.
+
+    use: what the material is for; part of what is authenticated, so that no other material can take its place.
+    """
+
+    def __init__(self, folder: Path, key: bytes, use: str) -> None:
+        self.folder, self._use = folder, use.encode()
+        self._cipher = AESGCM(derive(key, "stock", use) + derive(key, "stock, second half", use))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[bytes]:
+        """Of what is there, the oldest first."""
+        found = [path for path in self.folder.iterdir() if len(path.name) == 2 * NAME_BYTES and _is_hex(path.name)]
+        return [bytes.fromhex(path.name) for path in sorted(found, key=_age)]
+
+    def put(self, name: bytes, content: bytes) -> None:
+        """Raises OSError where the disk is full: then nothing is left behind."""
+        nonce = os.urandom(NONCE_BYTES)
+        write_atomic(self._path(name), nonce + self._cipher.encrypt(nonce, content, self._use + name))
+        self._sync()
+
+    def take(self, name: bytes) -> bytes:
+        """The content, gone from the disk before it is returned; raises KeyError where it is not there."""
+        try:
+            body = self._path(name).read_bytes()
+            self._path(name).unlink()  # of two that race, one fails here
+        except FileNotFoundError:
+            raise KeyError(name.hex()) from None
+        self._sync()
+        try:
+            return self._cipher.decrypt(body[:NONCE_BYTES], body[NONCE_BYTES:], self._use + name)
+        except (InvalidTag, ValueError):
+            raise KeyError(f"{name.hex()} is damaged") from None
+
+    def keep(self, names: Collection[bytes]) -> None:
+        """Drop all others."""
+        for name in set(self.names()) - set(names):
+            self._path(name).unlink(missing_ok=True)
+        self._sync()
+
+    def _path(self, name: bytes) -> Path:
+        return self.folder / name.hex()
+
+    def _sync(self) -> None:
+        """The folder's entries, onto the disk."""
+        directory = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+class ClientStock:
+    """A client's folder: an identity, and a `Stock` for each server and program that it was used with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._key = folder, key_of(folder)
+        self.identity = derive(self._key, "identity").hex()
+
+    def of(self, use: str) -> Stock:
+        return Stock(self.folder / hashlib.sha256(use.encode()).hexdigest()[:32], self._key, f"client {use}")
+
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[None]:
+        """While material is being made: nobody may compare stocks."""
+        with (self.folder / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def comparing(self) -> Iterator[bool]:
+        """Whether the stocks may be compared now, as nobody is making material."""
+        with (self.folder / ".lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+class ServerStocks:
+    """The server's folder: a `Stock` for each client and client's stock. size: inferences that each may hold."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size, self._key = folder, size, key_of(folder)
+
+    def of(self, client: str, identity: str, use: str) -> Stock:
+        """client: of its certificate; identity: of its stock."""
+        own = self.folder / hashlib.sha256(client.encode()).hexdigest()[:32]
+        name = hashlib.sha256(f"{identity} {use}".encode()).hexdigest()[:32]
+        if own.is_dir() and not (own / name).exists():
+            others = sorted((path for path in own.iterdir() if path.is_dir()), key=_age)
+            for path in others[: max(0, len(others) - STOCKS + 1)]:
+                shutil.rmtree(path, ignore_errors=True)
+        return Stock(own / name, self._key, f"server {client} {identity} {use}")
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _is_hex(text: str) -> bool:
+    return all(letter in "0123456789abcdef" for letter in text)

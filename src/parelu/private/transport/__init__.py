@@ -1,0 +1,1 @@
+"""Messages between the parties: framing and counting, shaped links, TLS."""

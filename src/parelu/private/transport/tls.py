@@ -1,0 +1,150 @@
+"""Mutual TLS 1.3: contexts for both ends, and certificates for tests."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import os
+import socket
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from parelu.errors import UserError
+
+DAYS = 365
+AUTHORITY, SERVER, CLIENT = "ca", "server", "client"
+
+
+def server_context(folder: Path) -> ssl.SSLContext:
+    """From ca.pem, server.pem and server.key: clients need a certificate of the authority."""
+    context = _context(folder, SERVER, ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0
+    return context
+
+
+def client_context(folder: Path) -> ssl.SSLContext:
+    """From ca.pem, client.pem and client.key: the server needs a certificate of the authority for its name."""
+    return _context(folder, CLIENT, ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _context(folder: Path, party: str, protocol: int) -> ssl.SSLContext:
+    files = [folder / name for name in (f"{AUTHORITY}.pem", f"{party}.pem", f"{party}.key")]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is missing; make test certificates with `parelu certs {folder}`")
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(files[0])
+        context.load_cert_chain(files[1], files[2])
+    except (ssl.SSLError, OSError) as error:
+        raise UserError(f"{folder}: its certificates cannot be used ({error})") from error
+    return context
+
+
+def handshake(context: ssl.SSLContext, connection: socket.socket, server_hostname: str | None = None) -> ssl.SSLSocket:
+    """TLS over a connected socket, which is closed where the handshake fails; server_hostname: of a client only."""
+    try:
+        connection.getpeername()  # ssl leaves the socket of a peer that is gone already to the garbage collector
+    except OSError:
+        connection.close()
+        raise
+    wrapped = context.wrap_socket(
+        connection, server_side=server_hostname is None, do_handshake_on_connect=False, server_hostname=server_hostname
+    )
+    try:
+        wrapped.do_handshake()
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped
+
+
+def peer_of(connection: socket.socket) -> str:
+    """SHA-256 of the peer's certificate; "" without TLS."""
+    certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
+    return hashlib.sha256(certificate).hexdigest() if certificate else ""
+
+
+def make_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> None:
+    """Write an authority, a server for `hosts` and a client, each NAME.pem and NAME.key, valid for a year.
+
+    The authority's key is thrown away: nobody can add a client later. For tests and first steps.
+    Raises UserError where one of the files is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    there = [folder / f"{name}{end}" for name in (AUTHORITY, SERVER, CLIENT) for end in (".pem", ".key")]
+    if any(file.exists() for file in there):
+        raise UserError(f"{folder} has certificates already; give another folder, or remove them first")
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "parelu test authority")])
+    usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
+    authority = (
+        _builder(name, name, authority_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    _write(folder / f"{AUTHORITY}.pem", authority.public_bytes(serialization.Encoding.PEM), 0o644)
+    for party, purpose in ((SERVER, ExtendedKeyUsageOID.SERVER_AUTH), (CLIENT, ExtendedKeyUsageOID.CLIENT_AUTH)):
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"parelu test {party}")])
+        builder = _builder(subject, name, key.public_key()).add_extension(
+            x509.BasicConstraints(ca=False, path_length=None), critical=True
+        )
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+        )
+        if party == SERVER:
+            builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_host, hosts))), critical=False)
+        pem = builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        _write(folder / f"{party}.pem", pem, 0o644)
+        secret = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        _write(folder / f"{party}.key", secret, 0o600)
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)

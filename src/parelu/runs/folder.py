@@ -1,0 +1,174 @@
+"""The run folder: all that one step leaves for the next.
+
+config.json        what was asked for, with its digest; a folder of another configuration is refused
+environment.json   versions and machine
+candidates/NAME/   one network: candidate.json, candidate.safetensors, metrics.jsonl (a line an epoch),
+                   checkpoint/ while it trains, private/ with its program and what private inference measured
+searches/NAME/     a search for masks: metrics.jsonl, checkpoint/, BUDGET/ with what it left there; start/ with what
+                   merging made of a network before it is finetuned
+records/NAME.json  figures of a method, such as its criticality table
+report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from parelu.errors import UserError
+from parelu.network import storage
+from parelu.network.candidate import Candidate
+from parelu.runs.environment import environment
+from parelu.training.history import read_history
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A finished network of a run, without its weights.
+
+    Attributes:
+        metrics: of the candidate; history: a dict an epoch.
+        private: what `parelu bench RUN` measured of this network, {"ring": …, "row": …, "others": …}; None where it
+            did not.
+    """
+
+    run: str
+    name: str
+    metrics: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+    private: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder that exists."""
+
+    path: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def start(cls, path: Path, config: Mapping[str, Any]) -> Run:
+        """Make the folder, or continue in it; raises `UserError` where it holds a run of another configuration."""
+        config = json.loads(json.dumps(config))
+        file = path / "config.json"
+        if path.exists() and not file.exists() and (not path.is_dir() or _visible(path)):
+            raise UserError(f"{path} exists and is no run folder; give another --run")
+        if file.exists():
+            changed = _first_difference(cls.open(path).config, config)
+            if changed:
+                name, there, now = changed
+                raise UserError(
+                    f"{path} is a run of another configuration ({name} is {_short(there)} there and "
+                    f"{_short(now)} now); give another --run, or the same options to continue it"
+                )
+        else:
+            storage.write_json(file, {"config": config, "sha256": storage.digest(config)})
+        if not (path / "environment.json").exists():
+            storage.write_json(path / "environment.json", environment())
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """A folder that `start` made."""
+        file = path / "config.json"
+        if not file.is_file():
+            raise UserError(f"{path} is no run folder (it has no config.json); make one with `parelu reduce`")
+        try:
+            stored = json.loads(file.read_bytes())
+            if storage.digest(stored["config"]) != stored["sha256"]:
+                raise ValueError("its digest does not match")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({error}); give another --run") from error
+        return cls(path, stored["config"])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; raises `UserError` where another process works in it."""
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process works in {self.path}; wait for it or give another --run") from None
+            yield
+
+    def folder(self, name: str) -> Path:
+        """Where a candidate of this name stands."""
+        return self.path / "candidates" / name
+
+    def candidate(self, name: str) -> Candidate:
+        return Candidate.load(self.folder(name))
+
+    def record(self, name: str, value: Any) -> None:
+        """Keep a method's figures, a JSON value."""
+        storage.write_json(self.path / "records" / f"{name}.json", value)
+
+    def records(self) -> dict[str, Any]:
+        """Name → figures that `record` kept."""
+        files = sorted((self.path / "records").glob("*.json"))
+        return {file.stem: json.loads(file.read_bytes()) for file in files}
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return json.loads((self.path / "environment.json").read_bytes())
+
+    def candidates(self) -> list[Record]:
+        """The finished networks, by falling number of ReLUs."""
+        found = []
+        for header in sorted((self.path / "candidates").glob("*/candidate.json")):
+            candidate = storage.read_header(header.parent, "candidate")
+            found.append(
+                Record(
+                    self.path.name,
+                    header.parent.name,
+                    candidate["metrics"],
+                    tuple(read_history(header.parent)),
+                    measured(header.parent, candidate),
+                )
+            )
+        return sorted(found, key=lambda record: -record.metrics["relus"])
+
+
+def measured(folder: Path, candidate: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What private inference measured of a candidate, private/measured.json; None where it was another candidate's."""
+    try:
+        value = json.loads((folder / "private" / "measured.json").read_bytes())
+        return value if value["identity"]["candidate"] == candidate["tensors_sha256"] else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/private/measured.json is damaged ({error}); delete it and bench again") from error
+
+
+def keep_measured(folder: Path, candidate: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+    """Write what `measured` reads. candidate: its checked header."""
+    identity = {"candidate": candidate["tensors_sha256"]}
+    storage.write_json(folder / "private" / "measured.json", {"identity": identity, **value})
+
+
+def _visible(folder: Path) -> bool:
+    """Whether a folder holds more than the temporary files that a kill can leave."""
+    return any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _first_difference(there: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Dotted name and both values of the innermost place where two JSON values first differ."""
+    if there == now:
+        return None
+    if isinstance(there, dict) and isinstance(now, dict):
+        inner = [(key, there.get(key), now.get(key)) for key in {**there, **now}]
+    elif isinstance(there, list) and isinstance(now, list) and len(there) == len(now):
+        inner = [(str(number), *pair) for number, pair in enumerate(zip(there, now, strict=True), start=1)]
+    else:
+        return name, there, now
+    found = (_first_difference(a, b, f"{name}.{key}" if name else key) for key, a, b in inner)
+    return next(filter(None, found), (name, there, now))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

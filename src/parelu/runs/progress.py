@@ -1,0 +1,87 @@
+"""Progress of many trainings on a terminal: one bar for all, one line for each that runs, and the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from parelu.methods.base import Job, Search
+from parelu.network.candidate import Candidate
+from parelu.training.loop import Progress as Step
+
+
+class TerminalProgress:
+    """A `search.Watcher` that draws bars on a terminal, and prints a line a network elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description:34.34}"),
+            BarColumn(24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        self.bars = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.total = self.bars.add_task("all networks", total=0, note="")
+        self.costs: dict[str, float] = {}
+        self.done: dict[str, float] = {}
+        self.tasks: dict[str, int] = {}
+        self.started = time.monotonic()
+
+    def __enter__(self) -> TerminalProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def queued(self, task: Job | Search, cost: float) -> None:
+        self.costs[task.name] = cost
+        self.bars.update(self.total, total=sum(self.costs.values()))
+
+    def moved(self, name: str, progress: Step) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=progress.steps, note="")
+        accuracy = "" if progress.validation_accuracy is None else f"{progress.validation_accuracy:5.1f} %"
+        note = f"epoch {progress.epoch}, loss {progress.loss:.2f} {accuracy}"
+        self.bars.update(self.tasks[name], completed=progress.step, note=note)  # pyright: ignore[reportArgumentType]
+        self.done[name] = self.costs[name] * progress.step / progress.steps
+        self._update_total()
+
+    def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
+        if name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(name))  # pyright: ignore[reportArgumentType]
+        self.done[name] = self.costs[name]
+        self._update_total()
+        metrics = candidate.metrics
+        line = f"{name}: {metrics['relus']:,} ReLUs, {metrics['validation_accuracy']:.1f} % validation"
+        self.console.print(f"  {line}{' (already there)' if resumed else ''}", soft_wrap=True)
+
+    def _update_total(self) -> None:
+        done, total = sum(self.done.values()), sum(self.costs.values())
+        spent = time.monotonic() - self.started
+        left = spent / done * (total - done) if done else 0
+        note = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+        self.bars.update(self.total, completed=done, note=note if done else "")
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere; gives what to call with the number done."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description:44.44}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda done: bars.advance(task, done)
+
+
+def say(text: str) -> None:
+    """One line for people, on standard error so that standard output stays data."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+"""Recipes: YAML files that describe experiments, one a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import reprlib
+from importlib.resources import files
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from parelu.errors import UserError
+from parelu.methods.base import methods
+from parelu.runs.experiment import TRAININGS, Reduction, Study, parse_input
+from parelu.training.schedule import Training
+
+
+def recipes() -> dict[str, Path]:
+    """Name → file of the recipes that come with parelu."""
+    folder = Path(str(files("parelu"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """The keys of a recipe; a value is checked against its key's type, which an annotation puts in words."""
+
+    title: str
+    model: str
+    data: str
+    methods: Annotated[list[dict], "a list such as [{name: random, budgets: [50k]}]"]
+    images: int | None = None
+    input: Annotated[str, "channels x height x width, such as 3x32x32"] | None = None
+    training: Annotated[dict, "a mapping such as {preset: short, epochs: 5}"] = dataclasses.field(default_factory=dict)
+    seeds: Annotated[list[int], "a list of whole numbers such as [0, 1, 2]"] = dataclasses.field(
+        default_factory=lambda: [0]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preset:
+    """The key of a recipe's training beside the fields of `Training`."""
+
+    preset: Literal["paper", "short"] = "paper"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """The keys of a recipe's method beside its options."""
+
+    name: str
+    budgets: Annotated[list[str | int | float], "a list such as [50k, 0.1]"] = dataclasses.field(default_factory=list)
+    match: int = 0
+
+
+def read_recipe(name: str) -> tuple[str, list[Study]]:
+    """Title and studies, one a seed, of a recipe: a file, or the name of one that comes with parelu."""
+    path = recipes().get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"no recipe {name!r}; known are {', '.join(recipes())}, or give a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a recipe, a mapping of keys; compare {recipes()['quickstart']}")
+    try:
+        recipe = _Recipe(**_checked(content, _Recipe))
+        return recipe.title, _studies(recipe)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _studies(recipe: _Recipe) -> list[Study]:
+    if not recipe.seeds:
+        raise UserError("seeds is empty; it should have at least one, such as [0]")
+    options = _checked(recipe.training, _Preset, Training, key="training.")
+    training = dataclasses.replace(TRAININGS[options.pop("preset", "paper")], **options)
+    reductions = tuple(map(_reduction, recipe.methods))
+    shape = parse_input(recipe.input) if recipe.input is not None else None
+    return [Study(recipe.model, recipe.data, reductions, training, seed, shape, recipe.images) for seed in recipe.seeds]
+
+
+def _reduction(entry: dict[str, Any]) -> Reduction:
+    known, name = methods(), entry.get("name")
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"unknown method {reprlib.repr(name)}; known are {', '.join(known)}")
+    options = _checked(entry, _Entry, known[name], key=f"methods.{name}.")
+    del options["name"]
+    budgets, match = tuple(map(str, options.pop("budgets", ()))), options.pop("match", 0)
+    return Reduction(known[name](**options), budgets, match)
+
+
+def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:
+    """A copy of what a recipe says of the fields of these dataclasses; `UserError` unless it fits their types."""
+    fields = {field.name: (field, kind) for kind in kinds for field in dataclasses.fields(kind)}
+    hints = {name: get_type_hints(kind, include_extras=True)[name] for name, (_, kind) in fields.items()}
+    for name, value in content.items():
+        if name not in fields:
+            raise UserError(f"unknown key {f'{key}{name}'!r}; known are {', '.join(fields)}")
+        if not _fits(value, hints[name]):
+            raise UserError(f"{key}{name} is {reprlib.repr(value)}; it should be {_words(hints[name])}")
+    for name, (field, _) in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in content:
+            raise UserError(f"{key}{name} is missing; it should be {_words(hints[name])}")
+    return dict(content)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of a type: a class, a list or tuple of one type, a Literal, or a union of these."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, inner[0])
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < math.inf  # NaN is not
+    return type(value) is hint
+
+
+def _words(hint: Any) -> str:
+    """A type as a user calls it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return inner[1]
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner if one is not NoneType)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    named = {str: "text, in quotes", int: "a whole number", float: "a number such as 0.1", bool: "true or false"}
+    return named.get(hint, str(hint))

@@ -1,0 +1,1 @@
+"""Training one network: schedule, batches, loop, teacher, evaluation, losses."""

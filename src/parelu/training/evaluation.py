@@ -1,0 +1,102 @@
+"""What is read off a network in evaluation mode: accuracy, ranges, gradients; and its batch-norms set anew."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parelu import data
+from parelu.data.dataset import Dataset
+from parelu.data.readers.base import Split
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.training.batches import autocast, device, fit, normalised_batches
+from parelu.training.schedule import Training
+
+
+def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512) -> float:
+    """Top-1 accuracy in percent of a network, in evaluation mode."""
+    was_training = network.training
+    network.eval().to(device())
+    right = 0
+    with torch.no_grad(), autocast():
+        for start in range(0, len(split), batch):
+            images = data.normalise(split.images[start : start + batch].to(device()), dataset.mean, dataset.std)
+            predicted = network(fit(images, network)).argmax(1)
+            right += int((predicted == split.labels[start : start + batch].to(device())).sum())
+    network.train(was_training)
+    return 100 * right / len(split)
+
+
+def recalibrate(network: Network, dataset: Dataset, training: Training, seed: int, batches: int = 40) -> None:
+    """Set the batch-norms' running statistics to the medians over the last epoch's first batches.
+
+    Behind squares one image that stands out moves a running variance, or a mean of variances, by far more than itself.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    means, variances = ([[] for _ in norms] for _ in range(2))
+    for norm in norms:
+        norm.momentum = 1.0  # the running statistics are those of the latest batch
+    network.train()
+    with torch.no_grad(), autocast():
+        for images, _ in itertools.islice(normalised_batches(dataset, training, seed, training.epochs - 1), batches):
+            network(fit(images, network))
+            for norm, mean, variance in zip(norms, means, variances, strict=True):
+                mean.append(norm.get_buffer("running_mean").clone())
+                variance.append(norm.get_buffer("running_var").clone())
+    network.eval()
+    for norm, momentum, mean, variance in zip(norms, momenta, means, variances, strict=True):
+        norm.momentum = momentum
+        norm.get_buffer("running_mean").copy_(torch.stack(mean).median(0).values)
+        norm.get_buffer("running_var").copy_(torch.stack(variance).median(0).values)
+
+
+def ranges(network: Network, split: Split, dataset: Dataset, batch: int = 512) -> dict[str, tuple[float, float]]:
+    """Site with squares → least and greatest input over the images of a split, in evaluation mode."""
+    found: dict[str, tuple[float, float]] = {}
+
+    def extend(site: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        low, high = (float(value) for value in torch.aminmax(inputs[0]))
+        before = found.get(str(site.name), (low, high))
+        found[str(site.name)] = (min(before[0], low), max(before[1], high))
+
+    plan = Plan.of(network)
+    squared = [site for name, site in network.sites.items() if plan.sites[name].squares]
+    hooks = [site.register_forward_pre_hook(extend) for site in squared]
+    accuracy(network, split, dataset, batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, batch: int = 128) -> dict[str, Tensor]:
+    """Site → ∂L/∂a, `site.shape`, of activations a·relu(x) + (1 − a)·x at a = 1.
+
+    L is the cross-entropy, the mean over `images` training images drawn by the seed, with the network in evaluation
+    mode. The gradient of one position is the mean of its output's gradient times (relu(x) − x).
+    """
+    split, count = dataset.train, min(images, len(dataset.train))
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
+    totals = {name: torch.zeros(site.shape, device=device()) for name, site in network.sites.items()}
+
+    def collect(site: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        total, falls = totals[str(site.name)], F.relu(-inputs[0].detach())
+
+        def add(gradient: Tensor) -> None:
+            total.add_((gradient * falls).sum(0))
+
+        output.register_hook(add)
+
+    hooks = [site.register_forward_hook(collect) for site in network.sites.values()]
+    network.eval().to(device()).requires_grad_(False)
+    for part in chosen.split(batch):
+        pixels = data.normalise(split.images[part].to(device()), dataset.mean, dataset.std)
+        logits = network(fit(pixels, network).requires_grad_())  # no other gradient is needed
+        (F.cross_entropy(logits, split.labels[part].to(device()), reduction="sum") / count).backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: total.cpu() for name, total in totals.items()}

@@ -1,0 +1,87 @@
+"""Losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Knowledge distillation: T²·KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over the batch.
+
+    Args:
+        student, teacher: logits, (N, classes).
+        temperature: T; the factor T² keeps the gradient's size over T (Hinton et al. 2015, section 2).
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """Decoupled KD: T²·(α·TCKD + β·NCKD), the mean over the batch (Zhao et al. 2022, eq. 7).
+
+    TCKD compares the probabilities of the label and of all the rest, NCKD the distributions among the rest. KD is
+    TCKD + (1 − teacher's probability of the label)·NCKD. All is in logarithms of sums, so that a label with
+    probability 1 does not make a logarithm of 0; of two classes the rest is one, and NCKD is 0.
+
+    Args:
+        student, teacher: logits, (N, classes); labels: (N,).
+    """
+    (mine, my_rest), (its, its_rest) = (_decoupled(logits / temperature, labels) for logits in (student, teacher))
+    target = F.kl_div(mine, its, reduction="batchmean", log_target=True)
+    rest = F.kl_div(my_rest, its_rest, reduction="batchmean", log_target=True)
+    return (alpha * target + beta * rest) * temperature**2
+
+
+def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the label and of the rest, (N, 2), and among the rest, (N, classes − 1)."""
+    is_label = F.one_hot(labels, logits.shape[1]).bool()
+    rest = logits[~is_label].view(len(logits), -1)
+    pair = torch.stack([logits[is_label], rest.logsumexp(1)], dim=1)
+    return pair - logits.logsumexp(1, keepdim=True), F.log_softmax(rest, dim=1)
+
+
+def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """Mismatch of post-ReLU maps: the sum over sites of ‖ψ_s/‖ψ_s‖₂ − ψ_t/‖ψ_t‖₂‖²₂ / (C·H·W), mean over the batch.
+
+    The papers write the distance without the square (shallow-again, eq. 2); with their weight β = 1000 only the mean
+    of squares, as attention transfer has it (Zagoruyko & Komodakis 2017), is of the order of the other terms.
+
+    Args:
+        student, teacher: site → (N, C, H, W).
+    """
+    terms = []
+    for name, mine in student.items():
+        a, b = (F.normalize(map.flatten(1), dim=1) for map in (mine, teacher[name]))
+        terms.append((a - b).square().mean())
+    return torch.stack(terms).sum()
+
+
+def akd(auxiliary: Tensor, teacher: Tensor, labels: Tensor, temperature: float, weight: float) -> Tensor:
+    """Auxiliary knowledge distillation: weight·KD + (1 − weight)·CE of a classifier at a shallower depth.
+
+    What the final classifier learns by, less the mismatch of maps (shallow-again, section 4 and eq. 2): both
+    classifiers have the full-ReLU network's logits as their teacher.
+
+    Args:
+        auxiliary, teacher: logits, (N, classes); labels: (N,).
+    """
+    hard = F.cross_entropy(auxiliary, labels)
+    return weight * kd(auxiliary, teacher, temperature) + (1 - weight) * hard
+
+
+def tails(maps: Mapping[str, Tensor], limit: float = 2.0) -> Tensor:
+    """How far single images stand out: the sum over sites of the batch mean of max(0, e_i/ē − limit).
+
+    e_i: mean square of an image's map; ē: that of the batch. Squares in a row make of an image with twice the scale
+    one with 2^2^n times the scale; training against it costs nothing in private inference.
+
+    Args:
+        maps: site → (N, C, H, W).
+    """
+    energies = [map.flatten(1).square().mean(1) for map in maps.values()]
+    return torch.stack([F.relu(e / e.mean().detach() - limit).mean() for e in energies]).sum()

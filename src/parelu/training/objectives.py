@@ -1,0 +1,112 @@
+"""Objectives: what the training loop minimises, made of losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parelu.training.losses import akd, dkd, kd, pram, tails
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What an objective may read of a step.
+
+    Attributes:
+        labels: (N,).
+        maps: site → the network's outputs there, (N, C, H, W); empty unless the objective `reads_maps`.
+        teacher: gives the teacher's logits, (N, classes); teacher_maps: its outputs of sites; None without a teacher.
+        progress: share of the training's steps that are done with this one, in (0, 1].
+        auxiliary: logits of the auxiliary classifier, (N, classes); None unless the objective `reads_auxiliary`.
+    """
+
+    labels: Tensor
+    maps: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    teacher: Callable[[], Tensor] | None = None
+    teacher_maps: Callable[[], Mapping[str, Tensor]] | None = None
+    progress: float = 1.0
+    auxiliary: Tensor | None = None
+
+
+class Objective(Protocol):
+    """What the training loop minimises: the sum of named terms."""
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether it asks for the outputs of sites, which the loop then keeps."""
+        return False
+
+    @property
+    def reads_auxiliary(self) -> bool:
+        """Whether it asks for the logits of the auxiliary classifier, which the network then has."""
+        return False
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """logits: (N, classes)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Objective):
+    """Cross-entropy on the labels."""
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return {"ce": F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation(Objective):
+    """(1 − weight)·CE + weight·KD + ½·mismatch·PRAM + tails·tails + auxiliary·AKD, with a frozen teacher."""
+
+    temperature: float = 4.0  # DeepReDuce, section 4
+    weight: float = 0.9  # DeepReDuce, section 4
+    mismatch: float = 0.0  # β of shallow-again, eq. 2
+    tails: float = 0.0
+    auxiliary: float = 0.0
+
+    @property
+    def reads_maps(self) -> bool:
+        return self.mismatch > 0 or self.tails > 0
+
+    @property
+    def reads_auxiliary(self) -> bool:
+        return self.auxiliary > 0
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        if batch.teacher is None or batch.teacher_maps is None:
+            raise ValueError("distillation needs a teacher")
+        soft = kd(logits, batch.teacher(), self.temperature)
+        terms = {"ce": (1 - self.weight) * F.cross_entropy(logits, batch.labels), "kd": self.weight * soft}
+        if self.mismatch:
+            terms["pram"] = self.mismatch / 2 * pram(batch.maps, batch.teacher_maps())
+        if self.tails:
+            terms["tails"] = self.tails * tails(batch.maps)
+        if self.auxiliary:
+            assert batch.auxiliary is not None
+            terms["akd"] = self.auxiliary * akd(
+                batch.auxiliary, batch.teacher(), batch.labels, self.temperature, self.weight
+            )
+        return terms
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoupledDistillation(Objective):
+    """CE + DKD with a frozen teacher; the weight of DKD grows from 0 to 1 in the warm-up's share of the training."""
+
+    temperature: float = 4.0  # Zhao et al. 2022, section 4
+    alpha: float = 1.0
+    beta: float = 1.0
+    warmup: float = 0.09  # DeepReShape, Appendix J: 20 of 220 epochs
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        if batch.teacher is None:
+            raise ValueError("distillation needs a teacher")
+        soft = dkd(logits, batch.teacher(), batch.labels, self.temperature, self.alpha, self.beta)
+        weight = min(1.0, batch.progress / self.warmup) if self.warmup else 1.0
+        return {"ce": F.cross_entropy(logits, batch.labels), "dkd": weight * soft}

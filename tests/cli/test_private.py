@@ -1,0 +1,304 @@
+"""bench, serve, infer and certs, as a user runs them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import refused, run
+from PIL import Image
+
+from parelu import data
+from parelu.cli import private
+from parelu.private.engines import base as engines
+from parelu.private.engines.base import Measurement
+from parelu.private.lowering import reference
+from parelu.report.page import write_report
+from parelu.runs import measurement
+from parelu.runs.folder import Run
+
+
+@pytest.fixture(scope="module")
+def study(finished, tmp_path_factory):
+    """A copy of a finished run."""
+    folder = tmp_path_factory.mktemp("private") / "run"
+    shutil.copytree(finished[0].path, folder)
+    return Run.open(folder)
+
+
+PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client", "cpu_server"}
+
+
+@pytest.mark.parametrize(
+    ("relu", "offline", "network"), [("fss", "dealer", "loopback"), ("full", "he", "lan"), ("fss", "he", "loopback")]
+)
+def test_bench_prints_a_row(capsys, relu, offline, network):
+    arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
+    assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--network", network) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["engine"], row["relu"], row["offline_mode"], row["network"]) == ("delphi", relu, offline, network)
+    trust = {"he": "no third party", "dealer": "no privacy against it"}
+    assert trust[offline] in row["threat_model"], "every row says whom it trusts"
+    makers = {"he": "both parties make", "dealer": "dealer makes"}
+    assert (f"{makers[offline]} the" in row["threat_model"]) == (relu == "fss")
+    assert 0 < row["relus"] < 2000 and row["squares"] == 0
+    for phase in ("online", "offline"):
+        assert set(row[phase]) == PHASE and all(value >= 0 for value in row[phase].values())
+    assert row["agreement"] == 1 and row["max_error"] < 0.05 and row["peak_mb"] > 50
+    online = [layer for layer in row["layers"] if layer["phase"] == "online"]
+    assert sum(layer.get("bytes_to_client", 0) for layer in online) == row["online"]["bytes_to_client"]
+    sites = sum(".relu" in layer["layer"] or layer["layer"] == "relu" for layer in online)
+    assert sites <= row["online"]["rounds"] <= sites + 1.5
+    if network == "lan":
+        assert row["online"]["seconds"] > sites * 0.5e-3
+
+
+def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, study):
+    assert run("bench", str(study.path), "--offline", "dealer") == 0
+    shown = capsys.readouterr()
+    assert "ring %" in shown.out and "no privacy against it" in shown.out
+    measured = [record for record in study.candidates() if record.private]
+    assert measured
+    test = data.load("digits").test
+    for record in measured:
+        ring = record.private["ring"]
+        assert ring["images"] == len(test) and ring["agreement"] >= 99.5
+        assert abs(ring["float_accuracy"] - record.metrics["test_accuracy"]) < 0.6
+    page = write_report([study], study.path / "report.html").read_text()
+    assert "Private inference, measured" in page and "ring test, %" in page and page.count("<svg") >= 4
+    before = {record.name: record.private for record in measured}
+    assert run("bench", str(study.path), "--offline", "dealer", "--json") == 0  # again: nothing is measured twice
+    assert {record.name: record.private for record in study.candidates() if record.private} == before
+    text = private.side_by_side(study, data.load("digits"))
+    assert "private inference of test image 0" in text and "online time" in text
+
+
+class InTheClear:
+    """An engine without parties: the ring reference, off by a hundredth."""
+
+    def check(self, options):
+        pass
+
+    def described(self, options):
+        return {"relu": "native", "offline_mode": "none", "threat_model": "none at all"}
+
+    def run(self, lowered, images, options):
+        cost = {
+            "seconds": 2.0,
+            "bytes_to_client": 3e6,
+            "bytes_to_server": 0.0,
+            "rounds": 7,
+            "cpu_client": 1.0,
+            "cpu_server": 0.0,
+        }
+        return Measurement(reference.run(lowered, images).logits + 0.01, {"total": cost})
+
+
+@pytest.fixture
+def two_engines(monkeypatch):
+    delphi = engines.engines()["delphi"]
+    monkeypatch.setattr(engines, "engines", lambda: {"delphi": delphi, "clear": InTheClear()})
+
+
+def test_bench_puts_engines_side_by_side(capsys, two_engines):
+    arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "4", "--offline", "dealer"]
+    assert run("bench", *arguments, "--engine", "delphi,clear,delphi") == 0
+    text = capsys.readouterr().out
+    head, *rows = [line for line in text.splitlines() if line.startswith(("engine", "delphi", "clear"))]
+    assert [row.split()[0] for row in rows] == ["delphi,", "clear"]
+    assert [row.index(trust) for row, trust in zip(rows, ("semi-honest", "none at all"), strict=True)] == [
+        head.index("threat model")
+    ] * 2
+    assert "no privacy against it" in rows[0] and "2 s" in rows[1] and "3 MB" in rows[1]
+    apart = float(re.findall(r"differs by (\d\.\d+) at most; of 4 images", text)[0])
+    assert 0.01 <= apart < 0.03
+    assert run("bench", *arguments, "--engine", "clear", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["ring"]["largest"] == pytest.approx(0.01) and row["ring"]["same_of_all"] == 4
+    assert run("bench", *arguments, "--engine", "clear") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  total +2 s +1 s +0 ms +3 MB +0 B +7$", text, re.MULTILINE) and "layer by layer" not in text
+
+
+def test_the_report_draws_a_runs_engines(capsys, study, two_engines):
+    assert run("bench", str(study.path)) == 0
+    assert "clear, whole" not in capsys.readouterr().out
+    assert "Engines side by side" not in write_report([study], study.path / "report.html").read_text()
+    ours = {record.name: record.private["row"] for record in study.candidates() if record.private}
+    assert run("bench", str(study.path), "--engine", "clear") == 0
+    assert capsys.readouterr().out.count("clear, whole") == len(ours) > 0
+    measured = {record.name: record.private for record in study.candidates() if record.private}
+    assert {name: value["row"] for name, value in measured.items()} == ours, "nothing is measured twice"
+    page = write_report([study], study.path / "report.html").read_text()
+    assert "Engines side by side" in page and page.count('<td class="text">clear, whole</td>') == len(ours)
+    assert page.count("none at all") == len(ours)
+
+
+def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study):
+    """200 test images, to the bit; against the seedless reference the largest error is small."""
+    from two_parties import Pair
+
+    candidate = study.candidate("teacher")
+    lowered = measurement.lowered(study.folder("teacher"), candidate)
+    images = data.load("digits").test.images[:200]
+    expected = reference.run(lowered, images).logits
+    errors = []
+    with Pair(lowered) as pair:
+        for image, logits in zip(images, expected, strict=True):
+            result, shares = pair.infer(image)
+            assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
+            errors.append(np.abs(reference.decode(result) * lowered.program.output_unit - logits).max())
+    assert pair.done == 200 and max(errors) < 0.1
+
+
+def test_inspect_prints_the_fixed_point_plan(capsys, study):
+    assert run("inspect", str(study.folder("teacher"))) == 0
+    text = capsys.readouterr().out
+    assert "ring Z_2^59, 10 fraction bits" in text and "any wraps in an inference with probability ≤" in text
+    assert run("inspect", "resnet10 m=2", "--input", "1x8x8", "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["private"]["wrap_bound"] < 1e-4 and value["unsupported"] == []
+    assert all(2 <= site["bits"] <= 59 for site in value["private"]["sites"])
+
+
+def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
+    (tmp_path / "dilated.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = refused(capsys, "inspect", "dilated:net", "--input", "1x8x8", "--classes", "3")
+    assert line == (
+        "0: a convolution with named or reflected padding or dilation is not supported; "
+        "use numbers for its zero padding, and dilation 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "resnet19"), "unknown network 'resnet19'"),
+        (("bench", "resnet10 m=2", "--keep", "1.5"), "--keep 1.5 is not a fraction from 0 to 1"),
+        (("bench", "resnet10 m=2", "--images", "0"), "--images 0"),
+        (("serve", "nowhere"), "nowhere holds no candidate"),
+        (("serve", "nowhere", "--host", "0.0.0.0"), "give --tls DIR"),
+        (("serve", "nowhere", "--port", "99999"), "--port from 0 to 65535"),
+        (("infer", "nowhere", "a.png"), "address 'nowhere' is not HOST:PORT; write localhost:7000"),
+        (("infer", "example.test:7000", "a.png"), "give --tls DIR"),
+        (("infer", "localhost:1", "a.png"), "is `parelu serve` running there?"),
+        (("infer", "localhost:1"), "no image given"),
+        (("bench", "resnet10 m=2", "--engine", "delphi,spu"), "unknown engine 'spu'; known are delphi, spu-aby3"),
+        (("bench", "resnet10 m=2", "--engine", "spu-semi2k", "--network", "lan"), "spu-semi2k cannot shape a network"),
+        (("bench", "resnet10 m=2", "--batch", "2"), "give a number that divides --images 5"),
+        (("serve", "nowhere", "--processes", "2", "--port", "0"), "a --port of your own"),
+        (("prepare", "localhost:1", "0", "--stock-dir", "s"), "give a count from 1 to 10000"),
+        (("prepare", "localhost:1", "3", "--stock-dir", "s"), "is `parelu serve` running there?"),
+        (("infer", "localhost:1", "a.png", "--tls", "nowhere"), "ca.pem is missing"),
+    ],
+)
+def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.slow
+def test_stocks_of_two_processes(study, tmp_path):
+    """Two server processes and two of the client's fill a stock, which then serves images."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from parelu.cli.main import main; main()"]
+
+    def parelu(*arguments):
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    options = ("--port", str(port), "--stock", "6", "--stock-dir", str(tmp_path / "server"), "--processes", "2")
+    server = subprocess.Popen(
+        [*command, "serve", str(study.folder("teacher")), *options], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert server.stderr is not None
+    try:
+        for _ in range(3):
+            server.stderr.readline()
+        address, ours = f"localhost:{port}", tmp_path / "client"
+        refused = parelu("prepare", address, "7", "--stock-dir", ours)
+        assert refused.returncode == 2 and "the server keeps 6 inferences" in refused.stderr
+        done = parelu("prepare", address, "6", "--stock-dir", ours, "--jobs", "2")
+        assert done.returncode == 0 and f"6 in {ours}, 6 made in" in done.stderr, done.stderr
+        again = parelu("prepare", address, "6", "--stock-dir", ours)
+        assert "0 made in" in again.stderr
+        image = tmp_path / "0.png"
+        Image.fromarray(data.load("digits").test.images[0, 0].numpy()).save(image)
+        done = parelu("infer", address, image, "--stock-dir", ours)
+        assert done.returncode == 0 and "0 prepared" in done.stderr, done.stderr
+        pieces = [
+            len([p for p in (tmp_path / party).rglob("*") if len(p.name) == 32 and p.is_file()])
+            for party in ("client", "server")
+        ]
+        assert pieces == [5, 5]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        rest = server.stderr.read()
+        server.stderr.close()
+        assert server.wait(20) == 0
+    assert "Traceback" not in rest
+
+
+def test_serve_and_infer_as_two_processes(study, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from parelu.cli.main import main; main()"]
+
+    def parelu(*arguments):
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment)
+
+    certs = tmp_path / "certs"
+    assert parelu("certs", certs).returncode == 0
+    images = data.load("digits").test.images[:2, 0].numpy()
+    files = []
+    for number, image in enumerate(images):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(image).save(files[-1])
+    Image.new("L", (9, 9)).save(tmp_path / "wrong.png")
+    (tmp_path / "text.png").write_text("text")
+    options = ("--port", "0", "--tls", str(certs), "--offline", "dealer", "--stock", "1")
+    server = subprocess.Popen(
+        [*command, "serve", str(study.folder("teacher")), *options], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert server.stderr is not None
+    try:
+        lines = [server.stderr.readline() for _ in range(3)]
+        digest = lines[0].split()[1].rstrip(":")
+        address = f"localhost:{lines[2].split(':')[-1].strip()}"
+        done = parelu("infer", address, *files, "--tls", certs, "--pin", digest, "--json")
+        rows = json.loads(done.stdout)
+        lowered = measurement.lowered(study.folder("teacher"), study.candidate("teacher"))
+        expected = reference.run(lowered, data.load("digits").test.images[:2])
+        assert [row["label"] for row in rows] == expected.labels.tolist()
+        assert np.abs(np.array([row["logits"] for row in rows]) - expected.logits).max() < 0.1
+        for arguments, message in (
+            ((tmp_path / "wrong.png",), "an image is 1x9x9; the network takes 1x8x8"),
+            ((tmp_path / "text.png",), "is not an image that can be read"),
+            ((tmp_path / "none.png",), "there is no such image"),
+            ((files[0], "--pin", "0" * 64), "is not the pinned"),
+        ):
+            done = parelu("infer", address, *arguments, "--tls", certs)
+            assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+            assert len(done.stderr.splitlines()) == 1
+        assert parelu("infer", address, files[0], "--tls", certs).stdout.startswith(str(files[0]) + ": class ")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        rest = server.stderr.read()
+        server.stderr.close()
+        assert server.wait(20) == 0
+    assert "parelu: stopping" in rest and "Traceback" not in rest
+    assert list(Path(study.path).rglob("*.sock")) == []

@@ -1,0 +1,157 @@
+"""Gates against torch's own operations and against sites; the fitted polynomial against numerical quadrature."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parelu.masks import gate as gates_module
+from parelu.masks.gate import Gate, gated, gates_of, put_gates, without_gates
+from parelu.masks.polynomials import dapa
+from parelu.network.instrument import instrument
+from parelu.network.sites import Site
+from parelu.network.spec import spec_of
+
+SHAPES = [(3, 4, 5), (8, 2, 2), (1, 1, 1)]
+
+
+def gate_of(shape: tuple[int, ...], coefficients: torch.Tensor, seed: int) -> Gate:
+    site = Site("site", shape)
+    site.assign(torch.ones(shape, dtype=torch.bool), coefficients)
+    gate = Gate(site)
+    gate.open.data.copy_(torch.rand(shape, generator=torch.Generator().manual_seed(seed)))
+    return gate
+
+
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 1 << 20), channels_last=st.booleans(), square=st.booleans())
+@settings(max_examples=40)
+def test_the_loops_compute_what_torch_computes(shape, seed, channels_last, square):
+    generator = torch.Generator().manual_seed(seed)
+    coefficients = torch.randn(3, shape[0], generator=generator) * torch.tensor([[1.0], [1.0], [float(square)]])
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(6, *shape, generator=generator).contiguous(memory_format=layout)
+    weight = torch.randn(6, *shape, generator=generator)
+    fast, plain = gate_of(shape, coefficients, seed), gate_of(shape, coefficients, seed)
+    nearest = ((x.view(torch.int32) + 0x8000) & ~0xFFFF).view(torch.float32)  # 8 bits, as the backward pass reads x
+    mine, rounded = x.clone().requires_grad_(), nearest.requires_grad_()
+    y = fast(mine)
+    assert y.stride() == mine.stride(), "the layout stays"
+    torch.testing.assert_close(y, gated(x, plain.open, plain.coefficients), rtol=1e-5, atol=1e-5)
+    (y * weight).sum().backward()
+    (gated(rounded, plain.open, plain.coefficients) * weight).sum().backward()
+    torch.testing.assert_close(mine.grad, rounded.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fast.open.grad, plain.open.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("coefficients", [(0.0, 1.0, 0.0), (0.3, 0.5, 0.1)])
+def test_a_closed_or_open_gate_is_a_site(channels_last, coefficients):
+    torch.manual_seed(0)
+    site = Site("site", (8, 4, 4))
+    site.assign(torch.rand(8, 4, 4) < 0.4, coefficients)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(5, 8, 4, 4).contiguous(memory_format=layout)
+    torch.testing.assert_close(Gate(site)(x), site(x), rtol=1e-6, atol=1e-6)
+    assert site(x).stride() == x.stride()
+
+
+def test_the_loops_are_in_use_here_and_can_be_missing(monkeypatch):
+    assert gates_module.gate_loops is not None
+    gate, x = gate_of((3, 4, 5), torch.tensor([[0.1, 0.9, 0.2]] * 3), 0), torch.randn(2, 3, 4, 5)
+    fast = gate(x)
+    monkeypatch.setattr(gates_module, "gate_loops", None)
+    torch.testing.assert_close(gate(x), fast)
+
+
+def test_not_a_number_comes_out_as_such():
+    gate, x = gate_of((3, 4, 5), torch.tensor([[0.0] * 3, [1.0] * 3, [0.0] * 3]), 0), torch.randn(2, 3, 4, 5)
+    x[1, 2, 3, 4] = math.nan
+    assert torch.equal(gate(x).isnan(), x.isnan())
+
+
+def test_a_network_with_gates_is_the_same_network():
+    torch.manual_seed(0)
+    spec = spec_of("resnet10 m=8", (3, 8, 8), 10)
+    network = instrument(spec.module(), spec.input).eval()
+    names, before = list(network.sites), {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    x = torch.randn(4, 3, 8, 8)
+    expected = network(x)
+    gates = put_gates(network)
+    assert list(gates) == names == list(gates_of(network))
+    assert not network.sites
+    torch.testing.assert_close(network(x), expected)
+    after = without_gates(network)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_running_statistics_are_those_of_the_inputs():
+    site = Site("site", (4, 16, 16))
+    gate = Gate(site)
+    gate.follow_inputs(2)
+    centre, scale = (
+        torch.tensor([0.0, 1.0, -2.0, 0.5]).view(-1, 1, 1),
+        torch.tensor([1.0, 0.5, 2.0, 3.0]).view(-1, 1, 1),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        gate(centre + scale * torch.randn(32, 4, 16, 16, generator=generator))
+    torch.testing.assert_close(gate.mean, centre.view(-1), rtol=0, atol=0.03)
+    torch.testing.assert_close(gate.std, scale.view(-1), rtol=0.02, atol=0)
+    torch.testing.assert_close(gate.coefficients, dapa(gate.mean, gate.std, 2))
+    wider = Gate(site)
+    wider.follow_inputs(2, wide=3.0)
+    wider(torch.randn(32, 4, 16, 16, generator=generator))
+    torch.testing.assert_close(wider.coefficients, dapa(wider.mean, 3 * wider.std, 2))
+    before = gate.coefficients.clone()
+    gate.eval()(100 * torch.randn(32, 4, 16, 16))
+    assert torch.equal(gate.coefficients, before), "statistics move in training mode only"
+
+
+def least_squares(u: float, v: float, degree: int) -> np.ndarray:
+    """The polynomial closest to relu under N(u, v²), by quadrature: the normal equations, relu split at its kink."""
+    z = np.linspace(-12, 12, 400_001)
+    weight = np.exp(-(z**2) / 2)
+    weight /= weight.sum()
+    x = u + v * z
+    powers = np.stack([x**k for k in range(degree + 1)])
+    return np.linalg.solve((powers * weight) @ powers.T, (powers * weight) @ np.maximum(x, 0))
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.parametrize(("u", "v"), [(0.0, 1.0), (0.7, 0.3), (-1.2, 0.8), (3.0, 2.0), (-0.1, 5.0)])
+def test_dapa_is_the_least_squares_fit(u, v, degree):
+    found = dapa(torch.tensor([u]), torch.tensor([v]), degree)[:, 0].double().numpy()
+    np.testing.assert_allclose(found[: degree + 1], least_squares(u, v, degree), atol=2e-5)
+    assert not found[degree + 1 :].any()
+
+
+def test_dapa_gives_the_papers_example():
+    c0, c1, c2 = dapa(torch.tensor([0.0]), torch.tensor([math.sqrt(2)]), 2)[:, 0].tolist()  # AutoReP, Fig. 6: N(0, 2)
+    assert (round(c2, 2), round(c1, 2), round(c0, 2)) == (0.14, 0.5, 0.28)
+
+
+def test_a_constant_channel_has_a_finite_polynomial():
+    for u in (-1.0, 0.0, 2.0):
+        coefficients = dapa(torch.tensor([u]), torch.tensor([0.0]), 2)[:, 0]
+        assert torch.isfinite(coefficients).all()
+        value = coefficients[0] + coefficients[1] * u + coefficients[2] * u * u
+        assert value == pytest.approx(max(u, 0), abs=1e-4)
+
+
+def test_degrees_are_named():
+    with pytest.raises(ValueError, match="degree is 3"):
+        dapa(torch.zeros(1), torch.ones(1), 3)
+    assert dapa(torch.zeros(2), torch.ones(2), 0).tolist() == [[0, 0], [1, 1], [0, 0]]
+
+
+def test_every_gate_of_a_network_gets_a_gradient():
+    torch.manual_seed(0)
+    spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
+    network = instrument(spec.module(), spec.input)
+    gates = put_gates(network)
+    network(torch.randn(4, 1, 8, 8)).square().sum().backward()
+    assert all(gate.open.grad is not None and gate.open.grad.abs().sum() > 0 for gate in gates.values())

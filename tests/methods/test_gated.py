@@ -1,0 +1,296 @@
+"""Gated branching: blocks with two branches and with one, exits, the schedule of γ, and what a candidate is."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from commands import refused
+from conftest import TINY, Silent
+from contracts.test_methods import DryBench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parelu import data
+from parelu.errors import UserError
+from parelu.methods.gated import Blend, Gated
+from parelu.methods.senet import SENet
+from parelu.models.resnet import ResNet
+from parelu.network.candidate import load_shared_weights
+from parelu.network.count import count, skeleton
+from parelu.network.instrument import instrument
+from parelu.network.plan import Plan
+from parelu.network.spec import spec_from_json, spec_of
+from parelu.private.lowering import reference
+from parelu.report.tables import frontier_rows
+from parelu.runs import experiment, measurement
+from parelu.runs.experiment import Reduction, Study
+from parelu.training.callback import Step
+from parelu.training.history import read_history
+from parelu.training.loop import train
+from parelu.training.losses import akd, kd
+from parelu.training.objectives import Batch, CrossEntropy, Distillation
+
+SPEC = spec_of("resnet10 m=4", (1, 8, 8), 10)
+
+
+def network_of(spec, seed=0):
+    torch.manual_seed(seed)
+    network = instrument(spec.module(), spec.input)
+    with torch.no_grad():
+        network(torch.randn(64, *spec.input))
+    return network.eval()
+
+
+def with_weights(spec, weights):
+    network = instrument(spec.module(), spec.input)
+    load_shared_weights(network, weights)
+    return network.eval()
+
+
+@settings(max_examples=15)
+@given(st.sets(st.integers(0, 3), min_size=1, max_size=3), st.integers(0, 5))
+def test_gamma_0_is_the_main_branch_and_1_the_shallow_one(blocks, seed):
+    blocks = tuple(sorted(blocks))
+    gated = network_of(dataclasses.replace(SPEC, gated=blocks), seed)
+    x = torch.randn(3, *SPEC.input)
+    deep = with_weights(SPEC, gated.state_dict())
+    assert torch.equal(gated(x), deep(x))
+    shallow = with_weights(dataclasses.replace(SPEC, shallow=blocks), gated.state_dict())
+    Blend().after_step(gated, Step(0, 0.5, x, x))
+    between = gated(x)
+    Blend().after_step(gated, Step(1, 1.0, x, x))
+    assert torch.allclose(gated(x), shallow(x), atol=1e-4)
+    assert not torch.allclose(between, gated(x), atol=1e-4) and not torch.allclose(between, deep(x), atol=1e-4)
+    assert count(shallow).depth == count(deep).depth - len(blocks)
+
+
+def test_an_exit_is_cut_out_with_its_weights():
+    both = network_of(dataclasses.replace(SPEC, exits="both", shallow=(0,)))
+    found = {exits: dataclasses.replace(SPEC, exits=exits, shallow=(0,)) for exits in ("last", "auxiliary")}
+    x = torch.randn(3, *SPEC.input)
+    seen = []
+    both.get_submodule("auxiliary").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = both(x)
+    assert torch.equal(with_weights(found["last"], both.state_dict())(x), logits)
+    assert torch.equal(with_weights(found["auxiliary"], both.state_dict())(x), seen[0])
+    assert [site for site in skeleton(found["auxiliary"]).sites if "layer4" in site] == []
+    for spec in found.values():
+        assert spec_from_json(spec.to_json()) == spec
+
+
+def test_a_spec_of_before_has_neither_branches_nor_exits():
+    old = {key: value for key, value in SPEC.to_json().items() if key not in ("shallow", "gated", "exits")}
+    assert spec_from_json(old) == SPEC
+    with pytest.raises(UserError, match="fields"):
+        spec_from_json({**old, "unknown": 1})
+    del old["stem"]
+    with pytest.raises(UserError, match="fields"):
+        spec_from_json(old)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("resnet10 m=4", {"shallow": (4,)}, "block 4: the network has blocks 0 to 3"),
+        ("resnet10 m=4", {"shallow": (1,), "gated": (1,)}, "block 1 has one convolution already"),
+        ("resnet9 m=4", {"gated": (0,)}, "block 0 has one convolution already: there is nothing to make shallow"),
+        ("resnet10 m=4", {"exits": "first"}, "exits is 'first'; it is last, auxiliary or both"),
+    ],
+)
+def test_bad_blocks_and_exits(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(spec_of(name, (1, 8, 8), 10), **changes)
+    with pytest.raises(UserError, match="one stage has no place"):
+        ResNet((1, 8, 8), 10, 4, (2,), (), exits="both")
+
+
+# SENet's densities of ResNet18's 17 layers at 25,000 ReLUs, the stem first.
+DENSITIES = (0.004, 0.01, 0.01, 0.01, 0.011, 0.027, 0.038, 0.04, 0.042, 0.102, 0.124, 0.126, 0.13, 0.28, 0.3, 0.3, 0.3)
+
+
+def test_the_published_allocation_makes_the_published_network():
+    """Shallow-Again, Table 1, ResNet18 at 24.9k ReLUs and d_th 0.05: depth 16 → 12 (without the stem), MACs / 1.3."""
+    spec = spec_of("resnet18", (3, 32, 32), 100)
+    full = Plan.of(skeleton(spec))
+    sizes = {name: site.mask.numel() for name, site in full.sites.items()}
+    kept = {name: round(density * sizes[name]) for name, density in zip(sizes, DENSITIES, strict=True)}
+    assert sum(kept.values()) == pytest.approx(24_900, rel=0.05)
+    blocks = Gated(d_th=0.05)._shallow(spec, full, kept)
+    assert blocks == (0, 1, 2, 3)
+    before, after = (count(skeleton(s)) for s in (spec, dataclasses.replace(spec, shallow=blocks)))
+    assert (before.depth - 1, after.depth - 1) == (16, 12)
+    assert before.macs / after.macs == pytest.approx(1.3, abs=0.08)
+    lost = sum(kept[name] for name, block in spec.inner.items() if block in blocks)
+    assert lost == pytest.approx(24_900 - 21_100, rel=0.1)
+    two = count(skeleton(dataclasses.replace(spec, shallow=(0, 1))))
+    assert (two.depth - 1, before.macs / two.macs) == (14, pytest.approx(1.16, abs=0.005))
+    exit = count(skeleton(dataclasses.replace(spec, shallow=(0, 1), exits="auxiliary")))
+    assert exit.depth - 1 == 10
+
+
+@given(st.sampled_from(["linear", "cosine"]), st.lists(st.floats(0, 1), min_size=2))
+def test_gamma_rises_from_0_to_1(schedule, shares):
+    blend = Blend(schedule)
+    values = [blend.gamma(share) for share in sorted(shares)]
+    assert values == sorted(values) and all(0 <= value <= 1 for value in values)
+    assert (blend.gamma(0), blend.gamma(0.5), blend.gamma(1)) == pytest.approx((0, 0.5, 1))
+    assert (blend.gamma(0.25) < 0.25) == (schedule == "cosine")
+
+
+def test_akd_is_what_the_final_classifier_learns_by():
+    x, y, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    terms = Distillation(4.0, 0.9)(x, Batch(labels, {}, lambda: y, dict))
+    assert float(akd(x, y, labels, 4.0, 0.9)) == pytest.approx(float(terms["ce"] + terms["kd"]))
+    assert float(akd(x, y, labels, 4.0, 1.0)) == pytest.approx(float(kd(x, y, 4.0)))
+    objective = Distillation(auxiliary=0.5)
+    assert objective.reads_auxiliary and not Distillation().reads_auxiliary
+    found = objective(y, Batch(labels, {}, lambda: y, dict, auxiliary=x))
+    assert float(found["akd"]) == pytest.approx(0.5 * float(akd(x, y, labels, 4.0, 0.9)))
+
+
+def test_gating_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
+    digits, spec = data.load("digits"), dataclasses.replace(SPEC, gated=(0, 2))
+    training = dataclasses.replace(TINY, schedule="constant", lr=0.01)
+
+    def gate(folder, epochs):
+        network = network_of(spec)
+        once = dataclasses.replace(training, epochs=training.epochs)
+        calls = []
+
+        def watch(progress):
+            calls.append(progress)
+            if progress.epoch > epochs:
+                raise KeyboardInterrupt
+
+        try:
+            train(network, digits, once, CrossEntropy(), seed=0, folder=folder, learner=Blend(), watch=watch)
+        except KeyboardInterrupt:
+            return None
+        return network.state_dict()
+
+    whole = gate(tmp_path / "whole", training.epochs)
+    assert gate(tmp_path / "killed", 1) is None
+    resumed = gate(tmp_path / "killed", training.epochs)
+    assert whole is not None and resumed is not None
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert whole["layer1.0.gamma"] == whole["layer3.0.gamma"] == 1
+    assert [epoch["gamma"] for epoch in read_history(tmp_path / "whole")] == [0.5, 1.0]
+
+
+def jobs_of(method, *budgets):
+    bench = DryBench()
+    return bench, method.reduce(bench, budgets)
+
+
+def test_what_is_trained_for_a_candidate():
+    bench, (candidate,) = jobs_of(Gated(d_th=0.1, finetune_epochs=5, gate_epochs=2), 97)
+    first, second = bench.jobs
+    assert (first.name, second.name) == ("gated-97-branches", "gated-97")
+    assert (first.role, second.role) == ("scaffold", "candidate")
+    assert first.start == bench.searches[0].start_of(97) == "senet-97/97" and second.start == first.name
+    parts = [(job.training.epochs, job.training.begin, job.training.end) for job in bench.jobs]
+    assert parts == [(2, 0.0, 0.4), (3, 0.4, 1.0)], "one schedule of the learning rate"
+    assert {job.training.lr for job in bench.jobs} == {bench.training.lr}
+    blocks = bench.records["gated-97"]["shallow"]
+    assert first.spec.gated == second.spec.shallow == tuple(blocks) and blocks
+    gone = set(first.plan.sites) - set(second.plan.sites)
+    assert gone == {name for name, block in first.spec.inner.items() if block in blocks}
+    assert "relu" in second.plan.sites, "never the stem's"
+    assert candidate.plan.relus == 97 - sum(first.plan.sites[name].relus for name in gone) < 97
+
+
+def test_with_an_auxiliary_classifier_each_exit_is_a_candidate():
+    bench, candidates = jobs_of(Gated(d_th=0.1, auxiliary=True), 97, 700)
+    names = [job.name for job in bench.jobs]
+    assert names == [
+        "gated-97-branches",
+        "gated-97-both",
+        "gated-700-both",
+        "gated-97",
+        "gated-97-auxiliary",
+        "gated-700",
+        "gated-700-auxiliary",
+    ]
+    assert [candidate.spec.exits for candidate in candidates] == ["last", "auxiliary"] * 2
+    for job in bench.jobs[:3]:
+        assert job.role == "scaffold" and job.spec.exits == "both" and job.objective.reads_auxiliary
+    for job in bench.jobs[3:]:
+        assert job.role == "candidate" and job.training is None and job.start.endswith("-both")
+    assert bench.jobs[4].plan.relus < bench.jobs[3].plan.relus <= 97
+
+
+def test_without_a_block_below_the_threshold_it_is_senet():
+    """The same search, too, so that both methods finetune the same masks."""
+    (gated, _), (senet, _) = jobs_of(Gated(d_th=0.0), 97), jobs_of(SENet(), 97)
+    assert gated.searches == senet.searches
+    (one,), (other,) = gated.jobs, senet.jobs
+    assert (one.spec, one.plan, one.training, one.start) == (other.spec, other.plan, other.training, other.start)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"d_th": 2.0}, r"none above 0\.\d+; give a smaller --d-th"), ({"thin": True}, "none above 0;")],
+)
+def test_a_threshold_that_removes_every_block_is_refused_before_the_search(options, reason):
+    bench = DryBench()
+    with pytest.raises(UserError, match=rf"d_th .* removes the main branch of every block: 97 ReLUs leave {reason}"):
+        Gated(**options).reduce(bench, (97,))
+    assert not bench.searches and not bench.jobs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--gate-epochs", "5"],
+            "γ moves for 5 of 5 finetuning epochs; it takes at least 1 and leaves at least 1: "
+            "give another --gate-epochs, or more --finetune-epochs",
+        ),
+        (["--gate-epochs", "9"], "γ moves for 9 of 5 finetuning epochs"),
+        (["--gate-epochs", "0"], "γ moves for 0 of 5 finetuning epochs"),
+        (["--finetune-epochs", "1"], "γ moves for 0 of 1 finetuning epochs"),
+        (["--training", "paper", "--epochs", "3"], "γ moves for 0 of 3 finetuning epochs"),
+        (["--model", "torchvision_style:build"], "gated branching rebuilds the blocks of our ResNets, not"),
+    ],
+)
+def test_what_cannot_be_gated_is_refused_before_anything_is_trained(capsys, tmp_path, options, message):
+    command = ["reduce", "gated", "--model", "resnet10 m=2", "--data", "digits", "--training", "short", *options]
+    assert refused(capsys, *command, "--budget", "0.1", "--run", str(tmp_path / "run")).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
+    """Trained on digits: rebuilt, counted, lowered, run in the ring; the frontier has it and not its scaffolds."""
+    options = {"search_epochs": 1, "finetune_epochs": 3}
+    methods = SENet(**options), Gated(d_th=0.1, auxiliary=True, **options)
+    reductions = tuple(Reduction(method, ("0.16",)) for method in methods)
+    run = experiment.conduct(Study("resnet10 m=2", "digits", reductions, TINY), tmp_path / "run", Silent())
+    records = {record.name: record for record in run.candidates()}
+    assert set(records) == {
+        "teacher",
+        "senet-97",
+        "gated-97",
+        "gated-97-auxiliary",
+        "gated-97-both",
+        "gated-97-branches",
+    }
+    assert len(list((run.path / "searches").iterdir())) == 1, "both methods finetune one search's masks"
+    depths = [records[name].metrics["depth"] for name in ("senet-97", "gated-97", "gated-97-auxiliary")]
+    assert depths == sorted(depths, reverse=True) and len(set(depths)) == 3
+    assert [row.name for row in frontier_rows(run.candidates())] == [
+        "teacher",
+        "senet-97",
+        "gated-97",
+        "gated-97-auxiliary",
+    ]
+    test = data.load("digits").test
+    for name in ("gated-97", "gated-97-auxiliary"):
+        candidate = run.candidate(name)
+        assert candidate.metrics["epochs"] == 0, "cut out, not trained"
+        program = measurement.lowered(run.folder(name), candidate)
+        assert program.program.relus == candidate.metrics["relus"] == count(candidate.network()).relus
+        result = measurement.ring_accuracy(program, candidate, test)
+        assert result.agreement >= 99 and result.float_accuracy == pytest.approx(candidate.metrics["test_accuracy"])
+        assert np.isfinite(reference.run(program, test.images[:4]).logits).all()

@@ -1,0 +1,167 @@
+"""Counts: against the papers' tables, torch's own counter, and closed forms."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from parelu.errors import UserError
+from parelu.models.reuse import ReuseConv, groups
+from parelu.network.count import count, skeleton
+from parelu.network.instrument import instrument
+from parelu.network.plan import Plan
+from parelu.network.spec import families, spec_of
+from parelu.network.steps import apply_steps
+
+INPUTS = {"cifar100": ((3, 32, 32), 100), "tinyimagenet": ((3, 64, 64), 200), "imagenet": ((3, 224, 224), 1000)}
+
+
+def published() -> list[dict[str, str]]:
+    with (Path(__file__).parents[1] / "tables" / "counts.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_is_the_whole_one():
+    assert len(published()) == 65
+
+
+@pytest.mark.parametrize("row", published(), ids=lambda r: f"{r['network']}, {r['dataset']}, {r['steps']}")
+def test_published_counts(row):
+    reduced = apply_steps(spec_of(row["network"], *INPUTS[row["dataset"]]), row["steps"])
+    network = skeleton(reduced.spec)
+    reduced.plan.apply(network)
+    counts = count(network)
+    assert counts.relus == int(row["relus"])
+    assert counts.relus == reduced.plan.relus == sum(counts.sites.values())
+    assert counts.relus == sum(stage.relus for stage in counts.stages.values())
+    if row["flops_m"]:
+        reuse = "reuse" in row["steps"]  # its wiring is inferred from these figures
+        assert counts.flops / 1e6 == pytest.approx(float(row["flops_m"]), rel=0.0011 if reuse else 0.01)
+
+
+@pytest.mark.parametrize(("channels", "factor"), [(16, 2), (16, 4), (32, 8), (48, 16)])
+def test_a_reuse_layer_is_linear_and_costs_what_its_groups_say(channels, factor):
+    layer = ReuseConv(channels, factor)
+    x, y = torch.randn(2, 2, channels, 5, 5).unbind()
+    assert torch.allclose(layer(x - 2 * y), layer(x) - 2 * layer(y), atol=1e-4)
+    first, second, third = groups(channels, factor)
+    assert (first + second + third, first, third) == (channels, channels // 4, channels // factor)
+    dense = 9 * (first**2 + second**2 + third**2)
+    joints = first * second + first * third + second * third + channels * first
+    counts = count(instrument(nn.Sequential(layer, nn.Flatten()), (channels, 5, 5)))
+    assert counts.macs == 25 * (dense + joints)
+
+
+def test_what_a_reuse_layer_reads():
+    """The first group reads its own channels at distance 1; the last reads all three, at distance 3."""
+    layer = ReuseConv(8, 4)
+    x = torch.zeros(1, 8, 9, 9, requires_grad=True)
+    layer.expand.weight.data.zero_()
+    for output, channels, distance in ((0, 2, 1), (2, 6, 2), (6, 8, 3)):
+        (gradient,) = torch.autograd.grad(layer(x)[0, output, 4, 4], x)
+        reach = gradient[0].abs().amax((1, 2)).nonzero().max() + 1, gradient[0].abs().amax((0, 1)).nonzero().max() - 4
+        assert reach == (channels, distance)
+
+
+OURS = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_macs_are_half_of_torchs_flops(name):
+    spec = spec_of(name, (3, 16, 16), 10)
+    with torch.device("meta"):
+        module = spec.module().eval()
+        with FlopCounterMode(display=False) as counter:
+            module(torch.empty(1, 3, 16, 16))
+    counts = count(skeleton(spec))
+    assert 2 * counts.macs == counter.get_total_flops()
+    assert counts.macs == sum(stage.macs for stage in counts.stages.values())
+    assert counts.params == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "relus", "flops"),
+    [("t", 1622e3, 11801), ("p", 720.9e3, 3435.7), ("f", 540.7e3, 1935), ("a", 450.6e3, 1345.1)],
+)
+def test_convnext_shapes_are_deepreshapes(name, relus, flops):
+    """Table 14. Its row N is of base width 96, which is not ConvNeXt-V2-N's."""
+    reduced = apply_steps(spec_of(f"convnextv2-{name}", *INPUTS["tinyimagenet"]), "cull S1; thin S2+S3+S4")
+    network = skeleton(reduced.spec)
+    reduced.plan.apply(network)
+    counts = count(network)
+    assert counts.relus == pytest.approx(relus, rel=1e-3)
+    assert counts.flops / 1e6 == pytest.approx(flops, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "slope", "start", "growth", "depth", "group"),
+    [
+        ("200mf", 36.44, 24, 2.49, 13, 8),
+        ("400mf", 24.48, 24, 2.54, 22, 16),
+        ("600mf", 36.97, 48, 2.24, 16, 24),
+        ("800mf", 35.73, 56, 2.28, 16, 16),
+        ("1.6gf", 34.01, 80, 2.25, 18, 24),
+        ("3.2gf", 26.31, 88, 2.25, 25, 48),
+    ],
+)
+def test_regnet_shapes_are_the_quantized_linear_function(name, slope, start, growth, depth, group):
+    """Radosavovic et al. 2020, eq. 2 to 4: u_j = w0 + w_a·j, rounded to w0·w_m^s, to eights, then to the group."""
+    linear = [start + slope * block for block in range(depth)]
+    rounded = [8 * round(start * growth ** round(math.log(u / start, growth)) / 8) for u in linear]
+    widths = [group * round(width / group) if width >= group else width for width in rounded]
+    spec = spec_of(f"regnetx-{name}", (3, 32, 32), 10)
+    assert list(spec.widths) == sorted(set(widths))
+    assert [widths.count(width) for width in spec.widths] == list(spec.depths)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "params"),
+    [
+        ("efficientnet-b0 (relu)", 224, 5_288_548),
+        ("efficientnet-b2 (relu)", 224, 9_109_994),
+        ("mobilenetv1", 32, 4_231_976),
+        ("vgg16 (4096-4096 classifier)", 224, 138_365_992 - 4_224),
+    ],
+)
+def test_parameters_are_those_of_timm_and_torchvision(name, side, params):
+    """torchvision's vgg16_bn has 4,224 biases in front of its batch-norms, which do nothing there."""
+    assert count(skeleton(spec_of(name, (3, side, side), 1000))).params == params
+
+
+@pytest.mark.parametrize(("name", "depth"), [("resnet18", 17), ("resnet34", 33), ("resnet9", 8), ("resnet20", 19)])
+def test_depth_is_the_longest_path(name, depth):
+    assert count(skeleton(spec_of(name, (3, 32, 32), 10))).depth == depth
+
+
+def test_grouped_and_strided_convolutions():
+    layers = [nn.Conv2d(4, 8, (3, 1), (2, 1), (1, 0), groups=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 6, 3)]
+    counts = count(instrument(nn.Sequential(*layers), (4, 8, 6)))
+    assert counts.macs == 8 * 4 * 6 * 3 + 8 * 4 * 6 * 3
+    assert counts.relus == counts.relus_without_stem == 8 * 4 * 6
+
+
+def test_squares_are_counted_apart():
+    network = skeleton(spec_of("resnet10 m=2", (1, 8, 8), 10))
+    site = network.sites["relu"]
+    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
+    mask[0, 0] = True
+    site.assign(mask, torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.0]]))
+    counts = count(network)
+    assert counts.squares == 64 - 8, "channel 1 has degree 1"
+    assert counts.sites["relu"] == 8
+
+
+def test_nothing_is_counted_as_nothing():
+    with pytest.raises(UserError, match="MaxPool2d is not supported"):
+        count(instrument(nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.Flatten()), (1, 4, 4)))
+
+
+def test_counting_does_not_change_the_network():
+    network = skeleton(spec_of("resnet10 m=2", (1, 8, 8), 10))
+    before = Plan.of(network)
+    count(network)
+    assert Plan.of(network) == before

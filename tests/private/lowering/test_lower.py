@@ -1,0 +1,366 @@
+"""Lowering, the program's format, and the ring reference against the float network."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from two_parties import Residual, images_of, lowered_of, preprocessing_of, ready, without_relus_at
+
+from parelu.errors import UserError
+from parelu.fusion.fuse import nothing
+from parelu.models.reuse import ReuseConv
+from parelu.network.instrument import instrument
+from parelu.network.preprocessing import normalise
+from parelu.network.spec import spec_of
+from parelu.private.crypto.kernels import NAMES, load
+from parelu.private.crypto.ring import BITS, LinearMap, decode, encode, reduce
+from parelu.private.lowering import lower as lower_module
+from parelu.private.lowering import reference
+from parelu.private.lowering.lower import Lowered, problems
+from parelu.private.lowering.program import Program
+
+
+def float_logits(network, images):
+    p = preprocessing_of(network.input_shape[0])
+    with torch.no_grad():
+        return network(normalise(images, tuple(p["mean"]), tuple(p["std"]))).double().numpy()
+
+
+def test_the_reference_is_the_float_network_up_to_rounding():
+    coefficients = torch.tensor([[0.1, -0.05], [0.8, 0.9], [0.0, 0.12]])
+    for seed in range(4):
+        torch.manual_seed(seed)
+        network = ready(Residual(), (1, 6, 6), lambda u: u < 0.5, lambda c: coefficients.repeat(1, c // 2))
+        lowered = lowered_of(network, 64)
+        images = images_of(64, (1, 6, 6))
+        result = reference.run(lowered, images)
+        assert np.abs(result.logits - float_logits(network, images)).max() < 0.02
+        assert result.overflows == 0
+        assert lowered.wrap_bound < 1e-4
+
+
+@pytest.mark.parametrize("gone", [("relu3",), ("relu", "relu2"), ("relu2", "relu3"), ("relu", "relu2", "relu3")])
+def test_the_reference_of_a_fused_network_is_that_of_the_unfused_up_to_rounding(gone):
+    """Layers become one matrix, one convolution, and a convolution whose bias is a map."""
+    for seed in range(3):
+        network = without_relus_at(ready(Residual(seed=seed), (1, 6, 6), lambda u: u < 0.6), *gone)
+        fused, plain = (lowered_of(network, 64, cost=cost) for cost in (lambda layer: 1.0, nothing))
+        assert len(fused.program.ops) < len(plain.program.ops) and fused.wrap_bound <= plain.wrap_bound
+        images = images_of(64, (1, 6, 6), seed=1)
+        expected = float_logits(network, images)
+        found = [reference.run(lowered, images).logits for lowered in (fused, plain)]
+        assert max(np.abs(logits - expected).max() for logits in found) < 0.02
+        assert np.abs(found[0] - found[1]).max() < 0.02
+
+
+def test_many_squares_take_fewer_bits(monkeypatch):
+    """From 12 to 6 for the largest coefficient of a site; below, a network is refused."""
+    torch.manual_seed(0)
+    network = ready(
+        spec_of("resnet10 m=4", (1, 8, 8), 10).module(),
+        (1, 8, 8),
+        lambda u: u < 0.5,
+        lambda c: torch.tensor([[0.1], [0.5], [0.15]]) * torch.rand(3, c),
+    )
+    images = images_of(32, (1, 8, 8))
+    expected = float_logits(network, images)
+    full, bits = lowered_of(network, 32).wrap_bound, []
+    for part in (1, 3, 45):
+        monkeypatch.setattr(lower_module, "LARGEST_WRAP", full / part)
+        lowered = lowered_of(network, 32)
+        assert lowered.wrap_bound <= full / part
+        assert np.abs(reference.run(lowered, images).logits - expected).max() < 0.02 * np.abs(expected).max()
+        bits.append(
+            {int(np.abs(secret["c2"]).max()).bit_length() for secret in lowered.weights.values() if "c2" in secret}
+        )
+        assert sum(r.kind == "square" for r in lowered.ranges) == 9
+    assert bits == [{12}, {10}, {6}]
+    monkeypatch.setattr(lower_module, "LARGEST_WRAP", full / 128)
+    with pytest.raises(UserError, match=r"may wrap with probability .* keep activations and the number of squares"):
+        lowered_of(network, 32)
+
+
+def test_an_input_outside_of_the_calibrated_range_is_counted():
+    network = ready(Residual(), (1, 6, 6))
+    lowered = lowered_of(network)
+    narrow = tuple(dataclasses.replace(op, bits=4) if op.kind == "activation" else op for op in lowered.program.ops)
+    result = reference.run(
+        dataclasses.replace(lowered, program=dataclasses.replace(lowered.program, ops=narrow)), images_of(8, (1, 6, 6))
+    )
+    assert 0 < result.overflows <= result.values == 8 * lowered.program.relus
+
+
+def test_an_image_that_leaves_the_exact_range_is_lost_alone(monkeypatch):
+    network = ready(Residual(), (1, 6, 6))
+    lowered, images = lowered_of(network), images_of(16, (1, 6, 6))
+    whole = reference.run(lowered, images)
+    small, limits = LinearMap.small, []
+
+    def limited(self, x):
+        limits.append(float(np.abs(x).max()))
+        if np.abs(x).max() >= limit:
+            raise OverflowError
+        return small(self, x)
+
+    limit = math.inf
+    monkeypatch.setattr(LinearMap, "small", limited)
+    for image in images.split(1):
+        reference.run(lowered, image)
+    layers = len(limits) // len(images)
+    largest = [max(limits[i * layers : (i + 1) * layers]) for i in range(len(images))]
+    limit = sorted(largest)[-3]
+    lost = np.array(largest) >= limit
+    result = reference.run(lowered, images)
+    assert 3 <= lost.sum() < len(images)
+    assert not result.logits[lost].any()
+    assert np.array_equal(result.logits[~lost], whole.logits[~lost])
+    assert result.overflows >= lost.sum() * lowered.program.relus
+    assert result.values == whole.values
+
+
+class Joined(nn.Module):
+    """Slices and concatenations: a ReLU-reuse layer, and one behind an average pool, which has another unit."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.reuse = ReuseConv(8, 4)
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(2)
+        self.down = nn.Conv2d(8, 4, 2, 2)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = self.relu(self.reuse(x) + x)
+        return self.fc(torch.cat([self.down(x), self.pool(x[:, -4:]), self.pool(x)[:, 2:6]], dim=-3).mean((2, 3)))
+
+
+def test_slices_and_concatenations_are_lowered():
+    network = ready(Joined(), (1, 6, 6), lambda u: u < 0.5)
+    lowered = lowered_of(network)
+    kinds = [op.kind for op in lowered.program.ops]
+    assert kinds.count("concat") == 4 and kinds.count("slice") == 5
+    images = images_of(16, (1, 6, 6), seed=1)
+    assert np.abs(reference.run(lowered, images).logits - float_logits(network, images)).max() < 0.02
+
+
+class Bad(nn.Module):
+    def __init__(self, op):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.op = op
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.op(self.conv(x))
+        return self.fc(x.mean((2, 3)))
+
+
+class Broadcast(nn.Module):
+    def forward(self, x):
+        return x + x.mean((2, 3), keepdim=True)
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return x + 1.0
+
+
+class Weighted(nn.Module):
+    def forward(self, x):
+        return torch.add(x, torch.relu(x), alpha=2)
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x[:, :, :3]
+
+
+class EverySecond(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, ::2], x[:, 1::2]], 1)
+
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], 2)
+
+
+class Functional(nn.Module):
+    def forward(self, x):
+        return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("op", "path", "remedy"),
+    [
+        (nn.MaxPool2d(2), "op: MaxPool2d", "use nn.AvgPool2d"),
+        (nn.GELU(), "op: GELU", "use nn.ReLU and train again"),
+        (nn.Conv2d(4, 4, 3, padding=2, dilation=2), "op: a convolution with", "dilation 1"),
+        (nn.Conv2d(4, 4, 3, padding="same"), "op: a convolution with", "numbers for its zero padding"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "op: a convolution with", "zero padding"),
+        (nn.AvgPool2d(2, ceil_mode=True), "op: AvgPool2d", "no ceil_mode"),
+        (nn.AvgPool2d(3, padding=1, count_include_pad=False), "op: AvgPool2d", "uncounted padding"),
+        (nn.ZeroPad2d(1), "op: ZeroPad2d", "use the padding of the convolution"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "op: a batch-norm without", "track_running_stats=True"),
+        (Broadcast(), "op: an addition that broadcasts", "give both terms one shape"),
+        (Constant(), "op: an addition of a constant", "bias of the layer before"),
+        (Weighted(), "op: add", "additions of two maps"),
+        (Half(), "op: getitem", "write it with convolutions"),
+        (EverySecond(), "op: getitem", "write it with convolutions"),
+        (Rows(), "op: cat", "join channels"),
+        (Functional(), "op: avg_pool2d", "no ceil_mode"),
+    ],
+)
+def test_what_has_no_lowering_is_named_with_its_path_and_a_remedy(op, path, remedy):
+    network = instrument(Bad(op), (1, 6, 6))
+    (problem,) = problems(network)
+    assert path in str(problem) and remedy in str(problem)
+    with pytest.raises(UserError, match="op"):
+        lowered_of(network.eval())
+
+
+def test_a_program_survives_bytes_and_files(tmp_path):
+    lowered = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.5))
+    again = Program.from_bytes(lowered.program.to_bytes())
+    assert again.digest == lowered.program.digest and again.shapes == lowered.program.shapes
+    lowered.save(tmp_path)
+    loaded = Lowered.load(tmp_path)
+    assert loaded.program.digest == lowered.program.digest and loaded.ranges == lowered.ranges
+    images = images_of(4, (1, 6, 6))
+    assert np.array_equal(reference.run(loaded, images).logits, reference.run(lowered, images).logits)
+
+
+PROGRAM = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.5)).program.to_bytes()
+JOINED = lowered_of(ready(Joined(), (1, 6, 6), lambda u: u < 0.5)).program.to_bytes()
+NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats())
+JUNK = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.lists(NUMBERS, max_size=4))
+
+
+def refused_or_sound(data):
+    """Whether the decoder refuses; what it takes is a program in canonical form that can be walked."""
+    try:
+        program = Program.from_bytes(data)
+    except ValueError:
+        return True
+    assert program.to_bytes() == data
+    assert len(program.shapes) == len(program.ops) + 1 and program.classes >= 1
+    return False
+
+
+@settings(max_examples=2500)
+@given(st.data())
+def test_mutated_programs_are_refused_or_sound(draw):
+    """One value anywhere in the JSON is replaced, removed or doubled."""
+    value = json.loads(draw.draw(st.sampled_from([PROGRAM, JOINED])))
+    place = value
+    while isinstance(place, dict | list) and place:
+        key = draw.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        inner = place[key]
+        if not isinstance(inner, dict | list) or not inner or draw.draw(st.integers(0, 3)) == 0:
+            action = draw.draw(st.integers(0, 2))
+            if action == 0:
+                place[key] = draw.draw(JUNK)
+            elif action == 1:
+                del place[key]
+            elif isinstance(place, list):
+                place.insert(key, inner)
+            break
+        place = inner
+    refused_or_sound(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+@settings(max_examples=3000)
+@given(
+    st.lists(st.tuples(st.integers(0, len(PROGRAM) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(0, len(PROGRAM)),
+)
+def test_mutated_bytes_of_programs_are_refused_or_sound(changes, end):
+    data = bytearray(PROGRAM)
+    for position, byte in changes:
+        data[position] = byte
+    assert refused_or_sound(bytes(data[: max(end, 1)])) or end == len(PROGRAM)
+
+
+def test_a_program_that_would_not_fit_into_memory_is_refused():
+    value = json.loads(PROGRAM)
+    value["input_shape"], value["layers"] = [1, 1 << 13, 1 << 13], ["scale"] * 5
+    value["ops"] = [{"kind": "scale", "source": 0, "factor": 2} for _ in range(5)]
+    with pytest.raises(ValueError, match="elements together, more than"):
+        Program.from_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[]", b"null", b"[" * 100_000, b'{"format":"parelu-program-1"}', b"\xff"]
+)
+def test_what_is_no_program_is_refused(text):
+    with pytest.raises(ValueError):
+        Program.from_bytes(text)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 2), st.integers(0, 1), st.sampled_from([1, 2]), st.integers(1, 40))
+def test_linear_maps_are_exact_modulo_the_ring(seed, stride, padding, groups, bits):
+    generator = np.random.default_rng(seed)
+    weight = generator.integers(-(2**bits), 2**bits, (4, 4 // groups, 3, 3))
+    x = generator.integers(0, 1 << BITS, (2, 4, 5, 5), dtype=np.uint64)
+    found = LinearMap(weight, (stride, stride), (padding, padding), groups)(x)
+    padded = np.pad(x.astype(object), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    size = (5 + 2 * padding - 3) // stride + 1
+    for n, o, i, j in np.ndindex(2, 4, size, size):
+        group = o // (4 // groups) * (4 // groups)
+        window = padded[n, group : group + 4 // groups, i * stride : i * stride + 3, j * stride : j * stride + 3]
+        expected = sum(int(a) * int(b) for a, b in zip(window.flat, weight[o].flat, strict=True))
+        assert int(found[n, o, i, j]) % 2**BITS == expected % 2**BITS
+
+
+@given(st.integers(0, 2**32), st.integers(1, 2), st.integers(0, 1), st.sampled_from([1, 3]), st.floats(0, 1))
+def test_a_sparse_input_can_be_added_position_by_position(seed, stride, padding, kernel, share):
+    generator = np.random.default_rng(seed)
+    weight = generator.integers(-(2**12), 2**12, (5, 4, kernel, kernel))
+    apply = LinearMap(weight, (stride, stride), (padding, padding))
+    whole = generator.integers(0, 1 << BITS, (1, 4, 5, 6), dtype=np.uint64)
+    positions = np.flatnonzero(generator.random(whole.size) < share)
+    rest = whole.copy()
+    rest.reshape(-1)[positions] = 0
+    found = apply(rest)
+    apply.add(found, whole.shape[1:], positions, whole.reshape(-1)[positions])
+    assert np.array_equal(reduce(found), reduce(apply(whole)))
+
+
+@given(
+    st.integers(0, 2**32),
+    st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    st.tuples(st.integers(0, 1), st.integers(0, 2)),
+)
+def test_both_sets_of_kernels_give_the_same_products(seed, stride, padding):
+    generator = np.random.default_rng(seed)
+    x = generator.integers(0, 2**64, (2, 3, 6, 7), dtype=np.uint64)
+    positions = generator.permutation(3 * 6 * 7)[:20]
+    weight = generator.integers(0, 2**64, (3, 3, 2, 4), dtype=np.uint64)
+    shape = [
+        (size + 2 * pad - k) // step + 1 for size, k, step, pad in zip((6, 7), (3, 2), stride, padding, strict=True)
+    ]
+    found = []
+    for kernels in map(load, NAMES):
+        columns, joined = np.empty((3, 3, 2, 3, 2, *shape)), np.empty((2, 9, *shape), np.uint64)
+        kernels.limb_columns(x, 20, stride, padding, columns)
+        products = columns.reshape(9, 2, 3, 2, *shape)[:, 0].copy()
+        kernels.join_limbs(products, 20, joined)
+        added = joined[0, :4].copy()
+        kernels.add_sparse(weight, (6, 7), stride, padding, positions, x.reshape(-1)[:20], added)
+        found.append((columns, joined, added))
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@given(st.lists(st.integers(-(2**58), 2**58 - 1), min_size=1))
+def test_encoding_is_exact(values):
+    assert decode(encode(np.array(values))).tolist() == values

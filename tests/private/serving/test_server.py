@@ -1,0 +1,333 @@
+"""The deployed pair: TLS, several clients at once, stock, and what is left behind."""
+
+import contextlib
+import os
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from two_parties import Residual, images_of, lowered_of, ready
+
+from parelu.errors import ProtocolError, UserError
+from parelu.private.lowering import reference
+from parelu.private.offline.he import HomomorphicEncryption
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.serving import server as server_module
+from parelu.private.serving.client import Client
+from parelu.private.serving.server import Server
+from parelu.private.transport import tls
+
+LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.4))
+IMAGES = images_of(3, (1, 6, 6))
+EXPECTED = reference.run(LOWERED, IMAGES).logits
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls") / "certs"
+    tls.make_certificates(folder, ("localhost",))
+    return folder
+
+
+@contextlib.contextmanager
+def serving(certificates=None, offline="dealer", reveal="logits", relu="sign", **options):
+    lines = []
+    model = Model(LOWERED, relus()[relu], REVEALS[reveal])
+    server = Server(model, modes()[offline], ("127.0.0.1", 0), certificates, log=lines.append, **options)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server, lines
+    finally:
+        server.close()
+        thread.join()
+
+
+def until(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("he", "fss")])
+def test_predictions_over_tls(certificates, offline, relu):
+    with serving(certificates, offline, relu=relu, stock=(offline, relu) == ("dealer", "fss")) as (server, lines):
+        with Client("localhost", server.port, certificates, pin=LOWERED.program.digest) as client:
+            logits = client.predict(IMAGES)
+        assert until(lambda: lines)
+    assert logits.shape == (3, 5)
+    assert np.abs(logits - EXPECTED).max() < 0.05
+    assert lines[0].endswith("3 inferences")
+
+
+@pytest.mark.parametrize("relu", list(relus()))
+def test_labels_only(certificates, relu):
+    with (
+        serving(certificates, reveal="label", relu=relu) as (server, _),
+        Client("localhost", server.port, certificates) as client,
+    ):
+        labels = client.predict(IMAGES.numpy())
+    assert labels.dtype == np.int64 and labels.shape == (3,)
+    top = np.sort(EXPECTED)
+    sure = top[:, -1] - top[:, -2] > 0.05
+    assert (labels == EXPECTED.argmax(1))[sure].all() and sure.any()
+
+
+def test_images_that_do_not_fit(certificates):
+    with serving(certificates) as (server, lines), Client("localhost", server.port, certificates) as client:
+        for bad, message in (
+            (torch.zeros(1, 3, 6, 6, dtype=torch.uint8), "an image is 3x6x6; the network takes 1x6x6"),
+            (torch.zeros(1, 1, 6, 6), "images are torch.float32"),
+            (torch.zeros(1, 6, 6, dtype=torch.uint8), r"shape \(1, 6, 6\)"),
+        ):
+            with pytest.raises(UserError, match=message):
+                client.predict(bad)
+        assert client.predict(IMAGES).shape == (3, 5), "the connection is still good"
+        assert not lines
+
+
+def test_images_of_the_data_sets_size_are_resized():
+    network = ready(Residual(), (1, 6, 6))
+    from parelu.network.preprocessing import resize
+    from parelu.private.lowering.lower import lower
+
+    lowered = lower(network, IMAGES, {"mean": [0.5], "std": [0.25], "image": [1, 12, 12]})
+    large = images_of(2, (1, 12, 12))
+    model = Model(lowered, relus()["sign"], REVEALS["logits"])
+    server = Server(model, modes()["dealer"], ("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    with Client("127.0.0.1", server.port) as client:
+        found = client.predict(large)
+    server.close()
+    thread.join()
+    assert np.abs(found - reference.run(lowered, resize(large, (6, 6))).logits).max() < 0.05
+
+
+def test_several_clients_at_once(certificates):
+    results, errors = {}, []
+
+    def one(number):
+        try:
+            with Client("localhost", server.port, certificates) as client:
+                results[number] = client.predict(IMAGES)
+        except Exception as error:
+            errors.append(error)
+
+    with serving(certificates, stock=2) as (server, lines):
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert until(lambda: len(lines) == 6)
+    assert not errors
+    assert all(np.abs(logits - EXPECTED).max() < 0.05 for logits in results.values()) and len(results) == 6
+
+
+def test_one_client_too_many_is_told_so(certificates):
+    with serving(certificates, clients=1) as (server, lines):
+        with Client("localhost", server.port, certificates) as client:
+            with pytest.raises(ProtocolError, match="1 clients are being served; try again later"):
+                Client("localhost", server.port, certificates)
+            assert client.predict(IMAGES).shape == (3, 5)
+        assert until(lambda: len(lines) == 2)
+        with Client("localhost", server.port, certificates) as client:
+            assert client.predict(IMAGES[:1]).shape == (1, 5)
+
+
+def test_strangers_are_bounded(certificates, monkeypatch):
+    """Connections that never shake hands take no more than their share of threads."""
+    monkeypatch.setattr(server_module, "STRANGERS", 3)
+    with serving(certificates, clients=1) as (server, _):
+        strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+        try:
+            assert until(lambda: len(server._threads) == 4)
+            closed = 0
+            for stranger in strangers:
+                stranger.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    closed += stranger.recv(1) == b""
+            assert closed == 4 and len(server._threads) == 4
+        finally:
+            for stranger in strangers:
+                stranger.close()
+        assert until(lambda: not server._threads)
+        with Client("localhost", server.port, certificates) as client:
+            assert client.predict(IMAGES[:1]).shape == (1, 5)
+
+
+def test_certificates_are_needed_and_checked(certificates, tmp_path):
+    strangers = tmp_path / "strangers"
+    tls.make_certificates(strangers)
+    with serving(certificates) as (server, lines):
+        with pytest.raises(UserError, match=r"no TLS connection .*check the certificates on both sides"):
+            Client("localhost", server.port, strangers)
+        # The right authority, another authority's client: the server refuses, in TLS 1.3 after the client's handshake.
+        mixed = tmp_path / "mixed"
+        mixed.mkdir()
+        for name, source in (("ca.pem", certificates), ("client.pem", strangers), ("client.key", strangers)):
+            (mixed / name).write_bytes((source / name).read_bytes())
+        with pytest.raises((UserError, ProtocolError), match=r"certificat|alert|broke|closed"):
+            Client("localhost", server.port, mixed)
+        with pytest.raises(ProtocolError):
+            Client("localhost", server.port, None, timeout=2)  # plain
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(certificates / "ca.pem")
+        with (  # no certificate
+            socket.create_connection(("127.0.0.1", server.port)) as plain,
+            pytest.raises(OSError),
+            context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+        ):
+            wrapped.settimeout(5)
+            if not wrapped.recv(1):
+                raise OSError("closed")
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.load_verify_locations(certificates / "ca.pem")
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        with socket.create_connection(("127.0.0.1", server.port)) as plain, pytest.raises(OSError):
+            old.wrap_socket(plain, server_hostname="localhost")
+        with pytest.raises(UserError, match="no TLS connection"):
+            Client("127.0.0.1", server.port, certificates)  # a name that the certificate does not have
+        assert until(lambda: len(lines) >= 5)
+        assert all("\n" not in line for line in lines)
+        with Client("localhost", server.port, certificates) as client:
+            assert client.predict(IMAGES).shape == (3, 5)
+
+
+def test_certificate_files(certificates, tmp_path):
+    assert oct((certificates / "server.key").stat().st_mode)[-3:] == "600"
+    with pytest.raises(UserError, match="has certificates already"):
+        tls.make_certificates(certificates)
+    with pytest.raises(UserError, match=r"ca\.pem is missing; make test certificates with `parelu certs"):
+        tls.client_context(tmp_path)
+    for name in ("ca.pem", "client.pem", "client.key"):
+        (tmp_path / name).write_text("nothing")
+    with pytest.raises(UserError, match="cannot be used"):
+        tls.client_context(tmp_path)
+
+
+def test_nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match="is `parelu serve` running there"):
+        Client("127.0.0.1", port)
+    with serving() as (server, _), pytest.raises(UserError, match="cannot listen"):
+        Server(server.model, server.mode, ("127.0.0.1", server.port))
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_clients_that_vanish_leave_nothing_behind(certificates):
+    with serving(certificates, timeout=1.0) as (server, lines):
+        with Client("localhost", server.port, certificates) as client:
+            client.predict(IMAGES[:1])
+        assert until(lambda: len(lines) == 1)
+        before, threads = descriptors(), threading.active_count()
+        for number in range(24):
+            try:
+                client = Client("localhost", server.port, certificates)
+                if number % 3:
+                    client.prepare()
+                if number % 3 == 2:
+                    client.session.channel.send("comd", b"infr" + (1).to_bytes(4, "little"))
+                    client.session.channel.send("inpt", np.zeros(36, np.uint64))
+            finally:
+                client.session.channel.close()  # without a good-bye
+        with socket.create_connection(("127.0.0.1", server.port)) as probe:
+            probe.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert until(lambda: len(lines) == 26)
+        assert until(lambda: descriptors() <= before and threading.active_count() <= threads)
+        assert not [line for line in lines if "internal error" in line]
+        with Client("localhost", server.port, certificates) as client:
+            assert client.predict(IMAGES).shape == (3, 5)
+
+
+def test_a_silent_client_is_dropped():
+    with serving(timeout=0.2) as (server, lines), socket.create_connection(("127.0.0.1", server.port)) as client:
+        assert until(lambda: lines)
+        assert "silent for 0.2 seconds" in lines[0]
+        assert client.recv(300)
+
+
+def test_stock_is_prepared_ahead_and_handed_out_once(certificates):
+    with serving(certificates, stock=3) as (server, _):
+        assert server.stock.wait(3, 10)
+        waiting = list(server.stock._packages)
+        with Client("localhost", server.port, certificates) as client:
+            client.prepare(2)
+            assert not {id(p) for p in waiting[:2]} & {id(p) for p in server.stock._packages}
+            masks = {m._content.mask.tobytes() for m in client.session.prepared}
+            assert len(masks) == 2
+            client.predict(IMAGES[:2])
+        assert server.stock.wait(3, 10)
+    with pytest.raises(UserError, match="give --stock-dir"), serving(stock=1, offline="he"):
+        pass
+
+
+def test_keys_that_nobody_makes_are_refused_before_listening(monkeypatch):
+    monkeypatch.setattr(HomomorphicEncryption, "most_bits", 8)
+    message = "ReLU fss needs keys for m = .*; offline mode he makes them up to 8"
+    with pytest.raises(UserError, match=message), serving(relu="fss", offline="he"):
+        pass
+
+
+def test_a_server_killed_between_preparing_and_using_repeats_nothing():
+    """Material lives in memory, from fresh seeds: after a kill, another process makes other material."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from two_parties import *\n"
+        "from parelu.private.offline.dealer import Dealt\n"
+        "lowered = lowered_of(ready(Residual(), (1, 6, 6)))\n"
+        "package = Dealt().package(Model(lowered, relus()['sign'], REVEALS['logits']))\n"
+        "print(package.dealer.mirror.seed.hex(), package.dealer.seed.hex(), package.dealer.key.hex(), flush=True)\n"
+        "import time; time.sleep(60)\n"
+    )
+    seeds = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+        )
+        assert process.stdout is not None
+        seeds += process.stdout.readline().split()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert len(seeds) == len(set(seeds)) == 6
+    assert all(len(seed) == 32 for seed in seeds)
+
+
+def test_no_secret_comes_from_anything_but_the_operating_system():
+    """Every seed is `os.urandom`: with it held still, two packages are the same; nothing else moves them."""
+    from parelu.private.crypto import prg
+    from parelu.private.offline.dealer import Dealt
+
+    def package(source, relu):
+        original, os.urandom = os.urandom, source
+        try:
+            dealt = Dealt().package(Model(LOWERED, relus()[relu], REVEALS["logits"]))
+        finally:
+            os.urandom = original
+        return b"".join(tables.tobytes() for _, tables in dealt.dealer.outgoing)
+
+    def still(count):
+        return bytes(count)
+
+    assert prg.os is os
+    for relu in relus():
+        assert package(still, relu) == package(still, relu)
+        assert package(os.urandom, relu) != package(os.urandom, relu)

@@ -1,0 +1,278 @@
+"""Stocks on disk: what is stored comes back once, and nothing is used twice, whatever is killed, restored or full."""
+
+import errno
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from two_parties import Residual, images_of, lowered_of, ready
+
+from parelu.errors import ProtocolError, UserError
+from parelu.network import storage
+from parelu.private.crypto.codec import Stored, dump, load
+from parelu.private.crypto.hash import Hash
+from parelu.private.lowering import reference
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Material, Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.serving.client import Client
+from parelu.private.serving.server import Server
+from parelu.private.serving.session import Session
+from parelu.private.serving.stock import STOCKS, ClientStock, ServerStocks, Stock, key_of
+from parelu.private.transport.channel import Channel
+
+KEY = bytes(range(32))
+LOWERED = lowered_of(
+    ready(Residual(), (1, 6, 6), masks=lambda r: r > 0.4, coefficients=lambda c: torch.rand(3, c) * 0.5)
+)
+IMAGES = images_of(4, (1, 6, 6), seed=3)
+
+
+class Serving:
+    """A server in this process; a stock folder makes it keep material."""
+
+    def __init__(
+        self, folder, room: int = 5, relu: str = "sign", reveal: str = "logits", offline: str = "dealer"
+    ) -> None:
+        model = Model(LOWERED, relus()[relu], REVEALS[reveal])
+        self.lines: list[str] = []
+        self.server = Server(
+            model, modes()[offline], ("127.0.0.1", 0), stock=room, stock_folder=folder, log=self.lines.append
+        )
+
+    def client(self, folder) -> Client:
+        return Client("127.0.0.1", self.server.port, stock=folder, timeout=20)
+
+    def __enter__(self) -> "Serving":
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.close()
+        self.thread.join()
+
+
+def pieces(folder) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and len(path.name) == 32)
+
+
+# What is stored
+
+
+class Thing(Stored):
+    def __init__(self, **fields: object) -> None:
+        self.__dict__.update(fields)
+
+
+def test_dump_and_load_are_inverse():
+    arrays = {3: np.arange(6, dtype=np.uint64).reshape(2, 3), 1: np.zeros((0, 2), np.uint8), -2: np.int64([[-1]])}
+    got = load(dump({"a": arrays, "b": b"\0\1", "c": None, "d": 5, "e": Hash(KEY[:16])}))
+    assert {k: got[k] for k in "bcd"} == {"b": b"\0\1", "c": None, "d": 5} and got["e"].key == KEY[:16]
+    assert list(got["a"]) == [3, 1, -2]
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(got["a"][key], array)
+        assert got["a"][key].dtype == array.dtype and got["a"][key].flags.writeable
+
+
+@pytest.mark.parametrize("body", [b"", b"\1", dump([1][0]) + b"x", b"\xff" * 30, dump({1: np.zeros(9, np.uint8)})[:-1]])
+def test_other_bytes_are_no_material(body):
+    with pytest.raises(ValueError):
+        load(body)
+
+
+def test_what_has_no_form_is_refused():
+    for value in (object(), np.zeros(2), {1, 2}):
+        with pytest.raises(TypeError, match="cannot be stored"):
+            dump(value)
+
+
+# One party's folder
+
+
+def test_a_piece_is_taken_once(tmp_path):
+    stock = Stock(tmp_path / "s", KEY, "x")
+    for number in range(3):
+        stock.put(bytes([number]) * 16, b"content %d" % number)
+    assert stock.names() == [bytes([number]) * 16 for number in range(3)]
+    assert stock.take(bytes([1]) * 16) == b"content 1"
+    with pytest.raises(KeyError):
+        stock.take(bytes([1]) * 16)
+    assert len(stock.names()) == 2
+
+
+def test_of_many_that_race_one_gets_it(tmp_path):
+    stock, found = Stock(tmp_path, KEY, "x"), []
+    for number in range(30):
+        stock.put(number.to_bytes(16, "big"), b"x")
+
+    def take_all() -> None:
+        for number in range(30):
+            try:
+                found.append((number, stock.take(number.to_bytes(16, "big"))))
+            except KeyError:
+                continue
+
+    threads = [threading.Thread(target=take_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(number for number, _ in found) == list(range(30))
+
+
+def test_a_piece_is_encrypted_and_bound_to_its_name_and_use(tmp_path):
+    stock, name = Stock(tmp_path, KEY, "x"), bytes(16)
+    stock.put(name, b"secret" * 100)
+    (path,) = (tmp_path / piece for piece in pieces(tmp_path))
+    body = path.read_bytes()
+    assert b"secret" not in body
+    others = (Stock(tmp_path, KEY, "y"), name, body), (Stock(tmp_path, KEY[::-1], "x"), name, body)
+    damaged = (stock, name, body[:-1]), (stock, name, body[:5]), (stock, name, b""), (stock, bytes([1]) * 16, body)
+    for reader, other, content in (*others, *damaged):
+        (tmp_path / other.hex()).write_bytes(content)
+        with pytest.raises(KeyError):
+            reader.take(other)
+        assert not (tmp_path / other.hex()).exists(), "what cannot be read is gone too"
+
+
+def test_keys_are_this_users_alone(tmp_path):
+    folder = tmp_path / "stock"
+    assert key_of(folder) == key_of(folder)
+    path = tmp_path / "stock.key"
+    assert path.stat().st_mode & 0o777 == 0o600 and not list(folder.iterdir())
+    path.write_bytes(b"short")
+    with pytest.raises(UserError, match=r"stock\.key is not a key of a stock"):
+        key_of(folder)
+
+
+def test_a_client_has_a_few_stocks_at_a_server(tmp_path):
+    stocks = ServerStocks(tmp_path / "s", 3)
+    for number in range(STOCKS + 4):
+        stocks.of("me", f"identity {number}", "use").put(bytes(16), b"x")
+    assert len(pieces(tmp_path)) == STOCKS
+    stocks.of("another", "identity", "use").put(bytes(16), b"x")
+    assert len(pieces(tmp_path)) == STOCKS + 1
+
+
+# Both parties
+
+
+@pytest.mark.parametrize(
+    ("relu", "reveal", "offline"), [("sign", "logits", "he"), ("full", "label", "dealer"), ("fss", "logits", "dealer")]
+)
+def test_kept_material_serves_another_connection(tmp_path, relu, reveal, offline):
+    ours, theirs = tmp_path / "client", tmp_path / "server"
+    with Serving(theirs, relu=relu, reveal=reveal, offline=offline) as serving:
+        with serving.client(ours) as client:
+            for _ in range(3):
+                client.session.keep()
+            assert client.session.kept == 3
+        assert len(pieces(ours)) == len(pieces(theirs)) == 3
+        with serving.client(ours) as client:
+            got = np.concatenate(
+                [client.predict(part, batch=2) for part in IMAGES.split(2)]
+            )  # the last two are made now
+            assert client.session.kept == 1
+        assert len(pieces(ours)) == len(pieces(theirs)) == 1
+    expected = reference.run(LOWERED, IMAGES).logits
+    if reveal == "label":
+        assert got.tolist() == expected.argmax(1).tolist()
+    else:
+        assert np.abs(got - expected).max() < 0.05
+
+
+def test_without_a_stock_the_connection_says_so(tmp_path):
+    refused = pytest.raises(UserError, match="the server keeps no stock")
+    with Serving(None, room=0) as serving, serving.client(tmp_path / "client") as client, refused:
+        client.session.keep()
+
+
+def test_a_stock_is_bounded(tmp_path):
+    with Serving(tmp_path / "server", room=2) as serving:
+        client = serving.client(tmp_path / "client")
+        client.session.keep()
+        client.session.keep()
+        with pytest.raises(ProtocolError, match="the stock is full: the server keeps 2 inferences"):
+            client.session.keep()
+        client.close()
+    assert len(pieces(tmp_path / "client")) == 2
+
+
+@pytest.mark.parametrize("restored", ["client", "server"])
+def test_a_party_restored_from_an_old_copy_reuses_nothing(tmp_path, restored):
+    ours, theirs, copy = tmp_path / "client", tmp_path / "server", tmp_path / "copy"
+    with Serving(theirs) as serving:
+        with serving.client(ours) as client:
+            for _ in range(3):
+                client.session.keep()
+        shutil.copytree(tmp_path / restored, copy)
+        with serving.client(ours) as client:
+            client.predict(IMAGES[:2])
+        (left,) = pieces(ours)
+        shutil.rmtree(tmp_path / restored)
+        shutil.copytree(copy, tmp_path / restored)
+        assert len(pieces(tmp_path / restored)) == 3
+        with serving.client(ours) as client:
+            assert pieces(ours) == pieces(theirs) == [left], "both know what is spent"
+            client.predict(IMAGES[:1])
+        assert not pieces(ours) and not pieces(theirs)
+
+
+def test_stocks_are_not_compared_while_one_is_filled(tmp_path):
+    with Serving(tmp_path / "server") as serving:
+        with serving.client(tmp_path / "client") as client:
+            client.session.keep()
+            shutil.rmtree(tmp_path / "server")
+            with ClientStock(tmp_path / "client").filling(), serving.client(tmp_path / "client") as other:
+                assert other.session.kept == 1
+                with pytest.raises(ProtocolError, match="the server has no such material"):
+                    other.predict(IMAGES[:1])
+        assert not pieces(tmp_path / "client"), "what was offered once is not offered again"
+
+
+@pytest.mark.parametrize("party", ["client", "server"])
+def test_a_full_disk_loses_one_piece_and_says_so(tmp_path, party, monkeypatch):
+    full = storage.write_atomic
+
+    def write(path, data):
+        if (tmp_path / party) in path.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        full(path, data)
+
+    with Serving(tmp_path / "server") as serving:
+        client = serving.client(tmp_path / "client")
+        client.session.keep()
+        monkeypatch.setattr("parelu.private.serving.stock.write_atomic", write)
+        with pytest.raises((UserError, ProtocolError), match="No space left on device"):
+            client.session.keep()
+        client.close()
+        monkeypatch.setattr("parelu.private.serving.stock.write_atomic", full)
+        with serving.client(tmp_path / "client") as client:
+            assert pieces(tmp_path / "client") == pieces(tmp_path / "server") and client.session.kept == 1
+            client.session.keep()
+            client.predict(IMAGES[:2])
+
+
+def test_material_that_is_stored_is_not_in_memory_too(tmp_path):
+    material = Material({"x": 1})
+    assert Material.load(material.dump()).take() == {"x": 1}
+    with pytest.raises(RuntimeError, match="must not be used twice"):
+        material.take()
+
+
+def test_a_greeting_with_a_stock_is_checked(tmp_path):
+    import socket
+
+    with Serving(tmp_path / "server") as serving:
+        connection = socket.create_connection(("127.0.0.1", serving.server.port))
+        stock = ClientStock(tmp_path / "client")
+        stock.identity = "../../x" * 3
+        session = Session(Channel(connection, timeout=10), stock=stock)
+        session.keep()
+        session.close()
+    assert all(tmp_path / "server" in path.parents for path in (tmp_path / "server").rglob("*"))
+    assert len(pieces(tmp_path / "server")) == 1 and not (tmp_path / "x").exists()

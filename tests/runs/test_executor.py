@@ -1,0 +1,281 @@
+"""Studies end to end on the bundled digits: what is trained, what is read again, and what a kill leaves."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ALL, TINY, Silent, tiny_study
+
+from parelu import data
+from parelu.errors import UserError
+from parelu.methods.deepreduce import criticality
+from parelu.network.candidate import Candidate
+from parelu.runs import experiment
+from parelu.runs.experiment import spread
+from parelu.runs.folder import Run
+from parelu.runs.recipes import read_recipe, recipes
+from parelu.training.evaluation import accuracy
+
+Finished = tuple[Run, Silent]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(Candidate.load(folder).weights)
+
+
+def same(a: Path, b: Path) -> bool:
+    mine, theirs = weights(a), weights(b)
+    return set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_all_that_was_asked_for_is_there(finished: Finished):
+    run, watcher = finished
+    records = {record.name: record.metrics for record in run.candidates()}
+    roles = [metrics["role"] for metrics in records.values()]
+    assert (roles.count("teacher"), roles.count("criticality"), roles.count("candidate")) == (1, 4, 15 + 3 * 2)
+    assert sorted(watcher.trained) == sorted(records)
+    assert watcher.read == []
+    for name in ("random", "snip", "uniform"):
+        assert [records[f"{name}-{budget}"]["relus"] for budget in (304, 37)] == [304, 37]
+    for metrics in records.values():
+        assert {"method", "steps", "seed", "flops", "params", "test_accuracy", "validation_accuracy"} <= set(metrics)
+        assert metrics["relus_full"] == 608
+        assert metrics["relus"] == sum(metrics["sites"].values())
+        assert metrics["epochs"] == TINY.epochs
+    assert not list(run.path.glob("candidates/*/checkpoint")), "a finished network needs no checkpoint"
+
+
+def test_criticality_is_recorded_with_its_numbers(finished: Finished):
+    run, _ = finished
+    record = run.records()["criticality"]
+    stages = record["stages"]
+    measured = {stage: run.candidate(f"only-{stage}").metrics for stage in stages}
+    accuracies = {stage: metrics["validation_accuracy"] for stage, metrics in measured.items()}
+    assert {stage: row["accuracy"] for stage, row in stages.items()} == accuracies
+    expected = criticality(accuracies, {stage: metrics["relus"] for stage, metrics in measured.items()}, record["w"])
+    assert {stage: row["criticality"] for stage, row in stages.items()} == expected
+    assert record["order"] == sorted(stages, key=lambda stage: expected[stage])
+    culled = run.candidate(f"cull-{record['order'][0]}")
+    assert culled.metrics["stages"][record["order"][0]]["relus"] == 0
+
+
+def test_a_candidate_is_what_was_measured(finished: Finished):
+    run, _ = finished
+    digits = data.load("digits")
+    for name in ("teacher", "random-37", "cull-S1"):
+        candidate = run.candidate(name) if (run.folder(name)).exists() else run.candidate("teacher")
+        assert accuracy(candidate.network(), digits.test, digits) == candidate.metrics["test_accuracy"]
+        normalised = {"mean": list(digits.mean), "std": list(digits.std)}
+        assert candidate.preprocessing == {"dataset": "digits", "image": [1, 8, 8], **normalised}
+
+
+def test_running_again_trains_nothing(finished: Finished):
+    run, _ = finished
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    watcher = Silent()
+    experiment.conduct(tiny_study(*ALL), run.path, watcher)
+    assert watcher.trained == []
+    assert len(watcher.read) == len(run.candidates())
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_same_seed_same_networks_in_another_folder(finished: Finished, tmp_path):
+    run, _ = finished
+    again = experiment.conduct(tiny_study("random"), tmp_path / "again", Silent())
+    for name in ("teacher", "random-304", "random-37"):
+        assert same(run.folder(name), again.folder(name)), name
+
+
+def test_a_search_serves_all_its_budgets_and_is_not_repeated(tmp_path):
+    watcher, again = Silent(), Silent()
+    run = experiment.conduct(tiny_study("fisher"), tmp_path / "run", watcher)
+    assert watcher.trained[:2] == ["teacher", "fisher"]
+    assert sorted(watcher.trained[2:]) == ["fisher-304", "fisher-37"]
+    metrics = {record.name: record.metrics for record in run.candidates()}
+    assert [metrics[f"fisher-{budget}"]["relus"] for budget in (304, 37)] == [304, 37]
+    early, late = (metrics[f"fisher-{budget}"]["searched"]["epochs"] for budget in (304, 37))
+    assert early < late == 10
+    before = weights(run.folder("fisher-37"))
+    shutil.rmtree(run.folder("fisher-37"))
+    experiment.conduct(tiny_study("fisher"), tmp_path / "run", again)
+    assert again.trained == ["fisher-37"]
+    assert "fisher" in again.read
+    assert all(torch.equal(before[name], value) for name, value in weights(run.folder("fisher-37")).items())
+
+
+def test_squares_are_counted_and_their_ranges_kept(tmp_path):
+    run = experiment.conduct(tiny_study("safenet"), tmp_path / "run", Silent())
+    for record in run.candidates():
+        if record.metrics["role"] == "candidate":
+            assert record.metrics["relus"] <= record.metrics["budget"]
+            assert record.metrics["squares"] == 608 - record.metrics["relus"]
+            assert all(low < high for low, high in record.metrics["ranges"].values())
+
+
+def test_a_trained_network_can_be_given(finished: Finished, tmp_path):
+    run, _ = finished
+    given = tiny_study("uniform", weights=run.folder("teacher"))
+    watcher = Silent()
+    again = experiment.conduct(given, tmp_path / "given", watcher)
+    assert sorted(watcher.trained) == ["uniform-304", "uniform-37"], "the teacher is not trained again"
+    assert same(run.folder("teacher"), again.folder("teacher"))
+    assert same(run.folder("uniform-37"), again.folder("uniform-37"))
+
+
+def test_matching_budgets_are_spread_evenly_by_rank():
+    counts = [900, 100, 700, 500, 300, 100]
+    assert spread(counts, 3) == [900, 500, 100]
+    assert spread(counts, 9) == [900, 700, 500, 300, 100]
+    assert spread(counts, 1) == [900]
+    assert spread(counts, 0) == spread([], 3) == []
+
+
+def test_matching_takes_the_counts_of_the_methods_before(tmp_path):
+    first, second = (tiny_study(name).reductions[0] for name in ("random", "uniform"))
+    two = dataclasses.replace(
+        tiny_study(training=dataclasses.replace(TINY, epochs=1)),
+        reductions=(first, dataclasses.replace(second, budgets=("99",), match=2)),
+    )
+    run = experiment.conduct(two, tmp_path / "run", Silent())
+    uniform = {r.metrics["relus"] for r in run.candidates() if r.metrics["method"] == "uniform"}
+    assert uniform == {99, 304, 37}
+    watcher = Silent()
+    experiment.conduct(two, tmp_path / "run", watcher)
+    assert watcher.trained == [], "the same budgets again, whatever the folder holds by now"
+
+
+def test_a_budget_is_checked_before_anything_is_trained(tmp_path):
+    watcher = Silent()
+    bad = dataclasses.replace(
+        tiny_study("random"), reductions=(dataclasses.replace(tiny_study("random").reductions[0], budgets=("609",)),)
+    )
+    with pytest.raises(UserError, match="more than the network's 608 ReLUs"):
+        experiment.conduct(bad, tmp_path / "run", watcher)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_can_be_conducted(name):
+    title, studies = read_recipe(name)
+    assert title
+    assert len({one.seed for one in studies}) == len(studies) >= 1
+    for one in studies:
+        if data.available(one.data):
+            source, spec = experiment.prepare(dataclasses.replace(one, images=min(one.images or 100, 100)))
+            assert spec.input == source.input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid YAML"),
+        ("- a", "is not a recipe"),
+        ("title: x", "model is missing; it should be text"),
+        ("{title: x, model: resnet10, data: digits, methods: [{name: nope}]}", "unknown method 'nope'; known are"),
+        ("{title: x, model: resnet10, data: digits, methods: [], epoch: 3}", "unknown key 'epoch'"),
+        (
+            "{title: x, model: m, data: d, methods: [{name: random, budget: 3}]}",
+            "unknown key 'methods.random.budget'",
+        ),
+        ("{title: x, model: m, data: d, methods: [], training: {lr: -1}}", "lr is -1; it should be a number above 0"),
+    ],
+)
+def test_bad_recipes(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def command(folder: Path) -> list[str]:
+    code = "from parelu.cli.main import main; main()"
+    options = "reduce random --model resnet10\x00m=4 --data digits --training short --epochs 24 --budget 200 100"
+    arguments = [part.replace("\x00", " ") for part in options.split(" ")]
+    return [sys.executable, "-c", code, *arguments, "--run", str(folder)]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(folder),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in the background of a shell they ignore interrupts, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.02)
+
+
+def epochs_done(folder: Path, name: str) -> int:
+    try:
+        return len((folder / "candidates" / name / "metrics.jsonl").read_text().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+def in_group(group: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == group and fields[0] != "Z":
+            alive.append(int(stat.parent.name))
+    return alive
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert subprocess.run(command(folder), capture_output=True, text=True, timeout=300).returncode == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_kill_9_and_the_same_weights_after_all(tmp_path, uninterrupted, whole_group):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: epochs_done(folder, "random-200") >= 5, 120)
+    if whole_group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate()
+    wait_for(lambda: not in_group(process.pid), 20)
+    assert 5 <= epochs_done(folder, "random-200") < 24, "killed in the middle"
+    assert subprocess.run(command(folder), capture_output=True, timeout=300).returncode == 0
+    for name in ("teacher", "random-200", "random-100"):
+        assert same(folder / "candidates" / name, uninterrupted / "candidates" / name), name
+
+
+@pytest.mark.slow
+def test_interrupt_ends_cleanly_and_the_run_goes_on(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: epochs_done(folder, "teacher") >= 2, 120)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("parelu: interrupted; run the same command again")
+    wait_for(lambda: not in_group(process.pid), 20)
+    assert subprocess.run(command(folder), capture_output=True, timeout=300).returncode == 0
+    assert same(folder / "candidates" / "random-100", uninterrupted / "candidates" / "random-100")

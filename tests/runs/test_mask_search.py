@@ -1,0 +1,164 @@
+"""Searches conducted on the bundled digits: exact budgets, the same bits after an interruption, what is refused."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from parelu import data
+from parelu.errors import UserError
+from parelu.methods.base import Job, Search, methods
+from parelu.methods.learned import LearnedMasks
+from parelu.network.candidate import Candidate
+from parelu.network.instrument import instrument
+from parelu.network.plan import Plan
+from parelu.network.spec import spec_of
+from parelu.runs import mask_search
+from parelu.runs.folder import Run
+from parelu.training.loop import Progress
+from parelu.training.schedule import Training
+from parelu.training.teacher import Teacher
+
+# `gated` searches as `senet` does, and has files of its own for the rest.
+LEARNED = sorted(name for name, cls in methods().items() if issubclass(cls, LearnedMasks) and name != "gated")
+NETWORKS = ("resnet10 m=2", "resnet9 m=2", "resnet10 m=2 2x3x1x")
+SHORT = dataclasses.replace(TINY, epochs=1, batch=16)
+
+
+class Bench:
+    """A workbench that conducts searches in this process and trains nothing behind them."""
+
+    def __init__(self, path: Path, model: str, training: Training = SHORT, images: int = 64) -> None:
+        whole = data.load("digits", images=images)
+        self.dataset = dataclasses.replace(whole, validation=whole.validation.take(20))
+        self.training, self.seed, self.searches = training, 0, []
+        spec = spec_of(model, self.dataset.input_shape, 10)
+        torch.manual_seed(0)
+        network = instrument(spec.module(), spec.input)
+        self.run = Run.start(path, {"model": model})
+        self.teacher = Candidate(spec, Plan.of(network), network.state_dict(), {"relus": Plan.of(network).relus})
+        self.teacher.save(self.run.folder("teacher"))
+
+    def search(self, searches: Sequence[Search], watch=lambda progress: None) -> list[dict[int, Candidate]]:
+        self.searches += searches
+        for search in searches:
+            teacher = Teacher(self.teacher.network(), self.run.path / "logits")
+            mask_search.conduct(self.run, search, self.dataset, self.seed, teacher, watch)
+        return [{b: mask_search.found(self.run, search, b) for b in search.budgets} for search in searches]
+
+    def train(self, jobs: Sequence[Job]) -> list[Candidate]:
+        return [Candidate(job.spec, job.plan, {}) for job in jobs]
+
+    def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return {n: torch.randn(s.mask.shape, generator=generator) for n, s in self.teacher.plan.sites.items()}
+
+    def record(self, name: str, value: object) -> None: ...
+
+
+@pytest.mark.slow
+def test_200_random_budgets_are_met(tmp_path):
+    draw, met = random.Random(0), 0
+    while met < 200:
+        model, name = draw.choice(NETWORKS), draw.choice(LEARNED)
+        bench = Bench(tmp_path / str(met), model, images=32)
+        options = {"search_epochs": 1, "thin": draw.random() < 0.3}
+        method = methods()[name](**options)
+        full = 200 if options["thin"] else bench.teacher.plan.relus
+        budgets = [draw.randint(1, full) for _ in range(draw.randint(4, 8))]
+        budgets = list(dict.fromkeys(budgets))
+        candidates = method.reduce(bench, budgets)
+        for budget, candidate in zip(budgets, candidates, strict=True):
+            found = candidate.plan.relus
+            assert found == budget if method.exact else found <= budget, f"{model} {name} {options} {budget}"
+        met += len(budgets)
+
+
+def interrupted_at(last: int):
+    def watch(progress: Progress) -> None:
+        if progress.step == last:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNED)
+def test_an_interrupted_search_ends_in_the_same_bits(name, tmp_path):
+    method = methods()[name](search_epochs=3)
+    found = []
+    for folder, stop in (("whole", None), ("interrupted", 7)):  # in the second of three epochs of 4 steps
+        bench = Bench(tmp_path / folder, "resnet10 m=2")
+        if stop:
+            search = bench.search
+            bench.search = lambda searches: search(searches, interrupted_at(stop))  # noqa: B023
+            with pytest.raises(KeyboardInterrupt):
+                method.reduce(bench, (200, 60))
+            bench.search = search
+        method.reduce(bench, (200, 60))
+        name_of = {search.name: search for search in bench.searches}
+        found.append([mask_search.found(bench.run, s, b) for s in name_of.values() for b in s.budgets])
+    for whole, again in zip(*found, strict=True):
+        assert whole.plan == again.plan
+        assert all(torch.equal(whole.weights[key], again.weights[key]) for key in whole.weights)
+        assert whole.metrics["validation_accuracy"] == again.metrics["validation_accuracy"]
+
+
+def test_larger_budgets_are_passed_on_the_way(tmp_path):
+    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    methods()["fisher"](search_epochs=4).reduce(bench, (50, 400))
+    (search,) = bench.searches
+    assert search.budgets == (400, 50)
+    first, last = (mask_search.found(bench.run, search, budget).metrics["epochs"] for budget in search.budgets)
+    assert first < last == 4
+    lines = (mask_search.folder_of(bench.run, search) / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert not (mask_search.folder_of(bench.run, search) / "checkpoint").exists()
+
+
+def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
+    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    methods()["fisher"](search_epochs=1).reduce(bench, (100,))
+    (search,) = bench.searches
+    assert mask_search.is_finished(bench.run, search)
+    with pytest.raises(UserError, match="holds a search of other settings"):
+        mask_search.is_finished(bench.run, dataclasses.replace(search, budgets=(99,)))
+
+
+def test_a_search_of_its_own_starts_from_its_own_budget(tmp_path):
+    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    methods()["bcd"](search_epochs=1, head_start=3.0).reduce(bench, (40, 10, 100))
+    assert [search.plan.relus for search in bench.searches] == [300, 120, 30]
+
+
+def test_each_schedule_of_snl_has_its_own_rates(tmp_path):
+    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    for schedule, optimizer, rates in (("fast", "sgd", (0.01, 0.1)), ("paper", "adam", (0.001, 0.001))):
+        for slope_lr, weight_lr in ((None, None), (0.2, 0.3)):
+            method = methods()["snl"](schedule=schedule, slope_lr=slope_lr, weight_lr=weight_lr)
+            training = method.search_training(bench.training)
+            learner = method.learner(bench, bench.teacher.plan, (100,))
+            assert training.optimizer == optimizer
+            assert (learner.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
+
+
+@pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])
+def test_thinning_goes_before_the_search(method, tmp_path):
+    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    (candidate,) = method.reduce(bench, (80,))
+    kept = {name for name, site in candidate.plan.sites.items() if site.relus}
+    assert not any("relu1" in name or name == "relu" for name in kept)
+    assert candidate.plan.relus == 80
+    with pytest.raises(UserError, match=r"a budget of 600 ReLUs is more than the \d+ that thinning leaves"):
+        method.reduce(bench, (600,))
+
+
+def test_options_out_of_range_are_named():
+    with pytest.raises(UserError, match="search_epochs is 0"):
+        methods()["snl"](search_epochs=0)
+    with pytest.raises(UserError, match="wide is 0; it should be a number above 0"):
+        methods()["autorep"](wide=0.0)
