@@ -1,6 +1,9 @@
 """parelu: networks made for private inference, from a ReLU budget to the Pareto frontier, and private inference itself.
 
-`parelu.Client` is the client of `parelu serve`.
+    result = parelu.reduce(model, dataset, method=SNL(), budget=5_000, run="runs/mine")
+    parelu.bench(result.best(relus=5_000), relu="sign", link="lan")
+
+The verbs live in `parelu.api`; they are imported at their first use, so that `import parelu` stays light.
 """
 
 from __future__ import annotations
@@ -8,14 +11,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parelu.private.serving.client import Client
+    from parelu.api import Client, Result, bench, count, instrument, load, reduce
 
-__all__ = ["Client"]
+__all__ = ["Client", "Result", "__version__", "bench", "count", "instrument", "load", "reduce"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Client":
+    if name.startswith("_") or name not in __all__:
         raise AttributeError(f"module 'parelu' has no attribute {name!r}")
-    from parelu.private.serving.client import Client
+    from parelu import api
 
-    return Client
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

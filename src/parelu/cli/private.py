@@ -1,4 +1,4 @@
-"""The commands of private inference: bench, serve, infer, certs."""
+"""The commands of private inference: bench, serve, infer, prepare, certs."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import tyro
 
-from parelu import data
+from parelu.cli.output import say
 from parelu.errors import UserError
-from parelu.network.candidate import Candidate
-from parelu.network.spec import spec_of
-from parelu.report.engines import engines_text
-from parelu.report.latency import measured_text
-from parelu.report.private import duration, size
-from parelu.report.tables import frontier_rows, label_of
-from parelu.runs import experiment, pareto
-from parelu.runs.folder import Run
-from parelu.runs.progress import bar, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from parelu.private.lowering.lower import Lowered
-    from parelu.private.serving.client import Client
+    from parelu.api import Client
+
+    ReluName = OfflineName = LinkName = RevealName = str
 
 A_CONNECTION = 4  # inferences that `parelu prepare` makes before it reports and connects again
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def resolve() -> None:
+    """Make the types that are read off a registry, which costs a second: what an option may be."""
+    from parelu import api
+
+    names = {"ReluName": api.relus(), "OfflineName": api.modes(), "LinkName": api.LINKS, "RevealName": api.REVEALS}
+    globals().update({name: Literal[tuple(known)] for name, known in names.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Bench:
 
     parelu bench resnet20 --keep 0.1 --images 16 --batch 8
 
-    parelu bench runs/quickstart/candidates/teacher --relu full --network wan --json
+    parelu bench runs/quickstart/candidates/teacher --relu full --link wan --json
 
     parelu bench runs/quickstart
 
@@ -62,13 +61,13 @@ class Bench:
     engine: str = "delphi"
     """one or several, with commas; of a run's folder delphi is always one. SPU's engines make their environment at the
     first call, a download of 1 GB; --relu and --offline are not theirs"""
-    relu: Literal["sign", "full", "fss"] = "sign"
+    relu: ReluName = "sign"
     """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
     distributed comparison function, 16 bytes online; without a dealer up to m = 16 bits, in time that doubles a bit"""
-    offline: Literal["he", "dealer"] = "he"
+    offline: OfflineName = "he"
     """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
     process, for development"""
-    network: Literal["loopback", "lan", "wan"] = "loopback"
+    link: LinkName = "loopback"
     """lan: 1 Gb/s and 0.5 ms round trip; wan: 100 Mb/s and 40 ms; shaped on this machine"""
     images: int = 5
     """inferences, after one that warms up; the medians are reported"""
@@ -80,112 +79,48 @@ class Bench:
     """print JSON: a list of rows"""
 
     def __call__(self) -> None:
-        from parelu.private.engines.base import Options, chosen
+        from parelu import api
 
         if not 1 <= self.images <= 10_000:
             raise UserError(f"--images {self.images}: give 1 to 10000")
         if not 1 <= self.batch <= self.images or self.images % self.batch:
             raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
         names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
-        chosen(names, Options(self.relu, self.offline, self.network, self.batch))
+        api.chosen(names, api.Options(self.relu, self.offline, self.link, self.batch))
         if (Path(self.network_or_candidate) / "config.json").exists():
-            run = Run.open(Path(self.network_or_candidate))
-            measure_run(run, self.relu, self.offline, self.network, [name for name in names if name != "delphi"])
-            measured = [r.private for r in run.candidates() if r.private]
-            rows = [row for private in measured for row in (private["row"], *private.get("others", {}).values())]
-            records = run.candidates()
-            print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
+            self._measure_run(names)
         else:
             self._measure(names)
 
+    def _measure_run(self, names: list[str]) -> None:
+        from parelu import api
+        from parelu.report.engines import engines_text
+        from parelu.report.latency import measured_text
+
+        run = api.Run.open(Path(self.network_or_candidate))
+        api.measure_run(run, self.relu, self.offline, self.link, [name for name in names if name != "delphi"])
+        records = run.candidates()
+        if self.json:
+            rows = [row for record in records if record.private for row in record.private.rows]
+            print(json.dumps([row.to_json() for row in rows], indent=1))
+        else:
+            print(measured_text(records) + engines_text(records))
+
     def _measure(self, names: list[str]) -> None:
-        from parelu.private.bench import bench, difference
-        from parelu.private.lowering import reference
+        from parelu import api
         from parelu.report.private import bench_text, side_by_side_text
 
-        lowered, candidate, images = self._subject()
-        rows = [
-            bench(
-                lowered,
-                candidate,
-                images,
-                engine=name,
-                relu=self.relu,
-                offline=self.offline,
-                network=self.network,
-                batch=self.batch,
-            )
-            for name in names
-        ]
+        subject = api.bench_subject(
+            self.network_or_candidate, api.parse_input(self.input), self.classes, self.keep, self.images, self.seed
+        )
+        options = {"relu": self.relu, "offline": self.offline, "link": self.link, "batch": self.batch}
+        rows = [api.measured_row(*subject, engine=name, **options) for name in names]
         if self.json:
-            print(json.dumps(rows, indent=1))
+            print(json.dumps([row.to_json() for row in rows], indent=1))
         elif len(rows) == 1:
             print(bench_text(rows[0]))
         else:
-            ring = reference.run(lowered, images).logits
-            print(side_by_side_text(rows, difference([ring, *(np.array(row["logits"]) for row in rows)])))
-
-    def _subject(self) -> tuple[Lowered, Candidate, Tensor]:
-        from parelu.private.lowering.lower import lower
-        from parelu.runs import measurement
-
-        folder = Path(self.network_or_candidate)
-        if (folder / "candidate.json").exists():
-            candidate = Candidate.load(folder)
-            dataset = measurement.dataset_of(candidate)
-            images = measurement.fit(candidate, dataset.test.images[: self.images])
-            return measurement.lowered(folder, candidate, dataset), candidate, images
-        spec = spec_of(self.network_or_candidate, experiment.parse_input(self.input), self.classes)
-        candidate = measurement.untrained(spec, self.keep, self.seed)
-        images = measurement.noise(self.images, spec.input, self.seed + 1)
-        return lower(candidate.network(), images, candidate.preprocessing), candidate, images
-
-
-def measure_run(
-    run: Run, relu: str = "sign", offline: str = "he", network: str = "loopback", others: Sequence[str] = ()
-) -> data.Dataset:
-    """Measure the networks on a run's frontier and the full one, with `delphi` and others; returns the data set."""
-    from parelu.runs import measurement
-
-    records = run.candidates()
-    full = [record.name for record in records if record.metrics["method"] == "train"]
-    chosen = [row.name for row in frontier_rows(records) if row.on_frontier]
-    names = list(dict.fromkeys((*full[:1], *chosen)))
-    folder = run.config.get("data_folder")
-    dataset = measurement.dataset_of(run.candidate(names[0]), Path(folder) if folder else None)
-    for name in names:
-        with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
-            value = measurement.measure(run.folder(name), dataset, relu, offline, network, progress, others)
-        ring, online = value["ring"], value["row"]["online"]
-        say(
-            f"  {name}: ring {ring['accuracy']:.1f} %, float {ring['float_accuracy']:.1f} %, "
-            f"{duration(online['seconds'])} online"
-        )
-    return dataset
-
-
-def side_by_side(run: Run, dataset: data.Dataset) -> str:
-    """The first test image, classified privately by the full-ReLU network and by the frontier's knee."""
-    records = {record.name: record for record in run.candidates() if record.private}
-    full = next(record for record in records.values() if record.metrics["method"] == "train")
-    rows = [row for row in frontier_rows(run.candidates()) if row.on_frontier and row.name in records]
-    knee = records[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
-    lines = [
-        f"private inference of test image 0 (class {int(dataset.test.labels[0])}) by two processes; "
-        f"the frontier's knee is {label_of(knee)}",
-        f"  {'':<34}{'all ReLUs':>12}{'knee':>12}",
-    ]
-    sides = [record.private["row"] for record in (full, knee) if record.private]
-    cells = {
-        "ReLUs": [f"{row['relus']:,}" for row in sides],
-        "it says class": [str(row["labels"][0]) for row in sides],
-        "accuracy in the ring, test set": [f"{r.private['ring']['accuracy']:.1f} %" for r in (full, knee) if r.private],
-        "online time": [duration(row["online"]["seconds"]) for row in sides],
-        "online bytes": [size(row["online"]["bytes_to_client"] + row["online"]["bytes_to_server"]) for row in sides],
-        "offline time": [duration(row["offline"]["seconds"]) for row in sides],
-    }
-    lines += [f"  {name:<34}{left:>12}{right:>12}" for name, (left, right) in cells.items()]
-    return "\n".join([*lines, f"  {sides[0]['threat_model']}"])
+            print(side_by_side_text(rows, api.spread_of(rows, subject)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,11 +139,11 @@ class Serve:
     """the address to listen on; 0.0.0.0 for all"""
     tls: Path | None = None
     """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
-    reveal: Literal["logits", "label"] = "logits"
+    reveal: RevealName = "logits"
     """what a client learns"""
-    relu: Literal["sign", "full", "fss"] = "sign"
+    relu: ReluName = "sign"
     """as bench has them; fss without a dealer up to m = 16 bits"""
-    offline: Literal["he", "dealer"] = "he"
+    offline: OfflineName = "he"
     """he: no third party; dealer: for development, no privacy against this process"""
     stock: int = 0
     """inferences whose offline material is prepared ahead; with --stock-dir, for each client (parelu prepare)"""

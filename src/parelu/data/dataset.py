@@ -112,7 +112,7 @@ def load(
         if len(lacking):
             raise UserError(f"{name}: no {part} image is of class {lacking[0].item()}: its files are incomplete")
 
-    train, held_out = _hold_out(name, raw.train, validation)
+    train, held_out = hold_out(name, raw.train, validation)
     if images is not None:
         if not 1 <= images <= len(train):
             raise UserError(
@@ -124,7 +124,7 @@ def load(
     test = raw.test
     if input_shape is not None:
         train, held_out, test = (_fit(name, split, input_shape) for split in (train, held_out, test))
-    mean, std = _moments(train.images)
+    mean, std = moments(train.images)
     return Dataset(
         name=name,
         train=train,
@@ -157,7 +157,7 @@ def _locate(name: str, source: Source, folder: Path | None) -> Path:
     return found
 
 
-def _hold_out(name: str, split: Split, count: int | None) -> tuple[Split, Split]:
+def hold_out(name: str, split: Split, count: int | None) -> tuple[Split, Split]:
     if count is None:
         count = min(5000, max(1, len(split) // 10))
     if not 1 <= count < len(split):
@@ -189,7 +189,7 @@ def _fit(name: str, split: Split, shape: Shape) -> Split:
     return Split(fitted, split.labels)
 
 
-def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, exact from integer sums; a constant channel's is one grey level."""
     total = torch.zeros(images.shape[1], dtype=torch.int64)
     squares = torch.zeros_like(total)

@@ -1,0 +1,207 @@
+"""The commands that look: inspect, design, fuse, frontier, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from parelu.cli.output import say
+from parelu.errors import UserError
+
+if TYPE_CHECKING:
+    from parelu.api import Axis, Run, Subject
+
+
+def resolve() -> None:
+    """No option here is read off a registry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    network: tyro.conf.Positional[str]
+    """a candidate's folder, or a network's name, such as "resnet18 m=16 4x4x4x" or your.module:function"""
+    input: str = "3x32x32"
+    """channels x height x width"""
+    classes: int = 10
+    steps: str = "none"
+    """reductions, such as "cull S1; thin S2+S3; channels 0.5; fmap 0.5", "only S2", "thin all", "stem linear" """
+    json: bool = False
+    """print JSON"""
+
+    @property
+    def title(self) -> str:
+        return self.network + (f", {self.steps}" if self.steps != "none" else "")
+
+    def subject(self) -> Subject:
+        from parelu import api
+
+        return api.subject(self.network, api.parse_input(self.input), self.classes, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect(_Network):
+    """Count a network's ReLUs, MACs and depth, and print its fixed-point plan for private inference.
+
+    A network's name gets fresh weights: its ranges then come from noise, a candidate's from its training data.
+
+    parelu inspect resnet18 --input 3x32x32 --classes 100 --steps "cull S1; thin S2+S3+S4; channels 0.5" --json
+
+    parelu inspect runs/quickstart/candidates/teacher
+    """
+
+    def __call__(self) -> None:
+        from parelu import api
+        from parelu.report.inspection import inspection
+
+        subject = self.subject()
+        lowered, unsupported = api.program_of(subject)
+        print(inspection(subject.spec, self.title, subject.plan, lowered, unsupported, as_json=self.json))
+        if unsupported:
+            raise UserError("\n".join(map(str, unsupported)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """Design networks whose stages have ReLUs by their criticality: ReLU equalisation, HybReNets.
+
+    parelu design --base resnet34 --order "S3>S2>S4>S1"
+
+    parelu design --base resnet18 --run runs/quickstart
+    """
+
+    base: str = "resnet18"
+    """a ResNet: its depths stay, and its widths change"""
+    order: str = ""
+    """its stages, the most critical first: "S3>S2>S4>S1" (in quotes) or S3,S2,S4,S1"""
+    run: Path | None = None
+    """instead of an order: a run of deepreduce or deepreshape, which measured it"""
+    m: int = 16
+    """base width"""
+    by: Literal["width", "depth"] = "width"
+    """what is changed; depth keeps the base's widths instead"""
+    input: str = "3x32x32"
+    """channels x height x width"""
+    classes: int = 100
+    json: bool = False
+    """print JSON"""
+
+    def __call__(self) -> None:
+        from parelu import api
+        from parelu.report.designs import designs_text
+
+        if not self.order and self.run is None:
+            raise UserError('give --order "S3>S2>S4>S1", or --run with a run of deepreduce that measured it')
+        order = self.order or api.measured_order(api.Run.open(self.run))
+        specs = api.designs(self.base, order, self.m, self.by, api.parse_input(self.input), self.classes)
+        print(designs_text(specs, as_json=self.json))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuse(_Network):
+    """Say what merging linear layers makes of a network: layers, depth, MACs, homomorphic products, rounds.
+
+    bench and serve merge by themselves what can be merged exactly. The rest needs --finetune.
+
+    parelu fuse resnet18 --steps "cull S1+S4; thin S2+S3"
+
+    parelu fuse runs/quickstart/candidates/cull-S1S4_thin-S2S3 --finetune 3
+    """
+
+    finetune: int | None = None
+    """epochs: merge layers that pad too, and train what comes out, as CANDIDATE-merged in the candidate's run"""
+
+    def __call__(self) -> None:
+        from parelu import api
+        from parelu.report.fusion import fusion
+
+        subject = self.subject()
+        print(fusion(subject.spec, self.title, subject.plan, as_json=self.json))
+        if self.finetune is not None:
+            folder = Path(self.network)
+            if folder.parent.name != "candidates":
+                raise UserError(f"--finetune trains in a run; {self.network} is not RUN/candidates/NAME")
+            run = api.Run.open(folder.parent.parent)
+            with api.TerminalProgress() as progress:
+                found = api.merge(run, folder.name, self.finetune, progress)
+            before = run.candidate(folder.name).metrics.validation_accuracy
+            say(
+                f"validation accuracy {before:.1f} % before, {found.metrics.validation_accuracy:.1f} % merged "
+                f"→ {folder}-merged"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """Print the frontier of one or more runs: accuracy against ReLUs, or against another cost.
+
+    parelu frontier runs/quickstart/seed0
+
+    parelu frontier runs/quickstart/seed0 --x latency
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    x: Literal["relus", "macs", "depth", "latency", "bytes"] = "relus"
+    """the cost; latency and bytes are online, of the networks that parelu bench measured"""
+    json: bool = False
+    """print JSON"""
+
+    def __call__(self) -> None:
+        from parelu.report import tables
+
+        runs = _open(self.runs, "frontier")
+        if self.json:
+            records = [record for run in runs for record in run.candidates()]
+            print(json.dumps([row.to_json() for row in tables.frontier_rows(records, self.x)], indent=1))
+        else:
+            print_frontier(runs, self.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write one HTML page about one or more runs: frontier, candidates, stages, curves, configuration.
+
+    parelu report runs/quickstart/seed0
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path | None = None
+    """the page; report.html in the first run's folder if left out"""
+
+    def __call__(self) -> None:
+        runs = _open(self.runs, "report")
+        save_report(runs, self.out or self.runs[0] / "report.html")
+
+
+def _open(paths: tuple[Path, ...], command: str) -> list[Run]:
+    from parelu import api
+
+    if not paths:
+        raise UserError(f"no run folder given; name one or more, for example parelu {command} runs/quickstart")
+    return [api.Run.open(path) for path in paths]
+
+
+def print_frontier(runs: list[Run], x: Axis = "relus") -> None:
+    """The table of a frontier, on standard output."""
+    from parelu.report import tables
+
+    print(tables.frontier_text([record for run in runs for record in run.candidates()], x))
+
+
+def save_report(runs: list[Run], path: Path) -> None:
+    """Write the page of some runs, and say where it is."""
+    from parelu.report.page import write_report
+
+    say(f"report: {write_report(runs, path)}")
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "inspect": Inspect,
+    "design": Design,
+    "fuse": Fuse,
+    "frontier": Frontier,
+    "report": Report,
+}

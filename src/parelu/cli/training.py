@@ -1,0 +1,215 @@
+"""The commands that train: quickstart, train, reduce, sweep, recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+
+from parelu.cli.inspection import print_frontier, save_report
+from parelu.cli.output import say
+
+if TYPE_CHECKING:
+    from parelu.api import Experiment, Method, Reduction, Run
+
+    AnyMethod = Method
+
+
+def resolve() -> None:
+    """Make the types that are read off a registry, which costs a second: one subcommand a method."""
+    from parelu import api
+
+    known = (Annotated[cls, tyro.conf.subcommand(name)] for name, cls in api.methods().items())
+    globals()["AnyMethod"] = Union[tuple(known)]  # noqa: UP007
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    model: str
+    """a network's name, such as "resnet10 m=8", or your.module:function"""
+    data: str = "digits"
+    """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, or folder for a folder of images"""
+    data_folder: Path | None = None
+    """where the data set's files are"""
+    images: int | None = None
+    """keep so many training images"""
+    input: str | None = None
+    """channels x height x width, such as 3x32x32; the data set's own if left out"""
+    training: Literal["paper", "short"] = "paper"
+    """the paper's schedule, or one-cycle training in a few epochs"""
+    epochs: int | None = None
+    """instead of the training's own number"""
+    lr: float | None = None
+    """instead of the training's own learning rate"""
+    seed: int = 0
+    """of fresh weights, of the order of the images and of random masks"""
+    run: Path | None = None
+    """the run folder; a run that is there is continued"""
+
+    def experiment(self, reductions: tuple[Reduction, ...] = (), weights: Path | None = None) -> Experiment:
+        from parelu import api
+
+        instead = {"epochs": self.epochs, "lr": self.lr}
+        given: dict[str, Any] = {name: value for name, value in instead.items() if value is not None}
+        return api.Experiment(
+            self.model,
+            self.data,
+            reductions,
+            dataclasses.replace(api.TRAININGS[self.training], **given),
+            self.seed,
+            api.parse_input(self.input) if self.input else None,
+            self.images,
+            self.data_folder,
+            weights,
+        )
+
+    def folder(self, name: str) -> Path:
+        default = f"{name}-{self.model}-{self.data}-seed{self.seed}".replace(" ", "-").replace(":", "-")
+        return self.run or Path("runs") / default
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(_Common):
+    """Train a full-ReLU network.
+
+    parelu train --model "resnet10 m=8" --data fashion-mnist --training short
+    """
+
+    def __call__(self) -> None:
+        _run(self.experiment(), self.folder("train"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduce(_Common):
+    """Reduce a network's ReLUs with a method; trains the full-ReLU network first unless --weights has it.
+
+    parelu reduce deepreduce --model "resnet10 m=8" --data colour-fashion --training short
+
+    parelu reduce random --model resnet18 --data cifar100 --budget 50k 0.02
+    """
+
+    method: AnyMethod = dataclasses.field(kw_only=True)
+    budget: tuple[str, ...] = ()
+    """ReLUs to keep: 50k, 12.9k, 50000, or a fraction such as 0.1; several for several candidates"""
+    weights: Path | None = None
+    """the trained full-ReLU network: a candidate's folder or a .safetensors state dict"""
+
+    def __call__(self) -> None:
+        from parelu import api
+
+        experiment = self.experiment((api.Reduction(self.method, self.budget),), self.weights)
+        print_frontier([_run(experiment, self.folder(self.method.name))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(_Common):
+    """Reduce a ResNet of several base widths and multipliers, and draw accuracy over ReLUs and over FLOPs.
+
+    parelu sweep --model resnet18 --m 8 16 --multipliers 2x2x2x 4x4x4x 5x5x3x --methods snl --data fashion-mnist
+    --training short --budget 20k 5k
+    """
+
+    m: tuple[int, ...] = (16,)
+    """base widths"""
+    multipliers: tuple[str, ...] = ("2x2x2x", "4x4x4x", "5x5x3x")
+    """of the stages' widths, for each base width; the first three of four stages' are BaseCh, StageCh and a HybReNet"""
+    methods: tuple[str, ...] = ("deepreshape",)
+    """with their default options"""
+    budget: tuple[str, ...] = ()
+    """ReLUs to keep, as numbers; a network that has fewer is left out there"""
+
+    def __call__(self) -> None:
+        from parelu import api
+        from parelu.report.sweep import save_sweep, sweep_text
+
+        folder = self.folder("sweep")
+        swept = api.sweep(self.experiment(), self.m, self.multipliers, self.methods, self.budget)
+        runs = [_run(one, folder / str(one.model).replace(" ", "-")) for one in swept]
+        for ending in ("png", "svg"):
+            save_sweep(runs, folder / f"sweep.{ending}")
+        budgets = [api.parse_budget(text, sys.maxsize) for text in self.budget]
+        shown = budgets or sorted({r.metrics.relus for run in runs for r in run.candidates()}, reverse=True)[1::3]
+        print(sweep_text(runs, shown))
+        say(f"picture: {folder / 'sweep.png'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Run a recipe: a YAML file with a network, a data set, methods and seeds; a run folder a seed.
+
+    parelu recipe colour-fashion
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """a file, or the name of a recipe that comes with parelu"""
+    run: Path | None = None
+    """folder of the run folders; runs/NAME if left out"""
+    data_folder: Path | None = None
+    """where the data set's files are"""
+    dry_run: bool = False
+    """say what would be trained, and whether the data is there"""
+
+    def __call__(self) -> None:
+        from parelu import api
+
+        title, experiments = api.read_recipe(self.recipe)
+        experiments = [dataclasses.replace(one, data_folder=self.data_folder) for one in experiments]
+        say(title)
+        folder = self.run or Path("runs") / Path(self.recipe).stem
+        if self.dry_run:
+            for one in experiments:
+                print(json.dumps(one.config(), indent=1))
+                source, spec = api.prepare(one)
+                say(f"seed {one.seed}: {api.count(spec).relus:,} ReLUs, input {'x'.join(map(str, source.input))}")
+            return
+        runs = [_run(one, folder / f"seed{one.seed}") for one in experiments]
+        print_frontier(runs)
+        save_report(runs, folder / "report.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+    """From a small ResNet to its frontier, private inference and a report, on real images, in under ten minutes on
+    two cores.
+
+    parelu quickstart
+    """
+
+    run: Path = Path("runs/quickstart")
+
+    def __call__(self) -> None:
+        from parelu import api
+
+        has_colour = api.data.available("colour-fashion", download=True)
+        _, (one,) = api.read_recipe("quickstart" if has_colour else "quickstart-digits")
+        if not has_colour:
+            say("Fashion-MNIST is neither on this machine nor can it be fetched: the bundled digits stand in.")
+        run = _run(one, self.run)
+        print_frontier([run])
+        say("private inference of the networks on the frontier")
+        dataset = api.measure_run(run)
+        save_report([run], self.run / "report.html")
+        print()
+        print(api.side_by_side(run, dataset))
+
+
+def _run(experiment: Experiment, folder: Path) -> Run:
+    from parelu import api
+
+    methods = "".join(f", {reduction.method.name}" for reduction in experiment.reductions)
+    say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
+    with api.TerminalProgress() as progress:
+        return api.run_experiment(experiment, folder, progress)
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "quickstart": Quickstart,
+    "train": Train,
+    "reduce": Reduce,
+    "sweep": Sweep,
+    "recipe": Recipe,
+}

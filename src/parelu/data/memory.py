@@ -1,0 +1,151 @@
+"""Data sets that are in memory already: tensors, or any map-style data set of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import data as torch_data
+
+from parelu.data.augmentation import Augmentation
+from parelu.data.dataset import Dataset, hold_out, moments
+from parelu.data.readers.base import Split, check_bytes
+from parelu.errors import UserError
+
+NAME = "in memory"
+REMEDY = "give a name, (images, labels) as tensors, or a map-style torch Dataset of (image, label)"
+
+
+def from_memory(
+    train: Any,
+    test: Any = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: Augmentation | None = None,
+    classes: int | None = None,
+) -> Dataset:
+    """A set of images in memory, with a tenth of the training images held out for validation.
+
+    Args:
+        train: (images, labels), or a map-style torch data set of such pairs. images: uint8, or floats from 0 to 1,
+            (N, C, H, W) or (N, H, W); labels: whole numbers from 0, (N,). An item's image may be a PIL image too.
+        test: likewise; a tenth of `train` if left out.
+        mean, std: that a network normalises with, a number a channel, in units of the full range (0 to 1); those of the
+            training images if left out. Give those that a trained network is used to.
+        augmentation: of training images; none if left out.
+        classes: how many there are; one more than the largest label if left out.
+
+    Raises:
+        UserError: it is no data set, an image is no image, or a class has no training image.
+    """
+    if isinstance(train, Dataset):
+        return train
+    rest = _split(train, "the data set")
+    if test is None:
+        rest, tested = hold_out(NAME, rest, None)
+    else:
+        tested = _split(test, "the test set")
+    if tested.images.shape[1:] != rest.images.shape[1:]:
+        raise UserError(
+            f"the test images are {tuple(tested.images.shape[1:])}, the training images "
+            f"{tuple(rest.images.shape[1:])}; bring them to one shape"
+        )
+    number = classes if classes is not None else int(torch.cat([rest.labels, tested.labels]).max()) + 1
+    kept, held_out = hold_out(NAME, rest, None)
+    lacking = (torch.bincount(kept.labels, minlength=number)[:number] == 0).nonzero()
+    if len(lacking) or int(torch.cat([rest.labels, tested.labels]).max()) >= number:
+        what = f"no training image is of class {lacking[0].item()}" if len(lacking) else "a label is too large"
+        raise UserError(f"the data set has {number} classes and {what}; labels are 0 to {number - 1}, each with images")
+    found = moments(kept.images)
+    return Dataset(
+        name=NAME,
+        train=kept,
+        validation=held_out,
+        test=tested,
+        classes=number,
+        mean=_numbers("mean", mean, found[0]),
+        std=_numbers("std", std, found[1]),
+        augmentation=augmentation or Augmentation(),
+    )
+
+
+def _numbers(name: str, given: Sequence[float] | None, own: tuple[float, ...]) -> tuple[float, ...]:
+    if given is None:
+        return own
+    numbers = tuple(float(number) for number in given)
+    if len(numbers) != len(own) or not np.isfinite(numbers).all() or (name == "std" and min(numbers) <= 0):
+        raise UserError(f"{name} is {numbers}; it should be {len(own)} numbers, one a channel")
+    return numbers
+
+
+def _split(source: Any, what: str) -> Split:
+    images, labels = _pair(source, what)
+    split = Split(_bytes(images, what), _whole(labels, len(images), what))
+    check_bytes(what, len(split), (int(split.images.shape[1]), int(split.images.shape[2]), int(split.images.shape[3])))
+    return split
+
+
+def _pair(source: Any, what: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of whatever it is."""
+    if isinstance(source, torch_data.TensorDataset):
+        source = source.tensors
+    if isinstance(source, (tuple, list)) and len(source) == 2 and hasattr(source[0], "shape"):
+        return torch.as_tensor(source[0]), torch.as_tensor(source[1])
+    if isinstance(source, torch_data.IterableDataset) or not (
+        hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, (str, bytes, Tensor))
+    ):
+        raise UserError(f"{what} is a {type(source).__name__}; {REMEDY}")
+    if not len(source):
+        raise UserError(f"{what} is empty; {REMEDY}")
+    images, labels = [], []
+    for number in range(len(source)):
+        item = source[number]
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise UserError(f"{what}: item {number} is a {type(item).__name__}, not a pair (image, label)")
+        images.append(_image(item[0], number, what))
+        labels.append(int(item[1]))
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise UserError(f"{what} has images of shapes {sorted(shapes)[:3]}; bring them to one shape")
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _image(image: Any, number: int, what: str) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise UserError(f"{what}: item {number} has a {type(image).__name__} that is not an image; give tensors")
+    tensor = torch.from_numpy(array.copy())
+    return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor  # rows, columns, channels, as PIL has them
+
+
+def _bytes(images: Tensor, what: str) -> Tensor:
+    """uint8 (N, C, H, W)."""
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    if images.ndim != 4 or not len(images):
+        raise UserError(f"{what}: images are {tuple(images.shape)}; they should be (N, C, H, W)")
+    if images.dtype == torch.uint8:
+        return images.contiguous()
+    if not images.is_floating_point() or not (float(images.min()) >= 0 and float(images.max()) <= 1):
+        raise UserError(
+            f"{what}: images are {images.dtype} from {images.min():g} to {images.max():g}; give bytes, or floats from "
+            "0 to 1, and leave normalising to mean= and std="
+        )
+    return (images * 255).round().to(torch.uint8)
+
+
+def _whole(labels: Tensor, count: int, what: str) -> Tensor:
+    """int64 (N,)."""
+    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise UserError(
+            f"{what}: labels are {labels.dtype} {tuple(labels.shape)}; they should be {count} whole numbers"
+        )
+    if int(labels.min()) < 0:
+        raise UserError(f"{what}: label {int(labels.min())} is below 0; labels count from 0")
+    return labels.long()
