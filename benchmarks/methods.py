@@ -34,7 +34,7 @@ from torch import Tensor
 from parelu import data
 from parelu.masks.gate import put_gates
 from parelu.masks.projection import project
-from parelu.methods.base import TEACHER, Job, Method, Workbench, methods
+from parelu.methods.base import TEACHER, Context, Job, Method, methods
 from parelu.methods.budget import parse_budget
 from parelu.methods.fixed import masked_jobs
 from parelu.methods.snl import SNL
@@ -42,7 +42,7 @@ from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan, SitePlan
 from parelu.runs import experiment
 from parelu.runs.environment import cores
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.training.batches import fit
 from parelu.training.objectives import Distillation
@@ -65,8 +65,10 @@ class Setting:
     budgets: tuple[str, ...]
     training: Training = TRAINING
 
-    def study(self, seed: int, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Study:
-        return Study(self.model, self.data, reductions, self.training, seed, self.input, self.images, weights=weights)
+    def experiment(self, seed: int, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Experiment:
+        return Experiment(
+            self.model, self.data, reductions, self.training, seed, self.input, self.images, weights=weights
+        )
 
 
 SETTINGS = {
@@ -136,10 +138,10 @@ class Placed(Method):
 
     polynomial: str = "dapa-2"
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        scores = {name: gradient.abs() for name, gradient in bench.slope_gradients(1024).items()}
-        coefficients = self._coefficients(bench.teacher)
-        training = dataclasses.replace(bench.training, epochs=FINETUNE, lr=0.05, clip=0.5)
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        scores = {name: gradient.abs() for name, gradient in context.slope_gradients(1024).items()}
+        coefficients = self._coefficients(context.teacher)
+        training = dataclasses.replace(context.training, epochs=FINETUNE, lr=0.05, clip=0.5)
         jobs = []
         for budget in budgets:
             masks = project(scores, budget)
@@ -147,8 +149,8 @@ class Placed(Method):
             tags = {"method": self.name, "steps": "", "budget": budget, "note": self.polynomial}
             objective = Distillation(tails=1.0 if plan.squares else 0.0)
             name = f"{self.name}-{self.polynomial}-{budget}"
-            jobs.append(Job(name, "candidate", bench.teacher.spec, plan, training, objective, tags, TEACHER))
-        return bench.train(jobs)
+            jobs.append(Job(name, "candidate", context.teacher.spec, plan, training, objective, tags, TEACHER))
+        return context.train(jobs)
 
     def _coefficients(self, teacher: Candidate) -> dict[str, Tensor]:
         """Of each site; fitted ones to the full network's inputs."""
@@ -182,25 +184,25 @@ class Retrained(Method):
     start: str = TEACHER
     folder: str = ""
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         run = Run.open(Path(self.folder))
         names = {r.metrics["budget"]: r.name for r in run.candidates() if r.metrics["role"] == "candidate"}
         plans = {budget: run.candidate(names[budget]).plan for budget in budgets}
         masks = {budget: {name: site.mask for name, site in plan.sites.items()} for budget, plan in plans.items()}
-        return bench.train(masked_jobs(f"{self.label}-mask", bench, masks, Distillation(), start=self.start))
+        return context.train(masked_jobs(f"{self.label}-mask", context, masks, Distillation(), start=self.start))
 
 
 def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
     teacher = out / f"seed{seed}" / "teacher"
-    experiment.conduct(setting.study(seed, ()), teacher, Lines())
+    experiment.run_experiment(setting.experiment(seed, ()), teacher, Lines())
     if label != "teacher":
         method = {**variants(), **effects()}[label]
         if isinstance(method, Retrained):
             method = dataclasses.replace(method, folder=str(out / f"seed{seed}" / method.label))
         budgets = () if label == "deepreduce" else setting.budgets
         weights = teacher / "candidates" / "teacher"
-        one = setting.study(seed, (Reduction(method, budgets),), weights)
-        experiment.conduct(one, out / f"seed{seed}" / label, Lines())
+        one = setting.experiment(seed, (Reduction(method, budgets),), weights)
+        experiment.run_experiment(one, out / f"seed{seed}" / label, Lines())
 
 
 def run(out: Path, name: str, labels: list[str], seeds: list[int]) -> None:

@@ -28,14 +28,14 @@ from lines import Lines
 from rows import middle, path_of, rows_of
 
 from parelu import data
-from parelu.methods.base import Method, Workbench, methods, stepped_job
+from parelu.methods.base import Context, Method, methods, stepped_job
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
 from parelu.private.lowering.lower import Lowered
 from parelu.private.offline.mode import modes
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import SHORT, Training
@@ -60,9 +60,9 @@ class Setting:
     search: int = 8
     steps: str = "cull S1; thin S2+S3+S4"
 
-    def full(self, network: str, seed: int, rate: float) -> Study:
+    def full(self, network: str, seed: int, rate: float) -> Experiment:
         training = dataclasses.replace(self.training, lr=rate)
-        return Study(network, self.data, (), training, seed, self.input, self.images)
+        return Experiment(network, self.data, (), training, seed, self.input, self.images)
 
 
 SETTINGS = {
@@ -99,11 +99,11 @@ class Reshaped(Method):
 
     steps: str = ""
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         endings = ("", "reuse 4", "channels 0.25", "fmap 0.5", "reuse 8", "channels 0.125")
         texts = [f"{self.steps}; {ending}" if ending else self.steps for ending in endings]
-        jobs = [stepped_job(self.name, bench, text, Distillation(), prefix="reshaped-") for text in texts]
-        return bench.train(jobs)
+        jobs = [stepped_job(self.name, context, text, Distillation(), prefix="reshaped-") for text in texts]
+        return context.train(jobs)
 
 
 def labels(setting: Setting) -> Iterator[tuple[str, str, Method, tuple[str, ...]]]:
@@ -131,15 +131,15 @@ def run(out: Path, setting: Setting, seeds: Sequence[int], only: Sequence[str]) 
             full, weights, relus = preferred(out, setting, network, seed)
             within = tuple(budget for budget in budgets if int(budget) <= relus)
             one = dataclasses.replace(full, reductions=(Reduction(method, within),), weights=weights)
-            experiment.conduct(one, folder_of(out, network, label, seed), Lines())
+            experiment.run_experiment(one, folder_of(out, network, label, seed), Lines())
 
 
-def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Study, Path, int]:
-    """The full-ReLU network's study at the rate where it validates best, its weights, its ReLUs."""
+def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Experiment, Path, int]:
+    """The full-ReLU network's experiment at the rate where it validates best, its weights, its ReLUs."""
     found = []
     for rate in setting.rates:
         full, folder = setting.full(network, seed, rate), folder_of(out, network, f"teacher-{rate:g}", seed)
-        experiment.conduct(full, folder, Lines())
+        experiment.run_experiment(full, folder, Lines())
         (record,) = Run.open(folder).candidates()
         found.append((record.metrics["validation_accuracy"], full, folder / "candidates" / record.name, record))
     _, full, weights, record = max(found, key=lambda entry: entry[0])

@@ -34,7 +34,7 @@ from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.report.fusion import sizes
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Record, Run
 from parelu.training.schedule import SHORT, Training
 
@@ -56,11 +56,11 @@ class Setting:
     training: Training
     d_th: float = 0.1
 
-    def study(self, seed: int) -> Study:
+    def experiment(self, seed: int) -> Experiment:
         options: dict[str, Any] = {"search_epochs": self.search_epochs, "finetune_epochs": self.finetune_epochs}
         methods = SENet(**options), Gated(d_th=self.d_th, auxiliary=True, **options)
         reductions = tuple(Reduction(method, self.budgets) for method in methods)
-        return Study(self.model, self.data, reductions, self.training, seed, self.input, self.images)
+        return Experiment(self.model, self.data, reductions, self.training, seed, self.input, self.images)
 
 
 SETTINGS = {
@@ -172,7 +172,7 @@ def main() -> None:
     folders = [arguments.out / f"seed{seed}" for seed in arguments.seeds]
     if arguments.action == "run":
         for seed, folder in zip(arguments.seeds, folders, strict=True):
-            experiment.conduct(SETTINGS[arguments.setting].study(seed), folder, Lines())
+            experiment.run_experiment(SETTINGS[arguments.setting].experiment(seed), folder, Lines())
     elif arguments.action == "measure":
         for folder in folders:
             measure_all(Run.open(folder), arguments.offline, arguments.network, arguments.repeat)

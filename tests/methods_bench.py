@@ -1,4 +1,4 @@
-"""A workbench that trains nothing."""
+"""A context that trains nothing."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What every method promises, on a workbench that trains nothing."""
+"""What every method promises, on a context that trains nothing."""
 
 import dataclasses
 import re

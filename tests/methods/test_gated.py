@@ -24,7 +24,7 @@ from parelu.network.spec import spec_from_json, spec_of
 from parelu.private.lowering import reference
 from parelu.report.tables import frontier_rows
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.callback import Step
 from parelu.training.history import read_history
 from parelu.training.loop import train
@@ -266,7 +266,7 @@ def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
     options = {"search_epochs": 1, "finetune_epochs": 3}
     methods = SENet(**options), Gated(d_th=0.1, auxiliary=True, **options)
     reductions = tuple(Reduction(method, ("0.16",)) for method in methods)
-    run = experiment.conduct(Study("resnet10 m=2", "digits", reductions, TINY), tmp_path / "run", Silent())
+    run = experiment.run_experiment(Experiment("resnet10 m=2", "digits", reductions, TINY), tmp_path / "run", Silent())
     records = {record.name: record for record in run.candidates()}
     assert set(records) == {
         "teacher",

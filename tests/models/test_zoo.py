@@ -14,7 +14,7 @@ from parelu.network.spec import spec_of
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import problems
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.schedule import Training
 
 SECURE = ("vgg16 m=2 (16 classifier)", "mobilenetv1 m=2", "wrn-10-1 m=2")
@@ -23,8 +23,8 @@ BRIEF = Training(epochs=1, batch=128, lr=0.05, schedule="one-cycle")
 
 def fisher(name, folder):
     method = methods()["fisher"](search_epochs=1, finetune_epochs=1)
-    one = Study(name, "digits", (Reduction(method, ("0.3",)),), BRIEF, images=384)
-    return experiment.conduct(one, folder, Silent())
+    one = Experiment(name, "digits", (Reduction(method, ("0.3",)),), BRIEF, images=384)
+    return experiment.run_experiment(one, folder, Silent())
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ NETWORKS = ("resnet10 m=2", "resnet9 m=2", "resnet10 m=2 2x3x1x")
 SHORT = dataclasses.replace(TINY, epochs=1, batch=16)
 
 
-class Bench:
-    """A workbench that conducts searches in this process and trains nothing behind them."""
+class SearchContext:
+    """A context that conducts searches in this process and trains nothing behind them."""
 
     def __init__(self, path: Path, model: str, training: Training = SHORT, images: int = 64) -> None:
         whole = data.load("digits", images=images)
@@ -65,7 +65,7 @@ def test_200_random_budgets_are_met(tmp_path):
     draw, met = random.Random(0), 0
     while met < 200:
         model, name = draw.choice(NETWORKS), draw.choice(LEARNED)
-        bench = Bench(tmp_path / str(met), model, images=32)
+        bench = SearchContext(tmp_path / str(met), model, images=32)
         options = {"search_epochs": 1, "thin": draw.random() < 0.3}
         method = methods()[name](**options)
         full = 200 if options["thin"] else bench.teacher.plan.relus
@@ -92,7 +92,7 @@ def test_an_interrupted_search_ends_in_the_same_bits(name, tmp_path):
     method = methods()[name](search_epochs=3)
     found = []
     for folder, stop in (("whole", None), ("interrupted", 7)):  # in the second of three epochs of 4 steps
-        bench = Bench(tmp_path / folder, "resnet10 m=2")
+        bench = SearchContext(tmp_path / folder, "resnet10 m=2")
         if stop:
             search = bench.search
             bench.search = lambda searches: search(searches, interrupted_at(stop))  # noqa: B023
@@ -109,7 +109,7 @@ def test_an_interrupted_search_ends_in_the_same_bits(name, tmp_path):
 
 
 def test_larger_budgets_are_passed_on_the_way(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     methods()["fisher"](search_epochs=4).reduce(bench, (50, 400))
     (search,) = bench.searches
     assert search.budgets == (400, 50)
@@ -121,7 +121,7 @@ def test_larger_budgets_are_passed_on_the_way(tmp_path):
 
 
 def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     methods()["fisher"](search_epochs=1).reduce(bench, (100,))
     (search,) = bench.searches
     assert mask_search.is_finished(bench.run, search)
@@ -130,13 +130,13 @@ def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
 
 
 def test_a_search_of_its_own_starts_from_its_own_budget(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     methods()["bcd"](search_epochs=1, head_start=3.0).reduce(bench, (40, 10, 100))
     assert [search.plan.relus for search in bench.searches] == [300, 120, 30]
 
 
 def test_each_schedule_of_snl_has_its_own_rates(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     for schedule, optimizer, rates in (("fast", "sgd", (0.01, 0.1)), ("paper", "adam", (0.001, 0.001))):
         for slope_lr, weight_lr in ((None, None), (0.2, 0.3)):
             method = methods()["snl"](schedule=schedule, slope_lr=slope_lr, weight_lr=weight_lr)
@@ -148,7 +148,7 @@ def test_each_schedule_of_snl_has_its_own_rates(tmp_path):
 
 @pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])
 def test_thinning_goes_before_the_search(method, tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     (candidate,) = method.reduce(bench, (80,))
     kept = {name for name, site in candidate.plan.sites.items() if site.relus}
     assert not any("relu1" in name or name == "relu" for name in kept)

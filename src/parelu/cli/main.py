@@ -24,7 +24,7 @@ from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
 from parelu.network.steps import apply_steps
 from parelu.runs import experiment, merging, recipes
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.runs.progress import TerminalProgress, say
 
@@ -193,12 +193,12 @@ class _Common:
     run: Path | None = None
     """the run folder; a run that is there is continued"""
 
-    def study(self, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Study:
+    def study(self, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Experiment:
         instead = {"epochs": self.epochs, "lr": self.lr}
         given: dict[str, Any] = {name: value for name, value in instead.items() if value is not None}
         training = dataclasses.replace(experiment.TRAININGS[self.training], **given)
         shape = experiment.parse_input(self.input) if self.input else None
-        return Study(
+        return Experiment(
             self.model, self.data, reductions, training, self.seed, shape, self.images, self.data_folder, weights
         )
 
@@ -270,7 +270,7 @@ class Sweep(_Common):
         print(sweep_text(runs, shown))
         say(f"picture: {folder / 'sweep.png'}")
 
-    def _studies(self, budgets: list[int]) -> list[Study]:
+    def _studies(self, budgets: list[int]) -> list[Experiment]:
         """One a network, each with the budgets that are fewer than its ReLUs."""
         known = methods()
         for name in self.methods:
@@ -385,11 +385,11 @@ class Quickstart:
         print(private.side_by_side(run, dataset))
 
 
-def _conduct(one: Study, folder: Path) -> Run:
+def _conduct(one: Experiment, folder: Path) -> Run:
     budgets = "".join(f", {r.method.name}" for r in one.reductions)
     say(f"{one.model} on {one.data}, seed {one.seed}{budgets} → {folder}")
     with TerminalProgress() as progress:
-        return experiment.conduct(one, folder, progress)
+        return experiment.run_experiment(one, folder, progress)
 
 
 def _open(paths: tuple[Path, ...], command: str) -> list[Run]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from parelu.masks.gate import Gate, gates_of, positions
 from parelu.masks.optimizer import MaskLearner
 from parelu.masks.projection import kept_share
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import Polynomials
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -111,7 +111,7 @@ class AutoReP(Polynomials):
     spread: float = 0.2
     anneal: bool = True
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+    def learner(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         target = budgets[-1] / plan.relus
         return Indicators(
             degree=self.degree,

@@ -39,7 +39,7 @@ class Job:
         objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
         tags: JSON values that its metrics carry on: method, steps, budget.
         start: whose weights it starts from: "" for fresh ones, another job's name (`TEACHER` for the full-ReLU
-            network), what a search left for a budget, `Search.start_of(budget)`, or what `Workbench.keep` returned. Of
+            network), what a search left for a budget, `Search.start_of(budget)`, or what `Context.keep` returned. Of
             another architecture it takes the layers that have the same names.
         learner: moves something beside the weights, such as a buffer of the network.
     """
@@ -79,7 +79,7 @@ class Search:
         return f"{self.name}/{budget}"
 
 
-class Workbench(Protocol):
+class Context(Protocol):
     """What a method gets from the run it works in."""
 
     @property
@@ -139,13 +139,13 @@ class Method(abc.ABC):
         """Refuse, before anything is trained, a network or a training that it cannot work with; raises `UserError`."""
 
     @abc.abstractmethod
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         """The candidates for these budgets, each a number of ReLUs of at least 1 and at most the network's."""
 
 
 def stepped_job(
     name: str,
-    bench: Workbench,
+    context: Context,
     steps: str,
     objective: Distillation | DecoupledDistillation,
     *,
@@ -157,13 +157,13 @@ def stepped_job(
     Raises:
         UserError: the network cannot be reshaped so: a user's own, or a width that does not halve.
     """
-    reduced = apply_steps(bench.teacher.spec, steps)
+    reduced = apply_steps(context.teacher.spec, steps)
     return Job(
         name=prefix + steps.replace("; ", "_").replace(" ", "-").replace("+", ""),
         role=role,
         spec=reduced.spec,
         plan=reduced.plan,
-        training=bench.training,
+        training=context.training,
         objective=objective,
         tags={"method": name, "steps": steps, "budget": None},
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from parelu.masks.gate import Gate, gates_of, positions
 from parelu.masks.optimizer import MaskLearner
 from parelu.masks.projection import project
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -108,12 +108,12 @@ class BCD(LearnedMasks):
     trials: int = 8
     weight_lr: float = 0.1
 
-    def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
-        scores = {name: gradient.abs() for name, gradient in bench.slope_gradients(1024).items()}
+    def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
+        scores = {name: gradient.abs() for name, gradient in context.slope_gradients(1024).items()}
         scores = {name: score.masked_fill(~plan.sites[name].mask, -torch.inf) for name, score in scores.items()}
         return Plan.from_masks(project(scores, min(plan.relus, math.ceil(self.head_start * budgets[0]))))
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+    def learner(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         return Blocks(target=budgets[-1] / plan.relus, trials=self.trials)
 
     def search_training(self, training: Training) -> Training:

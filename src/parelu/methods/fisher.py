@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from parelu.masks.gate import Gate, gates_of, positions
 from parelu.masks.optimizer import MaskLearner
 from parelu.masks.projection import kept_share
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -89,7 +89,7 @@ class Fisher(LearnedMasks):
 
     weight_lr: float = 0.1
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+    def learner(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         return Ranked(target=budgets[-1] / plan.relus)
 
     def search_training(self, training: Training) -> Training:

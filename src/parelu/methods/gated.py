@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from parelu.errors import UserError
-from parelu.methods.base import Job, Workbench
+from parelu.methods.base import Context, Job
 from parelu.methods.senet import LayerBudgets, allocate, sensitivities
 from parelu.models.resnet import BasicBlocks
 from parelu.network.candidate import Candidate
@@ -79,31 +79,31 @@ class Gated(LayerBudgets):
             raise UserError("gated branching has no shallow branch for blocks with ReLU-reuse; give a network without")
         self._epochs(dataclasses.replace(training, epochs=self.finetune_epochs or training.epochs))
 
-    def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
+    def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Refuses, before the searches, a threshold that would leave no block behind them."""
-        sensitivity = sensitivities(bench.teacher.network(), self.density)
+        sensitivity = sensitivities(context.teacher.network(), self.density)
         sizes = {name: site.relus for name, site in plan.sites.items()}
         for budget in budgets:
-            self._shallow(_resnet(bench.teacher), bench.teacher.plan, allocate(sensitivity, sizes, budget))
+            self._shallow(_resnet(context.teacher), context.teacher.plan, allocate(sensitivity, sizes, budget))
         return plan
 
-    def finetuned(self, bench: Workbench, jobs: Sequence[Job]) -> list[Candidate]:
-        both = [self._branches(bench, job) for job in jobs]
-        bench.train([branches for branches, _ in both if branches])
-        found = bench.train([job for _, job in both])
-        return found if not self.auxiliary else bench.train([cut for _, job in both for cut in _cuts(job)])
+    def finetuned(self, context: Context, jobs: Sequence[Job]) -> list[Candidate]:
+        both = [self._branches(context, job) for job in jobs]
+        context.train([branches for branches, _ in both if branches])
+        found = context.train([job for _, job in both])
+        return found if not self.auxiliary else context.train([cut for _, job in both for cut in _cuts(job)])
 
     def objective(self, *, finetuning: bool) -> Distillation:
         first = Distillation(self.temperature, self.kd_weight)
         shares = {"mismatch": self.pram, "auxiliary": float(self.auxiliary)}
         return dataclasses.replace(first, **shares) if finetuning else first
 
-    def _branches(self, bench: Workbench, job: Job) -> tuple[Job | None, Job]:
+    def _branches(self, context: Context, job: Job) -> tuple[Job | None, Job]:
         """The training in which the shallow branches take over, None without any; and the one without main branches."""
         assert job.training
         spec = dataclasses.replace(_resnet(job), exits="both" if self.auxiliary else "last")
-        blocks = self._shallow(spec, bench.teacher.plan, {name: site.relus for name, site in job.plan.sites.items()})
-        bench.record(job.name, {"d_th": self.d_th, "shallow": list(blocks)})
+        blocks = self._shallow(spec, context.teacher.plan, {name: site.relus for name, site in job.plan.sites.items()})
+        context.record(job.name, {"d_th": self.d_th, "shallow": list(blocks)})
         epochs, gate_epochs = job.training.epochs, self._epochs(job.training)
         role = "scaffold" if self.auxiliary else "candidate"
         name = f"{job.name}-both" if self.auxiliary else job.name

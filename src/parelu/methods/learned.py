@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from parelu.errors import UserError
 from parelu.masks.optimizer import MaskLearner
-from parelu.methods.base import Job, Method, Search, Workbench
+from parelu.methods.base import Context, Job, Method, Search
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.network.steps import apply_steps
@@ -70,41 +70,41 @@ class LearnedMasks(Method):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it should be a whole number, 1 or more")
 
-    def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
+    def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Where a search may place ReLUs, of the positions of a plan; budgets: its own, the largest first."""
         return plan
 
     @abc.abstractmethod
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+    def learner(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         """plan: where ReLUs may stand; budgets: of one search, the largest first."""
 
     @abc.abstractmethod
     def search_training(self, training: Training) -> Training:
         """How the weights are trained in the search; its epochs are set from `search_epochs`."""
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        plan = thinned(bench.teacher, budgets) if self.thin else bench.teacher.plan
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        plan = thinned(context.teacher, budgets) if self.thin else context.teacher.plan
         descending = tuple(sorted(budgets, reverse=True))
         groups = [descending] if self.shares_search else [(budget,) for budget in descending]
-        searches = [self._search(bench, self.start(bench, plan, group), group) for group in groups]
+        searches = [self._search(context, self.start(context, plan, group), group) for group in groups]
         jobs = {}
-        for search, found in zip(searches, bench.search(searches), strict=True):
-            jobs |= {budget: self._finetuning(bench, search, budget, found[budget]) for budget in search.budgets}
-        return self.finetuned(bench, [jobs[budget] for budget in budgets])
+        for search, found in zip(searches, context.search(searches), strict=True):
+            jobs |= {budget: self._finetuning(context, search, budget, found[budget]) for budget in search.budgets}
+        return self.finetuned(context, [jobs[budget] for budget in budgets])
 
-    def finetuned(self, bench: Workbench, jobs: Sequence[Job]) -> list[Candidate]:
+    def finetuned(self, context: Context, jobs: Sequence[Job]) -> list[Candidate]:
         """The candidates, from the finetuning of what the searches left: a job a budget."""
-        return bench.train(jobs)
+        return context.train(jobs)
 
-    def _search(self, bench: Workbench, plan: Plan, budgets: tuple[int, ...]) -> Search:
+    def _search(self, context: Context, plan: Plan, budgets: tuple[int, ...]) -> Search:
         label = f"{self.searches_as or self.name}{'-thin' if self.thin else ''}"
         name = label if self.shares_search else f"{label}-{budgets[0]}"
-        training = dataclasses.replace(self.search_training(bench.training), epochs=self.search_epochs)
+        training = dataclasses.replace(self.search_training(context.training), epochs=self.search_epochs)
         objective = self.objective(finetuning=False)
-        learner = self.learner(bench, plan, budgets)
-        return Search(name, bench.teacher.spec, plan, training, objective, learner, budgets)
+        learner = self.learner(context, plan, budgets)
+        return Search(name, context.teacher.spec, plan, training, objective, learner, budgets)
 
-    def _finetuning(self, bench: Workbench, search: Search, budget: int, found: Candidate) -> Job:
+    def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
         clip = search.training.clip or FINETUNE_CLIP
         changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip}
         return Job(
@@ -112,7 +112,7 @@ class LearnedMasks(Method):
             role="candidate",
             spec=found.spec,
             plan=found.plan,
-            training=dataclasses.replace(bench.training, **{k: v for k, v in changes.items() if v is not None}),
+            training=dataclasses.replace(context.training, **{k: v for k, v in changes.items() if v is not None}),
             objective=self.objective(finetuning=True),
             tags={
                 "method": self.name,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parelu.masks.gate import Gate, gates_of
 from parelu.masks.optimizer import MaskLearner
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network import trace
 from parelu.network.plan import Plan
@@ -93,11 +93,11 @@ class LayerBudgets(LearnedMasks):
     pram: float = 1000.0  # β
     weight_lr: float = 0.05  # stage 2
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        sensitivity = sensitivities(bench.teacher.network(), self.density)
+    def learner(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+        sensitivity = sensitivities(context.teacher.network(), self.density)
         sizes = {name: site.relus for name, site in plan.sites.items()}
         split = allocate(sensitivity, sizes, budgets[0])
-        bench.record(f"{self.searches_as}-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
+        context.record(f"{self.searches_as}-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
         return Mismatch(budgets=split)
 
     def search_training(self, training: Training) -> Training:

@@ -12,7 +12,7 @@ from torch import Tensor
 from parelu.masks.gate import Gate, gates_of, positions
 from parelu.masks.optimizer import MaskLearner
 from parelu.masks.projection import Granularity, kept_share
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -139,7 +139,7 @@ class SNL(LearnedMasks):
     slope_lr: float | None = None
     weight_lr: float | None = None
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
+    def learner(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
         target = budgets[-1] / plan.relus if self.schedule == "fast" else None
         lr = RATES[self.schedule][0] if self.slope_lr is None else self.slope_lr
         return Slopes(granularity=self.granularity, lam=self.lam, lr=lr, target=target)

@@ -52,7 +52,7 @@ WORKER_ENVIRONMENT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DataSource:
     """Which data set a run reads, and at what shape; a worker loads it once."""
 
     name: str
@@ -73,8 +73,8 @@ class Watcher(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
-    """The workbench of a run: what methods train on. See `methods.base.Workbench`."""
+class RunContext:
+    """What methods get from a run. See `methods.base.Context`."""
 
     trainer: Trainer
     teacher: Candidate
@@ -110,7 +110,7 @@ def full_job(spec: Spec, training: Training, tags: Mapping[str, Any]) -> Job:
     return Job(TEACHER, TEACHER, spec, Plan.of(skeleton(spec)), training, objective, tags)
 
 
-def adopt(run: Run, source: Source, job: Job, weights: Mapping[str, Tensor], seed: int) -> Candidate:
+def adopt(run: Run, source: DataSource, job: Job, weights: Mapping[str, Tensor], seed: int) -> Candidate:
     """Take a network that was trained elsewhere as a finished job; raises `UserError` where the weights do not fit."""
     if _is_finished(run, job):
         return run.candidate(job.name)
@@ -158,7 +158,7 @@ class Trainer:
         seed: of the order of the images, and with a job's name of its fresh weights.
     """
 
-    def __init__(self, run: Run, source: Source, seed: int, watcher: Watcher) -> None:
+    def __init__(self, run: Run, source: DataSource, seed: int, watcher: Watcher) -> None:
         self.run, self.source, self.seed, self.watcher = run, source, seed, watcher
         self._workers = 1 if torch.cuda.is_available() else cores()
         for name, value in WORKER_ENVIRONMENT.items():
@@ -270,13 +270,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _train_job(run: Run, source: Source, seed: int, job: Job, threads: int) -> None:
+def _train_job(run: Run, source: DataSource, seed: int, job: Job, threads: int) -> None:
     torch.set_num_threads(threads)
     teacher = None if isinstance(job.objective, CrossEntropy) or job.training is None else _teacher(run)
     save_trained(run, job, _dataset(source), seed, teacher, _watch(job.name))
 
 
-def _search_job(run: Run, source: Source, seed: int, search: Search, threads: int) -> None:
+def _search_job(run: Run, source: DataSource, seed: int, search: Search, threads: int) -> None:
     torch.set_num_threads(threads)
     mask_search.conduct(run, search, _dataset(source), seed, _teacher(run), _watch(search.name))
 
@@ -296,10 +296,10 @@ def _teacher(run: Run) -> Teacher:
     return Teacher(full.network(), run.path / "teacher-logits" / full.metrics["job"][:16])
 
 
-_loaded: dict[Source, Dataset] = {}
+_loaded: dict[DataSource, Dataset] = {}
 
 
-def _dataset(source: Source) -> Dataset:
+def _dataset(source: DataSource) -> Dataset:
     if source not in _loaded:
         _loaded.clear()
         _loaded[source] = source.load()

@@ -19,7 +19,7 @@ from parelu.methods.budget import parse_budget
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.spec import Spec, spec_of
-from parelu.runs.executor import Bench, Source, Trainer, Watcher, adopt, full_job
+from parelu.runs.executor import DataSource, RunContext, Trainer, Watcher, adopt, full_job
 from parelu.runs.folder import Run
 from parelu.training.schedule import SHORT, Training
 
@@ -28,11 +28,11 @@ TRAININGS = {"paper": Training(), "short": SHORT}
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """One method of a study.
+    """One method of an experiment.
 
     Attributes:
         budgets: as on the command line ("50k", "0.1").
-        match: so many further budgets, taken from the ReLU counts of the study's methods before this one.
+        match: so many further budgets, taken from the ReLU counts of the experiment's methods before this one.
     """
 
     method: Method
@@ -45,7 +45,7 @@ class Reduction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Experiment:
     """What to train.
 
     Attributes:
@@ -90,43 +90,45 @@ class Study:
         }
 
 
-def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
-    """Train all that a study asks for in a run folder; continues where the folder holds a part of it.
+def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher) -> Run:
+    """Train all that an experiment asks for in a run folder; continues where the folder holds a part of it.
 
     Raises:
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
     """
-    source, spec = prepare(study)
+    source, spec = prepare(experiment)
     full = count(skeleton(spec)).relus
-    budgets = [[parse_budget(text, full) for text in r.budgets] for r in study.reductions]
-    for reduction, given in zip(study.reductions, budgets, strict=True):
+    budgets = [[parse_budget(text, full) for text in r.budgets] for r in experiment.reductions]
+    for reduction, given in zip(experiment.reductions, budgets, strict=True):
         needs = reduction.method.needs
         if needs and find_spec(needs[0]) is None:
             raise UserError(f"{reduction.method.name} needs {needs[0]}; pip install 'parelu[{needs[1]}]'")
         if reduction.method.needs_budget and not given and not reduction.match:
             raise UserError(f"{reduction.method.name} needs a budget; give --budget, for example --budget 0.1")
-        reduction.method.check(spec, study.training)
-    weights = _read_weights(study.weights) if study.weights else None
-    run = Run.start(folder, study.config())
-    with run.locked(), Trainer(run, source, study.seed, watcher) as trainer:
-        job = full_job(spec, study.training, {"method": "train"})
+        reduction.method.check(spec, experiment.training)
+    weights = _read_weights(experiment.weights) if experiment.weights else None
+    run = Run.start(folder, experiment.config())
+    with run.locked(), Trainer(run, source, experiment.seed, watcher) as trainer:
+        job = full_job(spec, experiment.training, {"method": "train"})
         if weights is not None:
-            teacher = adopt(run, source, job, weights, study.seed)
+            teacher = adopt(run, source, job, weights, experiment.seed)
         else:
             (teacher,) = trainer.train([job])
-        bench = Bench(trainer, teacher, study.training)
+        context = RunContext(trainer, teacher, experiment.training)
         counts: list[int] = []
-        for reduction, given in zip(study.reductions, budgets, strict=True):
+        for reduction, given in zip(experiment.reductions, budgets, strict=True):
             wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
-            counts += [candidate.plan.relus for candidate in reduction.method.reduce(bench, wanted)]
+            counts += [candidate.plan.relus for candidate in reduction.method.reduce(context, wanted)]
     return run
 
 
-def prepare(study: Study) -> tuple[Source, Spec]:
+def prepare(experiment: Experiment) -> tuple[DataSource, Spec]:
     """Where the data comes from and the architecture that fits it."""
-    own = data.load(study.data, folder=study.data_folder, images=study.images, input_shape=study.input)
-    spec = spec_of(study.model, own.input_shape, own.classes)
-    return Source(study.data, study.data_folder, study.images, own.input_shape), spec
+    own = data.load(
+        experiment.data, folder=experiment.data_folder, images=experiment.images, input_shape=experiment.input
+    )
+    spec = spec_of(experiment.model, own.input_shape, own.classes)
+    return DataSource(experiment.data, experiment.data_folder, experiment.images, own.input_shape), spec
 
 
 def spread(counts: Sequence[int], number: int) -> list[int]:

@@ -15,7 +15,7 @@ from parelu.methods.base import Job
 from parelu.models.merged import merged, weights_of
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
-from parelu.runs.executor import Source, Trainer, Watcher
+from parelu.runs.executor import DataSource, Trainer, Watcher
 from parelu.runs.folder import Run
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
@@ -34,7 +34,7 @@ def merge(run: Run, name: str, epochs: int, watcher: Watcher) -> Candidate:
     start, job = _starting_point(candidate, name, epochs, Training(**run.config["training"]))
     start.save(run.path / "searches" / job.start)
     folder, image = run.config.get("data_folder"), candidate.preprocessing["image"]
-    source = Source(run.config["data"], Path(folder) if folder else None, run.config["images"], tuple(image))
+    source = DataSource(run.config["data"], Path(folder) if folder else None, run.config["images"], tuple(image))
     with run.locked(), Trainer(run, source, run.config["seed"], watcher) as trainer:
         (finetuned,) = trainer.train([job])
     return finetuned
