@@ -141,9 +141,9 @@ def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Exp
         full, folder = setting.full(network, seed, rate), folder_of(out, network, f"teacher-{rate:g}", seed)
         experiment.run_experiment(full, folder, Lines())
         (record,) = Run.open(folder).candidates()
-        found.append((record.metrics["validation_accuracy"], full, folder / "candidates" / record.name, record))
+        found.append((record.metrics.validation_accuracy, full, folder / "candidates" / record.name, record))
     _, full, weights, record = max(found, key=lambda entry: entry[0])
-    return full, weights, record.metrics["relus"]
+    return full, weights, record.metrics.relus
 
 
 def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str, repeat: int) -> None:
@@ -162,7 +162,7 @@ def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str,
         one = Run.open(folder)
         for record in one.candidates():
             path = path_of(one, record.name, offline, network, number)
-            if record.metrics["role"] == "candidate" and not path.exists():
+            if record.metrics.role == "candidate" and not path.exists():
                 program, candidate = lowered(one.folder(record.name))
                 images = measurement.fit(candidate, dataset.test.images[: measurement.IMAGES])
                 row = bench(program, candidate, images, offline=offline, network=network)
@@ -177,8 +177,8 @@ def found(out: Path, network: str, label: str, key: str, seeds: Sequence[int]) -
         folder = folder_of(out, network, label, seed)
         if (folder / "config.json").exists():
             for record in Run.open(folder).candidates():
-                if record.metrics["role"] == "candidate":
-                    records.setdefault(record.metrics[key], []).append(record)
+                if record.metrics.role == "candidate":
+                    records.setdefault(getattr(record.metrics, key), []).append(record)
     return records
 
 
@@ -198,8 +198,8 @@ def compared(out: Path, setting: Setting, seeds: Sequence[int], offline: str, ne
         for budget, records in found(out, name, "fisher", "budget", seeds).items():
             rows = [row for run in runs for row in rows_of(run, f"fisher-{budget}", offline, network)]
             costs = [*_costs(rows, "offline", 1), *_costs(rows, "online", 1000)]
-            accuracy = _mean([record.metrics["test_accuracy"] for record in records])
-            macs = f"{records[0].metrics['macs'] / 1e6:.1f} M"
+            accuracy = _mean([record.metrics.test_accuracy for record in records])
+            macs = f"{records[0].metrics.macs / 1e6:.1f} M"
             lines.append(f"| {' | '.join([width, name, f'{budget:,}', macs, accuracy, *costs])} |")
     return lines
 
@@ -216,8 +216,8 @@ def distilled(out: Path, setting: Setting, seeds: Sequence[int]) -> list[str]:
     lines = [f"| {setting.reshaped} | ReLUs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     columns = {name: found(out, setting.reshaped, name, "steps", seeds) for name in names}
     for steps, records in columns["kd"].items():
-        cells = [_mean([r.metrics["test_accuracy"] for r in columns[name].get(steps, [])]) for name in names]
-        lines.append(f"| {steps} | {records[0].metrics['relus']:,} | {' | '.join(cells)} |")
+        cells = [_mean([r.metrics.test_accuracy for r in columns[name].get(steps, [])]) for name in names]
+        lines.append(f"| {steps} | {records[0].metrics.relus:,} | {' | '.join(cells)} |")
     return lines
 
 
@@ -225,8 +225,8 @@ def reused(out: Path, setting: Setting, seeds: Sequence[int]) -> list[str]:
     """Markdown lines of the third comparison."""
     lines = [f"| {setting.reshaped} | ReLUs | MACs | accuracy |", "|---|---|---|---|"]
     for steps, records in found(out, setting.reshaped, "reuse", "steps", seeds).items():
-        first, accuracy = records[0].metrics, _mean([record.metrics["test_accuracy"] for record in records])
-        lines.append(f"| {steps} | {first['relus']:,} | {first['macs'] / 1e6:.2f} M | {accuracy} |")
+        first, accuracy = records[0].metrics, _mean([record.metrics.test_accuracy for record in records])
+        lines.append(f"| {steps} | {first.relus:,} | {first.macs / 1e6:.2f} M | {accuracy} |")
     return lines
 
 

@@ -8,7 +8,8 @@ from hypothesis import settings
 
 from parelu.methods.base import methods
 from parelu.network.candidate import Candidate
-from parelu.runs import executor, experiment
+from parelu.runs import experiment, merging
+from parelu.runs.executor import InProcess
 from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.training.loop import Progress
@@ -64,10 +65,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Si
 @pytest.fixture
 def in_process(monkeypatch):
     """Jobs in this process, one after another: starting workers takes longer than these networks."""
-
-    def work(self, function, tasks, of):
-        for task in tasks:
-            function(self.run, self.source, self.seed, task, 1)
-
-    monkeypatch.setattr(executor.Trainer, "_work", work)
-    monkeypatch.setattr(executor, "_watch", lambda name: lambda progress: None)
+    monkeypatch.setattr(experiment, "Processes", InProcess)
+    monkeypatch.setattr(merging, "Processes", InProcess)

@@ -70,7 +70,7 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
     for record in measured:
         ring = record.private["ring"]
         assert ring["images"] == len(test) and ring["agreement"] >= 99.5
-        assert abs(ring["float_accuracy"] - record.metrics["test_accuracy"]) < 0.6
+        assert abs(ring["float_accuracy"] - record.metrics.test_accuracy) < 0.6
     page = write_report([study], study.path / "report.html").read_text()
     assert "Private inference, measured" in page and "ring test, %" in page and page.count("<svg") >= 4
     before = {record.name: record.private for record in measured}

@@ -97,7 +97,7 @@ def test_an_experiment_finetunes_what_is_left(tmp_path):
     training = Training(epochs=1, batch=128, lr=0.05)
     one = Experiment("resnet10 m=4", "digits", (Reduction(methods()["channels"](), ("0.5",)),), training, images=384)
     run = experiment.run_experiment(one, tmp_path / "run", Silent())
-    (record,) = [r for r in run.candidates() if r.metrics["method"] == "channels"]
-    assert record.metrics["relus"] <= record.metrics["relus_full"] / 2
+    (record,) = [r for r in run.candidates() if r.metrics.method == "channels"]
+    assert record.metrics.relus <= record.metrics.relus_full / 2
     assert run.candidate(record.name).network()(torch.randn(1, 1, 8, 8)).shape == (1, 10)
     assert instrument(record and run.candidate(record.name).spec.module(), (1, 8, 8)).problems == ()

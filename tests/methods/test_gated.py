@@ -277,7 +277,7 @@ def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
         "gated-97-branches",
     }
     assert len(list((run.path / "searches").iterdir())) == 1, "both methods finetune one search's masks"
-    depths = [records[name].metrics["depth"] for name in ("senet-97", "gated-97", "gated-97-auxiliary")]
+    depths = [records[name].metrics.depth for name in ("senet-97", "gated-97", "gated-97-auxiliary")]
     assert depths == sorted(depths, reverse=True) and len(set(depths)) == 3
     assert [row.name for row in frontier_rows(run.candidates())] == [
         "teacher",
@@ -288,9 +288,9 @@ def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
     test = data.load("digits").test
     for name in ("gated-97", "gated-97-auxiliary"):
         candidate = run.candidate(name)
-        assert candidate.metrics["epochs"] == 0, "cut out, not trained"
+        assert candidate.metrics.epochs == 0, "cut out, not trained"
         program = measurement.lowered(run.folder(name), candidate)
-        assert program.program.relus == candidate.metrics["relus"] == count(candidate.network()).relus
+        assert program.program.relus == candidate.metrics.relus == count(candidate.network()).relus
         result = measurement.ring_accuracy(program, candidate, test)
-        assert result.agreement >= 99 and result.float_accuracy == pytest.approx(candidate.metrics["test_accuracy"])
+        assert result.agreement >= 99 and result.float_accuracy == pytest.approx(candidate.metrics.test_accuracy)
         assert np.isfinite(reference.run(program, test.images[:4]).logits).all()

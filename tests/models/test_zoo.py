@@ -31,15 +31,15 @@ def fisher(name, folder):
 @pytest.mark.parametrize("name", SECURE)
 def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
     done = fisher(name, tmp_path)
-    (record,) = [r for r in done.candidates() if r.metrics["method"] == "fisher"]
-    assert record.metrics["relus"] == round(0.3 * record.metrics["relus_full"])
+    (record,) = [r for r in done.candidates() if r.metrics.method == "fisher"]
+    assert record.metrics.relus == round(0.3 * record.metrics.relus_full)
     candidate = done.candidate(record.name)
     assert problems(candidate.network()) == ()
     digits = data.load("digits")
     lowered = measurement.lowered(done.folder(record.name), candidate, digits)
     ring = measurement.ring_accuracy(lowered, candidate, digits.test)
     assert ring.agreement >= 99 and ring.overflow_rate < 1e-3
-    assert lowered.program.relus == record.metrics["relus"]
+    assert lowered.program.relus == record.metrics.relus
     with Pair(lowered) as pair:
         for image in digits.test.images[:2]:
             result, shares = pair.infer(image)
@@ -49,8 +49,8 @@ def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
 @pytest.mark.slow
 def test_squeeze_and_excitation_is_reduced_but_not_lowered(in_process, tmp_path):
     done = fisher("efficientnet-b0 (relu) m=8", tmp_path)
-    (record,) = [r for r in done.candidates() if r.metrics["method"] == "fisher"]
-    assert record.metrics["relus"] == round(0.3 * record.metrics["relus_full"])
+    (record,) = [r for r in done.candidates() if r.metrics.method == "fisher"]
+    assert record.metrics.relus == round(0.3 * record.metrics.relus_full)
     found = problems(done.candidate(record.name).network())
     assert len(found) == 16 and all("the sigmoid of a gate" in str(problem) for problem in found)
 

@@ -38,17 +38,16 @@ def same(a: Path, b: Path) -> bool:
 def test_all_that_was_asked_for_is_there(finished: Finished):
     run, watcher = finished
     records = {record.name: record.metrics for record in run.candidates()}
-    roles = [metrics["role"] for metrics in records.values()]
+    roles = [metrics.role for metrics in records.values()]
     assert (roles.count("teacher"), roles.count("criticality"), roles.count("candidate")) == (1, 4, 15 + 3 * 2)
     assert sorted(watcher.trained) == sorted(records)
     assert watcher.read == []
     for name in ("random", "snip", "uniform"):
-        assert [records[f"{name}-{budget}"]["relus"] for budget in (304, 37)] == [304, 37]
+        assert [records[f"{name}-{budget}"].relus for budget in (304, 37)] == [304, 37]
     for metrics in records.values():
-        assert {"method", "steps", "seed", "flops", "params", "test_accuracy", "validation_accuracy"} <= set(metrics)
-        assert metrics["relus_full"] == 608
-        assert metrics["relus"] == sum(metrics["sites"].values())
-        assert metrics["epochs"] == TINY.epochs
+        assert metrics.relus_full == 608
+        assert metrics.relus == sum(metrics.sites.values())
+        assert metrics.epochs == TINY.epochs
     assert not list(run.path.glob("candidates/*/checkpoint")), "a finished network needs no checkpoint"
 
 
@@ -57,13 +56,13 @@ def test_criticality_is_recorded_with_its_numbers(finished: Finished):
     record = run.records()["criticality"]
     stages = record["stages"]
     measured = {stage: run.candidate(f"only-{stage}").metrics for stage in stages}
-    accuracies = {stage: metrics["validation_accuracy"] for stage, metrics in measured.items()}
+    accuracies = {stage: metrics.validation_accuracy for stage, metrics in measured.items()}
     assert {stage: row["accuracy"] for stage, row in stages.items()} == accuracies
-    expected = criticality(accuracies, {stage: metrics["relus"] for stage, metrics in measured.items()}, record["w"])
+    expected = criticality(accuracies, {stage: metrics.relus for stage, metrics in measured.items()}, record["w"])
     assert {stage: row["criticality"] for stage, row in stages.items()} == expected
     assert record["order"] == sorted(stages, key=lambda stage: expected[stage])
     culled = run.candidate(f"cull-{record['order'][0]}")
-    assert culled.metrics["stages"][record["order"][0]]["relus"] == 0
+    assert culled.metrics.stages[record["order"][0]].relus == 0
 
 
 def test_a_candidate_is_what_was_measured(finished: Finished):
@@ -71,7 +70,7 @@ def test_a_candidate_is_what_was_measured(finished: Finished):
     digits = data.load("digits")
     for name in ("teacher", "random-37", "cull-S1"):
         candidate = run.candidate(name) if (run.folder(name)).exists() else run.candidate("teacher")
-        assert accuracy(candidate.network(), digits.test, digits) == candidate.metrics["test_accuracy"]
+        assert accuracy(candidate.network(), digits.test, digits) == candidate.metrics.test_accuracy
         normalised = {"mean": list(digits.mean), "std": list(digits.std)}
         assert candidate.preprocessing == {"dataset": "digits", "image": [1, 8, 8], **normalised}
 
@@ -99,8 +98,8 @@ def test_a_search_serves_all_its_budgets_and_is_not_repeated(tmp_path):
     assert watcher.trained[:2] == ["teacher", "fisher"]
     assert sorted(watcher.trained[2:]) == ["fisher-304", "fisher-37"]
     metrics = {record.name: record.metrics for record in run.candidates()}
-    assert [metrics[f"fisher-{budget}"]["relus"] for budget in (304, 37)] == [304, 37]
-    early, late = (metrics[f"fisher-{budget}"]["searched"]["epochs"] for budget in (304, 37))
+    assert [metrics[f"fisher-{budget}"].relus for budget in (304, 37)] == [304, 37]
+    early, late = (metrics[f"fisher-{budget}"].searched.epochs for budget in (304, 37))
     assert early < late == 10
     before = weights(run.folder("fisher-37"))
     shutil.rmtree(run.folder("fisher-37"))
@@ -113,10 +112,10 @@ def test_a_search_serves_all_its_budgets_and_is_not_repeated(tmp_path):
 def test_squares_are_counted_and_their_ranges_kept(tmp_path):
     run = experiment.run_experiment(tiny_experiment("safenet"), tmp_path / "run", Silent())
     for record in run.candidates():
-        if record.metrics["role"] == "candidate":
-            assert record.metrics["relus"] <= record.metrics["budget"]
-            assert record.metrics["squares"] == 608 - record.metrics["relus"]
-            assert all(low < high for low, high in record.metrics["ranges"].values())
+        if record.metrics.role == "candidate":
+            assert record.metrics.relus <= record.metrics.budget
+            assert record.metrics.squares == 608 - record.metrics.relus
+            assert all(low < high for low, high in record.metrics.ranges.values())
 
 
 def test_a_trained_network_can_be_given(finished: Finished, tmp_path):
@@ -144,7 +143,7 @@ def test_matching_takes_the_counts_of_the_methods_before(tmp_path):
         reductions=(first, dataclasses.replace(second, budgets=("99",), match=2)),
     )
     run = experiment.run_experiment(two, tmp_path / "run", Silent())
-    uniform = {r.metrics["relus"] for r in run.candidates() if r.metrics["method"] == "uniform"}
+    uniform = {r.metrics.relus for r in run.candidates() if r.metrics.method == "uniform"}
     assert uniform == {99, 304, 37}
     watcher = Silent()
     experiment.run_experiment(two, tmp_path / "run", watcher)

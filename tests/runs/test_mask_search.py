@@ -11,7 +11,8 @@ from conftest import TINY
 
 from parelu import data
 from parelu.errors import UserError
-from parelu.methods.base import Job, Search, methods
+from parelu.methods.base import methods
+from parelu.methods.jobs import Job, Search
 from parelu.methods.learned import LearnedMasks
 from parelu.network.candidate import Candidate
 from parelu.network.instrument import instrument
@@ -40,7 +41,7 @@ class SearchContext:
         torch.manual_seed(0)
         network = instrument(spec.module(), spec.input)
         self.run = Run.start(path, {"model": model})
-        self.teacher = Candidate(spec, Plan.of(network), network.state_dict(), {"relus": Plan.of(network).relus})
+        self.teacher = Candidate(spec, Plan.of(network), network.state_dict())
         self.teacher.save(self.run.folder("teacher"))
 
     def search(self, searches: Sequence[Search], watch=lambda progress: None) -> list[dict[int, Candidate]]:
@@ -105,7 +106,7 @@ def test_an_interrupted_search_ends_in_the_same_bits(name, tmp_path):
     for whole, again in zip(*found, strict=True):
         assert whole.plan == again.plan
         assert all(torch.equal(whole.weights[key], again.weights[key]) for key in whole.weights)
-        assert whole.metrics["validation_accuracy"] == again.metrics["validation_accuracy"]
+        assert whole.metrics.validation_accuracy == again.metrics.validation_accuracy
 
 
 def test_larger_budgets_are_passed_on_the_way(tmp_path):
@@ -113,7 +114,7 @@ def test_larger_budgets_are_passed_on_the_way(tmp_path):
     methods()["fisher"](search_epochs=4).reduce(bench, (50, 400))
     (search,) = bench.searches
     assert search.budgets == (400, 50)
-    first, last = (mask_search.found(bench.run, search, budget).metrics["epochs"] for budget in search.budgets)
+    first, last = (mask_search.found(bench.run, search, budget).metrics.epochs for budget in search.budgets)
     assert first < last == 4
     lines = (mask_search.folder_of(bench.run, search) / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 4

@@ -165,8 +165,8 @@ class Fuse(_Network):
             with TerminalProgress() as progress:
                 found = merging.merge(run, folder.name, self.finetune, progress)
             say(
-                f"validation accuracy {run.candidate(folder.name).metrics['validation_accuracy']:.1f} % before, "
-                f"{found.metrics['validation_accuracy']:.1f} % merged → {folder}-merged"
+                f"validation accuracy {run.candidate(folder.name).trained.validation_accuracy:.1f} % before, "
+                f"{found.trained.validation_accuracy:.1f} % merged → {folder}-merged"
             )
 
 
@@ -263,10 +263,10 @@ class Sweep(_Common):
         if any(0 < float(text) < 1 for text in self.budget if text.replace(".", "").isdigit()):
             raise UserError("--budget of a sweep is a number of ReLUs, not a fraction: it compares at equal ReLUs")
         folder = self.folder("sweep")
-        runs = [_conduct(one, folder / one.model.replace(" ", "-")) for one in self._studies(budgets)]
+        runs = [_conduct(one, folder / str(one.model).replace(" ", "-")) for one in self._studies(budgets)]
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
-        shown = budgets or sorted({r.metrics["relus"] for run in runs for r in run.candidates()}, reverse=True)[1::3]
+        shown = budgets or sorted({r.metrics.relus for run in runs for r in run.candidates()}, reverse=True)[1::3]
         print(sweep_text(runs, shown))
         say(f"picture: {folder / 'sweep.png'}")
 

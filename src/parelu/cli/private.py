@@ -148,7 +148,7 @@ def measure_run(
     from parelu.runs import measurement
 
     records = run.candidates()
-    full = [record.name for record in records if record.metrics["method"] == "train"]
+    full = [record.name for record in records if record.metrics.method == "train"]
     chosen = [row.name for row in frontier_rows(records) if row.on_frontier]
     names = list(dict.fromkeys((*full[:1], *chosen)))
     folder = run.config.get("data_folder")
@@ -167,7 +167,7 @@ def measure_run(
 def side_by_side(run: Run, dataset: data.Dataset) -> str:
     """The first test image, classified privately by the full-ReLU network and by the frontier's knee."""
     records = {record.name: record for record in run.candidates() if record.private}
-    full = next(record for record in records.values() if record.metrics["method"] == "train")
+    full = next(record for record in records.values() if record.metrics.method == "train")
     rows = [row for row in frontier_rows(run.candidates()) if row.on_frontier and row.name in records]
     knee = records[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
     lines = [

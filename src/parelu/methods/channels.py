@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Job, Method
+from parelu.methods.base import Context, Method
+from parelu.methods.jobs import Job
 from parelu.models.pruned import Pruned
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
+from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
 from parelu.training.objectives import Distillation
@@ -56,7 +58,7 @@ class ChannelPruning(Method):
             plan=plan,
             training=context.training,
             objective=Distillation(self.temperature, self.kd_weight),
-            tags={"method": self.name, "steps": "", "budget": budget, "note": ""},
+            tags=Tags(self.name, "", budget, note=""),
             start=context.keep(name, Candidate(spec, plan, module.state_dict())),
         )
 

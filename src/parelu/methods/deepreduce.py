@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Job, Method, stepped_job
+from parelu.methods.base import Context, Method, stepped_job
+from parelu.methods.jobs import Job
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
+from parelu.network.metrics import Role
 from parelu.network.steps import stages_of
 from parelu.training.objectives import Distillation
 
@@ -60,7 +62,7 @@ class DeepReDuce(Method):
         """Train, for each stage, a network with ReLUs there only; every number of eq. 1 goes to the run folder."""
         stages = stages_of(skeleton(context.teacher.spec))
         trained = context.train([self._job(context, f"only {stage}", "criticality") for stage in stages])
-        accuracy = {s: c.metrics["validation_accuracy"] for s, c in zip(stages, trained, strict=True)}
+        accuracy = {s: c.trained.validation_accuracy for s, c in zip(stages, trained, strict=True)}
         relus = {s: c.plan.relus for s, c in zip(stages, trained, strict=True)}
         values = criticality(accuracy, relus, self.w)
         order = sorted(stages, key=lambda stage: values[stage])
@@ -76,7 +78,7 @@ class DeepReDuce(Method):
         context.record("criticality", {"w": self.w, "stages": rows, "order": order})
         return order
 
-    def _job(self, context: Context, steps: str, role: str) -> Job:
+    def _job(self, context: Context, steps: str, role: Role) -> Job:
         """Raises `UserError` where the network cannot be reshaped so: a user's own, or a width that does not halve."""
         return stepped_job(self.name, context, steps, Distillation(self.temperature, self.kd_weight), role=role)
 

@@ -14,8 +14,9 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Job, Method, stepped_job
+from parelu.methods.base import Context, Method, stepped_job
 from parelu.methods.deepreduce import DeepReDuce
+from parelu.methods.jobs import Job
 from parelu.models.hybrenet import hybrid
 from parelu.models.resnet import ResNet
 from parelu.network.candidate import Candidate
@@ -209,4 +210,4 @@ class DeepReShape(Method):
             objective, note = Distillation(self.temperature, self.kd_weight), "kd"
         prefix = "-".join([self.name, *note.split(), ""])
         job = stepped_job(self.name, context, steps, objective, prefix=prefix)
-        return dataclasses.replace(job, tags={**job.tags, "note": note})
+        return dataclasses.replace(job, tags=dataclasses.replace(job.tags, note=note))

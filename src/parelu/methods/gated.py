@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Job
+from parelu.methods.base import Context
+from parelu.methods.jobs import FromJob, Job
 from parelu.methods.senet import LayerBudgets, allocate, sensitivities
 from parelu.models.resnet import BasicBlocks
 from parelu.network.candidate import Candidate
@@ -121,7 +122,13 @@ class Gated(LayerBudgets):
             learner=Blend(self.gate_schedule),
         )
         second = dataclasses.replace(
-            job, name=name, role=role, spec=shallow, training=rest, start=first.name, plan=_without(job.plan, shallow)
+            job,
+            name=name,
+            role=role,
+            spec=shallow,
+            training=rest,
+            start=FromJob(first.name),
+            plan=_without(job.plan, shallow),
         )
         return first, second
 
@@ -164,7 +171,7 @@ def _cuts(job: Job) -> Iterator[Job]:
     whole = _resnet(job)
     for exits, ending in (("last", ""), ("auxiliary", "-auxiliary")):
         spec = dataclasses.replace(whole, exits=exits)
-        note = ", ".join(part for part in (job.tags["note"], f"{exits} exit") if part)
+        note = ", ".join(part for part in (job.tags.note, f"{exits} exit") if part)
         name = job.name.removesuffix("-both") + ending
         yield dataclasses.replace(
             job,
@@ -173,6 +180,6 @@ def _cuts(job: Job) -> Iterator[Job]:
             spec=spec,
             plan=_without(job.plan, spec),
             training=None,
-            start=job.name,
-            tags={**job.tags, "note": note},
+            start=FromJob(job.name),
+            tags=dataclasses.replace(job.tags, note=note),
         )

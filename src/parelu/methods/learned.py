@@ -10,8 +10,10 @@ from typing import ClassVar, Literal
 
 from parelu.errors import UserError
 from parelu.masks.optimizer import MaskLearner
-from parelu.methods.base import Context, Job, Method, Search
+from parelu.methods.base import Context, Method
+from parelu.methods.jobs import Job, Search
 from parelu.network.candidate import Candidate
+from parelu.network.metrics import SearchMetrics, Tags
 from parelu.network.plan import Plan
 from parelu.network.steps import apply_steps
 from parelu.training.objectives import CrossEntropy, Distillation
@@ -105,6 +107,7 @@ class LearnedMasks(Method):
         return Search(name, context.teacher.spec, plan, training, objective, learner, budgets)
 
     def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
+        assert isinstance(found.metrics, SearchMetrics), "a search left it"
         clip = search.training.clip or FINETUNE_CLIP
         changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip}
         return Job(
@@ -114,13 +117,7 @@ class LearnedMasks(Method):
             plan=found.plan,
             training=dataclasses.replace(context.training, **{k: v for k, v in changes.items() if v is not None}),
             objective=self.objective(finetuning=True),
-            tags={
-                "method": self.name,
-                "steps": THIN if self.thin else "",
-                "budget": budget,
-                "note": self._note(),
-                "searched": {key: found.metrics[key] for key in ("epochs", "seconds", "validation_accuracy")},
-            },
+            tags=Tags(self.name, THIN if self.thin else "", budget, self._note(), found.metrics.searched),
             start=search.start_of(budget),
         )
 

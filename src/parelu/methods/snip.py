@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from parelu.errors import UserError
 from parelu.masks.projection import project
-from parelu.methods.base import TEACHER, Context, Method
+from parelu.methods.base import Context, Method
 from parelu.methods.fixed import masked_jobs
+from parelu.methods.jobs import FROM_TEACHER
 from parelu.methods.learned import THIN, thinned
 from parelu.network.candidate import Candidate
 from parelu.training.objectives import Distillation
@@ -50,9 +51,7 @@ class Snip(Method):
         scores = {name: gradients[name].abs().masked_fill(~site.mask, -inf) for name, site in plan.sites.items()}
         masks = {budget: project(scores, budget) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        jobs = masked_jobs(self.name, context, masks, objective, start=TEACHER)
+        jobs = masked_jobs(self.name, context, masks, objective, start=FROM_TEACHER)
         if self.thin:
-            jobs = [
-                replace(job, name=f"snip-thin-{job.tags['budget']}", tags={**job.tags, "steps": THIN}) for job in jobs
-            ]
+            jobs = [replace(j, name=f"snip-thin-{j.tags.budget}", tags=replace(j.tags, steps=THIN)) for j in jobs]
         return context.train(jobs)

@@ -59,7 +59,7 @@ def _row(record: Record) -> Measured:
     return Measured(
         label=label_of(record),
         name=record.name,
-        method=record.metrics["method"],
+        method=record.metrics.method,
         relus=row["relus"],
         squares=row["squares"],
         test=ring["float_accuracy"],

@@ -23,6 +23,7 @@ from typing import Any
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
+from parelu.network.metrics import Metrics, metrics_from_json
 from parelu.runs.environment import environment
 from parelu.training.history import read_history
 
@@ -39,7 +40,7 @@ class Record:
 
     run: str
     name: str
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     history: tuple[Mapping[str, Any], ...]
     private: Mapping[str, Any] | None = None
 
@@ -125,12 +126,19 @@ class Run:
                 Record(
                     self.path.name,
                     header.parent.name,
-                    candidate["metrics"],
+                    _metrics(header.parent, candidate),
                     tuple(read_history(header.parent)),
                     measured(header.parent, candidate),
                 )
             )
-        return sorted(found, key=lambda record: -record.metrics["relus"])
+        return sorted(found, key=lambda record: -record.metrics.relus)
+
+
+def _metrics(folder: Path, candidate: Mapping[str, Any]) -> Metrics:
+    found = metrics_from_json(candidate["metrics"])
+    if not isinstance(found, Metrics):
+        raise UserError(f"{folder} was not trained here: its metrics lack the test accuracy; move it elsewhere")
+    return found
 
 
 def measured(folder: Path, candidate: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +19,11 @@ from torch import Tensor
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.masks.gate import gates_of, without_gates
-from parelu.methods.base import TEACHER, Search
+from parelu.methods.jobs import TEACHER, Search
 from parelu.network import storage
 from parelu.network.candidate import Candidate, load_weights
 from parelu.network.instrument import instrument
+from parelu.network.metrics import SearchMetrics
 from parelu.network.plan import Plan, SitePlan
 from parelu.network.sites import Network
 from parelu.runs.folder import Run
@@ -84,9 +84,10 @@ def conduct(
         if (folder / str(budget) / "candidate.json").exists():
             return
         seconds = time.perf_counter() - started
-        left = _left(search, network, budget, {"epochs": progress.epoch, "seconds": seconds})
-        measured = {"validation_accuracy": accuracy(left.network(), dataset.validation, dataset)}
-        dataclasses.replace(left, metrics={**left.metrics, **measured}).save(folder / str(budget))
+        left = _left(search, network, budget)
+        right = accuracy(left.network(), dataset.validation, dataset)
+        metrics = SearchMetrics(progress.epoch, seconds, left.plan.relus, left.plan.squares, right)
+        dataclasses.replace(left, metrics=metrics).save(folder / str(budget))
 
     def after_step(progress: Progress) -> None:
         watch(progress)
@@ -117,10 +118,9 @@ def conduct(
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
-def _left(search: Search, network: Network, budget: int, metrics: dict[str, Any]) -> Candidate:
+def _left(search: Search, network: Network, budget: int) -> Candidate:
     gates = gates_of(network)
     masks = search.learner.project(gates, budget)
     plan = Plan({name: SitePlan(masks[name].cpu(), gate.coefficients.cpu()) for name, gate in gates.items()})
     weights: dict[str, Tensor] = {name: tensor.cpu().clone() for name, tensor in without_gates(network).items()}
-    metrics = {**metrics, "relus": plan.relus, "squares": plan.squares}
-    return Candidate(search.spec, plan, weights, metrics)
+    return Candidate(search.spec, plan, weights)

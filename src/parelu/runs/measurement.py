@@ -96,7 +96,7 @@ def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
     with torch.no_grad():
         network(data.normalise(noise(NOISE, spec.input, seed), mean, std))
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return Candidate(spec, plan, weights, {}, {"mean": list(mean), "std": list(std)})
+    return Candidate(spec, plan, weights, None, {"mean": list(mean), "std": list(std)})
 
 
 def sketch(spec: Spec, plan: Plan) -> Lowered:
