@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from parelu.masks.gate import gates_of
 from parelu.methods.base import Job, Search
 from parelu.network.candidate import Candidate
 from parelu.network.instrument import instrument
@@ -41,8 +40,7 @@ class DryBench:
         torch.manual_seed(self.seed)
         network = instrument(search.spec.module(), search.spec.input)
         search.plan.apply(network)
-        search.learner.prepare(network)
-        masks = search.learner.project(gates_of(network), budget)
+        masks = search.optimizer.build(network).project(budget)
         metrics = {"epochs": 0, "seconds": 0.0, "validation_accuracy": 10.0}
         return Candidate(search.spec, Plan.from_masks(masks), {}, metrics)
 

@@ -47,7 +47,7 @@ class Bench:
         self.searches += searches
         for search in searches:
             teacher = Teacher(self.teacher.network(), self.run.path / "logits")
-            mask_search.conduct(self.run, search, self.dataset, self.seed, teacher, watch)
+            mask_search.search(self.run, search, self.dataset, self.seed, teacher, watch)
         return [{b: mask_search.found(self.run, search, b) for b in search.budgets} for search in searches]
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
@@ -125,7 +125,7 @@ def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
     methods()["fisher"](search_epochs=1).reduce(bench, (100,))
     (search,) = bench.searches
     assert mask_search.is_finished(bench.run, search)
-    with pytest.raises(UserError, match="holds a search of other settings"):
+    with pytest.raises(UserError, match="holds a search of other settings or of an earlier version; delete it"):
         mask_search.is_finished(bench.run, dataclasses.replace(search, budgets=(99,)))
 
 
@@ -141,9 +141,9 @@ def test_each_schedule_of_snl_has_its_own_rates(tmp_path):
         for slope_lr, weight_lr in ((None, None), (0.2, 0.3)):
             method = methods()["snl"](schedule=schedule, slope_lr=slope_lr, weight_lr=weight_lr)
             training = method.search_training(bench.training)
-            learner = method.learner(bench, bench.teacher.plan, (100,))
+            options = method.optimizer(bench, bench.teacher.plan, (100,))
             assert training.optimizer == optimizer
-            assert (learner.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
+            assert (options.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
 
 
 @pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from parelu import registry
-from parelu.masks.optimizer import MaskLearner
+from parelu.masks.optimizer import MaskOptions
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
 from parelu.network.steps import apply_steps
-from parelu.training.callback import Learner
+from parelu.training.callback import CallbackOptions
 from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
 from parelu.training.schedule import Training
 
@@ -41,7 +41,7 @@ class Job:
         start: whose weights it starts from: "" for fresh ones, another job's name (`TEACHER` for the full-ReLU
             network), what a search left for a budget, `Search.start_of(budget)`, or what `Workbench.keep` returned. Of
             another architecture it takes the layers that have the same names.
-        learner: moves something beside the weights, such as a buffer of the network.
+        callback: moves something beside the weights, such as a buffer of the network.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Job:
     objective: CrossEntropy | Distillation | DecoupledDistillation
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start: str = ""
-    learner: Learner | None = None
+    callback: CallbackOptions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A training of the full-ReLU network in which a learner takes its ReLUs away.
+    """A training of the full-ReLU network in which a mask optimizer takes its ReLUs away.
 
     Attributes:
         name: unique in the run.
@@ -71,7 +71,7 @@ class Search:
     plan: Plan
     training: Training
     objective: CrossEntropy | Distillation
-    learner: MaskLearner
+    optimizer: MaskOptions
     budgets: tuple[int, ...]
 
     def start_of(self, budget: int) -> str:

@@ -18,7 +18,7 @@ from parelu.network.count import skeleton
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
-from parelu.training.callback import Learner, Step
+from parelu.training.callback import Callback, CallbackOptions, Step
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
@@ -26,8 +26,12 @@ GAMMA = "gamma"  # the buffer of a block with two branches
 
 
 @dataclasses.dataclass(frozen=True)
-class Blend(Learner):
-    """Moves the weight of the shallow branches from 0, all main branch, to 1 at the end of the training."""
+class Blend(CallbackOptions):
+    """Options of a `BranchBlender`.
+
+    Attributes:
+        schedule: of γ.
+    """
 
     schedule: Literal["linear", "cosine"] = "linear"
 
@@ -35,16 +39,31 @@ class Blend(Learner):
         """γ where `progress`, in [0, 1], of all steps are done."""
         return progress if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
 
-    def after_step(self, network: Network, step: Step) -> None:
-        for buffer in _gammas(network):
-            buffer.fill_(self.gamma(step.progress))
-
-    def report(self, network: Network) -> dict[str, Any]:
-        return {"gamma": float(next(_gammas(network)))}
+    def build(self, network: Network) -> BranchBlender:
+        return BranchBlender(network, self)
 
 
-def _gammas(network: Network) -> Iterator[Tensor]:
-    return (buffer for name, buffer in network.named_buffers() if name.endswith(f".{GAMMA}"))
+class BranchBlender(Callback):
+    """Moves γ, the weight of the shallow branches, from 0, all main branch, to 1 at the end of the training.
+
+    γ is a buffer of each block with two branches, so that the network's own state holds it.
+    """
+
+    def __init__(self, network: Network, options: Blend) -> None:
+        self.network, self.options = network, options
+
+    def after_step(self, step: Step) -> None:
+        for buffer in self._gammas():
+            buffer.fill_(self.options.gamma(step.progress))
+
+    def report(self) -> dict[str, Any]:
+        return {"gamma": float(next(self._gammas()))}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def _gammas(self) -> Iterator[Tensor]:
+        return (buffer for name, buffer in self.network.named_buffers() if name.endswith(f".{GAMMA}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +137,7 @@ class Gated(LayerBudgets):
             role="scaffold",
             spec=gated,
             training=gating,
-            learner=Blend(self.gate_schedule),
+            callback=Blend(self.gate_schedule),
         )
         second = dataclasses.replace(
             job, name=name, role=role, spec=shallow, training=rest, start=first.name, plan=_without(job.plan, shallow)

@@ -131,9 +131,9 @@ def _identity(job: Job) -> str:
     """A digest of all that decides a job's outcome."""
     objective = {type(job.objective).__name__: dataclasses.asdict(job.objective)}
     training = dataclasses.asdict(job.training) if job.training else None
-    learner = [{type(job.learner).__name__: dataclasses.asdict(job.learner)}] if job.learner else []
+    callback = [{type(job.callback).__name__: dataclasses.asdict(job.callback)}] if job.callback else []
     return storage.digest(
-        [job.spec.to_json(), job.plan.digest(), training, objective, dict(job.tags), job.start, *learner]
+        [job.spec.to_json(), job.plan.digest(), training, objective, dict(job.tags), job.start, *callback]
     )
 
 
@@ -278,7 +278,7 @@ def _train_job(run: Run, source: Source, seed: int, job: Job, threads: int) -> N
 
 def _search_job(run: Run, source: Source, seed: int, search: Search, threads: int) -> None:
     torch.set_num_threads(threads)
-    mask_search.conduct(run, search, _dataset(source), seed, _teacher(run), _watch(search.name))
+    mask_search.search(run, search, _dataset(source), seed, _teacher(run), _watch(search.name))
 
 
 def _watch(name: str) -> Callable[[Progress], None]:
@@ -330,7 +330,7 @@ def save_trained(
             folder=folder,
             teacher=teacher,
             watch=watch,
-            learner=job.learner,
+            callback=job.callback and job.callback.build(network),
         )
         if job.plan.squares:
             recalibrate(network, dataset, job.training, seed)
