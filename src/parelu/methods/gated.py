@@ -1,4 +1,4 @@
-"""Making models shallow again: behind SENet, blocks with few ReLUs learn to do with one convolution."""
+"""Making models shallow again: after SENet, blocks with few ReLUs learn to do with one convolution."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Gated(LayerBudgets):
     """SENet's masks; in finetuning, blocks below a ReLU sensitivity give way to one convolution each.
 
     A block's sensitivity is the share of ReLUs kept between its two convolutions. That ReLU goes with the block's main
-    branch, so a candidate has fewer ReLUs than its budget. The stem's ReLU and those behind the additions stay.
+    branch, so a candidate has fewer ReLUs than its budget. The stem's ReLU and those after the additions stay.
 
     Attributes:
         d_th: blocks with a smaller sensitivity get a shallow branch.
         gate_epochs: of the finetuning's epochs, the first ones, in which the shallow branches take over; if left out,
-            those before the first drop of a step schedule, else half. The learning rate's schedule goes on behind them.
+            those before the first drop of a step schedule, else half. The learning rate's schedule goes on after them.
         gate_schedule: of γ, from 0 to 1 over these epochs, moved every step.
         auxiliary: train a classifier ahead of the last stage too (AKD); each exit is a candidate of its own.
     """
@@ -99,7 +99,7 @@ class Gated(LayerBudgets):
         self._epochs(dataclasses.replace(training, epochs=self.finetune_epochs or training.epochs))
 
     def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
-        """Refuses, before the searches, a threshold that would leave no block behind them."""
+        """Refuses, before the searches, a threshold that would leave no block."""
         sensitivity = sensitivities(bench.teacher.network(), self.density)
         sizes = {name: site.relus for name, site in plan.sites.items()}
         for budget in budgets:
