@@ -32,7 +32,7 @@ from lines import Lines
 from torch import Tensor
 
 from parelu import data
-from parelu.masks.gate import put_gates
+from parelu.masks.optimizer import put_gates
 from parelu.masks.projection import project
 from parelu.methods.base import Context, Method, methods
 from parelu.methods.budget import parse_budget

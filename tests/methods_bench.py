@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from parelu.masks.gate import gates_of
 from parelu.methods.jobs import FromKept, Job, Search
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
@@ -63,8 +62,7 @@ class DryBench:
         torch.manual_seed(self.seed)
         network = instrument(search.spec.module(), search.spec.input)
         search.plan.apply(network)
-        search.learner.prepare(network)
-        masks = search.learner.project(gates_of(network), budget)
+        masks = search.optimizer.build(network).project(budget)
         plan = Plan.from_masks(masks)
         return Candidate(search.spec, plan, {}, SearchMetrics(0, 0.0, plan.relus, plan.squares, 10.0))
 

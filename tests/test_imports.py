@@ -30,8 +30,6 @@ PRIVATE = ("crypto", "transport", "lowering", "protocol", "offline", "serving", 
 GROUND = {"errors", "registry", "network", "fusion"}
 # What still runs against the order.
 KNOWN = {
-    ("training.callback", "masks.gate"),
-    ("training.loop", "masks.gate"),
     ("private.offline.comparisons", "private.offline.transfers"),
 }
 

@@ -1,4 +1,4 @@
-"""Projection onto a budget, the schedule of the kept share, and what each learner does to its gates."""
+"""Projection onto a budget, the schedule of the kept share, and what each optimizer does to its gates."""
 
 import dataclasses
 import itertools
@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from parelu import data
-from parelu.masks.gate import Gate, gates_of, positions
+from parelu.masks.gate import Gate
+from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.masks.projection import kept_share, project
 from parelu.methods.autorep import Indicators
 from parelu.methods.bcd import Blocks
@@ -19,30 +21,35 @@ from parelu.methods.fisher import Ranked
 from parelu.methods.senet import Mismatch, allocate, sensitivities
 from parelu.methods.snl import Slopes
 from parelu.network.instrument import instrument
-from parelu.network.sites import Network, Site
+from parelu.network.sites import Network
 from parelu.network.spec import spec_of
 from parelu.training.callback import Step
 
 
-def network_with(learner) -> Network:
+def resnet() -> Network:
     torch.manual_seed(0)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
-    network = instrument(spec.module(), spec.input)
-    learner.prepare(network)
-    return network.train()
+    return instrument(spec.module(), spec.input).train()
+
+
+FULL = sum(site.relus for site in resnet().sites.values())
+
+
+def on_resnet(options: MaskOptions) -> MaskOptimizer:
+    return options.build(resnet())
+
+
+def on_one_site(options: MaskOptions) -> tuple[MaskOptimizer, Gate]:
+    """Of a network with one site of 2×2×2."""
+    optimizer = options.build(instrument(nn.Sequential(nn.ReLU()), (2, 2, 2)))
+    (gate,) = optimizer.gates.values()
+    return optimizer, gate
 
 
 def step(number: int, progress: float = 0.5, teacher: Network | None = None) -> Step:
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(16, 1, 8, 8, generator=generator)
     return Step(number, progress, images, torch.randint(10, (16,), generator=generator), teacher)
-
-
-def one_gate(**attributes) -> Gate:
-    gate = Gate(Site("site", (2, 2, 2)))
-    for name, value in attributes.items():
-        getattr(gate, name).data.copy_(torch.as_tensor(value, dtype=torch.float32))
-    return gate
 
 
 scores = st.lists(st.lists(st.integers(-3, 3), min_size=12, max_size=12), min_size=1, max_size=3).map(
@@ -96,76 +103,71 @@ def test_the_kept_share_falls_to_its_target(target, first, second):
 
 
 def test_slopes_feel_lambda_and_stay_in_range():
-    gates = {"site": one_gate()}
-    learner = Slopes(lam=0.25)
-    learner.equip(gates["site"])
-    gates["site"].allowed[0, 0, 0] = False
-    gates["site"].open.grad = torch.ones(2, 2, 2)
-    learner.before_step(gates)
-    assert gates["site"].open.grad.flatten().tolist() == [0.0] + [1.25] * 7
+    slopes, gate = on_one_site(Slopes(4, lam=0.25))
+    gate.allowed[0, 0, 0] = False
+    gate.open.grad = torch.ones(2, 2, 2)
+    slopes.before_step()
+    assert gate.open.grad.flatten().tolist() == [0.0] + [1.25] * 7
+    gate.open.data.copy_(torch.linspace(-1, 2, 8).view(2, 2, 2))
+    slopes.after_step(step(0, 0.1))
+    assert gate.open.flatten().tolist() == torch.linspace(-1, 2, 8).clamp(0, 1).tolist()
 
 
 def test_channel_slopes_move_together():
-    gates = {"site": one_gate()}
-    learner = Slopes(lam=0.5, granularity="channel")
-    learner.equip(gates["site"])
-    gates["site"].open.grad = torch.arange(8.0).view(2, 2, 2)
-    learner.before_step(gates)
-    assert gates["site"].open.grad.flatten().tolist() == [2.0] * 4 + [6.0] * 4
+    slopes, gate = on_one_site(Slopes(4, "channel", lam=0.5))
+    gate.open.grad = torch.arange(8.0).view(2, 2, 2)
+    slopes.before_step()
+    assert gate.open.grad.flatten().tolist() == [2.0] * 4 + [6.0] * 4
 
 
 def test_the_papers_lambda_creeps_when_no_fewer_relus_stand():
-    gate = one_gate()
-    learner = Slopes(lam=1.0)
-    learner.equip(gate)
+    slopes, gate = on_one_site(Slopes(6, schedule="paper", lam=1.0))
     found = []
     for epoch, dead in enumerate([0, 0, 0, 0, 0, 0, 1, 1, 2], start=1):
         gate.open.data.flatten()[:dead] = 0.0
-        learner.after_epoch({"site": gate}, epoch)
-        found.append(round(float(gate.get_buffer("lam")), 3))
+        slopes.after_epoch(epoch)
+        found.append(round(float(slopes.lam), 3))
+        assert slopes.is_done() == (dead == 2), "at six of eight"
     assert found == [1, 1, 1, 1, 1, 1.1, 1.1, 1.21, 1.21]
-    assert learner.stops_at_budget
-    assert not Slopes(target=0.1).stops_at_budget
 
 
 def test_the_fast_schedules_lambda_follows_the_slopes():
-    learner = Slopes(target=0.1, lam=1e-5)
-    network = network_with(learner)
-    gates = gates_of(network)
-    for gate in gates.values():
-        gate.get_buffer("lam").fill_(1e-3)
-    learner.after_step(network, step(1, progress=0.5))  # all slopes stand: too many
-    assert [float(gate.get_buffer("lam")) for gate in gates.values()] == pytest.approx([1.1e-3] * len(gates))
-    for gate in gates.values():
+    slopes = on_resnet(Slopes(round(0.1 * FULL), lam=1e-5))
+    slopes.lam.fill_(1e-3)
+    slopes.after_step(step(1, progress=0.5))  # all slopes stand: too many
+    assert float(slopes.lam) == pytest.approx(1.1e-3)
+    for gate in slopes.gates.values():
         gate.open.data.fill_(0.01)
-    learner.after_step(network, step(2, progress=0.5))
-    assert [float(gate.get_buffer("lam")) for gate in gates.values()] == pytest.approx([1e-3] * len(gates))
+    slopes.after_step(step(2, progress=0.5))
+    assert float(slopes.lam) == pytest.approx(1e-3)
+    slopes.lam.fill_(1.05e-5)
+    slopes.after_step(step(3, progress=0.5))
+    assert float(slopes.lam) == pytest.approx(1e-5), "never below its start"
+    assert not slopes.is_done()
 
 
 @pytest.mark.parametrize("granularity", ["pixel", "channel"])
 def test_the_fast_schedule_ends_with_the_budgets_relus(granularity):
     """Positions with a slope fall to the budget by equal factors; then they are ReLUs and the mask stands."""
-    learner = Slopes(target=0.1, lam=1e-5, granularity=granularity)
-    network = network_with(learner)
-    gates = gates_of(network)
-    for gate in gates.values():
+    budget = round(0.1 * FULL)
+    slopes = on_resnet(Slopes(budget, granularity, lam=1e-5))
+    gates, masks = slopes.gates.values(), []
+    for gate in gates:
         shape = gate.shape if granularity == "pixel" else (gate.shape[0], 1, 1)
         gate.open.data.copy_((0.02 + 0.9 * torch.rand(shape)).expand(gate.shape))
-    allowed, masks = positions(gates), []
-    budget = round(0.1 * allowed)
     for number, progress in enumerate((0.59, 0.7, 0.8, 0.9)):
-        learner.after_step(network, step(number, progress))
-        masks.append(torch.cat([(gate.open > 0).flatten() for gate in gates.values()]))
-        for gate in gates.values():  # an optimizer's step
+        slopes.after_step(step(number, progress))
+        masks.append(torch.cat([(gate.open > 0).flatten() for gate in gates]))
+        for gate in gates:  # an optimizer's step
             gate.open.data.add_(0.01 * torch.randn(gate.shape[0], 1, 1).sign())
     found = [int(mask.sum()) for mask in masks]
-    wanted = [allowed, round(math.sqrt(allowed * budget)), budget, budget]
+    wanted = [FULL, round(math.sqrt(FULL * budget)), budget, budget]
     assert found == wanted if granularity == "pixel" else all(f <= w for f, w in zip(found, wanted, strict=True))
     assert all(bool((early | ~late).all()) for early, late in itertools.pairwise(masks))
     assert bool((masks[-1] == masks[-2]).all())
-    learner.after_step(network, step(4, 1.0))
-    assert {float(value) for gate in gates.values() for value in gate.open.detach().unique()} == {0.0, 1.0}
-    assert learner.kept(gates) == found[-1]
+    slopes.after_step(step(4, 1.0))
+    assert {float(value) for gate in gates for value in gate.open.detach().unique()} == {0.0, 1.0}
+    assert slopes.kept() == found[-1]
 
 
 @pytest.mark.parametrize(
@@ -173,65 +175,110 @@ def test_the_fast_schedule_ends_with_the_budgets_relus(granularity):
     [(1, -0.004, 0), (1, -0.003, 0), (1, -0.002, 1), (1, 0.5, 1), (0, 0.003, 0), (0, 0.0031, 1), (0, -1, 0), (0, 0, 0)],
 )
 def test_indicators_follow_the_hysteresis(before, m, after):  # AutoReP, eq. 10
-    learner = Indicators(threshold=0.003)
-    network = network_with(learner)
-    for gate in gates_of(network).values():
+    indicators = on_resnet(Indicators(0, threshold=0.003))
+    for name, gate in indicators.gates.items():
         gate.open.data.fill_(before)
-        gate.get_parameter("auxiliary").data.fill_(m)
-    learner.after_step(network, step(0))
-    gates = gates_of(network)
-    assert {float(value) for gate in gates.values() for value in gate.open.detach().unique()} == {after}
-    learner.after_step(network, step(1))
-    assert learner.report(network)["flips"] == (positions(gates) if after != before else 0)
+        indicators.auxiliary[name].data.fill_(m)
+    indicators.after_step(step(0))
+    gates = indicators.gates.values()
+    assert {float(value) for gate in gates for value in gate.open.detach().unique()} == {after}
+    indicators.after_step(step(1))
+    assert indicators.report()["flips"] == (FULL if after != before else 0)
 
 
 def test_the_indicators_gradient_is_straight_through_softplus():
-    learner = Indicators(mu=8.0, threshold=0.003)
-    gate = one_gate()
-    learner.equip(gate)
-    gate.get_parameter("auxiliary").data.copy_(torch.linspace(-1, 1, 8).view(2, 2, 2))
+    indicators, gate = on_one_site(Indicators(0, mu=8.0, threshold=0.003))
+    (m,) = indicators.auxiliary.values()
+    m.data.copy_(torch.linspace(-1, 1, 8).view(2, 2, 2))
     for wanted, push in ((1.0, 0.0), (0.5, 1.0)):  # the penalty acts above the wanted density only
-        gate.get_buffer("wanted").fill_(wanted)
+        indicators.wanted.fill_(wanted)
         gate.open.grad = torch.full((2, 2, 2), 3.0)
-        learner.before_step({"site": gate})
-        m = gate.get_parameter("auxiliary")
+        indicators.before_step()
         torch.testing.assert_close(m.grad, (3.0 + push) * F.softplus(m))
+
+
+@pytest.mark.parametrize(("anneal", "wanted"), [(True, kept_share(0.5, 0.25, 0.8)), (False, 0.25)])
+def test_the_wanted_density_falls_to_the_budgets(anneal, wanted):
+    indicators, _ = on_one_site(Indicators(2, anneal=anneal))
+    indicators.after_step(step(0, 0.5))
+    assert float(indicators.wanted) == pytest.approx(wanted)
+    indicators.after_step(step(1, 0.8))
+    assert float(indicators.wanted) == 0.25
+
+
+def written_out_score(z: Tensor, g: Tensor, coefficients: Tensor, degree: int) -> Tensor:
+    """z: inputs of a site, g: gradients of each image's loss at its output, (N, C, H, W)."""
+    c0, c1, c2 = (c.view(-1, 1, 1) for c in coefficients)
+    d = z.relu() - (c0 + c1 * z + c2 * z**2)
+    if degree:
+        return (g * d).abs().mean(0) + 0.5 * (d**2).mean(0) * (g**2).mean(0)
+    return (g * z).abs().mean(0) * (z < 0).float().mean(0) + 0.5 * (z**2).mean(0) * (g**2).mean(0)
 
 
 @pytest.mark.parametrize("degree", [0, 2])
 def test_the_running_score_is_the_written_out_one(degree):
-    learner = Ranked(degree=degree)
-    network = network_with(learner)
-    images, labels = step(0).images, step(0).labels
-    name, gate = list(gates_of(network).items())[1]
-    inputs = []
-    handle = gate.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    output: list[torch.Tensor] = []
-    gate.register_forward_hook(lambda module, args, y: (y.retain_grad(), output.append(y))[0])
-    F.cross_entropy(network(images), labels).backward()
-    handle.remove()
-    z, g = inputs[0].detach(), output[0].grad * len(images)
-    c0, c1, c2 = (c.view(-1, 1, 1) for c in gate.coefficients)
-    d = z.relu() - (c0 + c1 * z + c2 * z**2)
-    if degree:
-        expected = (g * d).abs().mean(0) + 0.5 * (d**2).mean(0) * (g**2).mean(0)
-    else:
-        expected = (g * z).abs().mean(0) * (z < 0).float().mean(0) + 0.5 * (z**2).mean(0) * (g**2).mean(0)
-    torch.testing.assert_close(learner.scores(gates_of(network))[name], expected)
+    """Of the first step and of each before a renewal; a new observation weighs `weight` after the first."""
+    ranked = on_resnet(Ranked(FULL, degree=degree, every=2, weight=0.3))
+    name, gate = list(ranked.gates.items())[1]
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    gate.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    gate.register_forward_hook(lambda module, args, y: (y.retain_grad(), outputs.append(y))[0])
+    expected = torch.zeros(gate.shape)
+    for number, weight in enumerate((1.0, 0.3, 0.0, 0.3)):
+        batch = step(number)
+        F.cross_entropy(ranked.network(batch.images), batch.labels).backward()
+        felt = written_out_score(inputs[-1], outputs[-1].grad * 16, gate.coefficients, degree)
+        expected = expected.lerp(felt, weight)
+        torch.testing.assert_close(ranked.scores()[name], expected)
+        ranked.after_step(batch)
+
+
+def test_the_ranked_masks_follow_the_schedule():
+    ranked = on_resnet(Ranked(50, every=2))
+    for name, score in ranked.score.items():
+        score.copy_(torch.rand(ranked.gates[name].shape))
+    for number, progress in enumerate((0.1, 0.2, 0.3, 0.6)):
+        ranked.after_step(step(number, progress))
+        renewed = progress if number % 2 else (0.0, 0.2)[number // 2]
+        assert ranked.kept() == round(FULL * kept_share(renewed, 50 / FULL))
+    assert ranked.kept() == 50
 
 
 def test_blocks_only_ever_go():
-    learner = Blocks(target=0.1, every=1, trials=3)
-    network = network_with(learner)
-    gates = gates_of(network)
-    standing = [{name: gate.open.clone() for name, gate in gates.items()}]
+    blocks = on_resnet(Blocks(round(0.1 * FULL), every=1, trials=3))
+    standing = [{name: gate.open.clone() for name, gate in blocks.gates.items()}]
     for number in range(5):
-        learner.after_step(network, step(number, progress=(number + 1) / 5))
-        standing.append({name: gate.open.clone() for name, gate in gates.items()})
-        wanted = round(positions(gates) * 0.1 ** min(1.0, (number + 1) / 5 / 0.8))
-        assert learner.kept(gates) == wanted
+        blocks.after_step(step(number, progress=(number + 1) / 5))
+        standing.append({name: gate.open.clone() for name, gate in blocks.gates.items()})
+        share = blocks.budget / FULL
+        assert blocks.kept() == round(FULL * share ** min(1.0, (number + 1) / 5 / 0.8))
     for before, after in itertools.pairwise(standing):
         assert all(bool((before[name] >= after[name]).all()) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "right", "tried", "chosen"),
+    [
+        (10.0, [8, 6, 7, 5], 3, 3),  # within 10 points of 16 labels, 1.6: the second, and no more are tried
+        (10.0, [8, 5, 6, 5], 4, 3),  # none within: the one that costs least
+        (0.0, [8, 7, 7, 7], 4, 2),  # of equals the first
+        (0.0, [8, 9], 2, 2),
+    ],
+)
+def test_the_first_block_within_the_tolerance_goes(monkeypatch, tolerance, right, tried, chosen):
+    """right: images classified right before, and with each of three blocks tried."""
+    blocks = on_resnet(Blocks(FULL // 2, every=1, trials=3, tolerance=tolerance))
+    seen = []
+
+    def answered(batch: Step) -> int:
+        seen.append({name: gate.open.clone() for name, gate in blocks.gates.items()})
+        return right[len(seen) - 1]
+
+    monkeypatch.setattr(blocks, "_right", answered)
+    blocks.after_step(step(0, progress=1.0))
+    assert len(seen) == tried == int(blocks.draws) + 1
+    assert all(torch.equal(gate.open, seen[chosen - 1][name]) for name, gate in blocks.gates.items())
 
 
 @given(
@@ -273,18 +320,36 @@ def test_sensitivity_is_the_share_of_small_weights():
 
 def test_mismatch_keeps_each_layers_budget_where_the_networks_differ():
     digits = data.load("digits")
-    names = list(gates_of(network_with(Ranked())))
-    budgets = {name: 5 + number for number, name in enumerate(names)}
-    learner = Mismatch(budgets=budgets)
-    network = network_with(learner)
+    budgets = {name: 5 + number for number, name in enumerate(resnet().sites)}
+    mismatch = on_resnet(Mismatch(sum(budgets.values()), layers=budgets))
     torch.manual_seed(1)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
     teacher = instrument(spec.module(), spec.input).eval()
     images = data.normalise(digits.train.images[:16], digits.mean, digits.std)
-    learner.after_step(network, dataclasses.replace(step(0, teacher=teacher), images=images))
-    gates = gates_of(network)
-    assert {name: int(gate.open.sum()) for name, gate in gates.items()} == budgets
-    for gate in gates.values():
-        difference, stands = gate.get_buffer("difference"), gate.open.detach() > 0
+    mismatch.after_step(dataclasses.replace(step(0, teacher=teacher), images=images))
+    assert {name: int(gate.open.sum()) for name, gate in mismatch.gates.items()} == budgets
+    for name, gate in mismatch.gates.items():
+        difference, stands = mismatch.difference[name], gate.open.detach() > 0
         assert difference[stands].min() >= difference[~stands].max()
-    assert network.training
+    assert mismatch.network.training
+
+
+def test_what_a_search_leaves_is_the_network_with_its_plan():
+    """Its weights and its plan make the network with gates, once each gate is open or closed."""
+    network = resnet().eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    ranked = Ranked(70, degree=2).build(network)
+    for name, gate in ranked.gates.items():
+        ranked.score[name].copy_(torch.rand(gate.shape))
+        gate.coefficients.copy_(torch.rand(3, gate.shape[0]) * torch.tensor([[0.1], [0.9], [0.01]]))
+    plan, weights = ranked.plan(70), ranked.weights()
+    assert list(weights) == list(before) and all(torch.equal(weights[name], before[name]) for name in before)
+    for name, gate in ranked.gates.items():
+        gate.open.data.copy_(plan.sites[name].mask)
+    assert ranked.kept() == plan.relus == 70
+    assert ranked.report()["relus"] == 70 == sum(ranked.report()["stages"].values())
+    left = resnet()
+    left.load_state_dict(weights)
+    plan.apply(left)
+    x = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(left.eval()(x), network.eval()(x))

@@ -57,9 +57,10 @@ def test_gamma_0_is_the_main_branch_and_1_the_shallow_one(blocks, seed):
     deep = with_weights(SPEC, gated.state_dict())
     assert torch.equal(gated(x), deep(x))
     shallow = with_weights(dataclasses.replace(SPEC, shallow=blocks), gated.state_dict())
-    Blend().after_step(gated, Step(0, 0.5, x, x))
+    blender = Blend().build(gated)
+    blender.after_step(Step(0, 0.5, x, x))
     between = gated(x)
-    Blend().after_step(gated, Step(1, 1.0, x, x))
+    blender.after_step(Step(1, 1.0, x, x))
     assert torch.allclose(gated(x), shallow(x), atol=1e-4)
     assert not torch.allclose(between, gated(x), atol=1e-4) and not torch.allclose(between, deep(x), atol=1e-4)
     assert count(shallow).depth == count(deep).depth - len(blocks)
@@ -164,7 +165,8 @@ def test_gating_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
                 raise KeyboardInterrupt
 
         try:
-            train(network, digits, once, CrossEntropy(), seed=0, folder=folder, learner=Blend(), watch=watch)
+            callback = Blend().build(network)
+            train(network, digits, once, CrossEntropy(), seed=0, folder=folder, callback=callback, watch=watch)
         except KeyboardInterrupt:
             return None
         return network.state_dict()

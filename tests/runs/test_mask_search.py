@@ -48,7 +48,7 @@ class SearchContext:
         self.searches += searches
         for search in searches:
             teacher = Teacher(self.teacher.network(), self.run.path / "logits")
-            mask_search.conduct(self.run, search, self.dataset, self.seed, teacher, watch)
+            mask_search.search(self.run, search, self.dataset, self.seed, teacher, watch)
         return [{b: mask_search.found(self.run, search, b) for b in search.budgets} for search in searches]
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
@@ -88,9 +88,11 @@ def interrupted_at(last: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LEARNED)
-def test_an_interrupted_search_ends_in_the_same_bits(name, tmp_path):
-    method = methods()[name](search_epochs=3)
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, {}) for name in LEARNED] + [("snl", {"schedule": "paper", "slope_lr": 0.3})]
+)
+def test_an_interrupted_search_ends_in_the_same_bits(name, options, tmp_path):
+    method = methods()[name](search_epochs=3, **options)
     found = []
     for folder, stop in (("whole", None), ("interrupted", 7)):  # in the second of three epochs of 4 steps
         bench = SearchContext(tmp_path / folder, "resnet10 m=2")
@@ -126,8 +128,23 @@ def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
     methods()["fisher"](search_epochs=1).reduce(bench, (100,))
     (search,) = bench.searches
     assert mask_search.is_finished(bench.run, search)
-    with pytest.raises(UserError, match="holds a search of other settings"):
+    with pytest.raises(UserError, match="holds a search of other settings or of an earlier version; delete it"):
         mask_search.is_finished(bench.run, dataclasses.replace(search, budgets=(99,)))
+
+
+def test_the_papers_search_ends_at_its_budget_or_with_its_epochs(tmp_path):
+    """It leaves what stood as each budget was passed, and stops at the last."""
+    for lr, epochs, ends in ((0.3, 8, True), (1e-3, 1, False)):
+        bench = SearchContext(tmp_path / str(lr), "resnet10 m=2")
+        steps: list[Progress] = []
+        search = bench.search
+        bench.search = lambda searches: search(searches, steps.append)  # noqa: B023
+        methods()["snl"](schedule="paper", slope_lr=lr, lam=10.0, search_epochs=epochs).reduce(bench, (400, 100))
+        assert (steps[-1].step < steps[-1].steps) == ends
+        (one,) = bench.searches
+        assert [mask_search.found(bench.run, one, budget).plan.relus for budget in one.budgets] == [400, 100]
+        assert mask_search.is_finished(bench.run, one)
+        assert not (mask_search.folder_of(bench.run, one) / "checkpoint").exists()
 
 
 def test_a_search_of_its_own_starts_from_its_own_budget(tmp_path):
@@ -142,9 +159,9 @@ def test_each_schedule_of_snl_has_its_own_rates(tmp_path):
         for slope_lr, weight_lr in ((None, None), (0.2, 0.3)):
             method = methods()["snl"](schedule=schedule, slope_lr=slope_lr, weight_lr=weight_lr)
             training = method.search_training(bench.training)
-            learner = method.learner(bench, bench.teacher.plan, (100,))
+            options = method.optimizer(bench, bench.teacher.plan, (100,))
             assert training.optimizer == optimizer
-            assert (learner.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
+            assert (options.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
 
 
 @pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])

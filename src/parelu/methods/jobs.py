@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from parelu.masks.optimizer import MaskLearner
+from parelu.masks.optimizer import MaskOptions
 from parelu.network.metrics import Role, Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
-from parelu.training.callback import Learner
+from parelu.training.callback import CallbackOptions
 from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
 from parelu.training.schedule import Training
 
@@ -87,7 +87,7 @@ class Job:
         objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
         tags: what its metrics carry on.
         start: whose weights it starts from; of another architecture it takes the layers that have the same names.
-        learner: moves something beside the weights, such as a buffer of the network.
+        callback: moves something beside the weights, such as a buffer of the network.
     """
 
     name: str
@@ -98,12 +98,12 @@ class Job:
     objective: CrossEntropy | Distillation | DecoupledDistillation
     tags: Tags
     start: Start = FRESH
-    learner: Learner | None = None
+    callback: CallbackOptions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A training of the full-ReLU network in which a learner takes its ReLUs away.
+    """A training of the full-ReLU network in which a mask optimizer takes its ReLUs away.
 
     Attributes:
         name: unique in the run.
@@ -117,7 +117,7 @@ class Search:
     plan: Plan
     training: Training
     objective: CrossEntropy | Distillation
-    learner: MaskLearner
+    optimizer: MaskOptions
     budgets: tuple[int, ...]
 
     def start_of(self, budget: int) -> FromSearch:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.masks.optimizer import MaskLearner
+from parelu.masks.optimizer import MaskOptions
 from parelu.methods.base import Context, Method
 from parelu.methods.jobs import Job, Search
 from parelu.network.candidate import Candidate
@@ -20,8 +20,6 @@ from parelu.training.objectives import CrossEntropy, Distillation
 from parelu.training.schedule import Training
 
 THIN = "thin all"  # in the grammar of `steps`
-
-
 FINETUNE_CLIP = 0.5  # a network of few ReLUs can be lost at the rate of fresh weights
 
 
@@ -47,9 +45,9 @@ class LearnedMasks(Method):
         unnoted: options that do not change what the method is.
         thin: drop alternate ReLUs before the search (DeepReShape, Table 5).
         search_epochs: of the search.
-        finetune_epochs: of each candidate behind it; the training's own number if left out.
+        finetune_epochs: of each candidate after it; the training's own number if left out.
         finetune_lr: learning rate there; the training's own if left out.
-        temperature: of the distillation, in the search and behind it.
+        temperature: of the distillation, in the search and after it.
         kd_weight: of its soft loss.
     """
 
@@ -77,8 +75,8 @@ class LearnedMasks(Method):
         return plan
 
     @abc.abstractmethod
-    def learner(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        """plan: where ReLUs may stand; budgets: of one search, the largest first."""
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskOptions:
+        """plan: where ReLUs may stand; budgets: of one search, the largest first, in which it ends at the last."""
 
     @abc.abstractmethod
     def search_training(self, training: Training) -> Training:
@@ -103,8 +101,8 @@ class LearnedMasks(Method):
         name = label if self.shares_search else f"{label}-{budgets[0]}"
         training = dataclasses.replace(self.search_training(context.training), epochs=self.search_epochs)
         objective = self.objective(finetuning=False)
-        learner = self.learner(context, plan, budgets)
-        return Search(name, context.teacher.spec, plan, training, objective, learner, budgets)
+        optimizer = self.optimizer(context, plan, budgets)
+        return Search(name, context.teacher.spec, plan, training, objective, optimizer, budgets)
 
     def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
         assert isinstance(found.metrics, SearchMetrics), "a search left it"
@@ -122,7 +120,7 @@ class LearnedMasks(Method):
         )
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
-        """Of the search, or of the finetuning behind it."""
+        """Of the search, or of the finetuning after it."""
         return Distillation(self.temperature, self.kd_weight)
 
     @property
@@ -148,7 +146,7 @@ class Polynomials(LearnedMasks):
         degree: of the polynomials; 0 is the identity. Squares are counted apart from ReLUs.
         wide: the polynomials are fitted to a normal distribution so many times as wide as the input's, 1 in the paper:
             wider ones have smaller squares, which feed less on each other.
-        tails: weight of the loss term against images that stand out (`distill.tails`): with squares in a row a few of
+        tails: weight of the loss term against images that stand out (`losses.tails`): with squares in a row a few of
             them grow without bound, and with them the batch-norms' statistics.
         clip: largest norm of the weights' gradient.
         weight_lr: of SGD in the search.

@@ -22,6 +22,7 @@ from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
 from parelu.runs.folder import Run
+from parelu.training.batches import device
 from parelu.training.evaluation import accuracy, ranges, recalibrate
 from parelu.training.loop import Progress, train
 from parelu.training.objectives import CrossEntropy
@@ -39,9 +40,9 @@ def identity(job: Job) -> str:
     """A digest of all that decides a job's outcome."""
     objective = {type(job.objective).__name__: dataclasses.asdict(job.objective)}
     training = dataclasses.asdict(job.training) if job.training else None
-    learner = [{type(job.learner).__name__: dataclasses.asdict(job.learner)}] if job.learner else []
+    callback = [{type(job.callback).__name__: dataclasses.asdict(job.callback)}] if job.callback else []
     return storage.digest(
-        [job.spec.to_json(), job.plan.digest(), training, objective, job.tags.to_json(), job.start.key, *learner]
+        [job.spec.to_json(), job.plan.digest(), training, objective, job.tags.to_json(), job.start.key, *callback]
     )
 
 
@@ -65,6 +66,7 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
     torch.manual_seed(int(hashlib.sha256(f"{seed} {job.name}".encode()).hexdigest()[:15], 16))
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
+    network.to(device())
     if start := job.start.folder(run.path):
         first = Candidate.load(start)
         load = load_weights if first.spec == job.spec else load_shared_weights
@@ -80,7 +82,7 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
             folder=folder,
             teacher=teacher,
             watch=watch,
-            learner=job.learner,
+            callback=job.callback and job.callback.build(network),
         )
         if job.plan.squares:
             recalibrate(network, dataset, job.training, seed)

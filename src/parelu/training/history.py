@@ -1,4 +1,4 @@
-"""The history of a training: metrics.jsonl, a line an epoch."""
+"""The history of a training: metrics.jsonl, a line per epoch."""
 
 from __future__ import annotations
 
