@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from parelu.network.spec import AUXILIARY
 from parelu.training.batches import autocast, device, fit, memory_format, normalised_batches
 from parelu.training.callback import Learner, Step
 from parelu.training.evaluation import accuracy
-from parelu.training.history import write_history
+from parelu.training.history import Epoch, write_history
 from parelu.training.objectives import Batch, Objective
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
@@ -52,7 +51,7 @@ def train(
     teacher: Teacher | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     learner: Learner | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Epoch]:
     """Train a network in place; continues from the checkpoint in `folder` where there is one.
 
     After a kill at any moment and a second call, the weights are those of a training without the kill, bit for bit,
@@ -65,8 +64,7 @@ def train(
         learner: moves something beside the weights, which it has put into the network.
 
     Returns:
-        One dict an epoch: loss and its terms, learning rate, validation accuracy in percent, seconds; and what a
-        learner reports, such as the ReLUs kept.
+        Its epochs, those before the checkpoint included.
 
     Raises:
         UserError: the loss is not finite, or the data set does not fit the network.
@@ -79,7 +77,7 @@ def train(
     history = _resume(folder, network, optimizers)
     while len(history) < training.epochs:
         started, epoch = time.perf_counter(), len(history)
-        known = history[-1]["validation_accuracy"] if history else None
+        known = history[-1].validation_accuracy if history else None
         means: dict[str, float] = {}
         steps = _epoch(network, dataset, training, objective, optimizers, seed, epoch, teacher, learner)
         for step, terms in enumerate(steps, start=1):
@@ -88,14 +86,14 @@ def train(
         if learner:
             learner.after_epoch(gates_of(network), epoch + 1)
         history.append(
-            {
-                "epoch": epoch + 1,
-                **means,
-                **(learner.report(network) if learner else {}),
-                "lr": optimizers[0].param_groups[0]["lr"],
-                "validation_accuracy": accuracy(network, dataset.validation, dataset),
-                "seconds": time.perf_counter() - started,
-            }
+            Epoch(
+                epoch=epoch + 1,
+                loss=means.pop("loss"),
+                parts={**means, **(learner.report(network) if learner else {})},
+                lr=optimizers[0].param_groups[0]["lr"],
+                validation_accuracy=accuracy(network, dataset.validation, dataset),
+                seconds=time.perf_counter() - started,
+            )
         )
         _checkpoint(folder, network, optimizers, history)
     return history
@@ -188,7 +186,7 @@ def _blown_up(network: Network, loss: float, epoch: int, training: Training) -> 
 
 
 def _checkpoint(
-    folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], history: list[dict]
+    folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], history: list[Epoch]
 ) -> None:
     """Keep all that the next epoch depends on; the folder of the epoch before goes when this one is whole."""
     tensors = {f"weight/{name}": tensor for name, tensor in network.state_dict().items()}
@@ -196,14 +194,14 @@ def _checkpoint(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     checkpoints = folder / "checkpoint"
-    storage.write(checkpoints / str(len(history)), "checkpoint", {"history": history}, tensors)
+    storage.write(checkpoints / str(len(history)), "checkpoint", {"history": [e.to_json() for e in history]}, tensors)
     write_history(folder, history)
     for old in checkpoints.iterdir():
         if old.name != str(len(history)):
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Epoch]:
     """Load the newest whole checkpoint; returns its epochs, none where there is no checkpoint."""
     found = sorted((folder / "checkpoint").glob("*/checkpoint.json"), key=lambda path: int(path.parent.name))
     if not found:
@@ -217,7 +215,7 @@ def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.O
             states[int(number)].setdefault(int(index), {})[key] = tensor
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return list(header["history"])
+    return [Epoch.from_json(epoch) for epoch in header["history"]]
 
 
 def _mix(seed: int, epoch: int) -> int:
