@@ -177,7 +177,7 @@ def test_gating_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
     assert whole is not None and resumed is not None
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert whole["layer1.0.gamma"] == whole["layer3.0.gamma"] == 1
-    assert [epoch["gamma"] for epoch in read_history(tmp_path / "whole")] == [0.5, 1.0]
+    assert [epoch.parts["gamma"] for epoch in read_history(tmp_path / "whole")] == [0.5, 1.0]
 
 
 def jobs_of(method, *budgets):

@@ -24,7 +24,7 @@ from parelu.report.inspection import inspection
 from parelu.report.page import flat, headline, write_report
 from parelu.runs import pareto
 from parelu.runs.folder import Record, Run
-from parelu.training.history import write_history
+from parelu.training.history import Epoch, write_history
 
 STAGES = ("S1", "S2", "S3", "S4")
 THINNED = {"S1": "S2+S3+S4", "S1+S4": "S2+S3", "S1+S3+S4": "S2"}
@@ -101,7 +101,7 @@ def keep(run: Run, name: str, steps: str, epochs: int = 10, **tags: Any) -> None
         **tags,
     }
     folder = run.folder(name)
-    write_history(folder, history)
+    write_history(folder, [Epoch.from_json(epoch) for epoch in history])
     dataclasses.replace(candidate, metrics=metrics_from_json(metrics)).save(folder)
 
 
@@ -166,7 +166,7 @@ def record(method: str, steps: str, relus: int, validation: float, seed: int = 0
         "seconds": 1.0,
         "job": "",
     }
-    history = tuple({"epoch": e, "loss": 1.0, "validation_accuracy": validation - 2 + e} for e in (1, 2))
+    history = tuple(Epoch(e, 1.0, {}, 0.1, validation - 2 + e, 1.0) for e in (1, 2))
     return Record(f"seed{seed}", f"{method}-{steps}-{relus}", metrics_from_json(metrics), history)
 
 

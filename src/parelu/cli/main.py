@@ -17,13 +17,12 @@ from parelu import data
 from parelu.cli import private
 from parelu.errors import ProtocolError, UserError
 from parelu.methods.base import Method, methods
-from parelu.methods.budget import parse_budget
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
 from parelu.network.steps import apply_steps
-from parelu.runs import experiment, merging, recipes
+from parelu.runs import experiment, merging, recipes, sweep
 from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.runs.progress import TerminalProgress, say
@@ -259,32 +258,14 @@ class Sweep(_Common):
     def __call__(self) -> None:
         from parelu.report.sweep import save_sweep, sweep_text
 
-        budgets = [parse_budget(text, sys.maxsize) for text in self.budget]
-        if any(0 < float(text) < 1 for text in self.budget if text.replace(".", "").isdigit()):
-            raise UserError("--budget of a sweep is a number of ReLUs, not a fraction: it compares at equal ReLUs")
-        folder = self.folder("sweep")
-        runs = [_conduct(one, folder / str(one.model).replace(" ", "-")) for one in self._studies(budgets)]
+        budgets, folder = sweep.parse_budgets(self.budget), self.folder("sweep")
+        networks = sweep.sweep(self.study(()), self.m, self.multipliers, self.methods, budgets)
+        runs = [_conduct(one, folder / str(one.model).replace(" ", "-")) for one in networks]
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
         shown = budgets or sorted({r.metrics.relus for run in runs for r in run.candidates()}, reverse=True)[1::3]
         print(sweep_text(runs, shown))
         say(f"picture: {folder / 'sweep.png'}")
-
-    def _studies(self, budgets: list[int]) -> list[Experiment]:
-        """One a network, each with the budgets that are fewer than its ReLUs."""
-        known = methods()
-        for name in self.methods:
-            if name not in known:
-                raise UserError(f"unknown method {name!r}; known are {', '.join(known)}")
-        studies = []
-        for name in (f"{self.model} {multipliers} m={m}" for m in self.m for multipliers in self.multipliers):
-            one = dataclasses.replace(self.study(()), model=name)
-            full = count(skeleton(experiment.prepare(one)[1])).relus
-            within = tuple(str(budget) for budget in budgets if budget <= full)
-            reductions = [Reduction(known[name](), within if known[name].needs_budget else ()) for name in self.methods]
-            kept = tuple(r for r in reductions if r.budgets or not r.method.needs_budget)
-            studies.append(dataclasses.replace(one, reductions=kept))
-        return studies
 
 
 @dataclasses.dataclass(frozen=True)

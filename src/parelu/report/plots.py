@@ -240,10 +240,8 @@ def _curves(axes: Axes, group: Sequence[Record], key: str, colours: ScalarMappab
     """A line for each network, coloured by its ReLUs, with a tip at its end."""
     tips: list[Tip] = []
     for record in sorted(group, key=lambda r: -r.metrics.relus):
-        epochs = [epoch["epoch"] for epoch in record.history if epoch.get(key) is not None]
-        values = [epoch[key] for epoch in record.history if epoch.get(key) is not None]
-        if not epochs:
-            continue
+        epochs = [epoch.epoch for epoch in record.history]
+        values = [getattr(epoch, key) for epoch in record.history]
         marker = "." if len(epochs) < 3 else ""
         colour = colours.to_rgba(np.array([record.metrics.relus or 1]))[0]
         axes.plot(epochs, values, marker=marker, color=colour, linewidth=1.3)

@@ -78,7 +78,7 @@ class Executor(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class InProcess(Executor):
-    """Does tasks in this process, one after another, with its threads; its random numbers go on as if nothing was."""
+    """Does tasks in this process, one after another, with its threads; it leaves the random numbers as they were."""
 
     @contextmanager
     def at(self, work: Work, watcher: Watcher) -> Iterator[Do]:

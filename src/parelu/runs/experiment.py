@@ -56,10 +56,10 @@ class Experiment:
 
     Attributes:
         model: a network's name, such as "resnet10 m=8", or its spec.
-        data: name of a data set, or one in memory; of the former alone:
-            input: (C, H, W) of the network, None for the data set's own.
-            images: training images kept, None for all.
-            data_folder: where its files are, None for the usual places.
+        data: name of a data set, or one in memory.
+        input: (C, H, W) of the network, None for the data set's own.
+        images: training images kept, None for all; data_folder: where its files are, None for the usual places: both
+            of a data set's name.
         weights: of an already trained full-ReLU network: a candidate's folder, a safetensors file or a state dict.
     """
 
@@ -74,8 +74,8 @@ class Experiment:
     weights: Path | Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, Dataset) and (self.input or self.images or self.data_folder):
-            raise UserError("input, images and data folder are of a data set's name; this one is in memory, as it is")
+        if isinstance(self.data, Dataset) and (self.images is not None or self.data_folder):
+            raise UserError("images and data folder are of a data set's name; this one is in memory: take part of it")
 
     def config(self) -> dict[str, Any]:
         """What decides the outcome, as JSON values."""
@@ -151,16 +151,15 @@ def _check(reduction: Reduction, budgets: Sequence[int], spec: Spec, training: T
 
 def prepare(experiment: Experiment) -> tuple[DataSource, Spec]:
     """Where the data comes from and the architecture that fits it."""
-    given = experiment.data
+    given, model = experiment.data, experiment.model
     if isinstance(given, Dataset):
         dataset, source = given, InMemory(given)
     else:
         folder, images = experiment.data_folder, experiment.images
         dataset = data.load(given, folder=folder, images=images, input_shape=experiment.input)
         source = Named(given, folder, images, dataset.input_shape)
-    if isinstance(experiment.model, str):
-        return source, spec_of(experiment.model, dataset.input_shape, dataset.classes)
-    spec = experiment.model
+    shape = experiment.input or dataset.input_shape
+    spec = spec_of(model, shape, dataset.classes) if isinstance(model, str) else model
     if (spec.input[0], spec.classes) != (dataset.input_shape[0], dataset.classes):
         raise UserError(
             f"the network reads {spec.input[0]} channels and tells {spec.classes} classes apart, {dataset.name} has "

@@ -25,7 +25,7 @@ from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Metrics, metrics_from_json
 from parelu.runs.environment import environment
-from parelu.training.history import read_history
+from parelu.training.history import Epoch, read_history
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Record:
     """A finished network of a run, without its weights.
 
     Attributes:
-        metrics: of the candidate; history: a dict an epoch.
+        metrics: of the candidate; history: its epochs.
         private: what `parelu bench RUN` measured of this network, {"ring": …, "row": …, "others": …}; None where it
             did not.
     """
@@ -41,7 +41,7 @@ class Record:
     run: str
     name: str
     metrics: Metrics
-    history: tuple[Mapping[str, Any], ...]
+    history: tuple[Epoch, ...]
     private: Mapping[str, Any] | None = None
 
 

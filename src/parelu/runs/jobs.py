@@ -24,6 +24,7 @@ from parelu.network.spec import Spec
 from parelu.runs.folder import Run
 from parelu.training.batches import device
 from parelu.training.evaluation import accuracy, ranges, recalibrate
+from parelu.training.history import Epoch
 from parelu.training.loop import Progress, train
 from parelu.training.objectives import CrossEntropy
 from parelu.training.schedule import Training
@@ -71,7 +72,7 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
         first = Candidate.load(start)
         load = load_weights if first.spec == job.spec else load_shared_weights
         load(network, first.weights)
-    history = []
+    history: list[Epoch] = []
     if job.training:
         history = train(
             network,
@@ -111,7 +112,7 @@ def evaluated(
     job: Job,
     dataset: Dataset,
     seed: int,
-    history: Sequence[Mapping[str, float]],
+    history: Sequence[Epoch],
     full: Metrics | None,
 ) -> Candidate:
     """A trained network as a candidate: its counts, and the one reading of the test set.
@@ -129,7 +130,7 @@ def evaluated(
         validation_accuracy=accuracy(network, dataset.validation, dataset),
         test_accuracy=accuracy(network, dataset.test, dataset),
         epochs=len(history),
-        seconds=sum(epoch["seconds"] for epoch in history),
+        seconds=sum(epoch.seconds for epoch in history),
         job=identity(job),
         ranges=ranges(network, dataset.validation, dataset) if job.plan.squares else None,
     )

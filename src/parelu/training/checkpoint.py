@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import load_weights
 from parelu.training.callback import Callback
-from parelu.training.history import write_history
+from parelu.training.history import Epoch, write_history
 
 
 def write(
@@ -25,7 +24,7 @@ def write(
     network: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     callback: Callback,
-    history: list[dict[str, Any]],
+    history: Sequence[Epoch],
 ) -> None:
     """Keep a training after an epoch; the folder of the epoch before goes when this one is whole."""
     tensors = {f"weight/{name}": tensor for name, tensor in network.state_dict().items()}
@@ -34,7 +33,9 @@ def write(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     checkpoints = folder / "checkpoint"
-    storage.write(checkpoints / str(len(history)), "checkpoint", {"history": history}, tensors)
+    storage.write(
+        checkpoints / str(len(history)), "checkpoint", {"history": [epoch.to_json() for epoch in history]}, tensors
+    )
     write_history(folder, history)
     for old in checkpoints.iterdir():
         if old.name != str(len(history)):
@@ -43,7 +44,7 @@ def write(
 
 def resume(
     folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], callback: Callback
-) -> list[dict[str, Any]]:
+) -> list[Epoch]:
     """Load the newest whole checkpoint; returns its epochs, none where there is no checkpoint.
 
     Raises:
@@ -66,7 +67,7 @@ def resume(
         states[int(number)].setdefault(int(index), {})[key] = tensor
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return list(header["history"])
+    return [Epoch.from_json(epoch) for epoch in header["history"]]
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

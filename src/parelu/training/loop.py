@@ -21,6 +21,7 @@ from parelu.training import checkpoint
 from parelu.training.batches import autocast, device, fit, memory_format, normalised_batches
 from parelu.training.callback import Callback, Step, Still
 from parelu.training.evaluation import accuracy
+from parelu.training.history import Epoch
 from parelu.training.objectives import Batch, Objective
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
@@ -48,7 +49,7 @@ def train(
     teacher: Teacher | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     callback: Callback | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Epoch]:
     """Train a network in place; continues from the checkpoint in `folder` where there is one.
 
     After a kill at any moment and a second call, the weights are those of a training without the kill, bit for bit,
@@ -61,8 +62,7 @@ def train(
         callback: moves something beside the weights, and may end the training after a step.
 
     Returns:
-        One dict per finished epoch: loss and its terms, learning rate, validation accuracy in percent, seconds; and
-        what a callback reports, such as the ReLUs kept.
+        Its finished epochs, those before the checkpoint included.
 
     Raises:
         UserError: the loss is not finite, or the data set does not fit the network.
@@ -77,7 +77,7 @@ def train(
     history = checkpoint.resume(folder, network, optimizers, callback)
     while len(history) < training.epochs:
         started, epoch = time.perf_counter(), len(history)
-        known = history[-1]["validation_accuracy"] if history else None
+        known = history[-1].validation_accuracy if history else None
         means: dict[str, float] = {}
         for step, terms in enumerate(loop.epoch(epoch), start=1):
             means = {name: means.get(name, 0.0) + (term - means.get(name, 0.0)) / step for name, term in terms.items()}
@@ -86,14 +86,14 @@ def train(
                 return history
         callback.after_epoch(epoch + 1)
         history.append(
-            {
-                "epoch": epoch + 1,
-                **means,
-                **callback.report(),
-                "lr": optimizers[0].param_groups[0]["lr"],
-                "validation_accuracy": accuracy(network, dataset.validation, dataset),
-                "seconds": time.perf_counter() - started,
-            }
+            Epoch(
+                epoch=epoch + 1,
+                loss=means.pop("loss"),
+                parts={**means, **callback.report()},
+                lr=optimizers[0].param_groups[0]["lr"],
+                validation_accuracy=accuracy(network, dataset.validation, dataset),
+                seconds=time.perf_counter() - started,
+            )
         )
         checkpoint.write(folder, network, optimizers, callback, history)
     return history
