@@ -1,7 +1,7 @@
 """Gates: sites whose mask is being learnt.
 
-A gate computes `y = a·relu(x) + (1 − a)·(c0 + c1·x + c2·x²)` with a real `a` per position, and gives ∂L/∂a, the sum over
-the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` means and how it moves is the method's.
+A gate computes `y = a·relu(x) + (1 − a)·(c0 + c1·x + c2·x²)` with a real `a` per position, and gives ∂L/∂a, the sum
+over the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` means and how it moves is the method's.
 """
 
 from __future__ import annotations
