@@ -328,6 +328,50 @@ def test_an_interruption_leaves_no_trace_in_a_callback(digits, tmp_path, at):
     assert [epoch["counted"] for epoch in read_history(tmp_path / "b")] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
 
 
+def test_a_callback_is_told_of_every_step_and_epoch(digits, tmp_path):
+    """And its optimizer's rate follows the schedule from its own height, as the weights' does."""
+    net, teacher, inputs, told = network(), Teacher(network(7), tmp_path / "logits"), [], []
+    own = nn.Parameter(torch.ones(()))
+
+    class Told(Counting):
+        def parameters(self):
+            return []
+
+        def optimizer(self):
+            return torch.optim.SGD([own], lr=0.5)
+
+        def before_step(self):
+            own.grad = torch.ones(())
+            told.append(("before", own.item()))
+
+        def after_step(self, step):
+            told.append(("after", step))
+
+        def after_epoch(self, epoch):
+            told.append(("epoch", epoch))
+
+    net.register_forward_pre_hook(lambda module, images: inputs.append(images[0]) if net.training else None)
+    training = Training(epochs=2, batch=400, lr=0.1, schedule="one-cycle")
+    options = {"seed": 0, "folder": tmp_path / "a", "teacher": teacher}
+    history = train(net, digits, training, Distillation(), callback=Told(net), **options)
+    per_epoch = len(digits.train) // 400
+    steps = 2 * per_epoch
+    assert [kind for kind, _ in told] == (["before", "after"] * per_epoch + ["epoch"]) * 2
+    assert [value for kind, value in told if kind == "epoch"] == [1, 2]
+    after = [value for kind, value in told if kind == "after"]
+    assert [(step.number, step.progress) for step in after] == [
+        (n, pytest.approx((n + 1) / steps)) for n in range(steps)
+    ]
+    assert all(a.images is images and a.teacher is teacher.network for a, images in zip(after, inputs, strict=True))
+    batches = [data.batches(digits.train, 400, seed=0, epoch=e, augmentation=digits.augmentation) for e in (0, 1)]
+    labels = [label for stream in batches for _, label in stream]
+    assert all(torch.equal(a.labels, label) for a, label in zip(after, labels, strict=True))
+    shapes = [training.shape(n / steps) for n in range(steps)]
+    values = [value for kind, value in told if kind == "before"]
+    assert values == pytest.approx([1 - 0.5 * sum(shapes[:n]) for n in range(steps)])
+    assert [epoch["lr"] for epoch in history] == pytest.approx([0.1 * shapes[per_epoch - 1], 0.1 * shapes[-1]])
+
+
 def test_what_a_callback_moves_is_no_weight(digits, tmp_path):
     """It is not clipped, its own optimizer alone moves it, and the callback is asked at the said moments."""
     net = network()
