@@ -97,7 +97,7 @@ def _fold_batch_norms(network: Network) -> None:
             network.graph.erase_node(node)
 
 
-def _folded(op: ops.Op, norm: nn.Module) -> nn.Module | None:
+def _folded(op: ops.Op, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module | None:
     """The layer that a layer and then the batch-norm are; None of what has no weight to take it in."""
     match op:
         case ops.Convolution(layer):

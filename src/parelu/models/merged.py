@@ -196,7 +196,7 @@ def _described(node: fx.Node, op: ops.Op, values: Mapping[fx.Node, int], before:
             return [_Layer("conv", path, reads, sizes)]
         case ops.Linear(layer):
             return [_Layer("linear", path, reads, (layer.in_features, layer.out_features))]
-        case ops.BatchNorm(nn.BatchNorm2d() as layer):
+        case ops.BatchNorm(nn.BatchNorm2d() as layer) if layer.running_mean is not None:
             return [_Layer("norm", path, reads, (layer.num_features,))]
         case ops.Addition(left, right) if left in values and right in values:
             return [_Layer("add", "", (values[left], values[right]), ())]

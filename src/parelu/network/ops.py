@@ -343,9 +343,9 @@ def _free(node: fx.Node) -> Op:
     return Free()
 
 
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-PRODUCTS = (operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
-SIGMOIDS = (torch.sigmoid, F.sigmoid, "sigmoid")
+ADDITIONS = (operator.add, torch.add, "add", "add_")
+PRODUCTS = (operator.mul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
+SIGMOIDS = (torch.sigmoid, "sigmoid")
 _DIFFERENCES = (operator.sub, torch.sub, "sub")
 _REORDERED = ("contiguous", "permute", "squeeze", "unsqueeze")
 _SIZES = (getattr, operator.floordiv, "size")

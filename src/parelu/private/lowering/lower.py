@@ -37,7 +37,7 @@ from parelu.private.lowering.program import (
     Truncate,
 )
 
-FRACTION = 10  # bits behind the point of an activation
+FRACTION = 10  # bits after the point of an activation
 WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site
 LEAST_SQUARE_BITS = 6  # c2 takes fewer, down to this, where many squares would make a wrap too likely
 SPARE_BITS = 1  # the calibrated range may be exceeded so often by a factor of two
