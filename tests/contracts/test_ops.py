@@ -15,6 +15,7 @@ from two_parties import images_of, lowered_of, preprocessing_of, ready
 
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, nothing
+from parelu.fusion.packing import seconds
 from parelu.models.merged import merged, weights_of
 from parelu.network import ops, trace
 from parelu.network.candidate import Candidate
@@ -180,8 +181,10 @@ def logits(network, images):
 
 def check_lowered(network):
     images = images_of(16, INPUT, seed=1)
-    found = reference.run(lowered_of(network, 32), images).logits
-    assert np.abs(found - logits(network, images).double().numpy()).max() < 0.02
+    expected = logits(network, images).double().numpy()
+    for cost in (seconds, nothing):
+        found = reference.run(lowered_of(network, 32, cost=cost), images).logits
+        assert np.abs(found - expected).max() < 0.02
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -246,7 +246,7 @@ def _relu(node: fx.Node) -> Op:
 def _addition(node: fx.Node) -> Op:
     """One with a factor (alpha) is no sum of its terms."""
     terms = _arguments(node)
-    return Addition(*terms) if len(terms) == 2 and "alpha" not in node.kwargs else Free()
+    return Addition(*terms) if len(terms) == 2 else Free()
 
 
 def _product(node: fx.Node) -> Op:
