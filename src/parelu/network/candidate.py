@@ -54,12 +54,12 @@ class Candidate:
         """Write candidate.json and candidate.safetensors."""
         header = {
             "spec": self.spec.to_json(),
-            "sites": self.plan._shapes(),
+            "sites": self.plan.shapes(),
             "metrics": self.metrics.to_json() if self.metrics else {},
             "preprocessing": dict(self.preprocessing),
         }
         weights = {f"weight/{name}": tensor for name, tensor in self.weights.items()}
-        storage.write(folder, "candidate", header, self.plan._tensors() | weights)
+        storage.write(folder, "candidate", header, self.plan.tensors() | weights)
 
     @classmethod
     def load(cls, folder: Path) -> Candidate:
@@ -68,7 +68,7 @@ class Candidate:
         if not all(isinstance(header.get(k), dict) for k in ("spec", "sites", "metrics", "preprocessing")):
             raise UserError(f"{folder}/candidate.json lacks its spec, sites, metrics or preprocessing")
         weights = {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}
-        plan = Plan._from(header["sites"], tensors, folder)
+        plan = Plan.from_tensors(header["sites"], tensors, folder)
         metrics = metrics_from_json(header["metrics"])
         return cls(spec_from_json(header["spec"]), plan, weights, metrics, header["preprocessing"])
 
