@@ -21,6 +21,7 @@ from parelu.private.engines.base import Options, chosen, engines
 from parelu.private.engines.spu.engine import RECIPE, check_range
 from parelu.private.engines.spu.evaluate import PRECISION, evaluate, exponents, numbers
 from parelu.private.lowering import reference
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Scale, Truncate
 
@@ -47,7 +48,7 @@ def on_numbers(lowered, images, digits=None):
     secrets = numbers(program, integers)
     if digits is not None:
         secrets = {name: np.rint(array * 2.0**digits) / 2.0**digits for name, array in secrets.items()}
-    x = reference.encode_images(lowered.program, images) / 2.0**lowered.program.fraction
+    x = encode_images(lowered.program, images) / 2.0**lowered.program.fraction
     last = evaluate(program, secrets, x, np, convolve)
     return last * lowered.program.output_unit * 2.0 ** exponents(program)[-1]
 

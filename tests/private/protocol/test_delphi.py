@@ -13,6 +13,7 @@ from parelu.network.steps import apply_steps
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import decode, reduce
 from parelu.private.lowering import reference
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Material
@@ -56,10 +57,8 @@ def test_images_of_one_query_share_its_rounds(relu, reveal):
     rounds = []
     with Pair(lowered, relu, reveal=reveal) as pair:
         for batch in (images[:1], images):
-            pair.client.prepare(len(batch))
-            shares = [material._content.shares for material in pair.client.prepared]
             pair.client.channel.traffic.clear()
-            result = pair.client.infer(reference.encode_images(lowered.program, batch))
+            result, shares = pair.infer_all(batch)
             rounds.append(sum(t.turns for (phase, _), t in pair.client.channel.traffic.items() if phase == "online"))
             for image, got, own in zip(batch, result, shares, strict=True):
                 expected = reference.replay(lowered, image, own, relu)
@@ -205,7 +204,7 @@ def record(lowered, image, relu="sign", offline="dealer"):
     with Pair(lowered, relu, offline, wrap=wrap) as pair:
         pair.client.prepare()
         start = len(recorders[0].sent), len(recorders[0].received)
-        pair.client.infer(reference.encode_images(lowered.program, image[None]))
+        pair.client.infer(encode_images(lowered.program, image[None]))
     return recorders[0].sent[start[0] :], recorders[0].received[start[1] :]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.network.preprocessing import resize
 from parelu.private.crypto.ring import decode
-from parelu.private.lowering.reference import encode_images
+from parelu.private.lowering.encode import encode_images
 from parelu.private.serving.session import Session
 from parelu.private.serving.stock import ClientStock
 from parelu.private.transport import tls

@@ -18,6 +18,7 @@ comd: end                  →
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ from parelu.private.crypto.prg import fresh_seed
 from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.program import LARGEST_PROGRAM, Program
 from parelu.private.offline.mode import Mode, Package, modes
-from parelu.private.protocol.delphi import Material, Model, Terms, infer_client, infer_server
+from parelu.private.protocol.delphi import Material, Model, Terms, infer_client, infer_server, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.stock import NAME_BYTES, ClientStock, Stock
@@ -57,14 +58,12 @@ class Session:
         room: inferences that the server keeps for this client's stock; 0 where it keeps none.
     """
 
-    def __init__(
-        self, channel: Channel, pin: str | None = None, *, stock: ClientStock | None = None, keep_shares: bool = False
-    ) -> None:
+    def __init__(self, channel: Channel, pin: str | None = None, *, stock: ClientStock | None = None) -> None:
         """Shake hands; with a stock, compare it with the server's half.
 
         pin: SHA-256 of the program, as the operator publishes it. Raises ProtocolError where the server has another.
         """
-        self.channel, self.keep_shares, self._stocks = channel, keep_shares, stock
+        self.channel, self._stocks = channel, stock
         self.prepared: deque[Material] = deque()
         identity = stock.identity if stock else ""
         hello = {"format": FORMAT, "nonce": fresh_seed().hex(), "pin": pin or "", "stock": identity}
@@ -106,7 +105,8 @@ class Session:
     def _fetch(self) -> Material:
         if self._state is None:
             self._state = self.mode.client(self.channel, self._context, self.terms)
-        return self.mode.fetch(self.channel, self._state, self.terms, keep_shares=self.keep_shares)
+        offline = self.mode.fetch(self.channel, self._state)
+        return prepare_client(self.terms, offline, functools.partial(self.channel.measured, "offline"))
 
     def _compare(self, kept: Stock) -> None:
         assert self._stocks is not None

@@ -25,7 +25,7 @@ from parelu.errors import UserError
 from parelu.private.engines import environment
 from parelu.private.engines.base import Engine, Measurement, Options
 from parelu.private.engines.spu.evaluate import LARGEST, exponents
-from parelu.private.lowering import reference
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Activation, Truncate
 
@@ -79,7 +79,7 @@ class Spu(Engine):
 
     def _write(self, folders: Mapping[str, Path], lowered: Lowered, images: Tensor, batch: int) -> None:
         """Each party's files: what it may know."""
-        encoded = reference.encode_images(lowered.program, torch.cat([images[:batch], images]))
+        encoded = encode_images(lowered.program, torch.cat([images[:batch], images]))
         queries = (encoded / 2.0**lowered.program.fraction).astype(np.float32)
         queries = queries.reshape(-1, batch, *lowered.program.input_shape)
         integers = {f"{op}/{name}": array for op, own in lowered.weights.items() for name, array in own.items()}
