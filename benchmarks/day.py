@@ -36,7 +36,7 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server
+from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.stock import Stock
 from parelu.runs import measurement
 
@@ -63,7 +63,7 @@ def serve(folder: Path, port: int, offline: str) -> None:
     note_uses(folder, "server")
     model = Model(Lowered.load(folder), relus()["sign"], REVEALS["logits"])
     server = Server(
-        model, modes()[offline], ("127.0.0.1", port), stock=ROOM, stock_folder=folder / "server", timeout=TIMEOUT
+        model, modes()[offline], ("127.0.0.1", port), options=ServerOptions(ROOM, folder / "server", timeout=TIMEOUT)
     )
     print(json.dumps({"memory": memory()}), flush=True)
     server.run()
@@ -79,7 +79,7 @@ def query(folder: Path, port: int, number: int, seed: int) -> None:
         try:
             with Client("127.0.0.1", port, stock=folder / f"client{number}", timeout=TIMEOUT) as client:
                 for _ in range(draw.randint(0, 3)):
-                    client.session.keep()
+                    client.session.add_to_stock()
                 for _ in range(draw.randint(1, 4)):
                     image = draw.randrange(IMAGES)
                     error = float(np.abs(client.predict(images[image : image + 1])[0] - expected[image]).max())

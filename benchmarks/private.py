@@ -367,10 +367,10 @@ def main() -> None:
         "full": {"relu": "full"},
         "offline he": {"offline": "he"},
         "numpy kernels": {"kernels": "numpy"},
-        "LAN": {"network": "lan"},
-        "WAN": {"network": "wan"},
+        "LAN": {"link": "lan"},
+        "WAN": {"link": "wan"},
         "fss": {"relu": "fss"},
-        "fss, WAN": {"relu": "fss", "network": "wan"},
+        "fss, WAN": {"relu": "fss", "link": "wan"},
     }
     networks |= alternate(
         {
@@ -379,8 +379,8 @@ def main() -> None:
             for share, case in (("all", every), ("10 %", tenth))
         }
         | {
-            "all, m = 32, WAN": widened(every, 32, network="wan"),
-            "all, m = 32, fss, WAN": widened(every, 32, relu="fss", network="wan"),
+            "all, m = 32, WAN": widened(every, 32, link="wan"),
+            "all, m = 32, fss, WAN": widened(every, 32, relu="fss", link="wan"),
         },
         max(1, arguments.repeat // 2),
     )

@@ -32,7 +32,6 @@ GROUND = {"errors", "registry", "network", "fusion"}
 KNOWN = {
     ("training.callback", "masks.gate"),
     ("training.loop", "masks.gate"),
-    ("private.offline.comparisons", "private.offline.transfers"),
 }
 
 

@@ -112,7 +112,7 @@ class Bench:
                 engine=name,
                 relu=self.relu,
                 offline=self.offline,
-                network=self.network,
+                link=self.network,
                 batch=self.batch,
             )
             for name in names
@@ -236,7 +236,7 @@ class Serve:
         from parelu.private.protocol.delphi import Model
         from parelu.private.protocol.relu import relus
         from parelu.private.protocol.reveal import REVEALS
-        from parelu.private.serving.server import Server
+        from parelu.private.serving.server import Server, ServerOptions
         from parelu.runs import measurement
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -248,10 +248,7 @@ class Serve:
             mode,
             (self.host, self.port),
             self.tls,
-            stock=self.stock,
-            stock_folder=self.stock_dir,
-            clients=self.clients,
-            shared=self.processes > 1,
+            ServerOptions(self.stock, self.stock_dir, self.clients, self.processes > 1),
             log=say,
         )
         spawn = multiprocessing.get_context("spawn")
@@ -304,7 +301,7 @@ class Infer:
             images = [read_image(path, client.program.input_shape[0]) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
-            missing = max(0, len(ready) - client.session.kept)
+            missing = max(0, len(ready) - client.session.in_stock)
             prepared = min(missing, client.session.terms.most_prepared)
             if prepared:
                 client.prepare(prepared)
@@ -357,7 +354,7 @@ class Prepare:
             raise UserError("give a count from 1 to 10000 and --jobs from 1 to 64")
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
             kept, room, trust = (
-                client.session.kept,
+                client.session.in_stock,
                 client.session.room,
                 client.session.mode.trust(client.session.terms.relu),
             )
@@ -386,7 +383,7 @@ class Prepare:
     def _make(self, share: int) -> int:
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
             for _ in range(share):
-                client.session.keep()
+                client.session.add_to_stock()
         return share
 
 

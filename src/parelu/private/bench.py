@@ -27,7 +27,7 @@ def bench(
     engine: str = "delphi",
     relu: str = "sign",
     offline: str = "he",
-    network: str = "loopback",
+    link: str = "loopback",
     batch: int = 1,
 ) -> dict[str, Any]:
     """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row: what a query took.
@@ -35,7 +35,7 @@ def bench(
     The first query is run once more beforehand, to warm up. Errors of the logits are against the float network's and
     the ring reference's. Raises UserError where the engine is not known or cannot run this, or a party fails.
     """
-    options = Options(relu, offline, network, batch)
+    options = Options(relu, offline, link, batch)
     (runner,) = chosen([engine], options)
     measured = runner.run(lowered, images, options)
     logits, program = measured.logits, lowered.program
@@ -43,7 +43,7 @@ def bench(
     return {
         "engine": engine,
         **runner.described(options),
-        "network": network,
+        "network": link,
         "relus": program.relus,
         "squares": program.squares,
         "images": len(images),

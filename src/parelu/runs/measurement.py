@@ -172,7 +172,7 @@ def measure(
         if fits
         else {
             "ring": dataclasses.asdict(ring_accuracy(program, candidate, dataset.test, progress)),
-            "row": bench(program, candidate, images, relu=relu, offline=offline, network=network),
+            "row": bench(program, candidate, images, relu=relu, offline=offline, link=network),
         }
     )
     rows |= {name: bench(program, candidate, images, engine=name) for name in others if name not in rows}

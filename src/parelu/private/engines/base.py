@@ -20,12 +20,12 @@ from parelu.private.lowering.lower import Lowered
 class Options:
     """What a measurement is asked for; an engine leaves aside what it has no choice of.
 
-    relu: ReLU protocol; offline: offline mode; network: a name of `channel.NETWORKS`; batch: images a query.
+    relu: ReLU protocol; offline: offline mode; link: a name of `transport.link.LINKS`; batch: images a query.
     """
 
     relu: str = "sign"
     offline: str = "he"
-    network: str = "loopback"
+    link: str = "loopback"
     batch: int = 1
 
 

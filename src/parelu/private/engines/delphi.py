@@ -31,9 +31,9 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server
-from parelu.private.transport.channel import Traffic
-from parelu.private.transport.link import NETWORKS
+from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.transport.link import LINKS
+from parelu.private.transport.traffic import Traffic
 
 PHASES = ("offline", "online")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
@@ -58,7 +58,7 @@ class Delphi(Engine):
             lowered.save(folder)
             warm = torch.cat([images[: options.batch], images])
             storage.write(folder, "images", {"batch": options.batch}, {"images": warm})
-            server, client = _run_parties(folder, options.relu, options.offline, options.network)
+            server, client = _run_parties(folder, options.relu, options.offline, options.link)
         runs = client["runs"][1:], server["runs"][1:]
         costs = {
             **{phase: _cost((phase,), *runs) for phase in PHASES},
@@ -72,13 +72,13 @@ class Delphi(Engine):
         return Measurement(np.array(client["logits"])[len(warm) - len(images) :], costs)
 
 
-def _run_parties(folder: Path, relu: str, offline: str, network: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    with _party("server", folder, relu, offline, network) as server:
+def _run_parties(folder: Path, relu: str, offline: str, link: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    with _party("server", folder, relu, offline, link) as server:
         assert server.stdout is not None
         first = server.stdout.readline()
         if not first:
             raise UserError(f"the server's process failed: {_last_line(server)}")
-        with _party("client", folder, str(json.loads(first)["port"]), network) as client:
+        with _party("client", folder, str(json.loads(first)["port"]), link) as client:
             out, error = client.communicate()
         rest = server.stdout.readline()
         if not rest:
@@ -172,7 +172,7 @@ def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _server(folder: Path, relu: str, offline: str, network: str) -> None:
+def _server(folder: Path, relu: str, offline: str, link: str) -> None:
     model = Model(Lowered.load(folder), relus()[relu], REVEALS["logits"])
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
@@ -180,8 +180,7 @@ def _server(folder: Path, relu: str, offline: str, network: str) -> None:
         model,
         modes()[offline],
         ("127.0.0.1", 0),
-        network=NETWORKS[network],
-        timeout=TIMEOUT,
+        options=ServerOptions(link=LINKS[link], timeout=TIMEOUT),
         log=failures.append,
         finished=lambda traffic: runs.append(_entries(traffic)),
     )
@@ -190,10 +189,10 @@ def _server(folder: Path, relu: str, offline: str, network: str) -> None:
     print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
 
 
-def _client(folder: Path, port: str, network: str) -> None:
+def _client(folder: Path, port: str, link: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    with Client("127.0.0.1", int(port), network=NETWORKS[network], timeout=TIMEOUT) as client:
+    with Client("127.0.0.1", int(port), link=LINKS[link], timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.codec import Stored, dump, load
+from parelu.private.crypto.codec import Encodable, dump, load
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
 from parelu.private.lowering.encode import bias_of, linear_map
@@ -90,7 +90,7 @@ class Material:
         return cls(load(body))
 
     def dump(self) -> bytes:
-        """The content as bytes, taken: what is stored is no longer here."""
+        """The content as bytes, taken: what is on disk is no longer here."""
         return dump(self.take())
 
     def take(self) -> Any:
@@ -102,14 +102,14 @@ class Material:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Squares(Stored):
+class _Squares(Encodable, kind="squares"):
     offset: Ring  # the client's mask of the output; the server's shift of the opening
     u: Ring
     v: Ring
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _ClientMaterial(Stored):
+class _ClientMaterial(Encodable, kind="inference, client"):
     mask: Ring  # of the input
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]
@@ -117,7 +117,7 @@ class _ClientMaterial(Stored):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _ServerMaterial(Stored):
+class _ServerMaterial(Encodable, kind="inference, server"):
     summands: Mapping[int, Ring]  # of secret ops: the share of the product, and the bias
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]

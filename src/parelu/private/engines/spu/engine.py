@@ -53,7 +53,7 @@ class Spu(Engine):
         return {"relu": "native", "offline_mode": "none, the seconds are the whole cost", "threat_model": self.trust}
 
     def check(self, options: Options) -> None:
-        if options.network != "loopback":
+        if options.link != "loopback":
             raise UserError(f"{self.name} cannot shape a network; leave --network at loopback")
         environment.interpreter(RECIPE)
 
