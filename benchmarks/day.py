@@ -29,8 +29,9 @@ import numpy as np
 import torch
 
 from parelu.network.spec import spec_of
+from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
@@ -38,7 +39,6 @@ from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.stock import Stock
-from parelu.runs import measurement
 
 SHAPE, IMAGES, ROOM = (1, 8, 8), 16, 4
 TIMEOUT = 20.0  # seconds of silence, of every party
@@ -72,7 +72,7 @@ def serve(folder: Path, port: int, offline: str) -> None:
 def query(folder: Path, port: int, number: int, seed: int) -> None:
     """Ask until killed: prepare a few, use them, connect again; a line for each answer and each failure."""
     note_uses(folder, f"client{number}")
-    images = measurement.noise(IMAGES, SHAPE, seed=1)
+    images = noise(IMAGES, SHAPE, seed=1)
     expected = np.load(folder / "expected.npy")
     draw = random.Random(seed)
     while True:
@@ -222,10 +222,10 @@ class Day:
 def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="parelu-day-") as name:
         folder = Path(name)
-        candidate = measurement.untrained(spec_of("resnet10 m=2", SHAPE, 10), 0.3, seed=0)
-        lowered = measurement.lower(candidate.network(), measurement.noise(64, SHAPE, seed=2), candidate.preprocessing)
+        candidate = untrained(spec_of("resnet10 m=2", SHAPE, 10), 0.3, seed=0)
+        lowered = lower(candidate.network(), noise(64, SHAPE, seed=2), candidate.preprocessing)
         lowered.save(folder)
-        np.save(folder / "expected.npy", reference.run(lowered, measurement.noise(IMAGES, SHAPE, seed=1)).logits)
+        np.save(folder / "expected.npy", reference.run(lowered, noise(IMAGES, SHAPE, seed=1)).logits)
         started = time.monotonic()
         day = Day(folder, clients, offline, seed)
         try:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from parelu.network.spec import spec_of
+from parelu.private.fresh import noise, untrained
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
@@ -31,7 +32,6 @@ from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import LINKS, Link
-from parelu.runs import measurement
 
 MODEL, INPUT, KEEP, PORT = "resnet20", (3, 32, 32), 0.1, 7000
 HOSTS = {"parelu-server": "10.77.0.1", "parelu-client": "10.77.0.2"}
@@ -45,7 +45,7 @@ def serve(folder: str, host: str, relu: str, link: Link) -> None:
 
 
 def ask(host: str, repeat: int, link: Link) -> None:
-    images = measurement.noise(repeat + 1, INPUT, seed=1)
+    images = noise(repeat + 1, INPUT, seed=1)
     with Client(host, PORT, link=link) as client:
         client.prepare(repeat + 1)
         times = []
@@ -125,8 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     inside = tuple(["ip", "netns", "exec", name] for name in HOSTS)
     with tempfile.TemporaryDirectory(prefix="parelu-hosts-") as folder:
-        candidate = measurement.untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
-        lowered = lower(candidate.network(), measurement.noise(64, INPUT, seed=2), candidate.preprocessing)
+        candidate = untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
+        lowered = lower(candidate.network(), noise(64, INPUT, seed=2), candidate.preprocessing)
         lowered.save(Path(folder))
         asked = LINKS[arguments.network]
         with two_hosts(asked) as shaped:

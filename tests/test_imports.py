@@ -26,7 +26,7 @@ ORDER = (
     "__main__",
 )
 # Of private inference likewise, which knows the network and fusion alone.
-PRIVATE = ("crypto", "transport", "lowering", "protocol", "offline", "serving", "engines", "bench")
+PRIVATE = ("crypto", "transport", "lowering", "fresh", "protocol", "offline", "serving", "rows", "engines", "bench")
 GROUND = {"errors", "registry", "network", "fusion"}
 # What still runs against the order.
 KNOWN = {

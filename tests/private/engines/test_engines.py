@@ -24,6 +24,7 @@ from parelu.private.lowering import reference
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Scale, Truncate
+from parelu.private.rows import Difference
 
 SPU = environment.made(RECIPE)  # before the tests have a cache of their own
 CACHE = environment.cache.folder().parent
@@ -175,12 +176,7 @@ def test_the_environment_is_the_dependency_group():
 def test_differences_are_between_any_two():
     logits = np.array([[0.0, 1.0], [0.0, 0.1], [2.0, 0.0]])
     other = logits + np.array([[0.0, 0.0], [0.2, 0.0], [0.0, 0.3]])
-    assert difference([logits, other, logits]) == {
-        "largest": pytest.approx(0.3),
-        "clear": 2,
-        "same": 2,
-        "same_of_all": 2,
-    }
+    assert difference([logits, other, logits]) == Difference(pytest.approx(0.3), 2, 2, 2)
 
 
 @pytest.mark.slow
@@ -196,8 +192,8 @@ def test_semi2k_is_the_ring_reference(monkeypatch, module, shape):
     (engine,) = chosen(["spu-semi2k"], options)
     measured = engine.run(lowered, images, options)
     apart = difference([reference.run(lowered, images).logits, measured.logits])
-    assert apart["largest"] < 0.02 and apart["same"] == apart["clear"]
+    assert apart.largest < 0.02 and apart.same == apart.clear
     assert np.abs(measured.logits - on_numbers(lowered, images)).max() < 2e-3
-    total = measured.costs["total"]
-    assert total["rounds"] > 10 and min(total["bytes_to_client"], total["bytes_to_server"]) > 10_000
-    assert "offline" not in measured.costs
+    total = measured.costs.total
+    assert total.rounds > 10 and min(total.sent["client"], total.sent["server"]) > 10_000
+    assert measured.costs.offline is None
