@@ -165,7 +165,7 @@ def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str,
             if record.metrics.role == "candidate" and not path.exists():
                 program, candidate = lowered(one.folder(record.name))
                 images = measurement.fit(candidate, dataset.test.images[: measurement.IMAGES])
-                row = bench(program, candidate, images, offline=offline, network=network)
+                row = bench(program, candidate, images, offline=offline, link=network).to_json()
                 storage.write_json(path, row)
                 print(f"{folder} {path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
 

@@ -101,7 +101,7 @@ def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
             if not path.exists():
                 candidate = run.candidate(record.name)
                 images = measurement.fit(candidate, dataset.test.images[:IMAGES])
-                row = bench(lowered(record.name, way), candidate, images, offline=offline, network=network)
+                row = bench(lowered(record.name, way), candidate, images, offline=offline, link=network).to_json()
                 storage.write_json(path, row)
                 print(f"{path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
     for record in records:

@@ -18,6 +18,7 @@ from parelu.network.count import skeleton
 from parelu.network.instrument import instrument
 from parelu.network.spec import families, spec_of
 from parelu.network.steps import KNOWN
+from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
@@ -26,7 +27,6 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.server import Server
 from parelu.private.transport.tls import make_certificates
-from parelu.runs.measurement import noise, untrained
 from parelu.runs.recipes import recipes
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,9 @@ from two_parties import Pair, images_of
 from parelu import data
 from parelu.methods.base import methods
 from parelu.network.spec import spec_of
+from parelu.private.fresh import untrained
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import problems
+from parelu.private.lowering.lower import lower, problems
 from parelu.runs import experiment, measurement
 from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.schedule import Training
@@ -69,8 +70,8 @@ def test_inspect_counts_squeeze_and_excitation(capsys):
 @pytest.mark.parametrize("name", [*SECURE, "efficientnet-b0 (relu, no se) m=8"])
 def test_an_untrained_network_has_a_program(name):
     spec = spec_of(name, (1, 16, 16), 10)
-    candidate = measurement.untrained(spec, 0.5, seed=0)
-    lowered = measurement.lower(candidate.network(), images_of(32, spec.input), candidate.preprocessing)
+    candidate = untrained(spec, 0.5, seed=0)
+    lowered = lower(candidate.network(), images_of(32, spec.input), candidate.preprocessing)
     result = reference.run(lowered, images_of(8, spec.input, seed=1))
     assert lowered.program.relus == candidate.plan.relus and lowered.wrap_bound < 1e-5
     assert np.isfinite(result.logits).all() and result.logits.std() > 0

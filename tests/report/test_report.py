@@ -19,6 +19,7 @@ from parelu.network.count import count, skeleton
 from parelu.network.metrics import metrics_from_json
 from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
+from parelu.private.rows import Cost, Costs, Difference, PrivateInference, RingAccuracy, Row
 from parelu.report import plots, tables
 from parelu.report.inspection import inspection
 from parelu.report.page import flat, headline, write_report
@@ -224,9 +225,15 @@ def test_the_frontier_is_chosen_by_validation_accuracy():
 
 def costing(one: Record, macs: int, depth: int, seconds: float | None = None, squares: int = 0) -> Record:
     """The record with other costs, measured if it has seconds."""
-    online = {"seconds": seconds, "bytes_to_client": 900, "bytes_to_server": 100 * (seconds or 0)}
-    private = {"ring": {}, "row": {"online": online}} if seconds is not None else None
+    private = None if seconds is None else measured(seconds)
     return dataclasses.replace(changed(one, macs=macs, depth=depth, squares=squares), private=private)
+
+
+def measured(seconds: float) -> PrivateInference:
+    online = Cost(seconds, {"client": 900, "server": 100 * seconds}, 5, {"client": 0.1, "server": 0.1})
+    costs = Costs(online=online, total=online)
+    row = Row("delphi", "sign", "he", "", "loopback", 0, 0, 1, 1, costs, 0.0, 1.0, Difference(0.0, 1, 1, 1), (), ())
+    return PrivateInference(RingAccuracy(90.0, 90.0, 100.0, 0.0, 0.0, 1), row)
 
 
 def test_other_costs_have_frontiers_of_their_own():

@@ -78,6 +78,7 @@ class Inspect(_Network):
     """
 
     def __call__(self) -> None:
+        from parelu.private.fresh import sketch
         from parelu.private.lowering.lower import problems
         from parelu.report.inspection import inspection
         from parelu.runs import measurement
@@ -89,7 +90,7 @@ class Inspect(_Network):
         lowered = None
         if not unsupported:
             folder = Path(self.network)
-            lowered = measurement.lowered(folder, candidate) if candidate else measurement.sketch(spec, plan)
+            lowered = measurement.lowered(folder, candidate) if candidate else sketch(spec, plan)
         print(inspection(spec, self.title, plan, lowered, unsupported, as_json=self.json))
         if unsupported:
             raise UserError("\n".join(map(str, unsupported)))

@@ -21,17 +21,18 @@ from parelu.errors import UserError
 from parelu.network.candidate import Candidate
 from parelu.network.spec import spec_of
 from parelu.report.engines import engines_text
-from parelu.report.latency import measured_text
-from parelu.report.private import duration, size
-from parelu.report.tables import frontier_rows, label_of
-from parelu.runs import experiment, pareto
+from parelu.report.latency import full_and_knee_text, measured_text, names_to_measure
+from parelu.report.private import duration
+from parelu.runs import experiment
 from parelu.runs.folder import Run
 from parelu.runs.progress import bar, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from parelu.private.engines.base import Options
     from parelu.private.lowering.lower import Lowered
+    from parelu.private.rows import PrivateInference
     from parelu.private.serving.client import Client
 
 A_CONNECTION = 4  # inferences that `parelu prepare` makes before it reports and connects again
@@ -87,13 +88,13 @@ class Bench:
         if not 1 <= self.batch <= self.images or self.images % self.batch:
             raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
         names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
-        chosen(names, Options(self.relu, self.offline, self.network, self.batch))
+        options = Options(self.relu, self.offline, self.network, self.batch)
+        chosen(names, options)
         if (Path(self.network_or_candidate) / "config.json").exists():
             run = Run.open(Path(self.network_or_candidate))
-            measure_run(run, self.relu, self.offline, self.network, [name for name in names if name != "delphi"])
-            measured = [r.private for r in run.candidates() if r.private]
-            rows = [row for private in measured for row in (private["row"], *private.get("others", {}).values())]
+            measure_run(run, options, [name for name in names if name != "delphi"])
             records = run.candidates()
+            rows = [row.to_json() for record in records if record.private for row in record.private.rows]
             print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
         else:
             self._measure(names)
@@ -112,20 +113,21 @@ class Bench:
                 engine=name,
                 relu=self.relu,
                 offline=self.offline,
-                network=self.network,
+                link=self.network,
                 batch=self.batch,
             )
             for name in names
         ]
         if self.json:
-            print(json.dumps(rows, indent=1))
+            print(json.dumps([row.to_json() for row in rows], indent=1))
         elif len(rows) == 1:
             print(bench_text(rows[0]))
         else:
             ring = reference.run(lowered, images).logits
-            print(side_by_side_text(rows, difference([ring, *(np.array(row["logits"]) for row in rows)])))
+            print(side_by_side_text(rows, difference([ring, *(np.array(row.logits) for row in rows)])))
 
     def _subject(self) -> tuple[Lowered, Candidate, Tensor]:
+        from parelu.private.fresh import noise, untrained
         from parelu.private.lowering.lower import lower
         from parelu.runs import measurement
 
@@ -136,56 +138,29 @@ class Bench:
             images = measurement.fit(candidate, dataset.test.images[: self.images])
             return measurement.lowered(folder, candidate, dataset), candidate, images
         spec = spec_of(self.network_or_candidate, experiment.parse_input(self.input), self.classes)
-        candidate = measurement.untrained(spec, self.keep, self.seed)
-        images = measurement.noise(self.images, spec.input, self.seed + 1)
+        candidate = untrained(spec, self.keep, self.seed)
+        images = noise(self.images, spec.input, self.seed + 1)
         return lower(candidate.network(), images, candidate.preprocessing), candidate, images
 
 
-def measure_run(
-    run: Run, relu: str = "sign", offline: str = "he", network: str = "loopback", others: Sequence[str] = ()
-) -> data.Dataset:
+def measure_run(run: Run, options: Options | None = None, others: Sequence[str] = ()) -> data.Dataset:
     """Measure the networks on a run's frontier and the full one, with `delphi` and others; returns the data set."""
+    from parelu.private.engines.base import Options
     from parelu.runs import measurement
 
-    records = run.candidates()
-    full = [record.name for record in records if record.metrics.method == "train"]
-    chosen = [row.name for row in frontier_rows(records) if row.on_frontier]
-    names = list(dict.fromkeys((*full[:1], *chosen)))
-    folder = run.config.get("data_folder")
-    dataset = measurement.dataset_of(run.candidate(names[0]), Path(folder) if folder else None)
-    for name in names:
-        with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
-            value = measurement.measure(run.folder(name), dataset, relu, offline, network, progress, others)
-        ring, online = value["ring"], value["row"]["online"]
-        say(
-            f"  {name}: ring {ring['accuracy']:.1f} %, float {ring['float_accuracy']:.1f} %, "
-            f"{duration(online['seconds'])} online"
-        )
-    return dataset
+    def done(name: str, value: PrivateInference) -> None:
+        online = value.row.costs.online
+        assert online, "of delphi"
+        ring = f"ring {value.ring.accuracy:.1f} %, float {value.ring.float_accuracy:.1f} %"
+        say(f"  {name}: {ring}, {duration(online.seconds)} online")
+
+    names = names_to_measure(run.candidates())
+    return measurement.measure_run(run, names, options or Options(), others, done)
 
 
 def side_by_side(run: Run, dataset: data.Dataset) -> str:
     """The first test image, classified privately by the full-ReLU network and by the frontier's knee."""
-    records = {record.name: record for record in run.candidates() if record.private}
-    full = next(record for record in records.values() if record.metrics.method == "train")
-    rows = [row for row in frontier_rows(run.candidates()) if row.on_frontier and row.name in records]
-    knee = records[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
-    lines = [
-        f"private inference of test image 0 (class {int(dataset.test.labels[0])}) by two processes; "
-        f"the frontier's knee is {label_of(knee)}",
-        f"  {'':<34}{'all ReLUs':>12}{'knee':>12}",
-    ]
-    sides = [record.private["row"] for record in (full, knee) if record.private]
-    cells = {
-        "ReLUs": [f"{row['relus']:,}" for row in sides],
-        "it says class": [str(row["labels"][0]) for row in sides],
-        "accuracy in the ring, test set": [f"{r.private['ring']['accuracy']:.1f} %" for r in (full, knee) if r.private],
-        "online time": [duration(row["online"]["seconds"]) for row in sides],
-        "online bytes": [size(row["online"]["bytes_to_client"] + row["online"]["bytes_to_server"]) for row in sides],
-        "offline time": [duration(row["offline"]["seconds"]) for row in sides],
-    }
-    lines += [f"  {name:<34}{left:>12}{right:>12}" for name, (left, right) in cells.items()]
-    return "\n".join([*lines, f"  {sides[0]['threat_model']}"])
+    return full_and_knee_text(run.candidates(), int(dataset.test.labels[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +211,7 @@ class Serve:
         from parelu.private.protocol.delphi import Model
         from parelu.private.protocol.relu import relus
         from parelu.private.protocol.reveal import REVEALS
-        from parelu.private.serving.server import Server
+        from parelu.private.serving.server import Server, ServerOptions
         from parelu.runs import measurement
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -248,10 +223,7 @@ class Serve:
             mode,
             (self.host, self.port),
             self.tls,
-            stock=self.stock,
-            stock_folder=self.stock_dir,
-            clients=self.clients,
-            shared=self.processes > 1,
+            ServerOptions(self.stock, self.stock_dir, self.clients, self.processes > 1),
             log=say,
         )
         spawn = multiprocessing.get_context("spawn")
@@ -304,7 +276,7 @@ class Infer:
             images = [read_image(path, client.program.input_shape[0]) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
-            missing = max(0, len(ready) - client.session.kept)
+            missing = max(0, len(ready) - client.session.in_stock)
             prepared = min(missing, client.session.terms.most_prepared)
             if prepared:
                 client.prepare(prepared)
@@ -357,7 +329,7 @@ class Prepare:
             raise UserError("give a count from 1 to 10000 and --jobs from 1 to 64")
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
             kept, room, trust = (
-                client.session.kept,
+                client.session.in_stock,
                 client.session.room,
                 client.session.mode.trust(client.session.terms.relu),
             )
@@ -386,7 +358,7 @@ class Prepare:
     def _make(self, share: int) -> int:
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
             for _ in range(share):
-                client.session.keep()
+                client.session.add_to_stock()
         return share
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from parelu.errors import UserError
 from parelu.network.metrics import Metrics
+from parelu.private.rows import Cost
 from parelu.report.private import duration, size
 from parelu.runs import pareto
 from parelu.runs.folder import Record
@@ -141,16 +142,16 @@ def _row(group: Sequence[Record]) -> Row:
         low=min(tests),
         high=max(tests),
         seeds=len({record.metrics.seed for record in group}),
-        latency=_online(group, "seconds"),
-        bytes=_online(group, "bytes_to_client", "bytes_to_server"),
+        latency=_online(group, lambda online: online.seconds),
+        bytes=_online(group, lambda online: online.bytes),
         on_frontier=False,
     )
 
 
-def _online(group: Sequence[Record], *keys: str) -> float | None:
-    """The mean over the measured of the sum of these figures of a bench row's online phase."""
-    measured = [record.private["row"]["online"] for record in group if record.private]
-    return statistics.mean(sum(online[key] for key in keys) for online in measured) if measured else None
+def _online(group: Sequence[Record], figure: Callable[[Cost], float]) -> float | None:
+    """The mean of a figure of the online phase over the measured."""
+    measured = [online for record in group if record.private and (online := record.private.row.costs.online)]
+    return statistics.mean(map(figure, measured)) if measured else None
 
 
 def _deviation(values: Sequence[float]) -> float:

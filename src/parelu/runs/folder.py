@@ -24,6 +24,7 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Metrics, metrics_from_json
+from parelu.private.rows import PrivateInference
 from parelu.runs.environment import environment
 from parelu.training.history import Epoch, read_history
 
@@ -34,15 +35,14 @@ class Record:
 
     Attributes:
         metrics: of the candidate; history: its epochs.
-        private: what `parelu bench RUN` measured of this network, {"ring": …, "row": …, "others": …}; None where it
-            did not.
+        private: what `parelu bench RUN` measured of this network; None where it did not.
     """
 
     run: str
     name: str
     metrics: Metrics
     history: tuple[Epoch, ...]
-    private: Mapping[str, Any] | None = None
+    private: PrivateInference | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Run:
                     header.parent.name,
                     _metrics(header.parent, candidate),
                     tuple(read_history(header.parent)),
-                    measured(header.parent, candidate),
+                    read_private_inference(header.parent, candidate),
                 )
             )
         return sorted(found, key=lambda record: -record.metrics.relus)
@@ -141,21 +141,23 @@ def _metrics(folder: Path, candidate: Mapping[str, Any]) -> Metrics:
     return found
 
 
-def measured(folder: Path, candidate: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What private inference measured of a candidate, private/measured.json; None where it was another candidate's."""
+def read_private_inference(folder: Path, candidate: Mapping[str, Any]) -> PrivateInference | None:
+    """What was measured of a candidate, private/measured.json; None where it was another candidate's, or of an older
+    form, whose row has no total: it is measured again."""
     try:
         value = json.loads((folder / "private" / "measured.json").read_bytes())
-        return value if value["identity"]["candidate"] == candidate["tensors_sha256"] else None
+        is_ours = value["identity"]["candidate"] == candidate["tensors_sha256"] and "total" in value["row"]
+        return PrivateInference.from_json(value) if is_ours else None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/private/measured.json is damaged ({error}); delete it and bench again") from error
 
 
-def keep_measured(folder: Path, candidate: Mapping[str, Any], value: Mapping[str, Any]) -> None:
-    """Write what `measured` reads. candidate: its checked header."""
+def write_private_inference(folder: Path, candidate: Mapping[str, Any], value: PrivateInference) -> None:
+    """Write what `read_private_inference` reads. candidate: its checked header."""
     identity = {"candidate": candidate["tensors_sha256"]}
-    storage.write_json(folder / "private" / "measured.json", {"identity": identity, **value})
+    storage.write_json(folder / "private" / "measured.json", {"identity": identity, **value.to_json()})
 
 
 def _visible(folder: Path) -> bool:
