@@ -1,8 +1,10 @@
-"""Which networks can be counted and run as private inference: ours, torchvision's and timm's, as Markdown.
+"""Which networks can be counted and run as private inference: torchvision's and timm's, and ours, as Markdown.
 
     pip install 'parelu[zoo]'
-    python benchmarks/zoo.py --write docs/zoo.md     the tables between the page's markers
-    python benchmarks/zoo.py --only resnet           print those whose name has "resnet" in it
+    python benchmarks/zoo.py --write docs/zoo.md     the libraries' table between the page's markers
+    python benchmarks/zoo.py --only resnet           print their rows whose name has "resnet" in it
+
+The rows of our networks are written by `make docs`.
 
 Nothing is trained and nothing computed: shapes are propagated on the meta device. torchvision's compiled operators are
 made for one build of torch each; where they do not load, they are declared without code, since no classifier calls
@@ -192,24 +194,18 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names")
     parser.add_argument("--write", type=Path, help="the page with the markers")
     arguments = parser.parse_args()
-    tables = {"ours": [*head(OURS), *ours()], "theirs": [*head(THEIRS), *theirs(arguments.only)]}
-    tables["theirs"] += ["", f"With {versions()}."]
+    table = "\n".join([*head(THEIRS), *theirs(arguments.only), "", f"With {versions()}."])
     if arguments.write is None:
-        print(
-            "\n".join(
-                line
-                for name, lines in tables.items()
-                if name == "theirs" or not arguments.only
-                for line in [*lines, ""]
-            )
-        )
+        print(table)
         return
-    text = arguments.write.read_text()
-    for name, lines in tables.items():
-        body = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
-        text, changed = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _: body, text, flags=re.DOTALL)  # noqa: B023
-        if not changed:
-            raise SystemExit(f"{arguments.write} has no <!-- {name} --> … <!-- /{name} -->")
+    text, changed = re.subn(
+        r"(<!-- theirs -->\n).*?(\n<!-- /theirs -->)",
+        lambda match: match[1] + table + match[2],
+        arguments.write.read_text(),
+        flags=re.DOTALL,
+    )
+    if not changed:
+        raise SystemExit(f"{arguments.write} has no <!-- theirs --> … <!-- /theirs -->")
     arguments.write.write_text(text)
 
 

@@ -9,14 +9,13 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 
 from parelu import data
-from parelu.methods.base import methods
 from parelu.methods.fixed import FixedMasks
-from parelu.network.count import skeleton
 from parelu.network.instrument import instrument
-from parelu.network.spec import families, spec_of
+from parelu.network.spec import spec_of
 from parelu.network.steps import KNOWN
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import lower
@@ -30,6 +29,17 @@ from parelu.runs.measurement import noise, untrained
 from parelu.runs.recipes import recipes
 
 ROOT = Path(__file__).parent.parent
+
+
+def _script(path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _script(ROOT / "docs/generate.py")
 
 
 def test_the_python_example_runs(capsys):
@@ -80,19 +90,30 @@ def test_the_threat_model_names_tests_that_exist():
     assert named <= defined | {path.stem for path in files}
 
 
-def test_the_table_of_methods_is_the_registry():
-    rows = ["| name | source | budget | options |", "|---|---|---|---|"]
-    for name, cls in methods().items():
-        options = ", ".join(f"`{field.name}={field.default}`" for field in dataclasses.fields(cls))
-        rows.append(f"| `{name}` | {cls.source} | {'exactly' if cls.exact else 'at most'} | {options} |")
-    assert "\n".join(rows) in (ROOT / "docs/methods.md").read_text()
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_generated_tables_are_current(page):
+    assert generate.filled(page.read_text()) == page.read_text(), "run make docs"
 
 
-def test_every_data_set_is_documented():
+def test_every_table_stands_on_one_page():
+    assert sorted(name for page in generate.pages() for name in generate.names(page.read_text())) == sorted(
+        generate.TABLES
+    )
+
+
+def test_a_table_that_is_out_of_date_is_written_anew():
+    text = "before\n<!-- generated: protocols -->\nold\n<!-- /generated -->\nafter"
+    filled = generate.filled(text)
+    assert filled.splitlines()[0] == "before" and filled.splitlines()[-1] == "after"
+    assert "old" not in filled and "| `sign` |" in filled
+    assert generate.filled(filled) == filled
+    with pytest.raises(KeyError):
+        generate.filled(text.replace("protocols", "nothing"))
+
+
+def test_every_data_set_is_named_in_the_help():
     help_text = (ROOT / "src/parelu/cli/main.py").read_text()
-    for name in data.names():
-        assert f"`{name}`" in (ROOT / "docs/data.md").read_text()
-        assert name in help_text
+    assert all(name in help_text for name in data.names())
 
 
 def test_every_step_is_documented():
@@ -113,26 +134,8 @@ def test_results_name_recipes_that_exist():
     assert named <= set(recipes())
 
 
-def test_the_table_of_networks_is_what_its_script_finds():
-    """All rows of ours; what stands there for libraries needs them installed."""
-    spec = importlib.util.spec_from_file_location("zoo", ROOT / "benchmarks/zoo.py")
-    zoo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(zoo)
-    page = (ROOT / "docs/zoo.md").read_text()
-    names = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
-    for name in names:
-        assert f"| `{name}` | " in page
-    for name in ("hrn-5x5x3x", "wrn-10-2 m=4", "mobilenetv1 m=8", "vgg16 m=8 (16 classifier)"):
-        assert zoo.row(name, lambda name=name: skeleton(spec_of(name, zoo.OURS, 100))) in page
-    assert (
-        zoo.row("bad", lambda: instrument(torch.nn.Sequential(torch.nn.MaxPool2d(2)), (1, 4, 4)))
-        == "| `bad` | no | – | – | MaxPool2d |"
-    )
-
-
-def test_the_table_of_methods_is_what_was_measured(monkeypatch):
+def test_a_network_that_cannot_run_names_what_is_in_the_way(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    benchmark = importlib.import_module("methods")
-    rows = [row for row in benchmark.figures(ROOT / "benchmarks/methods.csv") if row["setting"] == "colour"]
-    assert rows
-    assert benchmark.table(rows, list(benchmark.variants())) in (ROOT / "docs/results.md").read_text()
+    zoo = importlib.import_module("zoo")
+    pooled = torch.nn.Sequential(torch.nn.MaxPool2d(2))
+    assert zoo.row("bad", lambda: instrument(pooled, (1, 4, 4))) == "| `bad` | no | – | – | MaxPool2d |"
