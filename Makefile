@@ -21,6 +21,17 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	.venv/bin/python docs/generate.py
 
+site: .venv/.site
+	rm -rf build/pages
+	mkdir -p build/pages/benchmarks
+	cp -r README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs build/pages
+	cp benchmarks/README.md build/pages/benchmarks
+	.venv/bin/mkdocs build --quiet
+
+.venv/.site: $(INSTALLED)
+	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[site]'
+	touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "parelu needs python 3.11 or newer: make PYTHON=python3.12"'
 	$(PYTHON) -m venv .venv
