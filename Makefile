@@ -26,7 +26,7 @@ site: .venv/.site
 	mkdir -p build/pages/benchmarks
 	cp -r README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs build/pages
 	cp benchmarks/README.md build/pages/benchmarks
-	.venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 .venv/.site: $(INSTALLED)
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[site]'
