@@ -4,13 +4,16 @@ import dataclasses
 import importlib
 import importlib.util
 import math
+import os
 import re
 import threading
+import tomllib
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+import yaml
 
 from parelu import data
 from parelu.methods.fixed import FixedMasks
@@ -40,6 +43,7 @@ def _script(path):
 
 
 generate = _script(ROOT / "docs/generate.py")
+PAGES = [*generate.pages(), *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
 
 
 def test_the_python_example_runs(capsys):
@@ -123,9 +127,51 @@ def test_every_step_is_documented():
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    """`network/steps.py` is the end of a path in the repository."""
+    folders = ("src", "tests", "benchmarks", "docs")
+    files = [path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for named in re.findall(r"`([\w./-]+\.py)`", page.read_text()):
+        assert any(f"/{path}".endswith(f"/{named}") for path in files), named
+
+
+def test_the_example_of_a_family_is_that_of_the_plugin():
+    (example,) = re.findall(r"```python\n(@dataclasses.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    shown = example[: example.index("    def module")]
+    assert shown in (ROOT / "tests/plugin/parelu_example/tinynet.py").read_text()
+
+
+def test_groups_of_entry_points_are_those_that_are_looked_for():
+    named = set(re.findall(r"^\| .* \| `(parelu[\w.]+)` \|", (ROOT / "docs/extending.md").read_text(), re.MULTILINE))
+    sources = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
+    looked_for = re.findall(r"registry\.\w+\(\w+, \"([\w.]+)\"", "\n".join(sources))
+    assert named == set(looked_for)
+
+
+def test_the_site_has_every_page_and_every_module_of_the_reference():
+    nav = (ROOT / "mkdocs.yml").read_text()
+    assert all(f": {page.relative_to(ROOT).as_posix()}\n" in nav for page in PAGES)
+    modules = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert len(modules) > 10
+    assert all(importlib.util.find_spec(module) for module in modules)
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_workflow_runs_what_is_run_here():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert {"run": ".ci/run"} in jobs["test"]["steps"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_results_name_recipes_that_exist():
