@@ -30,6 +30,7 @@ from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import families, spec_of
 from parelu.private.lowering.lower import problems
+from parelu.registry import is_own
 
 OURS, THEIRS = (3, 32, 32), (3, 224, 224)
 LEFT_OUT = r"swin|vit_|maxvit|regnet_[xy]_(3_2|8|16|32|128)gf"  # no convolutional networks, or long to build
@@ -163,7 +164,8 @@ def head(shape: tuple[int, int, int]) -> list[str]:
 
 def ours() -> list[str]:
     """The rows of our families' examples."""
-    names = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
+    known = [cls for cls in families().values() if is_own(cls) and cls.family != "external"]
+    names = [name for cls in known for name in cls.examples]
     return [row(name, lambda name=name: skeleton(spec_of(name, OURS, 100))) for name in names]
 
 
