@@ -61,8 +61,6 @@ def installed(tmp_path, monkeypatch):
 
     yield make
     registry._found.cache_clear()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "parelu_example"]:
-        del sys.modules[name]
 
 
 def parelu(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
