@@ -6,11 +6,12 @@ x is kept in half its size: rounded: (batch, K) uint16, the upper halves of its 
 
 # pyright: reportMissingParameterType=false
 
-import numba
 import numpy as np
 
+from parelu.network.cache import compiled
+
 # Without "nnan": a number that is not one must come out as such, or a training that blew up would go on.
-_loop = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+_loop = compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
 
 
 @_loop
