@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from parelu.data.dataset import SOURCES
+from parelu.data.dataset import ENTRIES
 from parelu.methods.base import methods
 from parelu.private.engines.base import Options, engines
 from parelu.private.offline.mode import modes
@@ -48,7 +48,7 @@ def method_table() -> str:
 def data_table() -> str:
     """A row a data set: what it is, where its files are looked for, what its training images go through."""
     rows = []
-    for name, source in SOURCES.items():
+    for name, source in ENTRIES.items():
         system = [f"`{source.place.system}`"] if source.place and source.place.system else []
         places = [*system, "`--data-folder`" if source.place else "bundled", *["a download"][: bool(source.fetch)]]
         augmentation = source.augmentation

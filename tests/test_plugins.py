@@ -18,11 +18,11 @@ from parelu.methods.base import Method, methods
 from parelu.network.spec import families, spec_of
 from parelu.private.bench import bench
 from parelu.private.engines.base import engines
+from parelu.private.fresh import noise, untrained
 from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.relu import relus
 from parelu.runs.folder import Run
-from parelu.runs.measurement import noise, untrained
 
 PACKAGE = Path(__file__).parent / "plugin"
 SOURCES = Path(registry.__file__).parents[1]
@@ -133,11 +133,11 @@ def test_a_protocol_an_offline_mode_and_an_engine_measured(installed):
     lowered = lower(candidate.network(), images, candidate.preprocessing)
     row = bench(lowered, candidate, images, relu="exposed", offline="again")
     clear = bench(lowered, candidate, images, engine="cleartext")
-    assert (row["engine"], row["relu"], row["offline_mode"]) == ("delphi", "exposed", "again")
-    assert clear["ring"]["largest"] == 0
-    assert row["ring"]["largest"] < 0.02
-    assert torch.tensor(row["logits"]).std() > 0.1
-    assert row["online"]["bytes_to_server"] > 16 * row["relus"]
+    assert (row.engine, row.relu, row.offline_mode) == ("delphi", "exposed", "again")
+    assert clear.ring.largest == 0
+    assert row.ring.largest < 0.02
+    assert torch.tensor(row.logits).std() > 0.1
+    assert row.costs.online.sent["server"] > 16 * row.relus
 
 
 @pytest.mark.parametrize(

@@ -23,5 +23,5 @@ class Again(Mode):
     def serve(self, channel, state, model):
         return self.dealer.serve(channel, state, model)
 
-    def fetch(self, channel, state, terms, **options):
-        return self.dealer.fetch(channel, state, terms, **options)
+    def fetch(self, channel, state):
+        return self.dealer.fetch(channel, state)

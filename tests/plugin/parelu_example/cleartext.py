@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from parelu.private.engines.base import Engine, Measurement
 from parelu.private.lowering import reference
+from parelu.private.rows import Cost, Costs
 
 
 class Cleartext(Engine):
@@ -16,5 +17,5 @@ class Cleartext(Engine):
     def run(self, lowered, images, options):
         started = time.perf_counter()
         logits = reference.run(lowered, images).logits
-        cost = {"seconds": time.perf_counter() - started, "cpu_client": 0.0, "cpu_server": 0.0}
-        return Measurement(logits, {"total": {**cost, "bytes_to_client": 0, "bytes_to_server": 0, "rounds": 0}})
+        seconds = time.perf_counter() - started
+        return Measurement(logits, Costs(total=Cost(seconds, sent={}, rounds=0, cpu={"client": seconds})))

@@ -5,14 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from parelu.private.crypto.codec import Stored
+from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.ring import Ring, decode, encode, reduce
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import ring_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client(Stored):
+class _Client(Encodable, kind="exposed, client"):
     share: Ring
     mask: Ring
 
