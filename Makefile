@@ -1,6 +1,8 @@
 # make quickstart   from a small ResNet to its accuracy–ReLU frontier and report, on real images
 # make test         the test suite
 # make lint         style and types
+# make docs         the tables in README.md and docs/ that follow from the code
+# make site         the guide and the API reference as a site, in build/site
 
 PYTHON ?= python3
 INSTALLED = .venv/.installed
@@ -16,10 +18,24 @@ lint: $(INSTALLED)
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright
 
+docs: $(INSTALLED)
+	.venv/bin/python docs/generate.py
+
+site: .venv/.site
+	rm -rf build/pages
+	mkdir -p build/pages/benchmarks
+	cp -r README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs build/pages
+	cp benchmarks/README.md build/pages/benchmarks
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+
+.venv/.site: $(INSTALLED)
+	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[site]'
+	touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "parelu needs python 3.11 or newer: make PYTHON=python3.12"'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test lint docs site

@@ -29,16 +29,16 @@ import numpy as np
 import torch
 
 from parelu.network.spec import spec_of
+from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server
+from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.stock import Stock
-from parelu.runs import measurement
 
 SHAPE, IMAGES, ROOM = (1, 8, 8), 16, 4
 TIMEOUT = 20.0  # seconds of silence, of every party
@@ -63,7 +63,7 @@ def serve(folder: Path, port: int, offline: str) -> None:
     note_uses(folder, "server")
     model = Model(Lowered.load(folder), relus()["sign"], REVEALS["logits"])
     server = Server(
-        model, modes()[offline], ("127.0.0.1", port), stock=ROOM, stock_folder=folder / "server", timeout=TIMEOUT
+        model, modes()[offline], ("127.0.0.1", port), options=ServerOptions(ROOM, folder / "server", timeout=TIMEOUT)
     )
     print(json.dumps({"memory": memory()}), flush=True)
     server.run()
@@ -72,14 +72,14 @@ def serve(folder: Path, port: int, offline: str) -> None:
 def query(folder: Path, port: int, number: int, seed: int) -> None:
     """Ask until killed: prepare a few, use them, connect again; a line for each answer and each failure."""
     note_uses(folder, f"client{number}")
-    images = measurement.noise(IMAGES, SHAPE, seed=1)
+    images = noise(IMAGES, SHAPE, seed=1)
     expected = np.load(folder / "expected.npy")
     draw = random.Random(seed)
     while True:
         try:
             with Client("127.0.0.1", port, stock=folder / f"client{number}", timeout=TIMEOUT) as client:
                 for _ in range(draw.randint(0, 3)):
-                    client.session.keep()
+                    client.session.add_to_stock()
                 for _ in range(draw.randint(1, 4)):
                     image = draw.randrange(IMAGES)
                     error = float(np.abs(client.predict(images[image : image + 1])[0] - expected[image]).max())
@@ -222,10 +222,10 @@ class Day:
 def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="parelu-day-") as name:
         folder = Path(name)
-        candidate = measurement.untrained(spec_of("resnet10 m=2", SHAPE, 10), 0.3, seed=0)
-        lowered = measurement.lower(candidate.network(), measurement.noise(64, SHAPE, seed=2), candidate.preprocessing)
+        candidate = untrained(spec_of("resnet10 m=2", SHAPE, 10), 0.3, seed=0)
+        lowered = lower(candidate.network(), noise(64, SHAPE, seed=2), candidate.preprocessing)
         lowered.save(folder)
-        np.save(folder / "expected.npy", reference.run(lowered, measurement.noise(IMAGES, SHAPE, seed=1)).logits)
+        np.save(folder / "expected.npy", reference.run(lowered, noise(IMAGES, SHAPE, seed=1)).logits)
         started = time.monotonic()
         day = Day(folder, clients, offline, seed)
         try:

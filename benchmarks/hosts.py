@@ -23,30 +23,30 @@ from pathlib import Path
 import torch
 
 from parelu.network.spec import spec_of
+from parelu.private.fresh import noise, untrained
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server
-from parelu.private.transport.link import NETWORKS, Network
-from parelu.runs import measurement
+from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.transport.link import LINKS, Link
 
 MODEL, INPUT, KEEP, PORT = "resnet20", (3, 32, 32), 0.1, 7000
 HOSTS = {"parelu-server": "10.77.0.1", "parelu-client": "10.77.0.2"}
 
 
-def serve(folder: str, host: str, relu: str, network: Network) -> None:
+def serve(folder: str, host: str, relu: str, link: Link) -> None:
     model = Model(Lowered.load(Path(folder)), relus()[relu], REVEALS["logits"])
-    server = Server(model, modes()["dealer"], (host, PORT), network=network)
+    server = Server(model, modes()["dealer"], (host, PORT), options=ServerOptions(link=link))
     print("ready", flush=True)
     server.run()
 
 
-def ask(host: str, repeat: int, network: Network) -> None:
-    images = measurement.noise(repeat + 1, INPUT, seed=1)
-    with Client(host, PORT, network=network) as client:
+def ask(host: str, repeat: int, link: Link) -> None:
+    images = noise(repeat + 1, INPUT, seed=1)
+    with Client(host, PORT, link=link) as client:
         client.prepare(repeat + 1)
         times = []
         for image in images:
@@ -61,7 +61,7 @@ def shell(command: str) -> bool:
 
 
 @contextlib.contextmanager
-def two_hosts(asked: Network) -> Iterator[Network]:
+def two_hosts(asked: Link) -> Iterator[Link]:
     """Both namespaces, joined by a link; yields what the kernel shapes of what was asked."""
     server, client = HOSTS
     try:
@@ -77,17 +77,17 @@ def two_hosts(asked: Network) -> Iterator[Network]:
             limit = f"rate {bits}bit burst 64kb latency 400ms"
             bandwidth &= shell(f"{inside} tc qdisc add dev eth0 root handle 1: tbf {limit}")
             delay &= shell(f"{inside} tc qdisc add dev eth0 parent 1: netem delay {500 * asked.round_trip}ms")
-        yield Network(asked.bandwidth if bandwidth else 0.0, asked.round_trip if delay else 0.0)
+        yield Link(asked.bandwidth if bandwidth else 0.0, asked.round_trip if delay else 0.0)
     finally:
         for name in HOSTS:
             shell(f"ip netns del {name}")
 
 
 def measured(
-    folder: str, relu: str, hosts: tuple[str, str], prefixes: tuple[list[str], list[str]], repeat: int, network: Network
+    folder: str, relu: str, hosts: tuple[str, str], prefixes: tuple[list[str], list[str]], repeat: int, link: Link
 ) -> list[float]:
     """Seconds online of each query."""
-    shaping = json.dumps([network.bandwidth, network.round_trip])
+    shaping = json.dumps([link.bandwidth, link.round_trip])
     script, environment = [sys.executable, __file__], {**os.environ, "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [*prefixes[0], *script, "serve", folder, hosts[0], relu, shaping],
@@ -114,26 +114,26 @@ def measured(
 def main() -> None:
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2], sys.argv[3], sys.argv[4], Network(*json.loads(sys.argv[5])))
+        serve(sys.argv[2], sys.argv[3], sys.argv[4], Link(*json.loads(sys.argv[5])))
         return
     if sys.argv[1:2] == ["ask"]:
-        ask(sys.argv[2], int(sys.argv[3]), Network(*json.loads(sys.argv[4])))
+        ask(sys.argv[2], int(sys.argv[3]), Link(*json.loads(sys.argv[4])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--network", choices=[name for name in NETWORKS if name != "loopback"], default="wan")
+    parser.add_argument("--network", choices=[name for name in LINKS if name != "loopback"], default="wan")
     arguments = parser.parse_args()
     inside = tuple(["ip", "netns", "exec", name] for name in HOSTS)
     with tempfile.TemporaryDirectory(prefix="parelu-hosts-") as folder:
-        candidate = measurement.untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
-        lowered = lower(candidate.network(), measurement.noise(64, INPUT, seed=2), candidate.preprocessing)
+        candidate = untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
+        lowered = lower(candidate.network(), noise(64, INPUT, seed=2), candidate.preprocessing)
         lowered.save(Path(folder))
-        asked = NETWORKS[arguments.network]
+        asked = LINKS[arguments.network]
         with two_hosts(asked) as shaped:
             said = f"{shaped.bandwidth / 1e6:g} Mb/s, {1e3 * shaped.round_trip:g} ms"
             print(f"the kernel shapes {said} of {arguments.network}", flush=True)
             for relu in ("sign", "fss"):
-                kernel = measured(folder, relu, tuple(HOSTS.values()), inside, arguments.repeat, NETWORKS["loopback"])
+                kernel = measured(folder, relu, tuple(HOSTS.values()), inside, arguments.repeat, LINKS["loopback"])
                 own = measured(folder, relu, ("127.0.0.1",) * 2, ([], []), arguments.repeat, shaped)
                 for name, times in (("two hosts", kernel), ("loopback, shaped by the channel", own)):
                     print(

@@ -14,4 +14,5 @@ class Lines:
 
     def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:
         if not resumed:
-            print(f"{time.strftime('%H:%M:%S')} {name}: {candidate.metrics['validation_accuracy']:.1f} %", flush=True)
+            accuracy = f"{candidate.metrics.validation_accuracy:.1f} %" if candidate.metrics else ""
+            print(f"{time.strftime('%H:%M:%S')} {name}: {accuracy}", flush=True)

@@ -32,17 +32,19 @@ from lines import Lines
 from torch import Tensor
 
 from parelu import data
-from parelu.masks.gate import put_gates
+from parelu.masks.optimizer import put_gates
 from parelu.masks.projection import project
-from parelu.methods.base import TEACHER, Job, Method, Workbench, methods
+from parelu.methods.base import Context, Method, methods
 from parelu.methods.budget import parse_budget
 from parelu.methods.fixed import masked_jobs
+from parelu.methods.jobs import FRESH, FROM_TEACHER, TEACHER, FromJob, Job
 from parelu.methods.snl import SNL
 from parelu.network.candidate import Candidate
+from parelu.network.metrics import Metrics, Tags
 from parelu.network.plan import Plan, SitePlan
 from parelu.runs import experiment
 from parelu.runs.environment import cores
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.training.batches import fit
 from parelu.training.objectives import Distillation
@@ -65,8 +67,10 @@ class Setting:
     budgets: tuple[str, ...]
     training: Training = TRAINING
 
-    def study(self, seed: int, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Study:
-        return Study(self.model, self.data, reductions, self.training, seed, self.input, self.images, weights=weights)
+    def experiment(self, seed: int, reductions: tuple[Reduction, ...], weights: Path | None = None) -> Experiment:
+        return Experiment(
+            self.model, self.data, reductions, self.training, seed, self.input, self.images, weights=weights
+        )
 
 
 SETTINGS = {
@@ -136,19 +140,19 @@ class Placed(Method):
 
     polynomial: str = "dapa-2"
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        scores = {name: gradient.abs() for name, gradient in bench.slope_gradients(1024).items()}
-        coefficients = self._coefficients(bench.teacher)
-        training = dataclasses.replace(bench.training, epochs=FINETUNE, lr=0.05, clip=0.5)
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        scores = {name: gradient.abs() for name, gradient in context.slope_gradients(1024).items()}
+        coefficients = self._coefficients(context.teacher)
+        training = dataclasses.replace(context.training, epochs=FINETUNE, lr=0.05, clip=0.5)
         jobs = []
         for budget in budgets:
             masks = project(scores, budget)
             plan = Plan({name: SitePlan(mask, coefficients[name]) for name, mask in masks.items()})
-            tags = {"method": self.name, "steps": "", "budget": budget, "note": self.polynomial}
+            tags = Tags(self.name, "", budget, self.polynomial)
             objective = Distillation(tails=1.0 if plan.squares else 0.0)
             name = f"{self.name}-{self.polynomial}-{budget}"
-            jobs.append(Job(name, "candidate", bench.teacher.spec, plan, training, objective, tags, TEACHER))
-        return bench.train(jobs)
+            jobs.append(Job(name, "candidate", context.teacher.spec, plan, training, objective, tags, FROM_TEACHER))
+        return context.train(jobs)
 
     def _coefficients(self, teacher: Candidate) -> dict[str, Tensor]:
         """Of each site; fitted ones to the full network's inputs."""
@@ -182,25 +186,26 @@ class Retrained(Method):
     start: str = TEACHER
     folder: str = ""
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         run = Run.open(Path(self.folder))
-        names = {r.metrics["budget"]: r.name for r in run.candidates() if r.metrics["role"] == "candidate"}
+        names = {r.metrics.budget: r.name for r in run.candidates() if r.metrics.role == "candidate"}
         plans = {budget: run.candidate(names[budget]).plan for budget in budgets}
         masks = {budget: {name: site.mask for name, site in plan.sites.items()} for budget, plan in plans.items()}
-        return bench.train(masked_jobs(f"{self.label}-mask", bench, masks, Distillation(), start=self.start))
+        start = FromJob(self.start) if self.start else FRESH
+        return context.train(masked_jobs(f"{self.label}-mask", context, masks, Distillation(), start=start))
 
 
 def run_one(out: Path, setting: Setting, label: str, seed: int) -> None:
     teacher = out / f"seed{seed}" / "teacher"
-    experiment.conduct(setting.study(seed, ()), teacher, Lines())
+    experiment.run_experiment(setting.experiment(seed, ()), teacher, Lines())
     if label != "teacher":
         method = {**variants(), **effects()}[label]
         if isinstance(method, Retrained):
             method = dataclasses.replace(method, folder=str(out / f"seed{seed}" / method.label))
         budgets = () if label == "deepreduce" else setting.budgets
         weights = teacher / "candidates" / "teacher"
-        one = setting.study(seed, (Reduction(method, budgets),), weights)
-        experiment.conduct(one, out / f"seed{seed}" / label, Lines())
+        one = setting.experiment(seed, (Reduction(method, budgets),), weights)
+        experiment.run_experiment(one, out / f"seed{seed}" / label, Lines())
 
 
 def run(out: Path, name: str, labels: list[str], seeds: list[int]) -> None:
@@ -246,7 +251,7 @@ def collect(out: Path, name: str, path: Path) -> None:
     known = {(row["setting"], row["method"], row["seed"], row["budget"]): row for row in figures(path)}
     for label, seed, budget, metrics in _measured(out, SETTINGS[name]):
         row = {"setting": name, "method": label, "seed": seed, "budget": budget}
-        known[name, label, seed, budget] = row | {key: metrics[key] for key in COLUMNS[4:]}
+        known[name, label, seed, budget] = row | {key: getattr(metrics, key) for key in COLUMNS[4:]}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -262,23 +267,23 @@ def figures(path: Path) -> list[Row]:
         return [{key: kinds[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _measured(out: Path, setting: Setting) -> Iterator[tuple[str, int, int, Row]]:
+def _measured(out: Path, setting: Setting) -> Iterator[tuple[str, int, int, Metrics]]:
     """(label, seed, budget, metrics) of every finished network; a full one's budget is its own ReLUs."""
     for folder in (config.parent for config in sorted(out.glob("seed*/*/config.json"))):
-        found = [dict(record.metrics) for record in Run.open(folder).candidates()]
+        found = [record.metrics for record in Run.open(folder).candidates()]
         label, seed = folder.name, int(folder.parent.name.removeprefix("seed"))
         if label == "teacher":
-            yield from ((label, seed, metrics["relus"], metrics) for metrics in found)
+            yield from ((label, seed, metrics.relus, metrics) for metrics in found)
             continue
-        found = [metrics for metrics in found if metrics["role"] == "candidate"]
+        found = [metrics for metrics in found if metrics.role == "candidate"]
         if label == "deepreduce":
-            full = Run.open(folder.parent / "teacher").candidates()[0].metrics["relus"]
+            full = Run.open(folder.parent / "teacher").candidates()[0].metrics.relus
             for budget in (parse_budget(text, full) for text in setting.budgets):
-                fitting = [metrics for metrics in found if metrics["relus"] <= budget]
+                fitting = [metrics for metrics in found if metrics.relus <= budget]
                 if fitting:  # the one that the validation split prefers
-                    yield label, seed, budget, max(fitting, key=lambda metrics: metrics["validation_accuracy"])
+                    yield label, seed, budget, max(fitting, key=lambda metrics: metrics.validation_accuracy)
             continue
-        yield from ((label, seed, metrics["budget"], metrics) for metrics in found)
+        yield from ((label, seed, metrics.budget or 0, metrics) for metrics in found)
 
 
 def _cells(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, dict[int, list[Row]]]:

@@ -28,14 +28,14 @@ from lines import Lines
 from rows import middle, path_of, rows_of
 
 from parelu import data
-from parelu.methods.base import Method, Workbench, methods, stepped_job
+from parelu.methods.base import Context, Method, methods, stepped_job
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
 from parelu.private.lowering.lower import Lowered
 from parelu.private.offline.mode import modes
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import SHORT, Training
@@ -60,9 +60,9 @@ class Setting:
     search: int = 8
     steps: str = "cull S1; thin S2+S3+S4"
 
-    def full(self, network: str, seed: int, rate: float) -> Study:
+    def full(self, network: str, seed: int, rate: float) -> Experiment:
         training = dataclasses.replace(self.training, lr=rate)
-        return Study(network, self.data, (), training, seed, self.input, self.images)
+        return Experiment(network, self.data, (), training, seed, self.input, self.images)
 
 
 SETTINGS = {
@@ -99,11 +99,11 @@ class Reshaped(Method):
 
     steps: str = ""
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         endings = ("", "reuse 4", "channels 0.25", "fmap 0.5", "reuse 8", "channels 0.125")
         texts = [f"{self.steps}; {ending}" if ending else self.steps for ending in endings]
-        jobs = [stepped_job(self.name, bench, text, Distillation(), prefix="reshaped-") for text in texts]
-        return bench.train(jobs)
+        jobs = [stepped_job(self.name, context, text, Distillation(), prefix="reshaped-") for text in texts]
+        return context.train(jobs)
 
 
 def labels(setting: Setting) -> Iterator[tuple[str, str, Method, tuple[str, ...]]]:
@@ -131,19 +131,19 @@ def run(out: Path, setting: Setting, seeds: Sequence[int], only: Sequence[str]) 
             full, weights, relus = preferred(out, setting, network, seed)
             within = tuple(budget for budget in budgets if int(budget) <= relus)
             one = dataclasses.replace(full, reductions=(Reduction(method, within),), weights=weights)
-            experiment.conduct(one, folder_of(out, network, label, seed), Lines())
+            experiment.run_experiment(one, folder_of(out, network, label, seed), Lines())
 
 
-def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Study, Path, int]:
-    """The full-ReLU network's study at the rate where it validates best, its weights, its ReLUs."""
+def preferred(out: Path, setting: Setting, network: str, seed: int) -> tuple[Experiment, Path, int]:
+    """The full-ReLU network's experiment at the rate where it validates best, its weights, its ReLUs."""
     found = []
     for rate in setting.rates:
         full, folder = setting.full(network, seed, rate), folder_of(out, network, f"teacher-{rate:g}", seed)
-        experiment.conduct(full, folder, Lines())
+        experiment.run_experiment(full, folder, Lines())
         (record,) = Run.open(folder).candidates()
-        found.append((record.metrics["validation_accuracy"], full, folder / "candidates" / record.name, record))
+        found.append((record.metrics.validation_accuracy, full, folder / "candidates" / record.name, record))
     _, full, weights, record = max(found, key=lambda entry: entry[0])
-    return full, weights, record.metrics["relus"]
+    return full, weights, record.metrics.relus
 
 
 def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str, network: str, repeat: int) -> None:
@@ -162,10 +162,10 @@ def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str,
         one = Run.open(folder)
         for record in one.candidates():
             path = path_of(one, record.name, offline, network, number)
-            if record.metrics["role"] == "candidate" and not path.exists():
+            if record.metrics.role == "candidate" and not path.exists():
                 program, candidate = lowered(one.folder(record.name))
                 images = measurement.fit(candidate, dataset.test.images[: measurement.IMAGES])
-                row = bench(program, candidate, images, offline=offline, network=network)
+                row = bench(program, candidate, images, offline=offline, link=network).to_json()
                 storage.write_json(path, row)
                 print(f"{folder} {path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
 
@@ -177,8 +177,8 @@ def found(out: Path, network: str, label: str, key: str, seeds: Sequence[int]) -
         folder = folder_of(out, network, label, seed)
         if (folder / "config.json").exists():
             for record in Run.open(folder).candidates():
-                if record.metrics["role"] == "candidate":
-                    records.setdefault(record.metrics[key], []).append(record)
+                if record.metrics.role == "candidate":
+                    records.setdefault(getattr(record.metrics, key), []).append(record)
     return records
 
 
@@ -198,8 +198,8 @@ def compared(out: Path, setting: Setting, seeds: Sequence[int], offline: str, ne
         for budget, records in found(out, name, "fisher", "budget", seeds).items():
             rows = [row for run in runs for row in rows_of(run, f"fisher-{budget}", offline, network)]
             costs = [*_costs(rows, "offline", 1), *_costs(rows, "online", 1000)]
-            accuracy = _mean([record.metrics["test_accuracy"] for record in records])
-            macs = f"{records[0].metrics['macs'] / 1e6:.1f} M"
+            accuracy = _mean([record.metrics.test_accuracy for record in records])
+            macs = f"{records[0].metrics.macs / 1e6:.1f} M"
             lines.append(f"| {' | '.join([width, name, f'{budget:,}', macs, accuracy, *costs])} |")
     return lines
 
@@ -216,8 +216,8 @@ def distilled(out: Path, setting: Setting, seeds: Sequence[int]) -> list[str]:
     lines = [f"| {setting.reshaped} | ReLUs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     columns = {name: found(out, setting.reshaped, name, "steps", seeds) for name in names}
     for steps, records in columns["kd"].items():
-        cells = [_mean([r.metrics["test_accuracy"] for r in columns[name].get(steps, [])]) for name in names]
-        lines.append(f"| {steps} | {records[0].metrics['relus']:,} | {' | '.join(cells)} |")
+        cells = [_mean([r.metrics.test_accuracy for r in columns[name].get(steps, [])]) for name in names]
+        lines.append(f"| {steps} | {records[0].metrics.relus:,} | {' | '.join(cells)} |")
     return lines
 
 
@@ -225,8 +225,8 @@ def reused(out: Path, setting: Setting, seeds: Sequence[int]) -> list[str]:
     """Markdown lines of the third comparison."""
     lines = [f"| {setting.reshaped} | ReLUs | MACs | accuracy |", "|---|---|---|---|"]
     for steps, records in found(out, setting.reshaped, "reuse", "steps", seeds).items():
-        first, accuracy = records[0].metrics, _mean([record.metrics["test_accuracy"] for record in records])
-        lines.append(f"| {steps} | {first['relus']:,} | {first['macs'] / 1e6:.2f} M | {accuracy} |")
+        first, accuracy = records[0].metrics, _mean([record.metrics.test_accuracy for record in records])
+        lines.append(f"| {steps} | {first.relus:,} | {first.macs / 1e6:.2f} M | {accuracy} |")
     return lines
 
 

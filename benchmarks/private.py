@@ -35,9 +35,9 @@ from parelu.private.bench import bench
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import fresh_seed
 from parelu.private.crypto.ring import LinearMap
+from parelu.private.fresh import fresh, noise, untrained
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.lowering.program import Activation, Conv
-from parelu.runs import measurement
 
 MODEL, INPUT, SITE = "resnet20", (3, 32, 32), (1, 250, 400)
 IMAGES, FEW = 10, 3
@@ -62,7 +62,7 @@ class Case:
     def row(self) -> dict[str, Any]:
         """One measurement; the offline phase is dealt where the settings name no other."""
         with environment("PARELU_KERNELS", self.kernels):
-            return bench(self.lowered, self.candidate, self.images, **{"offline": "dealer", **self.settings})
+            return bench(self.lowered, self.candidate, self.images, **{"offline": "dealer", **self.settings}).to_json()
 
 
 @contextlib.contextmanager
@@ -80,13 +80,13 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 def site_case(relu: str, bits: int, kernels: str = "numba") -> Case:
     """100,000 ReLUs whose inputs have `bits` bits."""
-    case = _case(measurement.untrained(spec_of(f"{Path(__file__).stem}:one_site", SITE, 2), 1.0, seed=0), relu=relu)
+    case = _case(untrained(spec_of(f"{Path(__file__).stem}:one_site", SITE, 2), 1.0, seed=0), relu=relu)
     return dataclasses.replace(case, lowered=_with_bits(case.lowered, [bits]), kernels=kernels)
 
 
 def network_case(keep: float, **settings: str) -> Case:
     """ResNet20 with a random mask."""
-    return _case(measurement.untrained(_spec(), keep, seed=0), **settings)
+    return _case(untrained(_spec(), keep, seed=0), **settings)
 
 
 def varied(case: Case, kernels: str = "numba", **settings: str) -> Case:
@@ -105,7 +105,7 @@ def contiguous(case: Case) -> Case:
         name: torch.arange(site.mask.numel()).view(site.mask.shape) < int(site.mask.sum())
         for name, site in case.candidate.network().sites.items()
     }
-    other = _case(measurement.fresh(_spec(), Plan.from_masks(masks)), **case.settings)
+    other = _case(fresh(_spec(), Plan.from_masks(masks)), **case.settings)
     return dataclasses.replace(other, lowered=_with_bits(other.lowered, _bits(case)))
 
 
@@ -114,7 +114,7 @@ def _spec() -> Any:
 
 
 def _case(candidate: Candidate, **settings: str) -> Case:
-    images = measurement.noise(IMAGES, candidate.spec.input, seed=1)
+    images = noise(IMAGES, candidate.spec.input, seed=1)
     return Case(lower(candidate.network(), images, candidate.preprocessing), candidate, images, settings)
 
 
@@ -154,7 +154,7 @@ def peers(engines: list[str], cases: dict[float, Case], repeat: int) -> list[dic
             found += crypten_peer.rows(list(cases), repeat)
             continue
         for keep, case in cases.items():
-            images = measurement.noise(repeat, case.candidate.spec.input, seed=1)
+            images = noise(repeat, case.candidate.spec.input, seed=1)
             row = dataclasses.replace(case, images=images, settings={"engine": f"spu-{engine}"}).row()
             found.append(
                 {
@@ -367,10 +367,10 @@ def main() -> None:
         "full": {"relu": "full"},
         "offline he": {"offline": "he"},
         "numpy kernels": {"kernels": "numpy"},
-        "LAN": {"network": "lan"},
-        "WAN": {"network": "wan"},
+        "LAN": {"link": "lan"},
+        "WAN": {"link": "wan"},
         "fss": {"relu": "fss"},
-        "fss, WAN": {"relu": "fss", "network": "wan"},
+        "fss, WAN": {"relu": "fss", "link": "wan"},
     }
     networks |= alternate(
         {
@@ -379,8 +379,8 @@ def main() -> None:
             for share, case in (("all", every), ("10 %", tenth))
         }
         | {
-            "all, m = 32, WAN": widened(every, 32, network="wan"),
-            "all, m = 32, fss, WAN": widened(every, 32, relu="fss", network="wan"),
+            "all, m = 32, WAN": widened(every, 32, link="wan"),
+            "all, m = 32, fss, WAN": widened(every, 32, relu="fss", link="wan"),
         },
         max(1, arguments.repeat // 2),
     )

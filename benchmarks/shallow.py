@@ -34,7 +34,7 @@ from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.report.fusion import sizes
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Record, Run
 from parelu.training.schedule import SHORT, Training
 
@@ -56,11 +56,11 @@ class Setting:
     training: Training
     d_th: float = 0.1
 
-    def study(self, seed: int) -> Study:
+    def experiment(self, seed: int) -> Experiment:
         options: dict[str, Any] = {"search_epochs": self.search_epochs, "finetune_epochs": self.finetune_epochs}
         methods = SENet(**options), Gated(d_th=self.d_th, auxiliary=True, **options)
         reductions = tuple(Reduction(method, self.budgets) for method in methods)
-        return Study(self.model, self.data, reductions, self.training, seed, self.input, self.images)
+        return Experiment(self.model, self.data, reductions, self.training, seed, self.input, self.images)
 
 
 SETTINGS = {
@@ -80,8 +80,8 @@ SETTINGS = {
 
 def networks(run: Run) -> list[Record]:
     """The full network and the candidates, by budget, then from the deep to the shallow."""
-    found = [record for record in run.candidates() if record.metrics["role"] in ("teacher", "candidate")]
-    return sorted(found, key=lambda r: (-(r.metrics["budget"] or 1 << 60), -r.metrics["depth"]))
+    found = [record for record in run.candidates() if record.metrics.role in ("teacher", "candidate")]
+    return sorted(found, key=lambda r: (-(r.metrics.budget or 1 << 60), -r.metrics.depth))
 
 
 def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
@@ -101,7 +101,7 @@ def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
             if not path.exists():
                 candidate = run.candidate(record.name)
                 images = measurement.fit(candidate, dataset.test.images[:IMAGES])
-                row = bench(lowered(record.name, way), candidate, images, offline=offline, network=network)
+                row = bench(lowered(record.name, way), candidate, images, offline=offline, link=network).to_json()
                 storage.write_json(path, row)
                 print(f"{path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
     for record in records:
@@ -119,7 +119,7 @@ def table(runs: list[Run], offline: str, network: str) -> str:
     groups: dict[tuple[str, int], list[tuple[Run, Record]]] = {}
     for run in runs:
         for record in networks(run):
-            groups.setdefault((_label(record), record.metrics["budget"] or 0), []).append((run, record))
+            groups.setdefault((_label(record), record.metrics.budget or 0), []).append((run, record))
     for (label, _), group in groups.items():
         for way, cells in _cells(group, offline, network).items():
             lines.append(f"| {' | '.join([label, way, *cells])} |")
@@ -127,7 +127,7 @@ def table(runs: list[Run], offline: str, network: str) -> str:
 
 
 def _label(record: Record) -> str:
-    budget, name = record.metrics["budget"], record.metrics["method"]
+    budget, name = record.metrics.budget, record.metrics.method
     ending = ", exit ahead of the last stage" if record.name.endswith("-auxiliary") else ""
     return f"{name} {budget:,}{ending}" if budget else "all ReLUs"
 
@@ -146,8 +146,8 @@ def _cells(group: list[tuple[Run, Record]], offline: str, network: str) -> dict[
         rings = [path for run, record in group if (path := run.path / "measured" / f"{record.name} ring.json").exists()]
         online, behind = ([row[phase]["seconds"] for row in itertools.chain(*rows)] for phase in ("online", "offline"))
         found[way] = [
-            middle([record.metrics["relus"] for _, record in group], ",.0f"),
-            middle([record.metrics["test_accuracy"] for _, record in group], ".1f"),
+            middle([record.metrics.relus for _, record in group], ",.0f"),
+            middle([record.metrics.test_accuracy for _, record in group], ".1f"),
             middle([json.loads(path.read_bytes())["accuracy"] for path in rings], ".1f"),
             middle([shape.macs / 1e6 for shape in shapes], ",.2f") + " M",
             middle([shape.depth for shape in shapes], ".0f"),
@@ -172,7 +172,7 @@ def main() -> None:
     folders = [arguments.out / f"seed{seed}" for seed in arguments.seeds]
     if arguments.action == "run":
         for seed, folder in zip(arguments.seeds, folders, strict=True):
-            experiment.conduct(SETTINGS[arguments.setting].study(seed), folder, Lines())
+            experiment.run_experiment(SETTINGS[arguments.setting].experiment(seed), folder, Lines())
     elif arguments.action == "measure":
         for folder in folders:
             measure_all(Run.open(folder), arguments.offline, arguments.network, arguments.repeat)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from parelu.masks import gate as gate_module
-from parelu.masks.gate import put_gates
+from parelu.masks.optimizer import put_gates
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan, SitePlan
 from parelu.network.sites import IDENTITY

@@ -1,8 +1,10 @@
-"""Which networks can be counted and run as private inference: ours, torchvision's and timm's, as Markdown.
+"""Which networks can be counted and run as private inference: torchvision's and timm's, and ours, as Markdown.
 
     pip install 'parelu[zoo]'
-    python benchmarks/zoo.py --write docs/zoo.md     the tables between the page's markers
-    python benchmarks/zoo.py --only resnet           print those whose name has "resnet" in it
+    python benchmarks/zoo.py --write docs/zoo.md     the libraries' table between the page's markers
+    python benchmarks/zoo.py --only resnet           print their rows whose name has "resnet" in it
+
+The rows of our networks are written by `make docs`.
 
 Nothing is trained and nothing computed: shapes are propagated on the meta device. torchvision's compiled operators are
 made for one build of torch each; where they do not load, they are declared without code, since no classifier calls
@@ -28,6 +30,7 @@ from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import families, spec_of
 from parelu.private.lowering.lower import problems
+from parelu.registry import is_own
 
 OURS, THEIRS = (3, 32, 32), (3, 224, 224)
 LEFT_OUT = r"swin|vit_|maxvit|regnet_[xy]_(3_2|8|16|32|128)gf"  # no convolutional networks, or long to build
@@ -161,7 +164,8 @@ def head(shape: tuple[int, int, int]) -> list[str]:
 
 def ours() -> list[str]:
     """The rows of our families' examples."""
-    names = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
+    known = [cls for cls in families().values() if is_own(cls) and cls.family != "external"]
+    names = [name for cls in known for name in cls.examples]
     return [row(name, lambda name=name: skeleton(spec_of(name, OURS, 100))) for name in names]
 
 
@@ -192,24 +196,18 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names")
     parser.add_argument("--write", type=Path, help="the page with the markers")
     arguments = parser.parse_args()
-    tables = {"ours": [*head(OURS), *ours()], "theirs": [*head(THEIRS), *theirs(arguments.only)]}
-    tables["theirs"] += ["", f"With {versions()}."]
+    table = "\n".join([*head(THEIRS), *theirs(arguments.only), "", f"With {versions()}."])
     if arguments.write is None:
-        print(
-            "\n".join(
-                line
-                for name, lines in tables.items()
-                if name == "theirs" or not arguments.only
-                for line in [*lines, ""]
-            )
-        )
+        print(table)
         return
-    text = arguments.write.read_text()
-    for name, lines in tables.items():
-        body = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
-        text, changed = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _: body, text, flags=re.DOTALL)  # noqa: B023
-        if not changed:
-            raise SystemExit(f"{arguments.write} has no <!-- {name} --> … <!-- /{name} -->")
+    text, changed = re.subn(
+        r"(<!-- theirs -->\n).*?(\n<!-- /theirs -->)",
+        lambda match: match[1] + table + match[2],
+        arguments.write.read_text(),
+        flags=re.DOTALL,
+    )
+    if not changed:
+        raise SystemExit(f"{arguments.write} has no <!-- theirs --> … <!-- /theirs -->")
     arguments.write.write_text(text)
 
 

@@ -8,8 +8,9 @@ from hypothesis import settings
 
 from parelu.methods.base import methods
 from parelu.network.candidate import Candidate
-from parelu.runs import executor, experiment
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs import experiment, merging
+from parelu.runs.executor import InProcess
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
 from parelu.training.loop import Progress
 from parelu.training.schedule import Training
@@ -42,9 +43,9 @@ TINY = Training(epochs=2, batch=64, lr=0.1, schedule="one-cycle")
 ALL = ("deepreduce", "random", "snip", "uniform")
 
 
-def tiny_study(*names: str, seed: int = 0, training: Training = TINY, **changes: object) -> Study:
+def tiny_experiment(*names: str, seed: int = 0, training: Training = TINY, **changes: object) -> Experiment:
     reductions = tuple(Reduction(methods()[name](), ("0.5", "37") if name != "deepreduce" else ()) for name in names)
-    return Study("resnet10 m=2", "digits", reductions, training, seed, **changes)  # pyright: ignore[reportArgumentType]
+    return Experiment("resnet10 m=2", "digits", reductions, training, seed, **changes)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(autouse=True)
@@ -55,19 +56,14 @@ def one_thread_and_an_own_cache(tmp_path_factory: pytest.TempPathFactory, monkey
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Silent]]:
-    """A finished study of all methods on digits, 8×8."""
+    """A finished experiment of all methods on digits, 8×8."""
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    yield experiment.conduct(tiny_study(*ALL), folder, watcher), watcher
+    yield experiment.run_experiment(tiny_experiment(*ALL), folder, watcher), watcher
 
 
 @pytest.fixture
 def in_process(monkeypatch):
     """Jobs in this process, one after another: starting workers takes longer than these networks."""
-
-    def work(self, function, tasks, of):
-        for task in tasks:
-            function(self.run, self.source, self.seed, task, 1)
-
-    monkeypatch.setattr(executor.Trainer, "_work", work)
-    monkeypatch.setattr(executor, "_watch", lambda name: lambda progress: None)
+    monkeypatch.setattr(experiment, "Processes", InProcess)
+    monkeypatch.setattr(merging, "Processes", InProcess)

@@ -1,18 +1,39 @@
-"""A workbench that trains nothing."""
+"""A context that trains nothing."""
 
 from collections.abc import Sequence
 
 import torch
 
-from parelu.masks.gate import gates_of
-from parelu.methods.base import Job, Search
+from parelu.methods.jobs import FromKept, Job, Search
 from parelu.network.candidate import Candidate
+from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
+from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
 from parelu.training.schedule import SHORT
 
 SPEC = spec_of("resnet10 m=8", (1, 8, 8), 10)
+
+
+def made_up(job: Job, accuracy: float) -> Metrics:
+    """What is measured of a job's network, with an accuracy in percent that was not."""
+    network = skeleton(job.spec)
+    job.plan.apply(network)
+    counts = count(network)
+    return Metrics.of(
+        job.tags,
+        counts,
+        role=job.role,
+        seed=0,
+        relus_full=counts.relus,
+        stages_full={},
+        validation_accuracy=accuracy,
+        test_accuracy=accuracy,
+        epochs=0,
+        seconds=0.0,
+        job=job.name,
+    )
 
 
 class DryBench:
@@ -30,7 +51,7 @@ class DryBench:
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         self.jobs += jobs
-        return [Candidate(job.spec, job.plan, {}, {"validation_accuracy": 50 + job.plan.relus / 100}) for job in jobs]
+        return [Candidate(job.spec, job.plan, {}, made_up(job, 50 + job.plan.relus / 100)) for job in jobs]
 
     def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
         """As if a search had ended before its first step."""
@@ -41,19 +62,18 @@ class DryBench:
         torch.manual_seed(self.seed)
         network = instrument(search.spec.module(), search.spec.input)
         search.plan.apply(network)
-        search.learner.prepare(network)
-        masks = search.learner.project(gates_of(network), budget)
-        metrics = {"epochs": 0, "seconds": 0.0, "validation_accuracy": 10.0}
-        return Candidate(search.spec, Plan.from_masks(masks), {}, metrics)
+        masks = search.optimizer.build(network).project(budget)
+        plan = Plan.from_masks(masks)
+        return Candidate(search.spec, plan, {}, SearchMetrics(0, 0.0, plan.relus, plan.squares, 10.0))
 
     def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         sites = self.teacher.plan.sites.items()
         return {name: torch.randn(site.mask.shape, generator=generator) for name, site in sites}
 
-    def keep(self, name: str, candidate: Candidate) -> str:
+    def keep(self, name: str, candidate: Candidate) -> FromKept:
         self.kept[name] = candidate
-        return name
+        return FromKept(name)
 
     def record(self, name: str, value: object) -> None:
         self.records[name] = value

@@ -4,20 +4,23 @@ import dataclasses
 import importlib
 import importlib.util
 import math
+import os
 import re
 import threading
+import tomllib
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
+import yaml
 
 from parelu import data
-from parelu.methods.base import methods
 from parelu.methods.fixed import FixedMasks
-from parelu.network.count import skeleton
 from parelu.network.instrument import instrument
-from parelu.network.spec import families, spec_of
+from parelu.network.spec import spec_of
 from parelu.network.steps import KNOWN
+from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
@@ -26,10 +29,21 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.server import Server
 from parelu.private.transport.tls import make_certificates
-from parelu.runs.measurement import noise, untrained
 from parelu.runs.recipes import recipes
 
 ROOT = Path(__file__).parent.parent
+
+
+def _script(path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _script(ROOT / "docs/generate.py")
+PAGES = [*generate.pages(), *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
 
 
 def test_the_python_example_runs(capsys):
@@ -80,19 +94,30 @@ def test_the_threat_model_names_tests_that_exist():
     assert named <= defined | {path.stem for path in files}
 
 
-def test_the_table_of_methods_is_the_registry():
-    rows = ["| name | source | budget | options |", "|---|---|---|---|"]
-    for name, cls in methods().items():
-        options = ", ".join(f"`{field.name}={field.default}`" for field in dataclasses.fields(cls))
-        rows.append(f"| `{name}` | {cls.source} | {'exactly' if cls.exact else 'at most'} | {options} |")
-    assert "\n".join(rows) in (ROOT / "docs/methods.md").read_text()
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_generated_tables_are_current(page):
+    assert generate.filled(page.read_text()) == page.read_text(), "run make docs"
 
 
-def test_every_data_set_is_documented():
+def test_every_table_stands_on_one_page():
+    assert sorted(name for page in generate.pages() for name in generate.names(page.read_text())) == sorted(
+        generate.TABLES
+    )
+
+
+def test_a_table_that_is_out_of_date_is_written_anew():
+    text = "before\n<!-- generated: protocols -->\nold\n<!-- /generated -->\nafter"
+    filled = generate.filled(text)
+    assert filled.splitlines()[0] == "before" and filled.splitlines()[-1] == "after"
+    assert "old" not in filled and "| `sign` |" in filled
+    assert generate.filled(filled) == filled
+    with pytest.raises(KeyError):
+        generate.filled(text.replace("protocols", "nothing"))
+
+
+def test_every_data_set_is_named_in_the_help():
     help_text = (ROOT / "src/parelu/cli/main.py").read_text()
-    for name in data.names():
-        assert f"`{name}`" in (ROOT / "docs/data.md").read_text()
-        assert name in help_text
+    assert all(name in help_text for name in data.names())
 
 
 def test_every_step_is_documented():
@@ -102,9 +127,51 @@ def test_every_step_is_documented():
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    """`network/steps.py` is the end of a path in the repository."""
+    folders = ("src", "tests", "benchmarks", "docs")
+    files = [path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for named in re.findall(r"`([\w./-]+\.py)`", page.read_text()):
+        assert any(f"/{path}".endswith(f"/{named}") for path in files), named
+
+
+def test_the_example_of_a_family_is_that_of_the_plugin():
+    (example,) = re.findall(r"```python\n(@dataclasses.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    shown = example[: example.index("    def module")]
+    assert shown in (ROOT / "tests/plugin/parelu_example/tinynet.py").read_text()
+
+
+def test_groups_of_entry_points_are_those_that_are_looked_for():
+    named = set(re.findall(r"^\| .* \| `(parelu[\w.]+)` \|", (ROOT / "docs/extending.md").read_text(), re.MULTILINE))
+    sources = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
+    looked_for = re.findall(r"registry\.\w+\(\w+, \"([\w.]+)\"", "\n".join(sources))
+    assert named == set(looked_for)
+
+
+def test_the_site_has_every_page_and_every_module_of_the_reference():
+    nav = (ROOT / "mkdocs.yml").read_text()
+    assert all(f": {page.relative_to(ROOT).as_posix()}\n" in nav for page in PAGES)
+    modules = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert len(modules) > 10
+    assert all(importlib.util.find_spec(module) for module in modules)
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_workflow_runs_what_is_run_here():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert {"run": ".ci/run"} in jobs["test"]["steps"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_results_name_recipes_that_exist():
@@ -113,26 +180,8 @@ def test_results_name_recipes_that_exist():
     assert named <= set(recipes())
 
 
-def test_the_table_of_networks_is_what_its_script_finds():
-    """All rows of ours; what stands there for libraries needs them installed."""
-    spec = importlib.util.spec_from_file_location("zoo", ROOT / "benchmarks/zoo.py")
-    zoo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(zoo)
-    page = (ROOT / "docs/zoo.md").read_text()
-    names = [name for cls in families().values() if cls.family != "external" for name in cls.examples]
-    for name in names:
-        assert f"| `{name}` | " in page
-    for name in ("hrn-5x5x3x", "wrn-10-2 m=4", "mobilenetv1 m=8", "vgg16 m=8 (16 classifier)"):
-        assert zoo.row(name, lambda name=name: skeleton(spec_of(name, zoo.OURS, 100))) in page
-    assert (
-        zoo.row("bad", lambda: instrument(torch.nn.Sequential(torch.nn.MaxPool2d(2)), (1, 4, 4)))
-        == "| `bad` | no | – | – | MaxPool2d |"
-    )
-
-
-def test_the_table_of_methods_is_what_was_measured(monkeypatch):
+def test_a_network_that_cannot_run_names_what_is_in_the_way(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    benchmark = importlib.import_module("methods")
-    rows = [row for row in benchmark.figures(ROOT / "benchmarks/methods.csv") if row["setting"] == "colour"]
-    assert rows
-    assert benchmark.table(rows, list(benchmark.variants())) in (ROOT / "docs/results.md").read_text()
+    zoo = importlib.import_module("zoo")
+    pooled = torch.nn.Sequential(torch.nn.MaxPool2d(2))
+    assert zoo.row("bad", lambda: instrument(pooled, (1, 4, 4))) == "| `bad` | no | – | – | MaxPool2d |"

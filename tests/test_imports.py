@@ -26,14 +26,8 @@ ORDER = (
     "__main__",
 )
 # Of private inference likewise, which knows the network and fusion alone.
-PRIVATE = ("crypto", "transport", "lowering", "protocol", "offline", "serving", "engines", "bench")
+PRIVATE = ("crypto", "transport", "lowering", "fresh", "protocol", "offline", "serving", "rows", "engines", "bench")
 GROUND = {"errors", "registry", "network", "fusion"}
-# What still runs against the order.
-KNOWN = {
-    ("training.callback", "masks.gate"),
-    ("training.loop", "masks.gate"),
-    ("private.offline.comparisons", "private.offline.transfers"),
-}
 
 
 def module_of(path: Path) -> str:
@@ -55,7 +49,7 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     below = {name.removeprefix("parelu.") for name in found if name.startswith("parelu.")}
-    return {name for name in below if name in FILES and (module_of(path), name) not in KNOWN}
+    return {name for name in below if name in FILES}
 
 
 def test_imports_point_one_way():

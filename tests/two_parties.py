@@ -5,19 +5,22 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
+from parelu.private.crypto.ring import reduce
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.lowering.reference import encode_images
+from parelu.private.lowering.program import Activation
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.session import Session, serve
-from parelu.private.transport.channel import Channel
+from parelu.private.transport.channel import Channel, ring_of
 
 PREPROCESSING = {"mean": [0.5], "std": [0.25]}
 
@@ -83,6 +86,48 @@ class Residual(nn.Module):
         return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.relu3(self.late(y)), 1), 1))
 
 
+class Recorded:
+    """A client's correlations that note what `linear` gave: value → the client's share."""
+
+    def __init__(self, offline: Any) -> None:
+        self.offline, self.linears = offline, {}
+
+    def linear(self, number: int, op: Any, share: Any, count: int) -> Any:
+        self.linears[number] = result = self.offline.linear(number, op, share, count)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.offline, name)
+
+
+class Recording:
+    """An offline mode whose inferences are noted, in order."""
+
+    def __init__(self, mode: Any) -> None:
+        self.mode, self.fetched = mode, []
+
+    def fetch(self, channel: Any, state: Any) -> Any:
+        self.fetched.append(Recorded(self.mode.fetch(channel, state)))
+        return self.fetched[-1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.mode, name)
+
+
+class RecordingChannel(Channel):
+    """A channel that keeps what was opened for squares."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.opened: list[Any] = []
+
+    def receive(self, kind: str, length: int) -> Any:
+        body = super().receive(kind, length)
+        if kind == "sqre":
+            self.opened.append(ring_of(body))
+        return body
+
+
 class Pair:
     """A session between two threads: `client` is the client's end; `server_error` what ended the server."""
 
@@ -104,7 +149,8 @@ class Pair:
         self.thread = threading.Thread(target=self._serve, args=(modes()[offline],))
         self.thread.start()
         try:
-            self.client = Session(Channel(wrap(ours), timeout=timeout), pin, keep_shares=True)
+            self.client = Session(RecordingChannel(wrap(ours), timeout=timeout), pin)
+            self.client.mode = self.recording = Recording(self.client.mode)
         except BaseException:
             ours.close()
             self.thread.join()
@@ -120,9 +166,30 @@ class Pair:
 
     def infer(self, image: Tensor) -> tuple[Any, dict[int, Any]]:
         """What is revealed of a uint8 image (C, H, W), and the client's shares for a replay."""
-        self.client.prepare()
-        shares = self.client.prepared[-1]._content.shares
-        return self.client.infer(encode_images(self.client.terms.program, image[None]))[0], shares
+        (result,), (shares,) = self.infer_all(image[None])
+        return result, shares
+
+    def infer_all(self, images: Tensor) -> tuple[Any, list[dict[int, Any]]]:
+        """The same of (N, C, H, W) in one query."""
+        program, channel = self.client.terms.program, self.client.channel
+        self.client.prepare(len(images))
+        contents = [material._content for material in self.client.prepared]
+        channel.opened.clear()
+        result = self.client.infer(encode_images(program, images))
+        opened = iter(channel.opened)
+        shares = [
+            {0: content.mask.reshape(-1), **recorded.linears}
+            for content, recorded in zip(contents, self.recording.fetched[-len(images) :], strict=True)
+        ]
+        for number, op in enumerate(program.ops, start=1):
+            for content, own in zip(contents, shares, strict=True) if isinstance(op, Activation) else ():
+                empty = np.zeros(0, np.uint64)
+                own[number] = content.relus[number].mask if len(op.relus) else empty
+                if len(op.squares):
+                    square = content.squares[number]
+                    own[number] = np.concatenate([own[number], square.offset])
+                    own[-number] = reduce(next(opened) * square.u + square.v)
+        return result, shares
 
     def __enter__(self) -> "Pair":
         return self

@@ -12,31 +12,102 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from parelu import data
+from parelu.data.dataset import Dataset
+from parelu.data.images import read_image
 from parelu.data.memory import from_memory
 from parelu.errors import UserError
+from parelu.methods import deepreshape
 from parelu.methods.base import Method, methods
 from parelu.models.in_memory import InMemory
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, skeleton
 from parelu.network.count import count as count_network
 from parelu.network.instrument import instrument
+from parelu.network.ops import Unsupported
+from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
+from parelu.network.steps import apply_steps
+from parelu.private.engines.base import Options, chosen
+from parelu.private.fresh import sketch
+from parelu.private.lowering.lower import Lowered, problems
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.rows import PrivateInference, Row
 from parelu.private.serving.client import Client
+from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.transport.link import LINKS
+from parelu.private.transport.tls import make_certificates
 from parelu.report.page import write_report
 from parelu.report.tables import Axis, frontier_rows
-from parelu.runs.experiment import TRAININGS, Experiment, Reduction, run_experiment
+from parelu.runs import measurement
+from parelu.runs.executor import InProcess
+from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input, prepare, run_experiment
 from parelu.runs.folder import Record, Run
-from parelu.runs.progress import TerminalProgress
+from parelu.runs.measurement import measure_run
+from parelu.runs.merging import merge
+from parelu.runs.processes import Processes
+from parelu.runs.progress import TerminalProgress, bar
+from parelu.runs.recipes import read_recipe
+from parelu.runs.sweep import parse_budgets, sweep
+from parelu.runs.workload import Workload, trained_workload, untrained_workload, workload_on
 from parelu.training.schedule import Training
 
-__all__ = ["Client", "Result", "bench", "count", "instrument", "load", "reduce"]
+__all__ = [
+    "LINKS",
+    "REVEALS",
+    "TRAININGS",
+    "Axis",
+    "Client",
+    "Dataset",
+    "Experiment",
+    "Method",
+    "Options",
+    "PrivateInference",
+    "Reduction",
+    "Result",
+    "Run",
+    "ServerOptions",
+    "Subject",
+    "TerminalProgress",
+    "Workload",
+    "bar",
+    "bench",
+    "chosen",
+    "count",
+    "data",
+    "designs",
+    "instrument",
+    "load",
+    "make_certificates",
+    "measure_run",
+    "measured_order",
+    "merge",
+    "methods",
+    "modes",
+    "parse_budgets",
+    "parse_input",
+    "prepare",
+    "program_of",
+    "read_image",
+    "read_recipe",
+    "reduce",
+    "relus",
+    "run_experiment",
+    "server_of",
+    "spec_of",
+    "subject",
+    "sweep",
+    "trained_workload",
+    "untrained_workload",
+]
 
 Shape = tuple[int, int, int]
 
@@ -147,6 +218,7 @@ def reduce(
     images: int | None = None,
     data_folder: str | Path | None = None,
     seed: int = 0,
+    workers: int | None = None,
     progress: bool = True,
 ) -> Result:
     """Reduce the ReLUs of a network to one budget or several; a call that is made again continues.
@@ -165,6 +237,8 @@ def reduce(
         input_shape: (C, H, W) of the network, where the images are of another shape.
         images: training images kept of a named set; data_folder: where its files are.
         seed: of fresh weights and of the order of the images.
+        workers: processes that train side by side; left out, one a core for a named network on a named data set, and
+            this process alone for what is in memory.
         progress: bars on a terminal, a line for each network elsewhere.
 
     Raises:
@@ -195,8 +269,115 @@ def reduce(
         data_folder=_path(data_folder),
         weights=_path(weights) if isinstance(weights, str) else weights,
     )
+    in_memory = not isinstance(model, str) or not isinstance(dataset, str)
+    executor = InProcess() if in_memory and workers is None else Processes(workers)
     with TerminalProgress(quiet=not progress) as watcher:
-        return Result(run_experiment(experiment, Path(run), watcher))
+        return Result(run_experiment(experiment, Path(run), watcher, executor))
+
+
+def bench(
+    candidate: Candidate,
+    dataset: Any = None,
+    *,
+    test: Any = None,
+    images: int = 5,
+    engine: str = "delphi",
+    relu: str = "sign",
+    offline: str = "he",
+    link: str = "loopback",
+    batch: int = 1,
+) -> Row:
+    """Measure private inference of a candidate between two processes: seconds, bytes, rounds, per layer and in all.
+
+    Args:
+        dataset: that the ranges are calibrated on and the images taken from, as `reduce` takes it; left out, the named
+            set that the candidate was trained on.
+        images: inferences, after one that warms up; `batch` of them share a query.
+        engine, relu, offline, link: names, as `parelu bench --help` has them.
+
+    Raises:
+        UserError: a name is unknown, or an op of the network cannot be run privately.
+    """
+    options = Options(relu, offline, link, batch)
+    chosen([engine], options)
+    if dataset is None:
+        known = measurement.dataset_of(candidate)
+    else:
+        known = data.load(dataset) if isinstance(dataset, str) else from_memory(dataset, test)
+    return workload_on(candidate, known, images).run(options, engine)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network that a command looks at. folder, candidate: where it is a trained one."""
+
+    spec: Spec
+    plan: Plan
+    candidate: Candidate | None = None
+    folder: Path | None = None
+
+
+def subject(network: str, input_shape: Shape, classes: int, steps: str = "none") -> Subject:
+    """A candidate's folder, or a network's name with steps, such as "cull S1; thin S2+S3"."""
+    folder = Path(network)
+    if (folder / "candidate.json").exists():
+        candidate = Candidate.load(folder)
+        return Subject(candidate.spec, candidate.plan, candidate, folder)
+    reduced = apply_steps(spec_of(network, input_shape, classes), steps)
+    return Subject(reduced.spec, reduced.plan)
+
+
+def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...]]:
+    """The fixed-point program of a network, or the ops that have no secure lowering.
+
+    An untrained one gets fresh weights and ranges from noise.
+    """
+    network = skeleton(subject.spec)
+    subject.plan.apply(network)
+    unsupported = problems(network)
+    if unsupported:
+        return None, unsupported
+    if subject.candidate and subject.folder:
+        return measurement.lowered(subject.folder, subject.candidate), ()
+    return sketch(subject.spec, subject.plan), ()
+
+
+def designs(
+    base: str, order: str, m: int, by: Literal["width", "depth"], input_shape: Shape, classes: int
+) -> list[tuple[str, Spec]]:
+    """Name → spec of the networks that ReLU equalisation makes of a base ResNet (DeepReShape, Algorithm 1)."""
+    names = deepreshape.designs(base, order, m, by)
+    return [(name, spec_of(name, input_shape, classes)) for name in names]
+
+
+def measured_order(run: Run) -> str:
+    """The order of criticality that a run of deepreduce or deepreshape measured, the most critical stage first."""
+    record = run.records().get("criticality")
+    if record is None:
+        raise UserError(f"{run.path} has no criticality; give a run of `parelu reduce deepreduce`, or --order")
+    return ">".join(reversed(record["order"]))
+
+
+def server_of(
+    folder: Path,
+    address: tuple[str, int],
+    certificates: Path | None,
+    options: ServerOptions,
+    *,
+    relu: str = "sign",
+    offline: str = "he",
+    reveal: str = "logits",
+    data_folder: Path | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Server:
+    """A server of the candidate in a folder, listening; its program is made and kept there at the first start.
+
+    certificates: folder with ca.pem, server.pem and server.key; None for plain connections. log: is told of each
+    connection that ends. data_folder: where the data set's files are, to calibrate.
+    """
+    lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
+    model = Model(lowered, relus()[relu], REVEALS[reveal])
+    return Server(model, modes()[offline], address, certificates, options, log=log)
 
 
 def _budgets(budget: int | float | str | Sequence[int | float | str]) -> tuple[str, ...]:

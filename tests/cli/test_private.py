@@ -17,9 +17,11 @@ from PIL import Image
 
 from parelu import data
 from parelu.cli import private
+from parelu.private.crypto.ring import decode
 from parelu.private.engines import base as engines
 from parelu.private.engines.base import Measurement
 from parelu.private.lowering import reference
+from parelu.private.rows import Cost, Costs
 from parelu.report.page import write_report
 from parelu.runs import measurement
 from parelu.runs.folder import Run
@@ -68,9 +70,9 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
     assert measured
     test = data.load("digits").test
     for record in measured:
-        ring = record.private["ring"]
-        assert ring["images"] == len(test) and ring["agreement"] >= 99.5
-        assert abs(ring["float_accuracy"] - record.metrics["test_accuracy"]) < 0.6
+        ring = record.private.ring
+        assert ring.images == len(test) and ring.agreement >= 99.5
+        assert abs(ring.float_accuracy - record.metrics.test_accuracy) < 0.6
     page = write_report([study], study.path / "report.html").read_text()
     assert "Private inference, measured" in page and "ring test, %" in page and page.count("<svg") >= 4
     before = {record.name: record.private for record in measured}
@@ -90,15 +92,8 @@ class InTheClear:
         return {"relu": "native", "offline_mode": "none", "threat_model": "none at all"}
 
     def run(self, lowered, images, options):
-        cost = {
-            "seconds": 2.0,
-            "bytes_to_client": 3e6,
-            "bytes_to_server": 0.0,
-            "rounds": 7,
-            "cpu_client": 1.0,
-            "cpu_server": 0.0,
-        }
-        return Measurement(reference.run(lowered, images).logits + 0.01, {"total": cost})
+        cost = Cost(2.0, {"client": 3e6, "server": 0.0}, 7, {"client": 1.0, "server": 0.0})
+        return Measurement(reference.run(lowered, images).logits + 0.01, Costs(total=cost))
 
 
 @pytest.fixture
@@ -131,11 +126,11 @@ def test_the_report_draws_a_runs_engines(capsys, study, two_engines):
     assert run("bench", str(study.path)) == 0
     assert "clear, whole" not in capsys.readouterr().out
     assert "Engines side by side" not in write_report([study], study.path / "report.html").read_text()
-    ours = {record.name: record.private["row"] for record in study.candidates() if record.private}
+    ours = {record.name: record.private.row for record in study.candidates() if record.private}
     assert run("bench", str(study.path), "--engine", "clear") == 0
     assert capsys.readouterr().out.count("clear, whole") == len(ours) > 0
     measured = {record.name: record.private for record in study.candidates() if record.private}
-    assert {name: value["row"] for name, value in measured.items()} == ours, "nothing is measured twice"
+    assert {name: value.row for name, value in measured.items()} == ours, "nothing is measured twice"
     page = write_report([study], study.path / "report.html").read_text()
     assert "Engines side by side" in page and page.count('<td class="text">clear, whole</td>') == len(ours)
     assert page.count("none at all") == len(ours)
@@ -154,7 +149,7 @@ def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study):
         for image, logits in zip(images, expected, strict=True):
             result, shares = pair.infer(image)
             assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
-            errors.append(np.abs(reference.decode(result) * lowered.program.output_unit - logits).max())
+            errors.append(np.abs(decode(result) * lowered.program.output_unit - logits).max())
     assert pair.done == 200 and max(errors) < 0.1
 
 

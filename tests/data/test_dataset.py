@@ -40,7 +40,7 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fashion, "BASE_URL", "http://127.0.0.1:9/")
     place = dataclasses.replace(fashion.PLACE, system=tmp_path / "absent")
     for name in ("fashion-mnist", "colour-fashion"):
-        monkeypatch.setitem(dataset.SOURCES, name, dataclasses.replace(dataset.SOURCES[name], place=place))
+        monkeypatch.setitem(dataset.ENTRIES, name, dataclasses.replace(dataset.ENTRIES[name], place=place))
 
 
 def write_idx(path: Path, array: np.ndarray, *, magic: int | None = None) -> None:
@@ -508,8 +508,8 @@ def test_load_downloads_what_is_missing(server: tuple[str, dict[str, str]], monk
     url, checksums = server
     monkeypatch.setattr(fashion, "BASE_URL", url)
     fetch = functools.partial(fashion.download, checksums=checksums)
-    source = dataclasses.replace(dataset.SOURCES["fashion-mnist"], fetch=fetch)
-    monkeypatch.setitem(dataset.SOURCES, "fashion-mnist", source)
+    entry = dataclasses.replace(dataset.ENTRIES["fashion-mnist"], fetch=fetch)
+    monkeypatch.setitem(dataset.ENTRIES, "fashion-mnist", entry)
     assert not available("fashion-mnist")
     assert available("fashion-mnist", download=True)
     assert available("colour-fashion", download=True)

@@ -15,10 +15,11 @@ from parelu.models.pruned import Pruned
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
+from parelu.network.ops import unsupported
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_from_json, spec_of
 from parelu.runs import experiment
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.schedule import SHORT, Training
 
 NAMES = ("resnet18 m=4", "wrn-10-1 m=4", "vgg16 m=4 (16 classifier)", "mobilenetv1 m=4", "efficientnet-b0 (relu) m=16")
@@ -60,9 +61,9 @@ def test_a_damaged_spec_is_refused(change):
 
 def test_a_missing_package_is_named_before_anything_is_trained(monkeypatch, tmp_path):
     monkeypatch.setattr(experiment, "find_spec", lambda name: None)
-    one = Study("resnet10 m=2", "digits", (Reduction(methods()["channels"](), ("0.5",)),), SHORT)
+    one = Experiment("resnet10 m=2", "digits", (Reduction(methods()["channels"](), ("0.5",)),), SHORT)
     with pytest.raises(UserError, match=r"channels needs torch_pruning; pip install 'parelu\[prune\]'"):
-        experiment.conduct(one, tmp_path, Silent())
+        experiment.run_experiment(one, tmp_path, Silent())
     assert not list(tmp_path.iterdir())
 
 
@@ -93,11 +94,11 @@ def test_the_smallest_filters_go():
 
 @with_torch_pruning
 @pytest.mark.slow
-def test_a_study_finetunes_what_is_left(tmp_path):
+def test_an_experiment_finetunes_what_is_left(tmp_path):
     training = Training(epochs=1, batch=128, lr=0.05)
-    one = Study("resnet10 m=4", "digits", (Reduction(methods()["channels"](), ("0.5",)),), training, images=384)
-    run = experiment.conduct(one, tmp_path / "run", Silent())
-    (record,) = [r for r in run.candidates() if r.metrics["method"] == "channels"]
-    assert record.metrics["relus"] <= record.metrics["relus_full"] / 2
+    one = Experiment("resnet10 m=4", "digits", (Reduction(methods()["channels"](), ("0.5",)),), training, images=384)
+    run = experiment.run_experiment(one, tmp_path / "run", Silent())
+    (record,) = [r for r in run.candidates() if r.metrics.method == "channels"]
+    assert record.metrics.relus <= record.metrics.relus_full / 2
     assert run.candidate(record.name).network()(torch.randn(1, 1, 8, 8)).shape == (1, 10)
-    assert instrument(record and run.candidate(record.name).spec.module(), (1, 8, 8)).problems == ()
+    assert unsupported(instrument(record and run.candidate(record.name).spec.module(), (1, 8, 8))) == ()

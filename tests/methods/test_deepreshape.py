@@ -129,10 +129,10 @@ def dry(name: str) -> DryBench:
 def test_algorithm_2_culls_a_stage_that_dominates_and_thins_the_rest():
     bench = dry("hrn-2x5x3x m=8")
     methods()["deepreshape"](order="S3>S2>S4>S1").reduce(bench, ())
-    steps = [job.tags["steps"] for job in bench.jobs]
+    steps = [job.tags.steps for job in bench.jobs]
     thin = "cull S1; thin S2+S3+S4"
     assert steps == ["cull S1", thin, f"{thin}; channels 0.5", *(f"{thin}; reuse {n}" for n in (4, 8, 16))]
-    relus = {job.tags["steps"]: job.plan.relus for job in bench.jobs}
+    relus = {job.tags.steps: job.plan.relus for job in bench.jobs}
     assert [relus[f"{thin}; reuse {n}"] * n for n in (4, 8, 16)] == [relus[thin]] * 3
     assert all(isinstance(job.objective, DecoupledDistillation) for job in bench.jobs)
     assert all(job.name.startswith("deepreshape-") and job.role == "candidate" for job in bench.jobs)
@@ -142,7 +142,7 @@ def test_an_equalised_network_is_thinned_whole_and_what_cannot_be_halved_is_left
     bench = dry("hrn-5x5x3x m=4")
     method = methods()["deepreshape"](order="S3>S2>S4>S1", distillation="kd")
     method.reduce(bench, ())
-    assert [job.tags["steps"] for job in bench.jobs] == ["thin all", "thin all; channels 0.5", "thin all; reuse 4"]
+    assert [job.tags.steps for job in bench.jobs] == ["thin all", "thin all; channels 0.5", "thin all; reuse 4"]
     assert set(bench.records["deepreshape-skipped"]) == {"thin all; reuse 8", "thin all; reuse 16"}
     assert all(isinstance(job.objective, Distillation) and "-kd-" in job.name for job in bench.jobs)
 

@@ -24,7 +24,7 @@ from parelu.network.spec import spec_from_json, spec_of
 from parelu.private.lowering import reference
 from parelu.report.tables import frontier_rows
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.callback import Step
 from parelu.training.history import read_history
 from parelu.training.loop import train
@@ -57,9 +57,10 @@ def test_gamma_0_is_the_main_branch_and_1_the_shallow_one(blocks, seed):
     deep = with_weights(SPEC, gated.state_dict())
     assert torch.equal(gated(x), deep(x))
     shallow = with_weights(dataclasses.replace(SPEC, shallow=blocks), gated.state_dict())
-    Blend().after_step(gated, Step(0, 0.5, x, x))
+    blender = Blend().build(gated)
+    blender.after_step(Step(0, 0.5, x, x))
     between = gated(x)
-    Blend().after_step(gated, Step(1, 1.0, x, x))
+    blender.after_step(Step(1, 1.0, x, x))
     assert torch.allclose(gated(x), shallow(x), atol=1e-4)
     assert not torch.allclose(between, gated(x), atol=1e-4) and not torch.allclose(between, deep(x), atol=1e-4)
     assert count(shallow).depth == count(deep).depth - len(blocks)
@@ -164,7 +165,8 @@ def test_gating_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
                 raise KeyboardInterrupt
 
         try:
-            train(network, digits, once, CrossEntropy(), seed=0, folder=folder, learner=Blend(), watch=watch)
+            callback = Blend().build(network)
+            train(network, digits, once, CrossEntropy(), seed=0, folder=folder, callback=callback, watch=watch)
         except KeyboardInterrupt:
             return None
         return network.state_dict()
@@ -175,7 +177,7 @@ def test_gating_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
     assert whole is not None and resumed is not None
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert whole["layer1.0.gamma"] == whole["layer3.0.gamma"] == 1
-    assert [epoch["gamma"] for epoch in read_history(tmp_path / "whole")] == [0.5, 1.0]
+    assert [epoch.parts["gamma"] for epoch in read_history(tmp_path / "whole")] == [0.5, 1.0]
 
 
 def jobs_of(method, *budgets):
@@ -266,7 +268,7 @@ def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
     options = {"search_epochs": 1, "finetune_epochs": 3}
     methods = SENet(**options), Gated(d_th=0.1, auxiliary=True, **options)
     reductions = tuple(Reduction(method, ("0.16",)) for method in methods)
-    run = experiment.conduct(Study("resnet10 m=2", "digits", reductions, TINY), tmp_path / "run", Silent())
+    run = experiment.run_experiment(Experiment("resnet10 m=2", "digits", reductions, TINY), tmp_path / "run", Silent())
     records = {record.name: record for record in run.candidates()}
     assert set(records) == {
         "teacher",
@@ -277,7 +279,7 @@ def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
         "gated-97-branches",
     }
     assert len(list((run.path / "searches").iterdir())) == 1, "both methods finetune one search's masks"
-    depths = [records[name].metrics["depth"] for name in ("senet-97", "gated-97", "gated-97-auxiliary")]
+    depths = [records[name].metrics.depth for name in ("senet-97", "gated-97", "gated-97-auxiliary")]
     assert depths == sorted(depths, reverse=True) and len(set(depths)) == 3
     assert [row.name for row in frontier_rows(run.candidates())] == [
         "teacher",
@@ -288,9 +290,9 @@ def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
     test = data.load("digits").test
     for name in ("gated-97", "gated-97-auxiliary"):
         candidate = run.candidate(name)
-        assert candidate.metrics["epochs"] == 0, "cut out, not trained"
+        assert candidate.metrics.epochs == 0, "cut out, not trained"
         program = measurement.lowered(run.folder(name), candidate)
-        assert program.program.relus == candidate.metrics["relus"] == count(candidate.network()).relus
+        assert program.program.relus == candidate.metrics.relus == count(candidate.network()).relus
         result = measurement.ring_accuracy(program, candidate, test)
-        assert result.agreement >= 99 and result.float_accuracy == pytest.approx(candidate.metrics["test_accuracy"])
+        assert result.agreement >= 99 and result.float_accuracy == pytest.approx(candidate.metrics.test_accuracy)
         assert np.isfinite(reference.run(program, test.images[:4]).logits).all()

@@ -11,10 +11,11 @@ from two_parties import Pair, images_of
 from parelu import data
 from parelu.methods.base import methods
 from parelu.network.spec import spec_of
+from parelu.private.fresh import untrained
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import problems
+from parelu.private.lowering.lower import lower, problems
 from parelu.runs import experiment, measurement
-from parelu.runs.experiment import Reduction, Study
+from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.schedule import Training
 
 SECURE = ("vgg16 m=2 (16 classifier)", "mobilenetv1 m=2", "wrn-10-1 m=2")
@@ -23,23 +24,23 @@ BRIEF = Training(epochs=1, batch=128, lr=0.05, schedule="one-cycle")
 
 def fisher(name, folder):
     method = methods()["fisher"](search_epochs=1, finetune_epochs=1)
-    one = Study(name, "digits", (Reduction(method, ("0.3",)),), BRIEF, images=384)
-    return experiment.conduct(one, folder, Silent())
+    one = Experiment(name, "digits", (Reduction(method, ("0.3",)),), BRIEF, images=384)
+    return experiment.run_experiment(one, folder, Silent())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SECURE)
 def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
     done = fisher(name, tmp_path)
-    (record,) = [r for r in done.candidates() if r.metrics["method"] == "fisher"]
-    assert record.metrics["relus"] == round(0.3 * record.metrics["relus_full"])
+    (record,) = [r for r in done.candidates() if r.metrics.method == "fisher"]
+    assert record.metrics.relus == round(0.3 * record.metrics.relus_full)
     candidate = done.candidate(record.name)
     assert problems(candidate.network()) == ()
     digits = data.load("digits")
     lowered = measurement.lowered(done.folder(record.name), candidate, digits)
     ring = measurement.ring_accuracy(lowered, candidate, digits.test)
     assert ring.agreement >= 99 and ring.overflow_rate < 1e-3
-    assert lowered.program.relus == record.metrics["relus"]
+    assert lowered.program.relus == record.metrics.relus
     with Pair(lowered) as pair:
         for image in digits.test.images[:2]:
             result, shares = pair.infer(image)
@@ -49,8 +50,8 @@ def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
 @pytest.mark.slow
 def test_squeeze_and_excitation_is_reduced_but_not_lowered(in_process, tmp_path):
     done = fisher("efficientnet-b0 (relu) m=8", tmp_path)
-    (record,) = [r for r in done.candidates() if r.metrics["method"] == "fisher"]
-    assert record.metrics["relus"] == round(0.3 * record.metrics["relus_full"])
+    (record,) = [r for r in done.candidates() if r.metrics.method == "fisher"]
+    assert record.metrics.relus == round(0.3 * record.metrics.relus_full)
     found = problems(done.candidate(record.name).network())
     assert len(found) == 16 and all("the sigmoid of a gate" in str(problem) for problem in found)
 
@@ -69,8 +70,8 @@ def test_inspect_counts_squeeze_and_excitation(capsys):
 @pytest.mark.parametrize("name", [*SECURE, "efficientnet-b0 (relu, no se) m=8"])
 def test_an_untrained_network_has_a_program(name):
     spec = spec_of(name, (1, 16, 16), 10)
-    candidate = measurement.untrained(spec, 0.5, seed=0)
-    lowered = measurement.lower(candidate.network(), images_of(32, spec.input), candidate.preprocessing)
+    candidate = untrained(spec, 0.5, seed=0)
+    lowered = lower(candidate.network(), images_of(32, spec.input), candidate.preprocessing)
     result = reference.run(lowered, images_of(8, spec.input, seed=1))
     assert lowered.program.relus == candidate.plan.relus and lowered.wrap_bound < 1e-5
     assert np.isfinite(result.logits).all() and result.logits.std() > 0

@@ -14,6 +14,7 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.instrument import instrument
+from parelu.network.metrics import SearchMetrics
 from parelu.network.plan import Plan, SitePlan
 from parelu.network.spec import spec_of
 
@@ -33,7 +34,7 @@ def candidate(seed: int = 0) -> Candidate:
     torch.manual_seed(seed)
     weights = SPEC.module().state_dict()
     plan = Plan.from_masks({name: site.mask for name, site in random_plan(seed).sites.items()})
-    return Candidate(SPEC, plan, weights, {"relus": 12, "steps": "cull S1"}, {"mean": [0.5]})
+    return Candidate(SPEC, plan, weights, SearchMetrics(3, 1.5, 12, 0, 81.5), {"mean": [0.5]})
 
 
 @settings(max_examples=20)
@@ -107,6 +108,7 @@ def rewritten(folder: Path, **changes: object) -> None:
 
 
 SITES = {"relu": [2, 8, 8]}
+METRICS = SearchMetrics(3, 1.5, 12, 0, 81.5).to_json()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,8 @@ SITES = {"relu": [2, 8, 8]}
         ({"sites": {"other": [2, 8, 8]}}, "masks do not fit"),
         ({"sites": []}, "lacks its spec, sites"),
         ({"metrics": None}, "lacks its spec"),
+        ({"metrics": {"relus": 12}}, "the metrics lack epochs"),
+        ({"metrics": {**METRICS, "relus": "12"}}, "the metrics' relus is '12'"),
     ],
 )
 def test_files_made_on_purpose_are_checked(tmp_path, changes, message):

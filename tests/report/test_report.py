@@ -16,14 +16,16 @@ from conftest import Silent
 from parelu.errors import UserError
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
+from parelu.network.metrics import metrics_from_json
 from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
+from parelu.private.rows import Cost, Costs, Difference, PrivateInference, RingAccuracy, Row
 from parelu.report import plots, tables
 from parelu.report.inspection import inspection
 from parelu.report.page import flat, headline, write_report
 from parelu.runs import pareto
 from parelu.runs.folder import Record, Run
-from parelu.training.history import write_history
+from parelu.training.history import Epoch, write_history
 
 STAGES = ("S1", "S2", "S3", "S4")
 THINNED = {"S1": "S2+S3+S4", "S1+S4": "S2+S3", "S1+S3+S4": "S2"}
@@ -96,11 +98,12 @@ def keep(run: Run, name: str, steps: str, epochs: int = 10, **tags: Any) -> None
         "test_accuracy": accuracy - 0.4 + noise.gauss(0, 0.2),
         "epochs": epochs,
         "seconds": 20.0,
+        "job": name,
         **tags,
     }
     folder = run.folder(name)
-    write_history(folder, history)
-    dataclasses.replace(candidate, metrics=metrics).save(folder)
+    write_history(folder, [Epoch.from_json(epoch) for epoch in history])
+    dataclasses.replace(candidate, metrics=metrics_from_json(metrics)).save(folder)
 
 
 def fabricated(folder: Path, seed: int, others: Sequence[str] = ()) -> Run:
@@ -162,9 +165,14 @@ def record(method: str, steps: str, relus: int, validation: float, seed: int = 0
         "test_accuracy": validation - 1,
         "epochs": 2,
         "seconds": 1.0,
+        "job": "",
     }
-    history = tuple({"epoch": e, "loss": 1.0, "validation_accuracy": validation - 2 + e} for e in (1, 2))
-    return Record(f"seed{seed}", f"{method}-{steps}-{relus}", metrics, history)
+    history = tuple(Epoch(e, 1.0, {}, 0.1, validation - 2 + e, 1.0) for e in (1, 2))
+    return Record(f"seed{seed}", f"{method}-{steps}-{relus}", metrics_from_json(metrics), history)
+
+
+def changed(one: Record, **metrics: Any) -> Record:
+    return dataclasses.replace(one, metrics=dataclasses.replace(one.metrics, **metrics))
 
 
 RECORDS = [
@@ -181,7 +189,9 @@ RECORDS = [
 def test_squares_have_a_frontier_of_their_own():
     plain = [record("train", "", 200, 90, role="teacher"), record("snl", "", 50, 80), record("snl", "", 20, 70)]
     squared = [record("autorep", "", 50, 85), record("autorep", "", 30, 86), record("autorep", "", 10, 84)]
-    squared = [dataclasses.replace(r, metrics={**r.metrics, "squares": 190 - r.metrics["relus"]}) for r in squared]
+    squared = [
+        dataclasses.replace(r, metrics=dataclasses.replace(r.metrics, squares=190 - r.metrics.relus)) for r in squared
+    ]
     rows = {(row.method, row.relus): row.on_frontier for row in tables.frontier_rows([*plain, *squared])}
     assert rows == {
         ("train", 200): True,
@@ -215,10 +225,15 @@ def test_the_frontier_is_chosen_by_validation_accuracy():
 
 def costing(one: Record, macs: int, depth: int, seconds: float | None = None, squares: int = 0) -> Record:
     """The record with other costs, measured if it has seconds."""
-    metrics = {**one.metrics, "macs": macs, "depth": depth, "squares": squares}
-    online = {"seconds": seconds, "bytes_to_client": 900, "bytes_to_server": 100 * (seconds or 0)}
-    private = {"ring": {}, "row": {"online": online}} if seconds is not None else None
-    return dataclasses.replace(one, metrics=metrics, private=private)
+    private = None if seconds is None else measured(seconds)
+    return dataclasses.replace(changed(one, macs=macs, depth=depth, squares=squares), private=private)
+
+
+def measured(seconds: float) -> PrivateInference:
+    online = Cost(seconds, {"client": 900, "server": 100 * seconds}, 5, {"client": 0.1, "server": 0.1})
+    costs = Costs(online=online, total=online)
+    row = Row("delphi", "sign", "he", "", "loopback", 0, 0, 1, 1, costs, 0.0, 1.0, Difference(0.0, 1, 1, 1), (), ())
+    return PrivateInference(RingAccuracy(90.0, 90.0, 100.0, 0.0, 0.0, 1), row)
 
 
 def test_other_costs_have_frontiers_of_their_own():
@@ -281,7 +296,7 @@ def test_comparison_takes_one_network_for_all_seeds():
 
 
 def test_comparison_without_ours_takes_the_first_method():
-    others = [r for r in RECORDS if r.metrics["method"] != "deepreduce"] + [record("uniform", "", 100, 62, 0)]
+    others = [r for r in RECORDS if r.metrics.method != "deepreduce"] + [record("uniform", "", 100, 62, 0)]
     (row,) = tables.compare(others)
     assert (row.method, row.other, row.difference, row.seeds) == ("random", "uniform", -2, 1)
     assert tables.compare(RECORDS[:2]) == []
@@ -442,12 +457,10 @@ def test_runs_of_different_data_do_not_share_a_page(made_up: list[Run], tmp_path
 def test_what_files_say_is_text(made_up: list[Run], tmp_path, monkeypatch):
     evil = r"""<script>alert(1)</script>"><img src=x onerror=alert(1)>$\frac{"""
 
-    def changed(r: Record) -> Record:
-        return dataclasses.replace(
-            r, name=evil, metrics={**r.metrics, "steps": evil + r.metrics["steps"], "method": evil}
-        )
+    def defaced(r: Record) -> Record:
+        return dataclasses.replace(changed(r, steps=evil + r.metrics.steps, method=evil), name=evil)
 
-    records = [changed(r) if r.metrics["role"] == "candidate" else r for r in made_up[0].candidates()[:6]]
+    records = [defaced(r) if r.metrics.role == "candidate" else r for r in made_up[0].candidates()[:6]]
     monkeypatch.setattr(Run, "candidates", lambda self: records)
     run = Run(made_up[0].path, {**made_up[0].config, "model": evil, evil: {evil: evil}})
     page = Page()

@@ -37,7 +37,7 @@ def test_a_sweep_and_its_second_run(capsys, in_process, tmp_path):
     assert run(*command) == 0
     first = capsys.readouterr().out
     runs = [Run.open(tmp_path / f"resnet10-{multipliers}-m=2") for multipliers in ("2x2x2x", "4x2x2x")]
-    counts = [[r.metrics["relus"] for r in one.candidates() if r.metrics["role"] == "candidate"] for one in runs]
+    counts = [[r.metrics.relus for r in one.candidates() if r.metrics.role == "candidate"] for one in runs]
     assert counts == [[100], [650, 100]], "a budget above the network's 608 ReLUs is left out"
     assert first == sweep_text(runs, [650, 100]) + "\n"
     assert all((tmp_path / f"sweep.{ending}").stat().st_size > 10_000 for ending in ("png", "svg"))
@@ -50,13 +50,13 @@ def test_a_sweep_and_its_second_run(capsys, in_process, tmp_path):
 
 def test_the_table_takes_the_best_validated_within_a_budget(finished: tuple[Run, Silent]):
     run, _ = finished
-    found = [r.metrics for r in run.candidates() if r.metrics["method"] == "deepreduce"]
-    found = [m for m in found if m["role"] == "candidate" and m["relus"] <= 100]
-    best = max(found, key=lambda m: m["validation_accuracy"])["test_accuracy"]
+    found = [r.metrics for r in run.candidates() if r.metrics.method == "deepreduce"]
+    found = [m for m in found if m.role == "candidate" and m.relus <= 100]
+    best = max(found, key=lambda m: m.validation_accuracy).test_accuracy
     lines = sweep_text([run], [100, 0]).splitlines()
     (row,) = [line.split() for line in lines if "deepreduce" in line]
     assert row[5].removeprefix("*") == f"{best:.1f}" and row[6] == "–"
-    share = 100 * run.candidates()[0].metrics["stages"]["S1"]["relus"] / 608
+    share = 100 * run.candidates()[0].metrics.stages["S1"].relus / 608
     assert row[0] == "608" and row[3] == f"{share:.1f}"
 
 

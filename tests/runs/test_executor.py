@@ -1,4 +1,4 @@
-"""Studies end to end on the bundled digits: what is trained, what is read again, and what a kill leaves."""
+"""Experiments end to end on the bundled digits: what is trained, what is read again, and what a kill leaves."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALL, TINY, Silent, tiny_study
+from conftest import ALL, TINY, Silent, tiny_experiment
 
 from parelu import data
 from parelu.errors import UserError
@@ -38,17 +38,16 @@ def same(a: Path, b: Path) -> bool:
 def test_all_that_was_asked_for_is_there(finished: Finished):
     run, watcher = finished
     records = {record.name: record.metrics for record in run.candidates()}
-    roles = [metrics["role"] for metrics in records.values()]
+    roles = [metrics.role for metrics in records.values()]
     assert (roles.count("teacher"), roles.count("criticality"), roles.count("candidate")) == (1, 4, 15 + 3 * 2)
     assert sorted(watcher.trained) == sorted(records)
     assert watcher.read == []
     for name in ("random", "snip", "uniform"):
-        assert [records[f"{name}-{budget}"]["relus"] for budget in (304, 37)] == [304, 37]
+        assert [records[f"{name}-{budget}"].relus for budget in (304, 37)] == [304, 37]
     for metrics in records.values():
-        assert {"method", "steps", "seed", "flops", "params", "test_accuracy", "validation_accuracy"} <= set(metrics)
-        assert metrics["relus_full"] == 608
-        assert metrics["relus"] == sum(metrics["sites"].values())
-        assert metrics["epochs"] == TINY.epochs
+        assert metrics.relus_full == 608
+        assert metrics.relus == sum(metrics.sites.values())
+        assert metrics.epochs == TINY.epochs
     assert not list(run.path.glob("candidates/*/checkpoint")), "a finished network needs no checkpoint"
 
 
@@ -57,13 +56,13 @@ def test_criticality_is_recorded_with_its_numbers(finished: Finished):
     record = run.records()["criticality"]
     stages = record["stages"]
     measured = {stage: run.candidate(f"only-{stage}").metrics for stage in stages}
-    accuracies = {stage: metrics["validation_accuracy"] for stage, metrics in measured.items()}
+    accuracies = {stage: metrics.validation_accuracy for stage, metrics in measured.items()}
     assert {stage: row["accuracy"] for stage, row in stages.items()} == accuracies
-    expected = criticality(accuracies, {stage: metrics["relus"] for stage, metrics in measured.items()}, record["w"])
+    expected = criticality(accuracies, {stage: metrics.relus for stage, metrics in measured.items()}, record["w"])
     assert {stage: row["criticality"] for stage, row in stages.items()} == expected
     assert record["order"] == sorted(stages, key=lambda stage: expected[stage])
     culled = run.candidate(f"cull-{record['order'][0]}")
-    assert culled.metrics["stages"][record["order"][0]]["relus"] == 0
+    assert culled.metrics.stages[record["order"][0]].relus == 0
 
 
 def test_a_candidate_is_what_was_measured(finished: Finished):
@@ -71,7 +70,7 @@ def test_a_candidate_is_what_was_measured(finished: Finished):
     digits = data.load("digits")
     for name in ("teacher", "random-37", "cull-S1"):
         candidate = run.candidate(name) if (run.folder(name)).exists() else run.candidate("teacher")
-        assert accuracy(candidate.network(), digits.test, digits) == candidate.metrics["test_accuracy"]
+        assert accuracy(candidate.network(), digits.test, digits) == candidate.metrics.test_accuracy
         normalised = {"mean": list(digits.mean), "std": list(digits.std)}
         assert candidate.preprocessing == {"dataset": "digits", "image": [1, 8, 8], **normalised}
 
@@ -80,7 +79,7 @@ def test_running_again_trains_nothing(finished: Finished):
     run, _ = finished
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     watcher = Silent()
-    experiment.conduct(tiny_study(*ALL), run.path, watcher)
+    experiment.run_experiment(tiny_experiment(*ALL), run.path, watcher)
     assert watcher.trained == []
     assert len(watcher.read) == len(run.candidates())
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
@@ -88,42 +87,42 @@ def test_running_again_trains_nothing(finished: Finished):
 
 def test_same_seed_same_networks_in_another_folder(finished: Finished, tmp_path):
     run, _ = finished
-    again = experiment.conduct(tiny_study("random"), tmp_path / "again", Silent())
+    again = experiment.run_experiment(tiny_experiment("random"), tmp_path / "again", Silent())
     for name in ("teacher", "random-304", "random-37"):
         assert same(run.folder(name), again.folder(name)), name
 
 
 def test_a_search_serves_all_its_budgets_and_is_not_repeated(tmp_path):
     watcher, again = Silent(), Silent()
-    run = experiment.conduct(tiny_study("fisher"), tmp_path / "run", watcher)
+    run = experiment.run_experiment(tiny_experiment("fisher"), tmp_path / "run", watcher)
     assert watcher.trained[:2] == ["teacher", "fisher"]
     assert sorted(watcher.trained[2:]) == ["fisher-304", "fisher-37"]
     metrics = {record.name: record.metrics for record in run.candidates()}
-    assert [metrics[f"fisher-{budget}"]["relus"] for budget in (304, 37)] == [304, 37]
-    early, late = (metrics[f"fisher-{budget}"]["searched"]["epochs"] for budget in (304, 37))
+    assert [metrics[f"fisher-{budget}"].relus for budget in (304, 37)] == [304, 37]
+    early, late = (metrics[f"fisher-{budget}"].searched.epochs for budget in (304, 37))
     assert early < late == 10
     before = weights(run.folder("fisher-37"))
     shutil.rmtree(run.folder("fisher-37"))
-    experiment.conduct(tiny_study("fisher"), tmp_path / "run", again)
+    experiment.run_experiment(tiny_experiment("fisher"), tmp_path / "run", again)
     assert again.trained == ["fisher-37"]
     assert "fisher" in again.read
     assert all(torch.equal(before[name], value) for name, value in weights(run.folder("fisher-37")).items())
 
 
 def test_squares_are_counted_and_their_ranges_kept(tmp_path):
-    run = experiment.conduct(tiny_study("safenet"), tmp_path / "run", Silent())
+    run = experiment.run_experiment(tiny_experiment("safenet"), tmp_path / "run", Silent())
     for record in run.candidates():
-        if record.metrics["role"] == "candidate":
-            assert record.metrics["relus"] <= record.metrics["budget"]
-            assert record.metrics["squares"] == 608 - record.metrics["relus"]
-            assert all(low < high for low, high in record.metrics["ranges"].values())
+        if record.metrics.role == "candidate":
+            assert record.metrics.relus <= record.metrics.budget
+            assert record.metrics.squares == 608 - record.metrics.relus
+            assert all(low < high for low, high in record.metrics.ranges.values())
 
 
 def test_a_trained_network_can_be_given(finished: Finished, tmp_path):
     run, _ = finished
-    given = tiny_study("uniform", weights=run.folder("teacher"))
+    given = tiny_experiment("uniform", weights=run.folder("teacher"))
     watcher = Silent()
-    again = experiment.conduct(given, tmp_path / "given", watcher)
+    again = experiment.run_experiment(given, tmp_path / "given", watcher)
     assert sorted(watcher.trained) == ["uniform-304", "uniform-37"], "the teacher is not trained again"
     assert same(run.folder("teacher"), again.folder("teacher"))
     assert same(run.folder("uniform-37"), again.folder("uniform-37"))
@@ -138,35 +137,36 @@ def test_matching_budgets_are_spread_evenly_by_rank():
 
 
 def test_matching_takes_the_counts_of_the_methods_before(tmp_path):
-    first, second = (tiny_study(name).reductions[0] for name in ("random", "uniform"))
+    first, second = (tiny_experiment(name).reductions[0] for name in ("random", "uniform"))
     two = dataclasses.replace(
-        tiny_study(training=dataclasses.replace(TINY, epochs=1)),
+        tiny_experiment(training=dataclasses.replace(TINY, epochs=1)),
         reductions=(first, dataclasses.replace(second, budgets=("99",), match=2)),
     )
-    run = experiment.conduct(two, tmp_path / "run", Silent())
-    uniform = {r.metrics["relus"] for r in run.candidates() if r.metrics["method"] == "uniform"}
+    run = experiment.run_experiment(two, tmp_path / "run", Silent())
+    uniform = {r.metrics.relus for r in run.candidates() if r.metrics.method == "uniform"}
     assert uniform == {99, 304, 37}
     watcher = Silent()
-    experiment.conduct(two, tmp_path / "run", watcher)
+    experiment.run_experiment(two, tmp_path / "run", watcher)
     assert watcher.trained == [], "the same budgets again, whatever the folder holds by now"
 
 
 def test_a_budget_is_checked_before_anything_is_trained(tmp_path):
     watcher = Silent()
     bad = dataclasses.replace(
-        tiny_study("random"), reductions=(dataclasses.replace(tiny_study("random").reductions[0], budgets=("609",)),)
+        tiny_experiment("random"),
+        reductions=(dataclasses.replace(tiny_experiment("random").reductions[0], budgets=("609",)),),
     )
     with pytest.raises(UserError, match="more than the network's 608 ReLUs"):
-        experiment.conduct(bad, tmp_path / "run", watcher)
+        experiment.run_experiment(bad, tmp_path / "run", watcher)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_can_be_conducted(name):
-    title, studies = read_recipe(name)
+    title, experiments = read_recipe(name)
     assert title
-    assert len({one.seed for one in studies}) == len(studies) >= 1
-    for one in studies:
+    assert len({one.seed for one in experiments}) == len(experiments) >= 1
+    for one in experiments:
         if data.available(one.data):
             source, spec = experiment.prepare(dataclasses.replace(one, images=min(one.images or 100, 100)))
             assert spec.input == source.input

@@ -1,5 +1,6 @@
 """Run folders and the files in them: atomic, checked, refused where they are of something else."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.runs.folder import Run
-from parelu.training.history import read_history, write_history
+from parelu.training.history import Epoch, read_history, write_history
 
 CONFIG = {"model": "resnet10", "seed": 0, "training": {"epochs": 3}}
 
@@ -101,14 +102,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_history_round_trip_and_damage(tmp_path):
     assert read_history(tmp_path) == []
-    history = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    history = [Epoch(n, 1 / n, {"ce": 0.25, "stages": {"S1": 3}}, 0.1, 50.0 + n, 2.5) for n in (1, 2)]
     write_history(tmp_path, history)
     assert read_history(tmp_path) == history
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep')
-    with pytest.raises(UserError, match="is damaged"):
-        read_history(tmp_path)
+    line = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
+    assert list(json.loads(line)) == ["epoch", "loss", "ce", "stages", "lr", "validation_accuracy", "seconds"]
+    for damaged in (f'{line}\n{{"ep', '{"epoch": 1}', "[]"):
+        (tmp_path / "metrics.jsonl").write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            read_history(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
-        write_history(tmp_path, [{"loss": float("nan")}])
+        write_history(tmp_path, [dataclasses.replace(history[0], loss=float("nan"))])
 
 
 @pytest.fixture(scope="module")

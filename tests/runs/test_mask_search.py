@@ -11,7 +11,8 @@ from conftest import TINY
 
 from parelu import data
 from parelu.errors import UserError
-from parelu.methods.base import Job, Search, methods
+from parelu.methods.base import methods
+from parelu.methods.jobs import Job, Search
 from parelu.methods.learned import LearnedMasks
 from parelu.network.candidate import Candidate
 from parelu.network.instrument import instrument
@@ -29,8 +30,8 @@ NETWORKS = ("resnet10 m=2", "resnet9 m=2", "resnet10 m=2 2x3x1x")
 SHORT = dataclasses.replace(TINY, epochs=1, batch=16)
 
 
-class Bench:
-    """A workbench that conducts searches in this process and trains nothing behind them."""
+class SearchContext:
+    """A context that conducts searches in this process and trains nothing behind them."""
 
     def __init__(self, path: Path, model: str, training: Training = SHORT, images: int = 64) -> None:
         whole = data.load("digits", images=images)
@@ -40,14 +41,14 @@ class Bench:
         torch.manual_seed(0)
         network = instrument(spec.module(), spec.input)
         self.run = Run.start(path, {"model": model})
-        self.teacher = Candidate(spec, Plan.of(network), network.state_dict(), {"relus": Plan.of(network).relus})
+        self.teacher = Candidate(spec, Plan.of(network), network.state_dict())
         self.teacher.save(self.run.folder("teacher"))
 
     def search(self, searches: Sequence[Search], watch=lambda progress: None) -> list[dict[int, Candidate]]:
         self.searches += searches
         for search in searches:
             teacher = Teacher(self.teacher.network(), self.run.path / "logits")
-            mask_search.conduct(self.run, search, self.dataset, self.seed, teacher, watch)
+            mask_search.search(self.run, search, self.dataset, self.seed, teacher, watch)
         return [{b: mask_search.found(self.run, search, b) for b in search.budgets} for search in searches]
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
@@ -65,7 +66,7 @@ def test_200_random_budgets_are_met(tmp_path):
     draw, met = random.Random(0), 0
     while met < 200:
         model, name = draw.choice(NETWORKS), draw.choice(LEARNED)
-        bench = Bench(tmp_path / str(met), model, images=32)
+        bench = SearchContext(tmp_path / str(met), model, images=32)
         options = {"search_epochs": 1, "thin": draw.random() < 0.3}
         method = methods()[name](**options)
         full = 200 if options["thin"] else bench.teacher.plan.relus
@@ -87,12 +88,14 @@ def interrupted_at(last: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LEARNED)
-def test_an_interrupted_search_ends_in_the_same_bits(name, tmp_path):
-    method = methods()[name](search_epochs=3)
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, {}) for name in LEARNED] + [("snl", {"schedule": "paper", "slope_lr": 0.3})]
+)
+def test_an_interrupted_search_ends_in_the_same_bits(name, options, tmp_path):
+    method = methods()[name](search_epochs=3, **options)
     found = []
     for folder, stop in (("whole", None), ("interrupted", 7)):  # in the second of three epochs of 4 steps
-        bench = Bench(tmp_path / folder, "resnet10 m=2")
+        bench = SearchContext(tmp_path / folder, "resnet10 m=2")
         if stop:
             search = bench.search
             bench.search = lambda searches: search(searches, interrupted_at(stop))  # noqa: B023
@@ -105,15 +108,15 @@ def test_an_interrupted_search_ends_in_the_same_bits(name, tmp_path):
     for whole, again in zip(*found, strict=True):
         assert whole.plan == again.plan
         assert all(torch.equal(whole.weights[key], again.weights[key]) for key in whole.weights)
-        assert whole.metrics["validation_accuracy"] == again.metrics["validation_accuracy"]
+        assert whole.metrics.validation_accuracy == again.metrics.validation_accuracy
 
 
 def test_larger_budgets_are_passed_on_the_way(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     methods()["fisher"](search_epochs=4).reduce(bench, (50, 400))
     (search,) = bench.searches
     assert search.budgets == (400, 50)
-    first, last = (mask_search.found(bench.run, search, budget).metrics["epochs"] for budget in search.budgets)
+    first, last = (mask_search.found(bench.run, search, budget).metrics.epochs for budget in search.budgets)
     assert first < last == 4
     lines = (mask_search.folder_of(bench.run, search) / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 4
@@ -121,34 +124,49 @@ def test_larger_budgets_are_passed_on_the_way(tmp_path):
 
 
 def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     methods()["fisher"](search_epochs=1).reduce(bench, (100,))
     (search,) = bench.searches
     assert mask_search.is_finished(bench.run, search)
-    with pytest.raises(UserError, match="holds a search of other settings"):
+    with pytest.raises(UserError, match="holds a search of other settings or of an earlier version; delete it"):
         mask_search.is_finished(bench.run, dataclasses.replace(search, budgets=(99,)))
 
 
+def test_the_papers_search_ends_at_its_budget_or_with_its_epochs(tmp_path):
+    """It leaves what stood as each budget was passed, and stops at the last."""
+    for lr, epochs, ends in ((0.3, 8, True), (1e-3, 1, False)):
+        bench = SearchContext(tmp_path / str(lr), "resnet10 m=2")
+        steps: list[Progress] = []
+        search = bench.search
+        bench.search = lambda searches: search(searches, steps.append)  # noqa: B023
+        methods()["snl"](schedule="paper", slope_lr=lr, lam=10.0, search_epochs=epochs).reduce(bench, (400, 100))
+        assert (steps[-1].step < steps[-1].steps) == ends
+        (one,) = bench.searches
+        assert [mask_search.found(bench.run, one, budget).plan.relus for budget in one.budgets] == [400, 100]
+        assert mask_search.is_finished(bench.run, one)
+        assert not (mask_search.folder_of(bench.run, one) / "checkpoint").exists()
+
+
 def test_a_search_of_its_own_starts_from_its_own_budget(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     methods()["bcd"](search_epochs=1, head_start=3.0).reduce(bench, (40, 10, 100))
     assert [search.plan.relus for search in bench.searches] == [300, 120, 30]
 
 
 def test_each_schedule_of_snl_has_its_own_rates(tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     for schedule, optimizer, rates in (("fast", "sgd", (0.01, 0.1)), ("paper", "adam", (0.001, 0.001))):
         for slope_lr, weight_lr in ((None, None), (0.2, 0.3)):
             method = methods()["snl"](schedule=schedule, slope_lr=slope_lr, weight_lr=weight_lr)
             training = method.search_training(bench.training)
-            learner = method.learner(bench, bench.teacher.plan, (100,))
+            options = method.optimizer(bench, bench.teacher.plan, (100,))
             assert training.optimizer == optimizer
-            assert (learner.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
+            assert (options.lr, training.lr) == ((slope_lr, weight_lr) if slope_lr else rates)
 
 
 @pytest.mark.parametrize("method", [methods()["snl"](search_epochs=1, thin=True), methods()["snip"](thin=True)])
 def test_thinning_goes_before_the_search(method, tmp_path):
-    bench = Bench(tmp_path / "run", "resnet10 m=2")
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
     (candidate,) = method.reduce(bench, (80,))
     kept = {name for name, site in candidate.plan.sites.items() if site.relus}
     assert not any("relu1" in name or name == "relu" for name in kept)

@@ -170,8 +170,8 @@ def test_a_merged_candidate_is_finetuned_in_its_run(capsys, finished, tmp_path):
     assert run("fuse", str(folder), "--finetune", "1") == 0
     assert "% merged" in capsys.readouterr().err
     whole, found = (Run.open(tmp_path / "run").candidate(name) for name in (folder.name, f"{folder.name}-merged"))
-    assert isinstance(found.spec, Merged) and found.plan.relus == whole.plan.relus == found.metrics["relus"]
-    assert found.metrics["depth"] < whole.metrics["depth"] and found.metrics["epochs"] == 1
+    assert isinstance(found.spec, Merged) and found.plan.relus == whole.plan.relus == found.metrics.relus
+    assert found.metrics.depth < whole.metrics.depth and found.metrics.epochs == 1
     assert run("fuse", str(folder), "--finetune", "1") == 0, "again: nothing is trained twice"
     assert "no two layers merge" in refused(capsys, "fuse", f"{folder}-merged", "--finetune", "1")
     rows = {row.name: row for row in frontier_rows(Run.open(tmp_path / "run").candidates())}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from parelu.network import storage
 from parelu.network.instrument import instrument
 from parelu.network.spec import spec_of
 from parelu.training.batches import memory_format
+from parelu.training.callback import Callback
 from parelu.training.evaluation import accuracy, ranges, recalibrate, slope_gradients
 from parelu.training.history import read_history
 from parelu.training.loop import train
@@ -239,8 +241,8 @@ def test_training_learns_and_repeats_itself(digits, tmp_path):
     history = train(first, digits, SHORT, CrossEntropy(), seed=1, folder=tmp_path / "a")
     train(second, digits, SHORT, CrossEntropy(), seed=1, folder=tmp_path / "b")
     assert same_weights(first, second)
-    assert history[-1]["loss"] < history[0]["loss"]
-    assert history[-1]["validation_accuracy"] == accuracy(first, digits.validation, digits)
+    assert history[-1].loss < history[0].loss
+    assert history[-1].validation_accuracy == accuracy(first, digits.validation, digits)
     other = network()
     train(other, digits, SHORT, CrossEntropy(), seed=2, folder=tmp_path / "c")
     assert not same_weights(first, other)
@@ -265,10 +267,155 @@ def test_an_interrupted_training_ends_in_the_same_bits(digits, tmp_path, at):
     train(resumed, digits, SHORT, CrossEntropy(0.1), seed=3, folder=tmp_path / "broken")
     assert same_weights(whole, resumed)
     histories = [read_history(tmp_path / name) for name in ("whole", "broken")]
-    assert [{k: v for k, v in e.items() if k != "seconds"} for e in histories[0]] == [
-        {k: v for k, v in e.items() if k != "seconds"} for e in histories[1]
-    ]
+    whole_epochs, broken_epochs = ([dataclasses.replace(e, seconds=0) for e in epochs] for epochs in histories)
+    assert whole_epochs == broken_epochs
     assert len(list((tmp_path / "broken" / "checkpoint").iterdir())) == 1
+
+
+class Counting(Callback):
+    """Owns the classifier's bias, which its own optimizer moves, and adds the number of its steps to it."""
+
+    def __init__(self, network, ends_at=math.inf):
+        self.bias, self.ends_at = network.get_submodule("fc").bias, ends_at
+        self.steps = torch.tensor(0)
+        self.told = []
+
+    def parameters(self):
+        return [self.bias]
+
+    def optimizer(self):
+        return torch.optim.Adam([self.bias], lr=0.01)
+
+    def before_step(self):
+        self.told.append(("before", float(self.bias.grad.norm()), self.bias.detach().clone()))
+
+    @torch.no_grad()
+    def after_step(self, step):
+        self.told.append(("after", step.number, self.bias.clone()))
+        self.steps += 1
+        self.bias += 1e-3 * self.steps
+
+    def after_epoch(self, epoch):
+        self.told.append(("epoch", epoch, None))
+
+    def is_done(self):
+        return int(self.steps) == self.ends_at
+
+    def report(self):
+        return {"counted": int(self.steps)}
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+
+@pytest.mark.parametrize("at", [1, 10, 12, 25])
+def test_an_interruption_leaves_no_trace_in_a_callback(digits, tmp_path, at):
+    whole, broken, resumed = network(), network(), network()
+    train(whole, digits, SHORT, CrossEntropy(), seed=3, folder=tmp_path / "a", callback=Counting(whole))
+
+    def cut(progress):
+        if progress.step == at:
+            raise Cut
+
+    options = {"seed": 3, "folder": tmp_path / "b"}
+    with pytest.raises(Cut):
+        train(broken, digits, SHORT, CrossEntropy(), callback=Counting(broken), watch=cut, **options)
+    callback = Counting(resumed)
+    train(resumed, digits, SHORT, CrossEntropy(), callback=callback, **options)
+    assert same_weights(whole, resumed)
+    per_epoch = len(digits.train) // SHORT.batch
+    assert int(callback.steps) == 3 * per_epoch
+    assert [epoch["counted"] for epoch in read_history(tmp_path / "b")] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+
+
+def test_a_callback_is_told_of_every_step_and_epoch(digits, tmp_path):
+    """And its optimizer's rate follows the schedule from its own height, as the weights' does."""
+    net, teacher, inputs, told = network(), Teacher(network(7), tmp_path / "logits"), [], []
+    own = nn.Parameter(torch.ones(()))
+
+    class Told(Counting):
+        def parameters(self):
+            return []
+
+        def optimizer(self):
+            return torch.optim.SGD([own], lr=0.5)
+
+        def before_step(self):
+            own.grad = torch.ones(())
+            told.append(("before", own.item()))
+
+        def after_step(self, step):
+            told.append(("after", step))
+
+        def after_epoch(self, epoch):
+            told.append(("epoch", epoch))
+
+    net.register_forward_pre_hook(lambda module, images: inputs.append(images[0]) if net.training else None)
+    training = Training(epochs=2, batch=400, lr=0.1, schedule="one-cycle")
+    options = {"seed": 0, "folder": tmp_path / "a", "teacher": teacher}
+    history = train(net, digits, training, Distillation(), callback=Told(net), **options)
+    per_epoch = len(digits.train) // 400
+    steps = 2 * per_epoch
+    assert [kind for kind, _ in told] == (["before", "after"] * per_epoch + ["epoch"]) * 2
+    assert [value for kind, value in told if kind == "epoch"] == [1, 2]
+    after = [value for kind, value in told if kind == "after"]
+    assert [(step.number, step.progress) for step in after] == [
+        (n, pytest.approx((n + 1) / steps)) for n in range(steps)
+    ]
+    assert all(a.images is images and a.teacher is teacher.network for a, images in zip(after, inputs, strict=True))
+    batches = [data.batches(digits.train, 400, seed=0, epoch=e, augmentation=digits.augmentation) for e in (0, 1)]
+    labels = [label for stream in batches for _, label in stream]
+    assert all(torch.equal(a.labels, label) for a, label in zip(after, labels, strict=True))
+    shapes = [training.shape(n / steps) for n in range(steps)]
+    values = [value for kind, value in told if kind == "before"]
+    assert values == pytest.approx([1 - 0.5 * sum(shapes[:n]) for n in range(steps)])
+    assert [epoch["lr"] for epoch in history] == pytest.approx([0.1 * shapes[per_epoch - 1], 0.1 * shapes[-1]])
+
+
+def test_what_a_callback_moves_is_no_weight(digits, tmp_path):
+    """It is not clipped, its own optimizer alone moves it, and the callback is asked at the said moments."""
+    net = network()
+    before = net.get_submodule("fc").bias.detach().clone()
+    weights = {name: p.detach().clone() for name, p in net.named_parameters()}
+    training = Training(
+        epochs=1, batch=len(digits.train), lr=1.0, schedule="constant", momentum=0, weight_decay=0, clip=1e-3
+    )
+    callback = Counting(net)
+    train(net, digits, training, CrossEntropy(), seed=0, folder=tmp_path, callback=callback)
+    (first, norm, same), (second, number, stepped), (third, epoch, _) = callback.told
+    assert (first, second, third, number, epoch) == ("before", "after", "epoch", 0, 1)
+    assert norm > 1e-3 and torch.equal(same, before)
+    torch.testing.assert_close((stepped - before).abs(), torch.full((10,), 0.01), rtol=1e-3, atol=0)
+    moved = [p.detach() - weights[name] for name, p in net.named_parameters() if name != "fc.bias"]
+    assert float(torch.cat([m.flatten() for m in moved]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_callback_ends_a_training(digits, tmp_path):
+    net, per_epoch = network(), len(digits.train) // SHORT.batch
+    seen, callback = [], Counting(net, ends_at=per_epoch + 2)
+    history = train(
+        net, digits, SHORT, CrossEntropy(), seed=3, folder=tmp_path, callback=callback, watch=lambda p: seen.append(p)
+    )
+    assert [progress.step for progress in seen] == list(range(1, per_epoch + 3))
+    assert len(history) == len(read_history(tmp_path)) == 1, "the epochs that were finished"
+
+
+@pytest.mark.parametrize("other", [{"lam": torch.tensor(1.0)}, {"steps": torch.zeros(2)}])
+def test_a_checkpoint_of_another_callback_is_one_clear_line(digits, tmp_path, other):
+    net, once = network(), dataclasses.replace(SHORT, epochs=1)
+    train(net, digits, once, CrossEntropy(), seed=3, folder=tmp_path, callback=Counting(net))
+    callback = Counting(net)
+    callback.state_dict = lambda: other
+    with pytest.raises(UserError) as error:
+        train(net, digits, SHORT, CrossEntropy(), seed=3, folder=tmp_path, callback=callback)
+    assert re.fullmatch(
+        r"\S+checkpoint/1 is of other settings or of an earlier version \(the state.* (lam|steps).*\); "
+        r"delete \S+ to begin anew",
+        str(error.value),
+    )
+    train(network(), digits, once, CrossEntropy(), seed=3, folder=tmp_path / "plain")
+    with pytest.raises(UserError, match="the state lacks steps"):
+        train(net, digits, SHORT, CrossEntropy(), seed=3, folder=tmp_path / "plain", callback=Counting(net))
 
 
 def test_a_half_written_checkpoint_is_not_used(digits, tmp_path):

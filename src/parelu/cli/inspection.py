@@ -93,9 +93,11 @@ class Design:
         from parelu import api
         from parelu.report.designs import designs_text
 
-        if not self.order and self.run is None:
-            raise UserError('give --order "S3>S2>S4>S1", or --run with a run of deepreduce that measured it')
-        order = self.order or api.measured_order(api.Run.open(self.run))
+        order = self.order
+        if not order:
+            if self.run is None:
+                raise UserError('give --order "S3>S2>S4>S1", or --run with a run of deepreduce that measured it')
+            order = api.measured_order(api.Run.open(self.run))
         specs = api.designs(self.base, order, self.m, self.by, api.parse_input(self.input), self.classes)
         print(designs_text(specs, as_json=self.json))
 
@@ -127,9 +129,9 @@ class Fuse(_Network):
             run = api.Run.open(folder.parent.parent)
             with api.TerminalProgress() as progress:
                 found = api.merge(run, folder.name, self.finetune, progress)
-            before = run.candidate(folder.name).metrics.validation_accuracy
+            before = run.candidate(folder.name).trained.validation_accuracy
             say(
-                f"validation accuracy {before:.1f} % before, {found.metrics.validation_accuracy:.1f} % merged "
+                f"validation accuracy {before:.1f} % before, {found.trained.validation_accuracy:.1f} % merged "
                 f"→ {folder}-merged"
             )
 

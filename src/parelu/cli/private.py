@@ -21,7 +21,7 @@ from parelu.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from parelu.api import Client
+    from parelu.api import Client, Dataset, Options, PrivateInference, Run, Workload
 
     ReluName = OfflineName = LinkName = RevealName = str
 
@@ -86,41 +86,59 @@ class Bench:
         if not 1 <= self.batch <= self.images or self.images % self.batch:
             raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
         names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
-        api.chosen(names, api.Options(self.relu, self.offline, self.link, self.batch))
+        options = api.Options(self.relu, self.offline, self.link, self.batch)
+        api.chosen(names, options)
         if (Path(self.network_or_candidate) / "config.json").exists():
-            self._measure_run(names)
+            self._measure_run(options, names)
         else:
-            self._measure(names)
+            self._measure(options, names)
 
-    def _measure_run(self, names: list[str]) -> None:
+    def _measure_run(self, options: Options, names: list[str]) -> None:
         from parelu import api
         from parelu.report.engines import engines_text
         from parelu.report.latency import measured_text
 
         run = api.Run.open(Path(self.network_or_candidate))
-        api.measure_run(run, self.relu, self.offline, self.link, [name for name in names if name != "delphi"])
+        measure_frontier(run, options, [name for name in names if name != "delphi"])
         records = run.candidates()
-        if self.json:
-            rows = [row for record in records if record.private for row in record.private.rows]
-            print(json.dumps([row.to_json() for row in rows], indent=1))
-        else:
-            print(measured_text(records) + engines_text(records))
+        rows = [row.to_json() for record in records if record.private for row in record.private.rows]
+        print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
 
-    def _measure(self, names: list[str]) -> None:
-        from parelu import api
+    def _measure(self, options: Options, names: list[str]) -> None:
         from parelu.report.private import bench_text, side_by_side_text
 
-        subject = api.bench_subject(
-            self.network_or_candidate, api.parse_input(self.input), self.classes, self.keep, self.images, self.seed
-        )
-        options = {"relu": self.relu, "offline": self.offline, "link": self.link, "batch": self.batch}
-        rows = [api.measured_row(*subject, engine=name, **options) for name in names]
+        bench = self._bench()
+        rows = [bench.run(options, name) for name in names]
         if self.json:
             print(json.dumps([row.to_json() for row in rows], indent=1))
         elif len(rows) == 1:
             print(bench_text(rows[0]))
         else:
-            print(side_by_side_text(rows, api.spread_of(rows, subject)))
+            print(side_by_side_text(rows, bench.difference(rows)))
+
+    def _bench(self) -> Workload:
+        from parelu import api
+
+        folder = Path(self.network_or_candidate)
+        if (folder / "candidate.json").exists():
+            return api.trained_workload(folder, self.images)
+        spec = api.spec_of(self.network_or_candidate, api.parse_input(self.input), self.classes)
+        return api.untrained_workload(spec, self.keep, self.images, self.seed)
+
+
+def measure_frontier(run: Run, options: Options, others: list[str]) -> Dataset:
+    """Measure the networks on a run's frontier and the full one, with `delphi` and others, and say what came out."""
+    from parelu import api
+    from parelu.report.latency import names_to_measure
+    from parelu.report.private import duration
+
+    def done(name: str, value: PrivateInference) -> None:
+        online = value.row.costs.online
+        assert online, "of delphi"
+        ring = f"ring {value.ring.accuracy:.1f} %, float {value.ring.float_accuracy:.1f} %"
+        say(f"  {name}: {ring}, {duration(online.seconds)} online")
+
+    return api.measure_run(run, names_to_measure(run.candidates()), options, others, done)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,26 +185,18 @@ class Serve:
 
     def _serve(self, others: int) -> None:
         """Serve in this process, and in so many others; less than 0 for one of these."""
-        from parelu.private.offline.mode import modes
-        from parelu.private.protocol.delphi import Model
-        from parelu.private.protocol.relu import relus
-        from parelu.private.protocol.reveal import REVEALS
-        from parelu.private.serving.server import Server
-        from parelu.runs import measurement
+        from parelu import api
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        relu, mode = relus()[self.relu], modes()[self.offline]
-        lowered = measurement.lowered(self.candidate, Candidate.load(self.candidate), self.data_folder)
-        model = Model(lowered, relu, REVEALS[self.reveal])
-        server = Server(
-            model,
-            mode,
+        server = api.server_of(
+            self.candidate,
             (self.host, self.port),
             self.tls,
-            stock=self.stock,
-            stock_folder=self.stock_dir,
-            clients=self.clients,
-            shared=self.processes > 1,
+            api.ServerOptions(self.stock, self.stock_dir, self.clients, self.processes > 1),
+            relu=self.relu,
+            offline=self.offline,
+            reveal=self.reveal,
+            data_folder=self.data_folder,
             log=say,
         )
         spawn = multiprocessing.get_context("spawn")
@@ -194,8 +204,9 @@ class Serve:
         for process in started:
             process.start()
         if others >= 0:
-            say(f"program {lowered.program.digest}: publish it, clients pin it (--pin)")
-            say(f"{lowered.program.relus:,} ReLUs; {mode.trust(relu)}")
+            program = server.model.terms.program
+            say(f"program {program.digest}: publish it, clients pin it (--pin)")
+            say(f"{program.relus:,} ReLUs; {server.mode.trust(server.model.terms.relu)}")
             say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
         try:
             server.run()
@@ -235,11 +246,13 @@ class Infer:
     def __call__(self) -> None:
         if not self.images:
             raise UserError("no image given; name one or more image files")
+        from parelu import api
+
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
-            images = [read_image(path, client.program.input_shape[0]) for path in self.images]
+            images = [api.read_image(path, client.program.input_shape[0]) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
-            missing = max(0, len(ready) - client.session.kept)
+            missing = max(0, len(ready) - client.session.in_stock)
             prepared = min(missing, client.session.terms.most_prepared)
             if prepared:
                 client.prepare(prepared)
@@ -290,9 +303,12 @@ class Prepare:
     def __call__(self) -> None:
         if not (1 <= self.count <= 10_000 and 1 <= self.jobs <= 64):
             raise UserError("give a count from 1 to 10000 and --jobs from 1 to 64")
+        from parelu import api
+        from parelu.report.private import duration
+
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
             kept, room, trust = (
-                client.session.kept,
+                client.session.in_stock,
                 client.session.room,
                 client.session.mode.trust(client.session.terms.relu),
             )
@@ -304,7 +320,7 @@ class Prepare:
             )
         missing = max(0, self.count - kept)
         started = time.perf_counter()
-        with bar(f"{missing} inferences", missing) as progress:
+        with api.bar(f"{missing} inferences", missing) as progress:
             self._fill(missing, progress)
         say(f"{self.count} in {self.stock_dir}, {missing} made in {duration(time.perf_counter() - started)}; {trust}")
 
@@ -321,7 +337,7 @@ class Prepare:
     def _make(self, share: int) -> int:
         with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
             for _ in range(share):
-                client.session.keep()
+                client.session.add_to_stock()
         return share
 
 
@@ -337,20 +353,20 @@ class Certs:
     """names and addresses that clients reach the server by"""
 
     def __call__(self) -> None:
-        from parelu.private.transport.tls import make_certificates
+        from parelu import api
 
-        make_certificates(self.folder, self.hosts)
+        api.make_certificates(self.folder, self.hosts)
         say(f"{self.folder}: ca.pem, server.pem and .key, client.pem and .key; a party needs ca.pem and its own two")
 
 
 def client_of(address: str, certificates: Path | None, pin: str | None, stock: Path | None) -> Client:
     """A connection to HOST:PORT."""
-    from parelu.private.serving.client import Client
+    from parelu import api
 
     host, port = parse_address(address)
     if certificates is None and host not in LOOPBACK:
         raise UserError(f"{host} is another machine: give --tls DIR with ca.pem, client.pem and client.key")
-    return Client(host, port, certificates, pin, stock=stock)
+    return api.Client(host, port, certificates, pin, stock=stock)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -359,21 +375,6 @@ def parse_address(text: str) -> tuple[str, int]:
     if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
         raise UserError(f"address {text!r} is not HOST:PORT; write localhost:7000")
     return host.strip("[]"), int(port)
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """An image file as uint8 (1, C, H, W), grey for one channel, else RGB."""
-    import torch
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            array = np.array(image.convert("L" if channels == 1 else "RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such image") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not an image that can be read ({' '.join(str(error).split())})") from error
-    return torch.from_numpy(array).reshape(1, *array.shape[:2], channels).permute(0, 3, 1, 2).contiguous()
 
 
 COMMANDS: dict[str, type[Any]] = {"bench": Bench, "serve": Serve, "infer": Infer, "prepare": Prepare, "certs": Certs}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -12,6 +11,7 @@ import tyro
 
 from parelu.cli.inspection import print_frontier, save_report
 from parelu.cli.output import say
+from parelu.cli.private import measure_frontier
 
 if TYPE_CHECKING:
     from parelu.api import Experiment, Method, Reduction, Run
@@ -126,12 +126,12 @@ class Sweep(_Common):
         from parelu import api
         from parelu.report.sweep import save_sweep, sweep_text
 
+        budgets = api.parse_budgets(self.budget)
         folder = self.folder("sweep")
-        swept = api.sweep(self.experiment(), self.m, self.multipliers, self.methods, self.budget)
+        swept = api.sweep(self.experiment(), self.m, self.multipliers, self.methods, budgets)
         runs = [_run(one, folder / str(one.model).replace(" ", "-")) for one in swept]
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
-        budgets = [api.parse_budget(text, sys.maxsize) for text in self.budget]
         shown = budgets or sorted({r.metrics.relus for run in runs for r in run.candidates()}, reverse=True)[1::3]
         print(sweep_text(runs, shown))
         say(f"picture: {folder / 'sweep.png'}")
@@ -183,6 +183,7 @@ class Quickstart:
 
     def __call__(self) -> None:
         from parelu import api
+        from parelu.report.latency import full_and_knee_text
 
         has_colour = api.data.available("colour-fashion", download=True)
         _, (one,) = api.read_recipe("quickstart" if has_colour else "quickstart-digits")
@@ -191,10 +192,10 @@ class Quickstart:
         run = _run(one, self.run)
         print_frontier([run])
         say("private inference of the networks on the frontier")
-        dataset = api.measure_run(run)
+        dataset = measure_frontier(run, api.Options(), [])
         save_report([run], self.run / "report.html")
         print()
-        print(api.side_by_side(run, dataset))
+        print(full_and_knee_text(run.candidates(), int(dataset.test.labels[0])))
 
 
 def _run(experiment: Experiment, folder: Path) -> Run:

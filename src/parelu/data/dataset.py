@@ -1,6 +1,6 @@
 """Data sets as tensors in memory, and the registry of sets.
 
-A new set is one entry in SOURCES and, if its format is new, one reader in `parelu.data.readers`.
+A new set is one entry in ENTRIES and, if its format is new, one reader in `parelu.data.readers`.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Source:
+class Entry:
     """One entry of the registry.
 
     read: (folder, shape asked for or None) → the set; only a set without a size of its own heeds the shape.
@@ -56,16 +56,16 @@ class Source:
     reachable: Callable[[], bool] | None = None
 
 
-SOURCES: dict[str, Source] = {
-    "digits": Source(digits.read, Augmentation(pad=1)),
-    "fashion-mnist": Source(
+ENTRIES: dict[str, Entry] = {
+    "digits": Entry(digits.read, Augmentation(pad=1)),
+    "fashion-mnist": Entry(
         fashion.read, Augmentation(pad=2, flip=True), fashion.PLACE, fashion.download, fashion.reachable
     ),
-    "colour-fashion": Source(colour.read, Augmentation(), fashion.PLACE, fashion.download, fashion.reachable),
-    "cifar10": Source(cifar.read_ten, Augmentation(pad=4, flip=True), cifar.CIFAR10),
-    "cifar100": Source(cifar.read_hundred, Augmentation(pad=4, flip=True), cifar.CIFAR100),
-    "tiny-imagenet": Source(folders.read_tiny_imagenet, Augmentation(pad=8, flip=True), folders.TINY_IMAGENET),
-    "folder": Source(folders.read_folder, Augmentation(flip=True), folders.FOLDER),
+    "colour-fashion": Entry(colour.read, Augmentation(), fashion.PLACE, fashion.download, fashion.reachable),
+    "cifar10": Entry(cifar.read_ten, Augmentation(pad=4, flip=True), cifar.CIFAR10),
+    "cifar100": Entry(cifar.read_hundred, Augmentation(pad=4, flip=True), cifar.CIFAR100),
+    "tiny-imagenet": Entry(folders.read_tiny_imagenet, Augmentation(pad=8, flip=True), folders.TINY_IMAGENET),
+    "folder": Entry(folders.read_folder, Augmentation(flip=True), folders.FOLDER),
 }
 
 
@@ -74,17 +74,17 @@ VALIDATION_SEED = 1  # fixed: every run of every seed holds out the same images
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return tuple(SOURCES)
+    return tuple(ENTRIES)
 
 
 def available(name: str, *, folder: Path | None = None, download: bool = False) -> bool:
     """Whether `load(name, folder=folder)` would find the set's files; with `download`, also whether it could fetch
     them (a server is asked and has 5 seconds to answer). The files are not opened.
     """
-    source = _source(name)
-    if source.place is None or source.place.find(folder) is not None:
+    entry = _entry(name)
+    if entry.place is None or entry.place.find(folder) is not None:
         return True
-    return download and folder is None and source.reachable is not None and source.reachable()
+    return download and folder is None and entry.reachable is not None and entry.reachable()
 
 
 def load(
@@ -103,10 +103,10 @@ def load(
     (default all). input_shape: (C, H, W) that all images are brought to (default the set's own); C is 1 or 3.
     Raises UserError: unknown name, files missing or damaged, more images asked than there are, impossible shape.
     """
-    source = _source(name)
+    entry = _entry(name)
     if input_shape is not None and (input_shape[0] not in (1, 3) or min(input_shape) < 1):
         raise UserError(f"input shape {input_shape}: give (1 or 3, height, width)")
-    raw = source.read(_locate(name, source, folder), input_shape)
+    raw = entry.read(_locate(name, entry, folder), input_shape)
     for part, split in (("training", raw.train), ("test", raw.test)):
         lacking = (torch.bincount(split.labels, minlength=raw.classes) == 0).nonzero()
         if len(lacking):
@@ -133,27 +133,27 @@ def load(
         classes=raw.classes,
         mean=mean,
         std=std,
-        augmentation=source.augmentation.scaled(train.images.shape[2] / native_height),
+        augmentation=entry.augmentation.scaled(train.images.shape[2] / native_height),
     )
 
 
-def _source(name: str) -> Source:
-    if name not in SOURCES:
-        raise UserError(f"there is no data set {name!r}: choose one of {', '.join(SOURCES)}")
-    return SOURCES[name]
+def _entry(name: str) -> Entry:
+    if name not in ENTRIES:
+        raise UserError(f"there is no data set {name!r}: choose one of {', '.join(ENTRIES)}")
+    return ENTRIES[name]
 
 
-def _locate(name: str, source: Source, folder: Path | None) -> Path:
-    if source.place is None:
+def _locate(name: str, entry: Entry, folder: Path | None) -> Path:
+    if entry.place is None:
         return Path()
-    found = source.place.find(folder)
-    if found is None and folder is None and source.fetch is not None:
+    found = entry.place.find(folder)
+    if found is None and folder is None and entry.fetch is not None:
         try:
-            return source.fetch()
+            return entry.fetch()
         except UserError as error:
-            raise UserError(f"{error}; {source.place.missing(name, folder)}") from error
+            raise UserError(f"{error}; {entry.place.missing(name, folder)}") from error
     if found is None:
-        raise source.place.missing(name, folder)
+        raise entry.place.missing(name, folder)
     return found
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from torch import fx, nn
+from torch import fx
 
-from parelu.network import ops, trace
-from parelu.network.sites import Network, Site
+from parelu.network import ops
+from parelu.network.sites import Network
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,18 +60,31 @@ def source(units: Sequence[Unit]) -> fx.Node:
 
 def is_linear(node: fx.Node) -> bool:
     """Whether a node is an affine map of its one input, both of shape (C, H, W) or (C,); an idle site is not."""
-    module, terms = trace.called_module(node), node.all_input_nodes
+    terms = node.all_input_nodes
     if len(terms) != 1 or len(shape(terms[0])) not in (1, 3) or len(shape(node)) not in (1, 3):
         return False
-    if isinstance(module, Site):
-        return not (module.relus or module.is_identity_elsewhere or bool(module.coefficients[2].any()))
-    if isinstance(module, nn.Conv2d):
-        return ops.is_plain(module) and (module.bias is None or module.bias.dim() == 1)
-    if isinstance(module, nn.Linear):
-        return len(shape(node)) == 1
-    if isinstance(module, ops.BATCH_NORMS):
-        return module.running_mean is not None
-    return ops.pooling(node) is not None or ops.is_flatten(node)
+    match ops.read(node):
+        case ops.Activation(site):
+            return not (site.relus or site.is_identity_elsewhere or bool(site.coefficients[2].any()))
+        case ops.Convolution() as op:
+            return op.is_plain and op.has_even_bias
+        case ops.Linear():
+            return len(shape(node)) == 1
+        case ops.BatchNorm(norm):
+            return norm.running_mean is not None
+        case ops.Pool() | ops.Flatten():
+            return True
+        case _:
+            return False
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether a node adds what two others make, both of its shape."""
+    match ops.read(node):
+        case ops.Addition(fx.Node() as left, fx.Node() as right):
+            return left is not right and shape(left) == shape(right) == shape(node)
+        case _:
+            return False
 
 
 def chains(network: Network) -> list[Units]:
@@ -90,7 +103,7 @@ def chains(network: Network) -> list[Units]:
         terms = node.all_input_nodes
         if is_linear(node):
             add(node, terms[0], node)
-        elif ops.is_addition(node) and len(terms) == 2 and shape(terms[0]) == shape(terms[1]) == shape(node):
+        elif _is_sum(node):
             branches = [found[term] if term in found and list(term.users) == [node] else (term, ()) for term in terms]
             (start, left), (other, right) = branches
             if start is other:

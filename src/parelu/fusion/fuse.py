@@ -20,8 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from parelu.fusion.chains import Sum, Unit, Units, chains, end, nodes, shape, source
 from parelu.fusion.composition import Convolution, compose, fitted
 from parelu.fusion.packing import seconds
-from parelu.network import ops, trace
-from parelu.network.sites import Network, Site
+from parelu.network import ops
+from parelu.network.sites import Network
 
 Cost = Callable[[Convolution], float]
 
@@ -40,10 +40,14 @@ def fuse(network: Network, *, cost: Cost = seconds, padded: bool = False, apart:
         padded: merge as if all padding were at the first layer, so that only shapes decide: another function near the
             border, to be finetuned.
         apart: names of sites at which nothing is merged.
+
+    Raises:
+        UserError: the network has ops without a place in a private network; one line each.
     """
+    ops.read_all(network)
     copied = copy.deepcopy(network)
     fused = Network(copied, copied.graph, type(network).__name__).eval()
-    fused.input_shape, fused.notes, fused.problems = network.input_shape, network.notes, network.problems
+    fused.input_shape, fused.notes = network.input_shape, network.notes
     fused.double()
     _fold_batch_norms(fused)
     _drop_what_passes(fused, apart)
@@ -58,16 +62,19 @@ def fuse(network: Network, *, cost: Cost = seconds, padded: bool = False, apart:
 
 def layers(network: Network) -> list[Convolution]:
     """The layers with secret numbers, in order of execution; a matrix is a convolution of a 1×1 map."""
-    kinds = (nn.Conv2d, nn.Linear, *ops.BATCH_NORMS, Site)
-    return [_alone(node) for node, module in trace.calls(network, kinds) if not _is_free(module)]
+    return [_alone(node) for node in network.graph.nodes if _is_secret(ops.read(node))]
 
 
-def _is_free(module: nn.Module) -> bool:
-    """Whether it is a site without a polynomial of degree 1 that differs from the identity."""
-    if not isinstance(module, Site):
-        return False
-    lines = (module.coefficients[:2] != torch.tensor([[0.0], [1.0]])).any(0) & (module.coefficients[2] == 0)
-    return module.relus == module.mask.numel() or not bool(lines.any())
+def _is_secret(op: ops.Op) -> bool:
+    """Whether it has secret numbers as a linear map; a site has where a polynomial of degree 1 is not the identity."""
+    match op:
+        case ops.Convolution(nn.Conv2d()) | ops.Linear() | ops.BatchNorm():
+            return True
+        case ops.Activation(site):
+            lines = (site.coefficients[:2] != torch.tensor([[0.0], [1.0]])).any(0) & (site.coefficients[2] == 0)
+            return site.relus < site.mask.numel() and bool(lines.any())
+        case _:
+            return False
 
 
 def _fold_batch_norms(network: Network) -> None:
@@ -76,19 +83,29 @@ def _fold_batch_norms(network: Network) -> None:
     One whose layer is read by somebody else as well, or called twice, stays; so does one that follows another op, or
     has no running statistics.
     """
-    for node, norm in list(trace.calls(network, ops.BATCH_NORMS)):
-        layer = trace.called_module(before := node.all_input_nodes[0])
-        if len(before.users) != 1 or _calls(network, str(before.target)) != 1 or norm.running_mean is None:
+    for node in list(network.graph.nodes):
+        op = ops.read(node)
+        if not isinstance(op, ops.BatchNorm) or op.layer.running_mean is None:
             continue
-        if isinstance(layer, ops.CONVOLUTIONS):
-            folded: nn.Module = fuse_conv_bn_eval(layer, norm)  # pyright: ignore[reportArgumentType]
-        elif isinstance(layer, nn.Linear):
-            folded = fuse_linear_bn_eval(layer, norm)
-        else:
+        before = node.all_input_nodes[0]
+        if len(before.users) != 1 or _calls(network, str(before.target)) != 1:
             continue
-        network.set_submodule(str(before.target), folded)
-        node.replace_all_uses_with(before)
-        network.graph.erase_node(node)
+        folded = _folded(ops.read(before), op.layer)
+        if folded:
+            network.set_submodule(str(before.target), folded)
+            node.replace_all_uses_with(before)
+            network.graph.erase_node(node)
+
+
+def _folded(op: ops.Op, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module | None:
+    """The layer that a layer and then the batch-norm are; None of what has no weight to take it in."""
+    match op:
+        case ops.Convolution(layer):
+            return fuse_conv_bn_eval(layer, norm)  # pyright: ignore[reportArgumentType]
+        case ops.Linear(layer):
+            return fuse_linear_bn_eval(layer, norm)
+        case _:
+            return None
 
 
 def _calls(network: Network, path: str) -> int:
@@ -98,9 +115,14 @@ def _calls(network: Network, path: str) -> int:
 def _drop_what_passes(network: Network, apart: Collection[str]) -> None:
     """Take away what returns its input: sites that are an identity everywhere, dropout."""
     for node in list(network.graph.nodes):
-        module = trace.called_module(node)
-        idle = isinstance(module, Site) and module.is_identity_elsewhere and not module.relus
-        if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)) or (idle and node.target not in apart):
+        match ops.read(node):
+            case ops.Identity():
+                passes = True
+            case ops.Activation(site):
+                passes = site.is_identity_elsewhere and not site.relus and node.target not in apart
+            case _:
+                passes = False
+        if passes:
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
 
@@ -215,9 +237,7 @@ class _Merging:
         """Of a unit as it stands."""
         if isinstance(unit, Sum):
             return self._cut(unit.left)[0] + self._cut(unit.right)[0]
-        if ops.pooling(unit) is not None or ops.is_flatten(unit):
-            return 0.0
-        return self.cost(_alone(unit))
+        return 0.0 if isinstance(ops.read(unit), ops.Pool | ops.Flatten) else self.cost(_alone(unit))
 
     def _joined(self, first: _Merged | None, second: _Merged | None) -> _Merged | None:
         if first and second and (self.padded or first.layer.is_exact_before(second.layer)):
@@ -247,16 +267,19 @@ class _Merging:
 
     def _numbers(self, node: fx.Node, layer: Convolution) -> Numbers:
         """Weight and bias of a node as a convolution."""
-        module = trace.called_module(node)
-        if isinstance(module, nn.Conv2d):
-            return module.weight.detach(), self.zeros(layer.outputs) if module.bias is None else module.bias.detach()
-        if isinstance(module, Site):
-            shift, factor, _ = module.coefficients.to(self.zeros(0).device)
-            return factor.view(-1, 1, 1, 1), shift
-        if isinstance(module, nn.BatchNorm2d):
-            at_zero, at_one = (module(self.zeros(1, layer.outputs, 1, 1) + value).detach() for value in (0, 1))
-            return (at_one - at_zero).view(-1, 1, 1, 1), at_zero.flatten()
-        return self.zeros(*layer.weight_shape) + 1 / math.prod(layer.kernel), self.zeros(layer.outputs)
+        match ops.read(node):
+            case ops.Convolution(own):
+                return own.weight.detach(), self.zeros(layer.outputs) if own.bias is None else own.bias.detach()
+            case ops.Activation(site):
+                shift, factor, _ = site.coefficients.to(self.zeros(0).device)
+                return factor.view(-1, 1, 1, 1), shift
+            case ops.BatchNorm(norm):
+                at_zero, at_one = (norm(self.zeros(1, layer.outputs, 1, 1) + value).detach() for value in (0, 1))
+                return (at_one - at_zero).view(-1, 1, 1, 1), at_zero.flatten()
+            case ops.Pool():
+                return self.zeros(*layer.weight_shape) + 1 / math.prod(layer.kernel), self.zeros(layer.outputs)
+            case op:
+                raise AssertionError(f"{op} is no convolution")
 
     def _replace(self, group: _Group) -> None:
         last, read, name = end(group.units), source(group.units), self._name(group.units)
@@ -274,14 +297,18 @@ class _Merging:
 
     def _name(self, units: Units) -> str:
         """That of the last matrix or else the last of the largest kernels; another where that is called elsewhere."""
-        paths = [str(node.target) for node in nodes(units) if node.op == "call_module"]
 
-        def rank(number: int) -> tuple[float, int]:
-            module = self.network.get_submodule(paths[number])
-            kernel = math.prod(ops.two(module.kernel_size)) if isinstance(module, nn.Conv2d) else 0
-            return math.inf if isinstance(module, nn.Linear) else kernel, number
+        def rank(node: fx.Node) -> float:
+            match ops.read(node):
+                case ops.Linear():
+                    return math.inf
+                case ops.Convolution(layer):
+                    return math.prod(layer.kernel_size)
+                case _:
+                    return 0
 
-        name = paths[max(range(len(paths)), key=rank)]
+        modules = [node for node in nodes(units) if node.op == "call_module"]
+        name = str(max(reversed(modules), key=rank).target)
         return name if _calls(self.network, name) == 1 else f"{name}_merged_{len(self.network.graph.nodes)}"
 
     def _convolution(self, units: Units, merged: _Merged) -> nn.Conv2d:
@@ -323,7 +350,7 @@ def _matrix(units: Units) -> Convolution:
 
 def _alone(node: fx.Node) -> Convolution:
     """The shape of a layer with secret numbers, as it stands."""
-    if isinstance(trace.called_module(node), nn.Linear):
+    if isinstance(ops.read(node), ops.Linear):
         return _matrix((node,))
     channels = shape(node)[0]
     return _layer(node) or Convolution(channels, channels, (1, 1), groups=channels)
@@ -334,16 +361,13 @@ def _layer(node: fx.Node) -> Convolution | None:
     before = shape(node.all_input_nodes[0])
     if len(shape(node)) != 3 or len(before) != 3:
         return None
-    module, (channels, rows, columns) = trace.called_module(node), before
-    if isinstance(module, nn.Conv2d):
-        return Convolution(
-            channels,
-            module.out_channels,
-            (rows, columns),
-            ops.two(module.kernel_size),
-            ops.two(module.stride),
-            ops.two(module.padding),
-            module.groups,
-        )
-    window = ops.pooling(node) or ((1, 1), (1, 1), (0, 0))
-    return Convolution(channels, channels, (rows, columns), *window, groups=channels)
+    channels, rows, columns = before
+    match ops.read(node):
+        case ops.Convolution(layer) as op:
+            return Convolution(channels, layer.out_channels, (rows, columns), *op.window, layer.groups)
+        case ops.Pool(kernel, stride, padding):
+            return Convolution(channels, channels, (rows, columns), kernel, stride, padding, channels)
+        case ops.Activation() | ops.BatchNorm():
+            return Convolution(channels, channels, (rows, columns), groups=channels)
+        case op:
+            raise AssertionError(f"{op} is no convolution")

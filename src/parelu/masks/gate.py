@@ -1,12 +1,11 @@
 """Gates: sites whose mask is being learnt.
 
-A gate computes `y = a·relu(x) + (1 − a)·(c0 + c1·x + c2·x²)` with a real `a` a position, and gives ∂L/∂a, the sum over
-the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` means and how it moves is the method's.
+A gate computes `y = a·relu(x) + (1 − a)·(c0 + c1·x + c2·x²)` with a real `a` per position, and gives ∂L/∂a, the sum
+over the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` means and how it moves is the method's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parelu.masks.polynomials import dapa
-from parelu.network import trace
-from parelu.network.sites import Network, Site
+from parelu.network.sites import Site
 
 try:
     from parelu.masks import gate_loops
@@ -55,9 +53,10 @@ class Gate(nn.Module):
     def follow_inputs(self, degree: int, wide: float = 1.0) -> None:
         """Fit the polynomial to the running mean and `wide` standard deviations of each channel's input in training."""
         self.degree, self.wide = degree, wide
-        self.register_buffer("mean", torch.zeros(self.shape[0]))
-        self.register_buffer("std", torch.ones(self.shape[0]))
-        self.register_buffer("batches", torch.tensor(0))
+        device = self.open.device
+        self.register_buffer("mean", torch.zeros(self.shape[0], device=device))
+        self.register_buffer("std", torch.ones(self.shape[0], device=device))
+        self.register_buffer("batches", torch.tensor(0, device=device))
 
     @torch.no_grad()
     def _fit(self, x: Tensor) -> None:
@@ -136,26 +135,3 @@ def _as_shaped(values: np.ndarray, shape: torch.Size, channels_last: bool) -> Te
     if not channels_last:
         return torch.from_numpy(values).view(shape)
     return torch.from_numpy(values).view(*shape[1:], shape[0]).movedim(-1, 0)
-
-
-def put_gates(network: Network) -> dict[str, Gate]:
-    """Replace every site by a gate that computes the same; returns site name → gate."""
-    for name, site in network.sites.items():
-        network.set_submodule(name, Gate(site))
-    return gates_of(network)
-
-
-def gates_of(network: Network) -> dict[str, Gate]:
-    """Site name → gate, in order of execution."""
-    return {gate.name: gate for _, gate in trace.calls(network, (Gate,))}
-
-
-def positions(gates: Mapping[str, Gate]) -> int:
-    """How many ReLUs the gates may hold."""
-    return sum(int(gate.allowed.count_nonzero()) for gate in gates.values())
-
-
-def without_gates(network: Network) -> Mapping[str, Tensor]:
-    """The state dict that the network has without its gates."""
-    inside = tuple(f"{name}." for name in gates_of(network))
-    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(inside)}

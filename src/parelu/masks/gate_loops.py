@@ -1,4 +1,4 @@
-"""Inner loops of a gate, compiled by numba; what they compute stands in `gates.gated`.
+"""Inner loops of a gate, compiled by numba; what they compute stands in `gate.gated`.
 
 x, y, g, dx: (batch, K) float32; a, c0, c1, c2, da: (K,) float32, K = C·H·W in the order of a row. For the backward pass
 x is kept in half its size: rounded: (batch, K) uint16, the upper halves of its bits, (batch, K) uint32, rounded.
@@ -6,11 +6,12 @@ x is kept in half its size: rounded: (batch, K) uint16, the upper halves of its 
 
 # pyright: reportMissingParameterType=false
 
-import numba
 import numpy as np
 
+from parelu.network.cache import compiled
+
 # Without "nnan": a number that is not one must come out as such, or a training that blew up would go on.
-_loop = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+_loop = compiled(nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
 
 
 @_loop

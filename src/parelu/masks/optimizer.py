@@ -4,69 +4,106 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from parelu.masks.gate import Gate, gates_of, put_gates
+from parelu.masks.gate import Gate
 from parelu.masks.projection import Granularity, project
+from parelu.network.plan import Plan, SitePlan
 from parelu.network.sites import Network
-from parelu.training.callback import Learner
+from parelu.training.callback import Callback, CallbackOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskLearner(Learner):
-    """Moves the gates of a network while it trains.
-
-    All that changes lives in the gates.
+class MaskOptions(CallbackOptions):
+    """Options of a mask optimizer.
 
     Attributes:
+        budget: ReLUs at the end of the search.
         granularity: what is kept or dropped as one: a position, a channel of a site, or a site.
         degree: of the polynomials that stand where no ReLU does: 0, the identity, or 1 or 2, fitted to the running
             distribution of each channel's input (see `dapa`).
         wide: they are fitted to one so many times as wide.
     """
 
+    budget: int
     granularity: Granularity = "pixel"
     degree: int = 0
     wide: float = 1.0
 
-    @property
-    def stops_at_budget(self) -> bool:
-        """Whether the search ends as soon as it has passed its smallest budget."""
-        return False
+    @abc.abstractmethod
+    def build(self, network: Network) -> MaskOptimizer: ...
 
-    def prepare(self, network: Network) -> None:
-        """Put gates in the place of sites; a position whose site has no ReLU never gets one."""
-        for gate in put_gates(network).values():
+
+class MaskOptimizer(Callback):
+    """Takes the ReLUs of a network away while it trains: moves the gates that it has put in the place of sites.
+
+    Attributes:
+        gates: site → gate, in order of execution; what they hold is in the network's state.
+        positions: how many ReLUs they may hold; one whose site had no ReLU never gets one.
+        budget: ReLUs at the end of the search.
+    """
+
+    def __init__(self, network: Network, options: MaskOptions) -> None:
+        self.network, self.budget = network, options.budget
+        self.granularity: Granularity = options.granularity
+        self.gates = put_gates(network)
+        self.positions = sum(int(gate.allowed.count_nonzero()) for gate in self.gates.values())
+        for gate in self.gates.values():
             gate.open.requires_grad_(False)
-            if self.degree:
-                gate.follow_inputs(self.degree, self.wide)
-            self.equip(gate)
+            if options.degree:
+                gate.follow_inputs(options.degree, options.wide)
 
-    def equip(self, gate: Gate) -> None:
-        """Register what this learner keeps of a gate: parameters, buffers, hooks."""
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return (gate.open for gate in self.gates.values())
+
+    def activations(self) -> Mapping[str, nn.Module]:
+        return self.gates
 
     @abc.abstractmethod
-    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
+    def scores(self) -> dict[str, Tensor]:
         """Site → (C, H, W): positions with higher scores keep their ReLU first."""
 
-    def kept(self, gates: Mapping[str, Gate]) -> int:
-        """ReLUs that stand now."""
-        return sum(int((gate.open > 0.5).count_nonzero()) for gate in gates.values())
+    def stands(self, gate: Gate) -> Tensor:
+        """bool, (C, H, W): where a gate's ReLU counts as kept."""
+        return gate.open > 0.5
 
-    def report(self, network: Network) -> dict[str, Any]:
-        """ReLUs that stand now, in all and a stage."""
+    def kept(self) -> int:
+        """ReLUs that stand now."""
+        return sum(int(self.stands(gate).count_nonzero()) for gate in self.gates.values())
+
+    def report(self) -> dict[str, Any]:
+        """ReLUs that stand now, in all and per stage."""
         stages: dict[str, int] = {}
-        for gate in gates_of(network).values():
-            stages[gate.stage] = stages.get(gate.stage, 0) + self.kept({gate.name: gate})
+        for gate in self.gates.values():
+            stages[gate.stage] = stages.get(gate.stage, 0) + int(self.stands(gate).count_nonzero())
         return {"relus": sum(stages.values()), "stages": stages}
 
-    def project(self, gates: Mapping[str, Gate], budget: int) -> dict[str, Tensor]:
+    def project(self, budget: int) -> dict[str, Tensor]:
         """Site → bool mask: exactly `budget` positions, or for a coarser granularity at most as many."""
         scores = {
-            name: score.masked_fill(~gates[name].allowed, -torch.inf) for name, score in self.scores(gates).items()
+            name: score.masked_fill(~self.gates[name].allowed, -torch.inf) for name, score in self.scores().items()
         }
         return project(scores, budget, self.granularity)
+
+    def plan(self, budget: int) -> Plan:
+        """The projection onto a budget, with the gates' polynomials."""
+        masks = self.project(budget)
+        return Plan({name: SitePlan(masks[name].cpu(), gate.coefficients.cpu()) for name, gate in self.gates.items()})
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the state dict that the network has without its gates."""
+        inside = tuple(f"{name}." for name in self.gates)
+        state = self.network.state_dict().items()
+        return {name: tensor.cpu().clone() for name, tensor in state if not name.startswith(inside)}
+
+
+def put_gates(network: Network) -> dict[str, Gate]:
+    """Replace every site by a gate that computes the same; returns site name → gate, in order of execution."""
+    gates = {name: Gate(site) for name, site in network.sites.items()}
+    for name, gate in gates.items():
+        network.set_submodule(name, gate)
+    return gates

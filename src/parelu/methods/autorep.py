@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parelu.masks.gate import Gate, gates_of, positions
-from parelu.masks.optimizer import MaskLearner
+from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.masks.projection import kept_share
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import Polynomials
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -21,69 +20,83 @@ from parelu.training.callback import Step
 
 
 @dataclasses.dataclass(frozen=True)
-class Indicators(MaskLearner):
-    """Indicators s in {0, 1}, the gates, that follow auxiliary parameters m, moved by Adam.
-
-    The gradient passes straight through s to m, scaled by softplus(m) (section 3.2). A ReLU goes when m ≤ −t and comes
-    back when m > t (eq. 10), in training steps only.
+class Indicators(MaskOptions):
+    """Options of an `IndicatorOptimizer`.
 
     Attributes:
-        target: share of ReLUs that the penalty μ·max(0, density − target) aims at.
-        mu: μ.
+        mu: μ of the penalty μ·max(0, density − wanted), density the share of ReLUs that stand.
         threshold: t; 0 for no hysteresis.
         lr: of Adam.
         spread: m starts uniform in [0, spread].
-        anneal: the penalty follows `kept_share` down to the target.
+        anneal: the wanted density follows `kept_share` down to the budget's; off, it is the budget's after one step.
     """
 
-    target: float = 0.0
     mu: float = 80.0
     threshold: float = 0.003
     lr: float = 1e-3
     spread: float = 1.0
     anneal: bool = True
 
-    def equip(self, gate: Gate) -> None:
-        gate.open.requires_grad_(True)
-        gate.register_parameter("auxiliary", nn.Parameter(self.spread * torch.rand(gate.shape)))
-        gate.register_buffer("wanted", torch.tensor(1.0))
-        gate.register_buffer("flips", torch.tensor(0))
+    def build(self, network: Network) -> IndicatorOptimizer:
+        return IndicatorOptimizer(network, self)
 
-    def optimizer(self, gates: Mapping[str, Gate]) -> torch.optim.Optimizer:
-        return torch.optim.Adam([gate.get_parameter("auxiliary") for gate in gates.values()], lr=self.lr)
+
+class IndicatorOptimizer(MaskOptimizer):
+    """Indicators s in {0, 1}, the gates, that follow auxiliary parameters m, moved by Adam.
+
+    The gradient passes straight through s to m, scaled by softplus(m) (section 3.2). A ReLU goes when m ≤ −t and comes
+    back when m > t (eq. 10), in training steps only.
+
+    Attributes:
+        auxiliary: site → m, (C, H, W).
+        wanted: density above which the penalty acts, float32.
+        flips: how often an indicator has changed since the start, whichever way.
+    """
+
+    def __init__(self, network: Network, options: Indicators) -> None:
+        super().__init__(network, options)
+        self.options, self.wanted, self.flips = options, torch.tensor(1.0), torch.tensor(0)
+        self.auxiliary: dict[str, nn.Parameter] = {}
+        for name, gate in self.gates.items():
+            gate.open.requires_grad_(True)
+            self.auxiliary[name] = nn.Parameter((options.spread * torch.rand(gate.shape)).to(gate.open.device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        auxiliary = {f"auxiliary/{name}": m for name, m in self.auxiliary.items()}
+        return {"wanted": self.wanted, "flips": self.flips, **auxiliary}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(list(self.auxiliary.values()), lr=self.options.lr)
 
     @torch.no_grad()
-    def before_step(self, gates: Mapping[str, Gate]) -> None:
-        allowed = positions(gates)
-        density = self.kept(gates) / allowed
-        for gate in gates.values():
-            m, gradient = gate.get_parameter("auxiliary"), gate.open.grad
+    def before_step(self) -> None:
+        too_dense = bool(self.kept() / self.positions > self.wanted)
+        for name, gate in self.gates.items():
+            m, gradient = self.auxiliary[name], gate.open.grad
             assert gradient is not None
-            if density > gate.get_buffer("wanted"):
-                gradient = gradient + self.mu / allowed
+            if too_dense:
+                gradient = gradient + self.options.mu / self.positions
             m.grad = (gradient * F.softplus(m)).masked_fill_(~gate.allowed, 0.0)
             gate.open.grad = None
 
     @torch.no_grad()
-    def after_step(self, network: Network, step: Step) -> None:
-        for gate in gates_of(network).values():
-            m, wanted = gate.get_parameter("auxiliary"), gate.get_buffer("wanted")
-            wanted.fill_(kept_share(step.progress, self.target, reached=0.8) if self.anneal else self.target)
-            goes = (m <= -self.threshold) & (gate.open > 0)
-            returns = (m > self.threshold) & (gate.open == 0) & gate.allowed
+    def after_step(self, step: Step) -> None:
+        share, threshold = self.budget / self.positions, self.options.threshold
+        self.wanted.fill_(kept_share(step.progress, share, reached=0.8) if self.options.anneal else share)
+        for name, gate in self.gates.items():
+            m = self.auxiliary[name]
+            goes = (m <= -threshold) & (gate.open > 0)
+            returns = (m > threshold) & (gate.open == 0) & gate.allowed
             gate.open.masked_fill_(goes, 0.0).masked_fill_(returns, 1.0)
-            gate.get_buffer("flips").add_(goes.count_nonzero() + returns.count_nonzero())
+            self.flips += int(goes.count_nonzero() + returns.count_nonzero())
 
-    def report(self, network: Network) -> dict[str, Any]:
-        """Also the flips: how often an indicator has changed since the start, whichever way."""
-        flips = sum(int(gate.get_buffer("flips")) for gate in gates_of(network).values())
-        return {**super().report(network), "flips": flips}
+    def report(self) -> dict[str, Any]:
+        """Also the flips."""
+        return {**super().report(), "flips": int(self.flips)}
 
-    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
+    def scores(self) -> dict[str, Tensor]:
         """Standing ReLUs first, each group by m."""
-        return {
-            name: gate.get_parameter("auxiliary").detach() + 1e3 * gate.open.detach() for name, gate in gates.items()
-        }
+        return {name: self.auxiliary[name].detach() + 1e3 * gate.open.detach() for name, gate in self.gates.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +124,11 @@ class AutoReP(Polynomials):
     spread: float = 0.2
     anneal: bool = True
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        target = budgets[-1] / plan.relus
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Indicators:
         return Indicators(
+            budgets[-1],
             degree=self.degree,
             wide=self.wide,
-            target=target,
             mu=self.mu,
             threshold=self.threshold,
             lr=self.indicator_lr,

@@ -9,77 +9,22 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from parelu import registry
-from parelu.masks.optimizer import MaskLearner
+from parelu.methods.jobs import FromKept, Job, Search
 from parelu.network.candidate import Candidate
-from parelu.network.plan import Plan
+from parelu.network.metrics import Role, Tags
 from parelu.network.spec import Spec
 from parelu.network.steps import apply_steps
-from parelu.training.callback import Learner
-from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
+from parelu.training.objectives import DecoupledDistillation, Distillation
 from parelu.training.schedule import Training
 
-TEACHER = "teacher"
 
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One network to train.
-
-    Attributes:
-        name: of its folder in the run, unique there.
-        role: "teacher", "criticality" (a network trained only to be measured), "scaffold" (one that candidates are cut
-            out of) or "candidate".
-        training: None for a network that takes its weights as they are.
-        objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
-        tags: JSON values that its metrics carry on: method, steps, budget.
-        start: whose weights it starts from: "" for fresh ones, another job's name (`TEACHER` for the full-ReLU
-            network), what a search left for a budget, `Search.start_of(budget)`, or what `Workbench.keep` returned. Of
-            another architecture it takes the layers that have the same names.
-        learner: moves something beside the weights, such as a buffer of the network.
-    """
-
-    name: str
-    role: str
-    spec: Spec
-    plan: Plan
-    training: Training | None
-    objective: CrossEntropy | Distillation | DecoupledDistillation
-    tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    start: str = ""
-    learner: Learner | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """A training of the full-ReLU network in which a learner takes its ReLUs away.
-
-    Attributes:
-        name: unique in the run.
-        plan: where ReLUs may stand.
-        budgets: ReLUs to stop at, the largest first: as the search passes each, its masks are projected onto exactly
-            that budget (at most, for channels and layers) and kept with the weights of the moment.
-    """
-
-    name: str
-    spec: Spec
-    plan: Plan
-    training: Training
-    objective: CrossEntropy | Distillation
-    learner: MaskLearner
-    budgets: tuple[int, ...]
-
-    def start_of(self, budget: int) -> str:
-        """For `Job.start`."""
-        return f"{self.name}/{budget}"
-
-
-class Workbench(Protocol):
+class Context(Protocol):
     """What a method gets from the run it works in."""
 
     @property
@@ -108,7 +53,7 @@ class Workbench(Protocol):
         """
         ...
 
-    def keep(self, name: str, candidate: Candidate) -> str:
+    def keep(self, name: str, candidate: Candidate) -> FromKept:
         """Put a network into the run folder for jobs to start from; returns what `Job.start` takes."""
         ...
 
@@ -139,33 +84,33 @@ class Method(abc.ABC):
         """Refuse, before anything is trained, a network or a training that it cannot work with; raises `UserError`."""
 
     @abc.abstractmethod
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         """The candidates for these budgets, each a number of ReLUs of at least 1 and at most the network's."""
 
 
 def stepped_job(
     name: str,
-    bench: Workbench,
+    context: Context,
     steps: str,
     objective: Distillation | DecoupledDistillation,
     *,
-    role: str = "candidate",
+    role: Role = "candidate",
     prefix: str = "",
 ) -> Job:
-    """The teacher's architecture behind steps, from fresh weights; name: of the method; prefix: of the job's name.
+    """The teacher's architecture after steps, from fresh weights; name: of the method; prefix: of the job's name.
 
     Raises:
         UserError: the network cannot be reshaped so: a user's own, or a width that does not halve.
     """
-    reduced = apply_steps(bench.teacher.spec, steps)
+    reduced = apply_steps(context.teacher.spec, steps)
     return Job(
         name=prefix + steps.replace("; ", "_").replace(" ", "-").replace("+", ""),
         role=role,
         spec=reduced.spec,
         plan=reduced.plan,
-        training=bench.training,
+        training=context.training,
         objective=objective,
-        tags={"method": name, "steps": steps, "budget": None},
+        tags=Tags(name, steps),
     )
 
 

@@ -10,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from parelu.masks.gate import Gate, gates_of, positions
-from parelu.masks.optimizer import MaskLearner
+from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.masks.projection import project
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -22,72 +21,83 @@ from parelu.training.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks(MaskLearner):
-    """Tries random blocks of ReLUs; one goes for good, and the weights train on.
+class Blocks(MaskOptions):
+    """Options of a `BlockOptimizer`.
 
     Attributes:
-        target: share of the ReLUs at the end, reached after 0.8 of the steps, a constant share a block.
         every: steps between two blocks.
         trials: blocks tried; the first that costs at most `tolerance` points of training accuracy is taken, else the
             one that costs least.
     """
 
-    target: float = 0.0
     every: int = 10
     trials: int = 8
     tolerance: float = 0.3
 
-    def equip(self, gate: Gate) -> None:
-        gate.register_buffer("draws", torch.tensor(0))
+    def build(self, network: Network) -> BlockOptimizer:
+        return BlockOptimizer(network, self)
+
+
+class BlockOptimizer(MaskOptimizer):
+    """Tries random blocks of ReLUs; one goes for good, and the weights train on.
+
+    Each block takes a constant share of what stands; the budget is reached after 0.8 of the steps.
+
+    Attributes:
+        draws: blocks tried so far.
+    """
+
+    def __init__(self, network: Network, options: Blocks) -> None:
+        super().__init__(network, options)
+        self.options, self.draws = options, torch.tensor(0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"draws": self.draws}
 
     @torch.no_grad()
-    def after_step(self, network: Network, step: Step) -> None:
-        if (step.number + 1) % self.every:
+    def after_step(self, step: Step) -> None:
+        if (step.number + 1) % self.options.every:
             return
-        gates = gates_of(network)
-        allowed = positions(gates)
-        wanted = round(allowed * self.target ** min(1.0, step.progress / 0.8))
-        before = {name: gate.open.clone() for name, gate in gates.items()}
-        block = self.kept(gates) - wanted
+        wanted = round(self.positions * (self.budget / self.positions) ** min(1.0, step.progress / 0.8))
+        before = {name: gate.open.clone() for name, gate in self.gates.items()}
+        block = self.kept() - wanted
         if block <= 0:
             return
-        right = _right(network, step)
+        right = self._right(step)
         best, chosen = -1, before
-        for _ in range(self.trials):
-            tried = self._without(before, block, gates)
-            _open(gates, tried)
-            found = _right(network, step)
+        for _ in range(self.options.trials):
+            tried = self._without(before, block)
+            self._open(tried)
+            found = self._right(step)
             if found > best:
                 best, chosen = found, tried
-            if right - found <= self.tolerance / 100 * len(step.labels):
+            if right - found <= self.options.tolerance / 100 * len(step.labels):
                 break
-        _open(gates, chosen)
+        self._open(chosen)
 
-    def _without(self, open: Mapping[str, Tensor], block: int, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
+    def _without(self, open: Mapping[str, Tensor], block: int) -> dict[str, Tensor]:
         """Without `block` of the standing ReLUs, drawn from all; the draw depends on the number of those before."""
-        draws = next(iter(gates.values())).get_buffer("draws")
-        draws += 1
-        generator = torch.Generator().manual_seed(int(draws))
+        self.draws += 1
+        generator = torch.Generator().manual_seed(int(self.draws))
         flat = torch.cat([value.flatten() for value in open.values()])
         standing = flat.nonzero()[:, 0]
         flat[standing[torch.randperm(len(standing), generator=generator)[:block].to(flat.device)]] = 0
         parts = flat.split([value.numel() for value in open.values()])
         return {name: part.view_as(value) for (name, value), part in zip(open.items(), parts, strict=True)}
 
-    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
-        return {name: gate.open.detach() for name, gate in gates.items()}
+    def _open(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.gates[name].open.copy_(value)
 
+    def _right(self, step: Step) -> int:
+        """Images of the step's batch that the network classifies as their labels say."""
+        self.network.eval()
+        right = int((self.network(step.images).argmax(1) == step.labels).sum())
+        self.network.train()
+        return right
 
-def _open(gates: Mapping[str, Gate], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        gates[name].open.copy_(value)
-
-
-def _right(network: Network, step: Step) -> int:
-    network.eval()
-    right = int((network(step.images).argmax(1) == step.labels).sum())
-    network.train()
-    return right
+    def scores(self) -> dict[str, Tensor]:
+        return {name: gate.open.detach() for name, gate in self.gates.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +118,13 @@ class BCD(LearnedMasks):
     trials: int = 8
     weight_lr: float = 0.1
 
-    def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
-        scores = {name: gradient.abs() for name, gradient in bench.slope_gradients(1024).items()}
+    def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
+        scores = {name: gradient.abs() for name, gradient in context.slope_gradients(1024).items()}
         scores = {name: score.masked_fill(~plan.sites[name].mask, -torch.inf) for name, score in scores.items()}
         return Plan.from_masks(project(scores, min(plan.relus, math.ceil(self.head_start * budgets[0]))))
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        return Blocks(target=budgets[-1] / plan.relus, trials=self.trials)
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Blocks:
+        return Blocks(budgets[-1], trials=self.trials)
 
     def search_training(self, training: Training) -> Training:
         return dataclasses.replace(training, lr=self.weight_lr, schedule="constant")

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from parelu.errors import UserError
-from parelu.methods.base import Job, Method, Workbench
+from parelu.methods.base import Context, Method
+from parelu.methods.jobs import Job
 from parelu.models.pruned import Pruned
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
+from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
 from parelu.training.objectives import Distillation
@@ -43,21 +45,21 @@ class ChannelPruning(Method):
     temperature: float = 4.0
     kd_weight: float = 0.9
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        pruned = {budget: _within(bench.teacher, budget) for budget in budgets}
-        return bench.train([self._job(bench, budget, *pruned[budget]) for budget in budgets])
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        pruned = {budget: _within(context.teacher, budget) for budget in budgets}
+        return context.train([self._job(context, budget, *pruned[budget]) for budget in budgets])
 
-    def _job(self, bench: Workbench, budget: int, spec: Pruned, module: nn.Module) -> Job:
+    def _job(self, context: Context, budget: int, spec: Pruned, module: nn.Module) -> Job:
         plan, name = Plan.of(skeleton(spec)), f"{self.name}-{budget}"
         return Job(
             name=name,
             role="candidate",
             spec=spec,
             plan=plan,
-            training=bench.training,
+            training=context.training,
             objective=Distillation(self.temperature, self.kd_weight),
-            tags={"method": self.name, "steps": "", "budget": budget, "note": ""},
-            start=bench.keep(name, Candidate(spec, plan, module.state_dict())),
+            tags=Tags(self.name, "", budget, note=""),
+            start=context.keep(name, Candidate(spec, plan, module.state_dict())),
         )
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from parelu.errors import UserError
-from parelu.methods.base import Job, Method, Workbench, stepped_job
+from parelu.methods.base import Context, Method, stepped_job
+from parelu.methods.jobs import Job
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
+from parelu.network.metrics import Role
 from parelu.network.steps import stages_of
 from parelu.training.objectives import Distillation
 
@@ -37,30 +39,30 @@ class DeepReDuce(Method):
     temperature: float = 4.0  # section 4
     kd_weight: float = 0.9  # section 4
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        order = self.least_critical_first(bench)
-        steps = candidate_steps(order, thin_order=stages_of(skeleton(bench.teacher.spec)))
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        order = self.least_critical_first(context)
+        steps = candidate_steps(order, thin_order=stages_of(skeleton(context.teacher.spec)))
         jobs, skipped = [], {}
         for step in steps:
             try:
-                jobs.append(self._job(bench, step, "candidate"))
+                jobs.append(self._job(context, step, "candidate"))
             except UserError as error:
                 if "channels" not in step and "fmap" not in step:
                     raise
                 skipped[step] = str(error)
         if skipped:
-            bench.record("skipped", skipped)
+            context.record("skipped", skipped)
         fitting = [job for job in jobs if not budgets or job.plan.relus <= max(budgets)]
         if not fitting:
             smallest = min(job.plan.relus for job in jobs)
             raise UserError(f"deepreduce reaches {smallest:,} ReLUs at the least on this network; give a larger budget")
-        return bench.train(fitting)
+        return context.train(fitting)
 
-    def least_critical_first(self, bench: Workbench) -> list[str]:
+    def least_critical_first(self, context: Context) -> list[str]:
         """Train, for each stage, a network with ReLUs there only; every number of eq. 1 goes to the run folder."""
-        stages = stages_of(skeleton(bench.teacher.spec))
-        trained = bench.train([self._job(bench, f"only {stage}", "criticality") for stage in stages])
-        accuracy = {s: c.metrics["validation_accuracy"] for s, c in zip(stages, trained, strict=True)}
+        stages = stages_of(skeleton(context.teacher.spec))
+        trained = context.train([self._job(context, f"only {stage}", "criticality") for stage in stages])
+        accuracy = {s: c.trained.validation_accuracy for s, c in zip(stages, trained, strict=True)}
         relus = {s: c.plan.relus for s, c in zip(stages, trained, strict=True)}
         values = criticality(accuracy, relus, self.w)
         order = sorted(stages, key=lambda stage: values[stage])
@@ -73,12 +75,12 @@ class DeepReDuce(Method):
             }
             for s in stages
         }
-        bench.record("criticality", {"w": self.w, "stages": rows, "order": order})
+        context.record("criticality", {"w": self.w, "stages": rows, "order": order})
         return order
 
-    def _job(self, bench: Workbench, steps: str, role: str) -> Job:
+    def _job(self, context: Context, steps: str, role: Role) -> Job:
         """Raises `UserError` where the network cannot be reshaped so: a user's own, or a width that does not halve."""
-        return stepped_job(self.name, bench, steps, Distillation(self.temperature, self.kd_weight), role=role)
+        return stepped_job(self.name, context, steps, Distillation(self.temperature, self.kd_weight), role=role)
 
 
 def criticality(accuracy: Mapping[str, float], relus: Mapping[str, int], w: float = 0.07) -> dict[str, float]:

@@ -14,8 +14,9 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.methods.base import Job, Method, Workbench, stepped_job
+from parelu.methods.base import Context, Method, stepped_job
 from parelu.methods.deepreduce import DeepReDuce
+from parelu.methods.jobs import Job
 from parelu.models.hybrenet import hybrid
 from parelu.models.resnet import ResNet
 from parelu.network.candidate import Candidate
@@ -172,41 +173,41 @@ class DeepReShape(Method):
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup is {self.warmup}; it should be a share of the training, from 0 to 1")
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         jobs, skipped = [], {}
-        for steps in self._steps(bench):
+        for steps in self._steps(context):
             try:
-                jobs.append(self._job(bench, steps))
+                jobs.append(self._job(context, steps))
             except UserError as error:
                 skipped[steps] = str(error)
         if skipped:
-            bench.record("deepreshape-skipped", skipped)
+            context.record("deepreshape-skipped", skipped)
         fitting = [job for job in jobs if not budgets or job.plan.relus <= max(budgets)]
         if not fitting:
             least = min(job.plan.relus for job in jobs)
             raise UserError(f"deepreshape reaches {least:,} ReLUs at the least on this network; give a larger budget")
-        return bench.train(fitting)
+        return context.train(fitting)
 
-    def _steps(self, bench: Workbench) -> list[str]:
+    def _steps(self, context: Context) -> list[str]:
         """Algorithm 2, in the grammar of `steps`."""
-        relus = {stage: c.relus for stage, c in count(skeleton(bench.teacher.spec)).stages.items()}
-        stages = stages_of(skeleton(bench.teacher.spec))
+        relus = {stage: c.relus for stage, c in count(skeleton(context.teacher.spec)).stages.items()}
+        stages = stages_of(skeleton(context.teacher.spec))
         if self.order:
             least = f"S{parse_order(self.order, len(stages))[-1]}"
         else:
-            least = DeepReDuce().least_critical_first(bench)[0]
+            least = DeepReDuce().least_critical_first(context)[0]
         is_dominant = all(relus[least] > relus[stage] for stage in stages if stage != least) and len(stages) > 1
         if not is_dominant:
             return [f"thin all{reshaping}" for reshaping in RESHAPINGS]
         cull, rest = f"cull {least}", "+".join(stage for stage in stages if stage != least)
         return [cull, *(f"{cull}; thin {rest}{reshaping}" for reshaping in RESHAPINGS)]
 
-    def _job(self, bench: Workbench, steps: str) -> Job:
+    def _job(self, context: Context, steps: str) -> Job:
         if self.distillation == "dkd":
             objective = DecoupledDistillation(self.temperature, self.alpha, self.beta, self.warmup)
             note = f"beta {self.beta:g}" if self.beta != 1 else ""
         else:
             objective, note = Distillation(self.temperature, self.kd_weight), "kd"
         prefix = "-".join([self.name, *note.split(), ""])
-        job = stepped_job(self.name, bench, steps, objective, prefix=prefix)
-        return dataclasses.replace(job, tags={**job.tags, "note": note})
+        job = stepped_job(self.name, context, steps, objective, prefix=prefix)
+        return dataclasses.replace(job, tags=dataclasses.replace(job.tags, note=note))

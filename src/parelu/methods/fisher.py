@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from parelu.masks.gate import Gate, gates_of, positions
-from parelu.masks.optimizer import MaskLearner
+from parelu.masks.gate import Gate
+from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.masks.projection import kept_share
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -21,7 +21,22 @@ from parelu.training.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked(MaskLearner):
+class Ranked(MaskOptions):
+    """Options of a `RankOptimizer`.
+
+    Attributes:
+        every: steps between two renewals of the masks; the step before each is observed.
+        weight: of a new observation in the running score.
+    """
+
+    every: int = 8
+    weight: float = 0.2
+
+    def build(self, network: Network) -> RankOptimizer:
+        return RankOptimizer(network, self)
+
+
+class RankOptimizer(MaskOptimizer):
     """Keeps the ReLUs whose loss would be felt most, fewer and fewer of them, by a running score.
 
     With z a site's input, d = relu(z) − p(z) what the polynomial p misses, and g the loss's gradient of an image at the
@@ -29,55 +44,51 @@ class Ranked(MaskLearner):
     (ReLUPruner), |g·d| + ½·d²·E[g²] for other polynomials.
 
     Attributes:
-        target: share of the ReLUs at the end.
-        every: steps between two renewals of the masks; the step before each is observed.
-        weight: of a new observation in the running score.
+        score: site → the running score, (C, H, W).
+        steps: finished ones.
     """
 
-    target: float = 0.0
-    every: int = 8
-    weight: float = 0.2
+    def __init__(self, network: Network, options: Ranked) -> None:
+        super().__init__(network, options)
+        self.options, self.steps = options, torch.tensor(0)
+        self.score = {name: torch.zeros_like(gate.open) for name, gate in self.gates.items()}
+        for gate in self.gates.values():
+            gate.register_forward_hook(self._observe)
 
-    def equip(self, gate: Gate) -> None:
-        gate.register_buffer("score", torch.zeros(gate.shape))
-        gate.register_buffer("steps", torch.tensor(0))
-        gate.register_forward_hook(self._observe)
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"steps": self.steps, **{f"score/{name}": score for name, score in self.score.items()}}
 
     def _observe(self, gate: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(gate, Gate)
-        if not (gate.training and output.requires_grad):
+        steps = int(self.steps)
+        if not (gate.training and output.requires_grad) or ((steps + 1) % self.options.every and steps):
             return
-        steps, score = gate.get_buffer("steps"), gate.get_buffer("score")
-        steps += 1
-        if steps % self.every and steps > 1:
-            return
-        z = inputs[0].detach()
+        z, score = inputs[0].detach(), self.score[gate.name]
 
         def add(gradient: Tensor) -> None:
             g = gradient * len(z)  # of one image's loss, not of the mean
-            if self.degree:
+            if self.options.degree:
                 c0, c1, c2 = (c.view(-1, 1, 1) for c in gate.coefficients)
                 d = z.clamp(min=0) - ((c2 * z + c1) * z + c0)
                 felt = (g * d).abs().mean(0) + 0.5 * d.square().mean(0) * g.square().mean(0)
             else:
                 below = (z < 0).float().mean(0)
                 felt = (g * z).abs().mean(0) * below + 0.5 * z.square().mean(0) * g.square().mean(0)
-            score.lerp_(felt, self.weight if steps > 1 else 1.0)
+            score.lerp_(felt, self.options.weight if steps else 1.0)
 
         output.register_hook(add)
 
     @torch.no_grad()
-    def after_step(self, network: Network, step: Step) -> None:
-        if (step.number + 1) % self.every:
+    def after_step(self, step: Step) -> None:
+        self.steps.fill_(step.number + 1)
+        if (step.number + 1) % self.options.every:
             return
-        gates = gates_of(network)
-        allowed = positions(gates)
-        kept = round(kept_share(step.progress, self.target) * allowed)
-        for name, mask in self.project(gates, kept).items():
-            gates[name].open.copy_(mask)
+        kept = round(kept_share(step.progress, self.budget / self.positions) * self.positions)
+        for name, mask in self.project(kept).items():
+            self.gates[name].open.copy_(mask)
 
-    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
-        return {name: gate.get_buffer("score") for name, gate in gates.items()}
+    def scores(self) -> dict[str, Tensor]:
+        return self.score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +100,8 @@ class Fisher(LearnedMasks):
 
     weight_lr: float = 0.1
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        return Ranked(target=budgets[-1] / plan.relus)
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Ranked:
+        return Ranked(budgets[-1])
 
     def search_training(self, training: Training) -> Training:
         return dataclasses.replace(training, lr=self.weight_lr, schedule="constant")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from parelu.methods.base import TEACHER, Job, Method, Workbench
+from parelu.methods.base import Context, Method
+from parelu.methods.jobs import FRESH, FROM_TEACHER, Job, Start
 from parelu.network.candidate import Candidate
+from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
 from parelu.training.objectives import Distillation
 
@@ -38,30 +41,30 @@ class FixedMasks(Method):
     def masks(self, shapes: Mapping[str, tuple[int, ...]], budget: int, seed: int) -> dict[str, Tensor]:
         """Site → bool mask, with exactly `budget` ReLUs in all; shapes: site → (C, H, W)."""
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        shapes = {name: tuple(site.mask.shape) for name, site in bench.teacher.plan.sites.items()}
-        masks = {budget: self.masks(shapes, budget, bench.seed) for budget in budgets}
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        shapes = {name: tuple(site.mask.shape) for name, site in context.teacher.plan.sites.items()}
+        masks = {budget: self.masks(shapes, budget, context.seed) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        jobs = masked_jobs(self.name, bench, masks, objective, start=TEACHER if self.from_teacher else "")
+        jobs = masked_jobs(self.name, context, masks, objective, start=FROM_TEACHER if self.from_teacher else FRESH)
         if self.from_teacher:
-            note = {"note": "from the full network's weights"}
-            jobs = [dataclasses.replace(j, name=f"{j.name}-from-teacher", tags={**j.tags, **note}) for j in jobs]
-        return bench.train(jobs)
+            note = "from the full network's weights"
+            jobs = [replace(j, name=f"{j.name}-from-teacher", tags=replace(j.tags, note=note)) for j in jobs]
+        return context.train(jobs)
 
 
 def masked_jobs(
-    name: str, bench: Workbench, masks: Mapping[int, Mapping[str, Tensor]], objective: Distillation, *, start: str
+    name: str, context: Context, masks: Mapping[int, Mapping[str, Tensor]], objective: Distillation, *, start: Start
 ) -> list[Job]:
     """A candidate of the teacher's architecture for each budget's masks; name: of the method."""
     return [
         Job(
             name=f"{name}-{budget}",
             role="candidate",
-            spec=bench.teacher.spec,
+            spec=context.teacher.spec,
             plan=Plan.from_masks(masks[budget]),
-            training=bench.training,
+            training=context.training,
             objective=objective,
-            tags={"method": name, "steps": "", "budget": budget, "note": ""},
+            tags=Tags(name, "", budget, note=""),
             start=start,
         )
         for budget in masks

@@ -1,4 +1,4 @@
-"""Making models shallow again: behind SENet, blocks with few ReLUs learn to do with one convolution."""
+"""Making models shallow again: after SENet, blocks with few ReLUs learn to do with one convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from parelu.errors import UserError
-from parelu.methods.base import Job, Workbench
+from parelu.methods.base import Context
+from parelu.methods.jobs import FromJob, Job
 from parelu.methods.senet import LayerBudgets, allocate, sensitivities
 from parelu.models.resnet import BasicBlocks
 from parelu.network.candidate import Candidate
@@ -18,7 +19,7 @@ from parelu.network.count import skeleton
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
-from parelu.training.callback import Learner, Step
+from parelu.training.callback import Callback, CallbackOptions, Step
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
@@ -26,8 +27,12 @@ GAMMA = "gamma"  # the buffer of a block with two branches
 
 
 @dataclasses.dataclass(frozen=True)
-class Blend(Learner):
-    """Moves the weight of the shallow branches from 0, all main branch, to 1 at the end of the training."""
+class Blend(CallbackOptions):
+    """Options of a `BranchBlender`.
+
+    Attributes:
+        schedule: of γ.
+    """
 
     schedule: Literal["linear", "cosine"] = "linear"
 
@@ -35,16 +40,31 @@ class Blend(Learner):
         """γ where `progress`, in [0, 1], of all steps are done."""
         return progress if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
 
-    def after_step(self, network: Network, step: Step) -> None:
-        for buffer in _gammas(network):
-            buffer.fill_(self.gamma(step.progress))
-
-    def report(self, network: Network) -> dict[str, Any]:
-        return {"gamma": float(next(_gammas(network)))}
+    def build(self, network: Network) -> BranchBlender:
+        return BranchBlender(network, self)
 
 
-def _gammas(network: Network) -> Iterator[Tensor]:
-    return (buffer for name, buffer in network.named_buffers() if name.endswith(f".{GAMMA}"))
+class BranchBlender(Callback):
+    """Moves γ, the weight of the shallow branches, from 0, all main branch, to 1 at the end of the training.
+
+    γ is a buffer of each block with two branches, so that the network's own state holds it.
+    """
+
+    def __init__(self, network: Network, options: Blend) -> None:
+        self.network, self.options = network, options
+
+    def after_step(self, step: Step) -> None:
+        for buffer in self._gammas():
+            buffer.fill_(self.options.gamma(step.progress))
+
+    def report(self) -> dict[str, Any]:
+        return {"gamma": float(next(self._gammas()))}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def _gammas(self) -> Iterator[Tensor]:
+        return (buffer for name, buffer in self.network.named_buffers() if name.endswith(f".{GAMMA}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +72,12 @@ class Gated(LayerBudgets):
     """SENet's masks; in finetuning, blocks below a ReLU sensitivity give way to one convolution each.
 
     A block's sensitivity is the share of ReLUs kept between its two convolutions. That ReLU goes with the block's main
-    branch, so a candidate has fewer ReLUs than its budget. The stem's ReLU and those behind the additions stay.
+    branch, so a candidate has fewer ReLUs than its budget. The stem's ReLU and those after the additions stay.
 
     Attributes:
         d_th: blocks with a smaller sensitivity get a shallow branch.
         gate_epochs: of the finetuning's epochs, the first ones, in which the shallow branches take over; if left out,
-            those before the first drop of a step schedule, else half. The learning rate's schedule goes on behind them.
+            those before the first drop of a step schedule, else half. The learning rate's schedule goes on after them.
         gate_schedule: of γ, from 0 to 1 over these epochs, moved every step.
         auxiliary: train a classifier ahead of the last stage too (AKD); each exit is a candidate of its own.
     """
@@ -79,31 +99,31 @@ class Gated(LayerBudgets):
             raise UserError("gated branching has no shallow branch for blocks with ReLU-reuse; give a network without")
         self._epochs(dataclasses.replace(training, epochs=self.finetune_epochs or training.epochs))
 
-    def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
-        """Refuses, before the searches, a threshold that would leave no block behind them."""
-        sensitivity = sensitivities(bench.teacher.network(), self.density)
+    def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
+        """Refuses, before the searches, a threshold that would leave no block."""
+        sensitivity = sensitivities(context.teacher.network(), self.density)
         sizes = {name: site.relus for name, site in plan.sites.items()}
         for budget in budgets:
-            self._shallow(_resnet(bench.teacher), bench.teacher.plan, allocate(sensitivity, sizes, budget))
+            self._shallow(_resnet(context.teacher), context.teacher.plan, allocate(sensitivity, sizes, budget))
         return plan
 
-    def finetuned(self, bench: Workbench, jobs: Sequence[Job]) -> list[Candidate]:
-        both = [self._branches(bench, job) for job in jobs]
-        bench.train([branches for branches, _ in both if branches])
-        found = bench.train([job for _, job in both])
-        return found if not self.auxiliary else bench.train([cut for _, job in both for cut in _cuts(job)])
+    def finetuned(self, context: Context, jobs: Sequence[Job]) -> list[Candidate]:
+        both = [self._branches(context, job) for job in jobs]
+        context.train([branches for branches, _ in both if branches])
+        found = context.train([job for _, job in both])
+        return found if not self.auxiliary else context.train([cut for _, job in both for cut in _cuts(job)])
 
     def objective(self, *, finetuning: bool) -> Distillation:
         first = Distillation(self.temperature, self.kd_weight)
         shares = {"mismatch": self.pram, "auxiliary": float(self.auxiliary)}
         return dataclasses.replace(first, **shares) if finetuning else first
 
-    def _branches(self, bench: Workbench, job: Job) -> tuple[Job | None, Job]:
+    def _branches(self, context: Context, job: Job) -> tuple[Job | None, Job]:
         """The training in which the shallow branches take over, None without any; and the one without main branches."""
         assert job.training
         spec = dataclasses.replace(_resnet(job), exits="both" if self.auxiliary else "last")
-        blocks = self._shallow(spec, bench.teacher.plan, {name: site.relus for name, site in job.plan.sites.items()})
-        bench.record(job.name, {"d_th": self.d_th, "shallow": list(blocks)})
+        blocks = self._shallow(spec, context.teacher.plan, {name: site.relus for name, site in job.plan.sites.items()})
+        context.record(job.name, {"d_th": self.d_th, "shallow": list(blocks)})
         epochs, gate_epochs = job.training.epochs, self._epochs(job.training)
         role = "scaffold" if self.auxiliary else "candidate"
         name = f"{job.name}-both" if self.auxiliary else job.name
@@ -118,10 +138,16 @@ class Gated(LayerBudgets):
             role="scaffold",
             spec=gated,
             training=gating,
-            learner=Blend(self.gate_schedule),
+            callback=Blend(self.gate_schedule),
         )
         second = dataclasses.replace(
-            job, name=name, role=role, spec=shallow, training=rest, start=first.name, plan=_without(job.plan, shallow)
+            job,
+            name=name,
+            role=role,
+            spec=shallow,
+            training=rest,
+            start=FromJob(first.name),
+            plan=_without(job.plan, shallow),
         )
         return first, second
 
@@ -164,7 +190,7 @@ def _cuts(job: Job) -> Iterator[Job]:
     whole = _resnet(job)
     for exits, ending in (("last", ""), ("auxiliary", "-auxiliary")):
         spec = dataclasses.replace(whole, exits=exits)
-        note = ", ".join(part for part in (job.tags["note"], f"{exits} exit") if part)
+        note = ", ".join(part for part in (job.tags.note, f"{exits} exit") if part)
         name = job.name.removesuffix("-both") + ending
         yield dataclasses.replace(
             job,
@@ -173,6 +199,6 @@ def _cuts(job: Job) -> Iterator[Job]:
             spec=spec,
             plan=_without(job.plan, spec),
             training=None,
-            start=job.name,
-            tags={**job.tags, "note": note},
+            start=FromJob(job.name),
+            tags=dataclasses.replace(job.tags, note=note),
         )

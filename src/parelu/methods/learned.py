@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.masks.optimizer import MaskLearner
-from parelu.methods.base import Job, Method, Search, Workbench
+from parelu.masks.optimizer import MaskOptions
+from parelu.methods.base import Context, Method
+from parelu.methods.jobs import Job, Search
 from parelu.network.candidate import Candidate
+from parelu.network.metrics import SearchMetrics, Tags
 from parelu.network.plan import Plan
 from parelu.network.steps import apply_steps
 from parelu.training.objectives import CrossEntropy, Distillation
 from parelu.training.schedule import Training
 
 THIN = "thin all"  # in the grammar of `steps`
-
-
 FINETUNE_CLIP = 0.5  # a network of few ReLUs can be lost at the rate of fresh weights
 
 
@@ -45,9 +45,9 @@ class LearnedMasks(Method):
         unnoted: options that do not change what the method is.
         thin: drop alternate ReLUs before the search (DeepReShape, Table 5).
         search_epochs: of the search.
-        finetune_epochs: of each candidate behind it; the training's own number if left out.
+        finetune_epochs: of each candidate after it; the training's own number if left out.
         finetune_lr: learning rate there; the training's own if left out.
-        temperature: of the distillation, in the search and behind it.
+        temperature: of the distillation, in the search and after it.
         kd_weight: of its soft loss.
     """
 
@@ -70,41 +70,42 @@ class LearnedMasks(Method):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it should be a whole number, 1 or more")
 
-    def start(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> Plan:
+    def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Where a search may place ReLUs, of the positions of a plan; budgets: its own, the largest first."""
         return plan
 
     @abc.abstractmethod
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        """plan: where ReLUs may stand; budgets: of one search, the largest first."""
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> MaskOptions:
+        """plan: where ReLUs may stand; budgets: of one search, the largest first, in which it ends at the last."""
 
     @abc.abstractmethod
     def search_training(self, training: Training) -> Training:
         """How the weights are trained in the search; its epochs are set from `search_epochs`."""
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        plan = thinned(bench.teacher, budgets) if self.thin else bench.teacher.plan
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        plan = thinned(context.teacher, budgets) if self.thin else context.teacher.plan
         descending = tuple(sorted(budgets, reverse=True))
         groups = [descending] if self.shares_search else [(budget,) for budget in descending]
-        searches = [self._search(bench, self.start(bench, plan, group), group) for group in groups]
+        searches = [self._search(context, self.start(context, plan, group), group) for group in groups]
         jobs = {}
-        for search, found in zip(searches, bench.search(searches), strict=True):
-            jobs |= {budget: self._finetuning(bench, search, budget, found[budget]) for budget in search.budgets}
-        return self.finetuned(bench, [jobs[budget] for budget in budgets])
+        for search, found in zip(searches, context.search(searches), strict=True):
+            jobs |= {budget: self._finetuning(context, search, budget, found[budget]) for budget in search.budgets}
+        return self.finetuned(context, [jobs[budget] for budget in budgets])
 
-    def finetuned(self, bench: Workbench, jobs: Sequence[Job]) -> list[Candidate]:
+    def finetuned(self, context: Context, jobs: Sequence[Job]) -> list[Candidate]:
         """The candidates, from the finetuning of what the searches left: a job a budget."""
-        return bench.train(jobs)
+        return context.train(jobs)
 
-    def _search(self, bench: Workbench, plan: Plan, budgets: tuple[int, ...]) -> Search:
+    def _search(self, context: Context, plan: Plan, budgets: tuple[int, ...]) -> Search:
         label = f"{self.searches_as or self.name}{'-thin' if self.thin else ''}"
         name = label if self.shares_search else f"{label}-{budgets[0]}"
-        training = dataclasses.replace(self.search_training(bench.training), epochs=self.search_epochs)
+        training = dataclasses.replace(self.search_training(context.training), epochs=self.search_epochs)
         objective = self.objective(finetuning=False)
-        learner = self.learner(bench, plan, budgets)
-        return Search(name, bench.teacher.spec, plan, training, objective, learner, budgets)
+        optimizer = self.optimizer(context, plan, budgets)
+        return Search(name, context.teacher.spec, plan, training, objective, optimizer, budgets)
 
-    def _finetuning(self, bench: Workbench, search: Search, budget: int, found: Candidate) -> Job:
+    def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
+        assert isinstance(found.metrics, SearchMetrics), "a search left it"
         clip = search.training.clip or FINETUNE_CLIP
         changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip}
         return Job(
@@ -112,20 +113,14 @@ class LearnedMasks(Method):
             role="candidate",
             spec=found.spec,
             plan=found.plan,
-            training=dataclasses.replace(bench.training, **{k: v for k, v in changes.items() if v is not None}),
+            training=dataclasses.replace(context.training, **{k: v for k, v in changes.items() if v is not None}),
             objective=self.objective(finetuning=True),
-            tags={
-                "method": self.name,
-                "steps": THIN if self.thin else "",
-                "budget": budget,
-                "note": self._note(),
-                "searched": {key: found.metrics[key] for key in ("epochs", "seconds", "validation_accuracy")},
-            },
+            tags=Tags(self.name, THIN if self.thin else "", budget, self._note(), found.metrics.searched),
             start=search.start_of(budget),
         )
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
-        """Of the search, or of the finetuning behind it."""
+        """Of the search, or of the finetuning after it."""
         return Distillation(self.temperature, self.kd_weight)
 
     @property
@@ -151,7 +146,7 @@ class Polynomials(LearnedMasks):
         degree: of the polynomials; 0 is the identity. Squares are counted apart from ReLUs.
         wide: the polynomials are fitted to a normal distribution so many times as wide as the input's, 1 in the paper:
             wider ones have smaller squares, which feed less on each other.
-        tails: weight of the loss term against images that stand out (`distill.tails`): with squares in a row a few of
+        tails: weight of the loss term against images that stand out (`losses.tails`): with squares in a row a few of
             them grow without bound, and with them the batch-norms' statistics.
         clip: largest norm of the weights' gradient.
         weight_lr: of SGD in the search.

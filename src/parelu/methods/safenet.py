@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-from parelu.masks.optimizer import MaskLearner
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.fisher import Ranked
 from parelu.methods.learned import Polynomials
 from parelu.network.plan import Plan
@@ -25,5 +24,5 @@ class SAFENet(Polynomials):
     source: ClassVar[str] = "after Lou et al., SAFENet, ICLR 2021"
     exact: ClassVar[bool] = False
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        return Ranked(granularity="channel", degree=self.degree, wide=self.wide, target=budgets[-1] / plan.relus)
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Ranked:
+        return Ranked(budgets[-1], "channel", self.degree, self.wide)

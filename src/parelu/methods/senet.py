@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from parelu.masks.gate import Gate, gates_of
-from parelu.masks.optimizer import MaskLearner
-from parelu.methods.base import Workbench
+from parelu.masks.optimizer import MaskOptimizer, MaskOptions
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network import trace
 from parelu.network.plan import Plan
@@ -22,56 +21,74 @@ from parelu.training.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class Mismatch(MaskLearner):
-    """Keeps in each layer the positions where full and partial network differ most behind the activation (stage 2).
+class Mismatch(MaskOptions):
+    """Options of a `MismatchOptimizer`.
 
     Attributes:
-        budgets: site → ReLUs.
+        layers: site → ReLUs; the budget in all.
         every: steps between two looks at the difference.
     """
 
-    budgets: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    layers: Mapping[str, int] = dataclasses.field(default_factory=dict, kw_only=True)
     every: int = 4
 
-    def equip(self, gate: Gate) -> None:
-        gate.register_buffer("difference", torch.zeros(gate.shape))
+    def build(self, network: Network) -> MismatchOptimizer:
+        return MismatchOptimizer(network, self)
+
+
+class MismatchOptimizer(MaskOptimizer):
+    """Keeps in each layer the positions where full and partial network differ most after the activation (stage 2).
+
+    Attributes:
+        difference: site → |full − partial|, (C, H, W), the sum over the looks of the mean over images.
+    """
+
+    def __init__(self, network: Network, options: Mismatch) -> None:
+        super().__init__(network, options)
+        self.options = options
+        self.difference = {name: torch.zeros_like(gate.open) for name, gate in self.gates.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"difference/{name}": difference for name, difference in self.difference.items()}
 
     @torch.no_grad()
-    def after_step(self, network: Network, step: Step) -> None:
-        gates = gates_of(network)
+    def after_step(self, step: Step) -> None:
         if step.number == 0:  # as if no ReLU stood, for a first choice
-            for gate in gates.values():
+            for gate in self.gates.values():
                 gate.open.zero_()
-        if step.number % self.every == 0:
-            self._look(network, gates, step)
+        if step.number % self.options.every == 0:
+            self._look(step)
         if step.number == 0:
-            self.after_epoch(gates, 0)
+            self._choose()
 
-    def _look(self, network: Network, gates: Mapping[str, Gate], step: Step) -> None:
+    def after_epoch(self, epoch: int) -> None:
+        self._choose()
+
+    def _look(self, step: Step) -> None:
         assert step.teacher is not None
-        network.eval()
-        with observed(step.teacher.sites) as full, observed(gates) as partial:
+        self.network.eval()
+        with observed(step.teacher.sites) as full, observed(self.gates) as partial:
             step.teacher(step.images)
-            network(step.images)
-        network.train()
-        for name, gate in gates.items():
-            gate.get_buffer("difference").add_((full[name] - partial[name]).abs().mean(0))
+            self.network(step.images)
+        self.network.train()
+        for name, difference in self.difference.items():
+            difference.add_((full[name] - partial[name]).abs().mean(0))
 
     @torch.no_grad()
-    def after_epoch(self, gates: Mapping[str, Gate], epoch: int) -> None:
-        for name, mask in self.project(gates, sum(self.budgets.values())).items():
-            gates[name].open.copy_(mask)
+    def _choose(self) -> None:
+        for name, mask in self.project(self.budget).items():
+            self.gates[name].open.copy_(mask)
 
-    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
+    def scores(self) -> dict[str, Tensor]:
         """The layer's budget less the position's rank in it: above 0 only for those that it keeps."""
         found = {}
-        for name, gate in gates.items():
-            difference = gate.get_buffer("difference").masked_fill(~gate.allowed, -torch.inf).flatten()
+        for name, gate in self.gates.items():
+            difference = self.difference[name].masked_fill(~gate.allowed, -torch.inf).flatten()
             ranks = torch.empty_like(difference)
             ranks[difference.argsort(descending=True, stable=True)] = torch.arange(
                 len(difference), dtype=ranks.dtype, device=ranks.device
             )
-            found[name] = (self.budgets[name] - ranks).view(gate.shape)
+            found[name] = (self.options.layers[name] - ranks).view(gate.shape)
         return found
 
 
@@ -93,12 +110,12 @@ class LayerBudgets(LearnedMasks):
     pram: float = 1000.0  # β
     weight_lr: float = 0.05  # stage 2
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        sensitivity = sensitivities(bench.teacher.network(), self.density)
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Mismatch:
+        sensitivity = sensitivities(context.teacher.network(), self.density)
         sizes = {name: site.relus for name, site in plan.sites.items()}
         split = allocate(sensitivity, sizes, budgets[0])
-        bench.record(f"{self.searches_as}-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
-        return Mismatch(budgets=split)
+        context.record(f"{self.searches_as}-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
+        return Mismatch(budgets[0], layers=split)
 
     def search_training(self, training: Training) -> Training:
         return dataclasses.replace(training, lr=self.weight_lr, schedule="cosine")

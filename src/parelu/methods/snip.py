@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from parelu.errors import UserError
 from parelu.masks.projection import project
-from parelu.methods.base import TEACHER, Method, Workbench
+from parelu.methods.base import Context, Method
 from parelu.methods.fixed import masked_jobs
+from parelu.methods.jobs import FROM_TEACHER
 from parelu.methods.learned import THIN, thinned
 from parelu.network.candidate import Candidate
 from parelu.training.objectives import Distillation
@@ -44,15 +45,13 @@ class Snip(Method):
         if self.saliency_images < 1:
             raise UserError(f"saliency_images is {self.saliency_images}; it should be a whole number, 1 or more")
 
-    def reduce(self, bench: Workbench, budgets: Sequence[int]) -> list[Candidate]:
-        plan = thinned(bench.teacher, budgets) if self.thin else bench.teacher.plan
-        gradients = bench.slope_gradients(self.saliency_images)
+    def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
+        plan = thinned(context.teacher, budgets) if self.thin else context.teacher.plan
+        gradients = context.slope_gradients(self.saliency_images)
         scores = {name: gradients[name].abs().masked_fill(~site.mask, -inf) for name, site in plan.sites.items()}
         masks = {budget: project(scores, budget) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        jobs = masked_jobs(self.name, bench, masks, objective, start=TEACHER)
+        jobs = masked_jobs(self.name, context, masks, objective, start=FROM_TEACHER)
         if self.thin:
-            jobs = [
-                replace(job, name=f"snip-thin-{job.tags['budget']}", tags={**job.tags, "steps": THIN}) for job in jobs
-            ]
-        return bench.train(jobs)
+            jobs = [replace(j, name=f"snip-thin-{j.tags.budget}", tags=replace(j.tags, steps=THIN)) for j in jobs]
+        return context.train(jobs)

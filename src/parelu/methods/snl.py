@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from parelu.masks.gate import Gate, gates_of, positions
-from parelu.masks.optimizer import MaskLearner
+from parelu.masks.gate import Gate
+from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.masks.projection import Granularity, kept_share
-from parelu.methods.base import Workbench
+from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -28,86 +29,122 @@ RATES = {"fast": (1e-2, 0.1), "paper": (1e-3, 1e-3)}  # of slopes and of weights
 
 
 @dataclasses.dataclass(frozen=True)
-class Slopes(MaskLearner):
+class Slopes(MaskOptions):
     """Slopes a of a·relu(x) + (1 − a)·x in [0, 1], moved by Adam on the loss + λ·Σa.
 
     Attributes:
+        schedule: of λ: "fast" is `FollowingSlopes`, "paper" `CreepingSlopes`.
         lam: λ at the start.
         lr: of Adam.
-        target: share of the ReLUs at the end; with one, λ rises and falls after each step so that Σa follows the
-            schedule of `kept_share`, then positions with a slope become as few as that and their slopes 1; with None, λ
-            grows after each epoch that brought no new minimum of ReLUs.
     """
 
+    schedule: Literal["fast", "paper"] = "fast"
     lam: float = 1e-5
     lr: float = 1e-3
-    target: float | None = None
 
-    @property
-    def stops_at_budget(self) -> bool:
-        return self.target is None
+    def build(self, network: Network) -> SlopeOptimizer:
+        return FollowingSlopes(network, self) if self.schedule == "fast" else CreepingSlopes(network, self)
 
-    def equip(self, gate: Gate) -> None:
-        gate.open.requires_grad_(True)
-        gate.register_buffer("lam", torch.tensor(self.lam))
-        gate.register_buffer("fewest", torch.tensor(float("inf")))  # ReLUs of the whole network after any epoch
-        gate.register_buffer("sloped", torch.tensor(0))  # ReLUs of the whole network as they begin to settle
 
-    def optimizer(self, gates: Mapping[str, Gate]) -> torch.optim.Optimizer:
-        return torch.optim.Adam([gate.open for gate in gates.values()], lr=self.lr)
+class SlopeOptimizer(MaskOptimizer):
+    """What both schedules share: the penalty, the range, the ranking.
 
-    def before_step(self, gates: Mapping[str, Gate]) -> None:
-        for gate in gates.values():
+    Attributes:
+        lam: λ, float32.
+    """
+
+    def __init__(self, network: Network, options: Slopes) -> None:
+        super().__init__(network, options)
+        self.options, self.lam = options, torch.tensor(options.lam)
+        for gate in self.gates.values():
+            gate.open.requires_grad_(True)
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"lam": self.lam}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([gate.open for gate in self.gates.values()], lr=self.options.lr)
+
+    def before_step(self) -> None:
+        for gate in self.gates.values():
             gradient = gate.open.grad
             assert gradient is not None
-            gradient += gate.get_buffer("lam")
+            gradient += self.lam
             gradient.masked_fill_(~gate.allowed, 0.0)
             if self.granularity != "pixel":  # equal gradients keep a group's slopes equal
                 gradient.copy_(_group_mean(gradient, self.granularity))
 
     @torch.no_grad()
-    def after_step(self, network: Network, step: Step) -> None:
-        gates = gates_of(network)
-        for gate in gates.values():
+    def after_step(self, step: Step) -> None:
+        for gate in self.gates.values():
             gate.open.clamp_(0, 1)
-        if self.target is None:
-            return
-        allowed = positions(gates)
-        standing = sum(float(gate.open.sum()) for gate in gates.values())
-        excess = standing / (allowed * kept_share(step.progress, self.target))
-        factor = min(max(excess**GAIN, 1 / CREEP), CREEP)
-        for gate in gates.values():
-            gate.get_buffer("lam").mul_(factor).clamp_(min=self.lam)
-        if step.progress >= SETTLES:
-            self._settle(gates, round(allowed * self.target), (step.progress - SETTLES) / (SETTLED - SETTLES))
 
-    def _settle(self, gates: Mapping[str, Gate], budget: int, share: float) -> None:
+    def stands(self, gate: Gate) -> Tensor:
+        return gate.open > ALIVE
+
+    def scores(self) -> dict[str, Tensor]:
+        return {name: gate.open.detach() for name, gate in self.gates.items()}
+
+
+class FollowingSlopes(SlopeOptimizer):
+    """λ rises and falls after each step so that Σa follows `kept_share`; then the positions settle on the budget.
+
+    Attributes:
+        sloped: ReLUs as they begin to settle; 0 before.
+    """
+
+    def __init__(self, network: Network, options: Slopes) -> None:
+        super().__init__(network, options)
+        self.sloped = torch.tensor(0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**super().state_dict(), "sloped": self.sloped}
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        super().after_step(step)
+        standing = sum(float(gate.open.sum()) for gate in self.gates.values())
+        excess = standing / (self.positions * kept_share(step.progress, self.budget / self.positions))
+        self.lam.mul_(min(max(excess**GAIN, 1 / CREEP), CREEP)).clamp_(min=self.options.lam)
+        if step.progress >= SETTLES:
+            self._settle((step.progress - SETTLES) / (SETTLED - SETTLES))
+
+    def _settle(self, share: float) -> None:
         """Σa is a budget's long before the positions are, and what is cut at once the weights cannot make up for.
 
         share: of the time that this takes; from 1 on the mask stands and the weights train with it.
         """
-        sloped = next(iter(gates.values())).get_buffer("sloped")
-        if not sloped:
-            sloped.fill_(self.kept(gates))
-        standing = round(budget * max(1.0, float(sloped) / budget) ** (1 - min(share, 1.0)))
-        for name, mask in self.project(gates, standing).items():
-            gates[name].open.copy_(mask if share >= 1 else mask * gates[name].open)
+        if not self.sloped:
+            self.sloped.fill_(self.kept())
+        standing = round(self.budget * max(1.0, float(self.sloped) / self.budget) ** (1 - min(share, 1.0)))
+        for name, mask in self.project(standing).items():
+            open = self.gates[name].open
+            open.copy_(mask if share >= 1 else mask * open)
 
-    def after_epoch(self, gates: Mapping[str, Gate], epoch: int) -> None:
-        if self.target is not None:
-            return
-        kept = self.kept(gates)
-        for gate in gates.values():
-            fewest = gate.get_buffer("fewest")
-            if epoch > PATIENCE and kept >= fewest:
-                gate.get_buffer("lam").mul_(CREEP)
-            fewest.clamp_(max=kept)
 
-    def kept(self, gates: Mapping[str, Gate]) -> int:
-        return sum(int((gate.open > ALIVE).count_nonzero()) for gate in gates.values())
+class CreepingSlopes(SlopeOptimizer):
+    """λ grows after each epoch that brought no new minimum of ReLUs; the search is done at its budget (section 4).
 
-    def scores(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
-        return {name: gate.open.detach() for name, gate in gates.items()}
+    Attributes:
+        fewest: ReLUs after any epoch; before the first more than there are.
+    """
+
+    def __init__(self, network: Network, options: Slopes) -> None:
+        super().__init__(network, options)
+        self.fewest = torch.tensor(self.positions + 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**super().state_dict(), "fewest": self.fewest}
+
+    def after_epoch(self, epoch: int) -> None:
+        kept = self.kept()
+        if epoch > PATIENCE and kept >= self.fewest:
+            self.lam.mul_(CREEP)
+        self.fewest.clamp_(max=kept)
+
+    def is_done(self) -> bool:
+        return self.kept() <= self.budget
 
 
 def _group_mean(x: Tensor, granularity: Granularity) -> Tensor:
@@ -139,10 +176,9 @@ class SNL(LearnedMasks):
     slope_lr: float | None = None
     weight_lr: float | None = None
 
-    def learner(self, bench: Workbench, plan: Plan, budgets: Sequence[int]) -> MaskLearner:
-        target = budgets[-1] / plan.relus if self.schedule == "fast" else None
+    def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Slopes:
         lr = RATES[self.schedule][0] if self.slope_lr is None else self.slope_lr
-        return Slopes(granularity=self.granularity, lam=self.lam, lr=lr, target=target)
+        return Slopes(budgets[-1], self.granularity, schedule=self.schedule, lam=self.lam, lr=lr)
 
     def search_training(self, training: Training) -> Training:
         optimizer = "adam" if self.schedule == "paper" else training.optimizer

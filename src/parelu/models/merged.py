@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import operator
 import re
+from collections.abc import Mapping
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
 from parelu.network import ops, trace
-from parelu.network.sites import Network, Site
+from parelu.network.sites import Network
 from parelu.network.spec import Spec
 
 MOST_LAYERS, MOST_CHANNELS, LARGEST_WINDOW = 10_000, 1 << 20, 256
@@ -164,16 +166,15 @@ def merged(network: Network, classes: int) -> Merged:
     """
     lines: list[str] = []
     values: dict[fx.Node, int] = {}
-    for node in network.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = 0
-        elif node.op in ("call_module", "call_function", "call_method") and "shape" in node.meta:
-            terms = ops.parts(node) if node.target is torch.cat else node.all_input_nodes
-            reads = tuple(values[term] for term in terms if term in values)
-            lines.append(str(_described(node, reads)))
-            if ops.pooling(node) and len(node.meta["shape"]) == 1:
-                lines.append(str(_Layer("flatten", "", (len(lines),), ())))
-            values[node] = len(lines)
+    for node, op in ops.read_all(network).items():
+        match op:
+            case ops.Input():
+                values[node] = 0
+            case ops.Output() | ops.Constant() | ops.Number():
+                pass
+            case _:
+                lines += map(str, _described(node, op, values, len(lines)))
+                values[node] = len(lines)
     return Merged(network.input_shape, classes, "\n".join(lines))  # pyright: ignore[reportArgumentType]
 
 
@@ -184,27 +185,31 @@ def weights_of(network: Network) -> dict[str, Tensor]:
     return {**{name: torch.zeros(outputs) for name, outputs in missing.items()}, **network.state_dict()}
 
 
-def _described(node: fx.Node, reads: tuple[int, ...]) -> _Layer:
-    module, path = trace.called_module(node), str(node.target)
-    if isinstance(module, Site):
-        return _Layer("relu", path, reads, (), module.stage)
-    if isinstance(module, nn.Conv2d) and ops.is_plain(module) and (module.bias is None or module.bias.dim() == 1):
-        window = (*ops.two(module.kernel_size), *ops.two(module.stride), *ops.two(module.padding))
-        return _Layer("conv", path, reads, (module.in_channels, module.out_channels, *window, module.groups))
-    if isinstance(module, nn.Linear):
-        return _Layer("linear", path, reads, (module.in_features, module.out_features))
-    if isinstance(module, nn.BatchNorm2d):
-        return _Layer("norm", path, reads, (module.num_features,))
-    if ops.is_addition(node) and len(reads) == 2:
-        return _Layer("add", "", reads, ())
-    pool = ops.pooling(node)
-    if pool:
-        return _Layer("pool", "", reads, tuple(n for pair in pool for n in pair))
-    if node.target is torch.cat and ops.argument(node, 1, "dim", 0) == 1:
-        return _Layer("concat", "", reads, ())
-    channels = ops.channels(node)
-    if channels:
-        return _Layer("slice", "", reads, channels)
-    if ops.is_flatten(node):
-        return _Layer("flatten", "", reads, ())
-    raise UserError(f"{path}: {type(module).__name__ if module else node.name} has no place in a merged network")
+def _described(node: fx.Node, op: ops.Op, values: Mapping[fx.Node, int], before: int) -> list[_Layer]:
+    """The lines of a node; values: number of what a node makes; before: how many lines there are."""
+    path, reads = str(node.target), tuple(values[term] for term in node.all_input_nodes if term in values)
+    match op:
+        case ops.Activation(site):
+            return [_Layer("relu", path, reads, (), site.stage)]
+        case ops.Convolution(layer) if op.is_plain and op.has_even_bias:
+            sizes = (layer.in_channels, layer.out_channels, *chain(*op.window), layer.groups)
+            return [_Layer("conv", path, reads, sizes)]
+        case ops.Linear(layer):
+            return [_Layer("linear", path, reads, (layer.in_features, layer.out_features))]
+        case ops.BatchNorm(nn.BatchNorm2d() as layer) if layer.running_mean is not None:
+            return [_Layer("norm", path, reads, (layer.num_features,))]
+        case ops.Addition(left, right) if left in values and right in values:
+            return [_Layer("add", "", (values[left], values[right]), ())]
+        case ops.Pool(kernel, stride, padding):
+            pool = _Layer("pool", "", reads, (*kernel, *stride, *padding))
+            is_vector = len(node.meta["shape"]) == 1
+            return [pool, _Layer("flatten", "", (before + 1,), ())] if is_vector else [pool]
+        case ops.Concat(parts, 1) if all(part in values for part in parts):
+            return [_Layer("concat", "", tuple(values[part] for part in parts), ())]
+        case ops.Slice(start, stop):
+            return [_Layer("slice", "", reads, (start, stop))]
+        case ops.Flatten():
+            return [_Layer("flatten", "", reads, ())]
+        case _:
+            where = f"{ops.path(node)}: {ops.name(node)}"
+            raise UserError(f"{where} has no place in a merged network; bench the network as it is")

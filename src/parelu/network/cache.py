@@ -1,10 +1,14 @@
-"""Tensors kept between runs under $XDG_CACHE_HOME/parelu (or ~/.cache/parelu). Losing the folder loses only time."""
+"""What is kept between runs: tensors under $XDG_CACHE_HOME/parelu (or ~/.cache/parelu), and compiled loops.
+
+Losing it loses only time.
+"""
 
 import hashlib
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -65,3 +69,21 @@ def _digest(kept: dict[str, Tensor]) -> str:
         digest.update(f"{name} {kept[name].dtype} {tuple(kept[name].shape)}".encode())
         digest.update(kept[name].numpy().data)
     return digest.hexdigest()
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with these options; numba keeps the machine code beside the source or in the user's cache folder.
+
+    Where it can write to neither (a read-only installation, a user without a home), each process compiles anew.
+    Raises ImportError where numba is missing.
+    """
+    import numba
+
+    def compile(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            log.info("%s is compiled in each process: %s", function.__name__, error)
+            return numba.njit(**options)(function)
+
+    return compile

@@ -13,6 +13,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.instrument import instrument
+from parelu.network.metrics import Metrics, SearchMetrics, metrics_from_json
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_from_json
@@ -24,7 +25,7 @@ class Candidate:
 
     Attributes:
         weights: state dict of the module that `spec` builds.
-        metrics: JSON values: counts, accuracies in percent, method, seed, …
+        metrics: of a network that a run trained, or of what a search left; None where nothing was measured.
         preprocessing: JSON values: data set, (C, H, W) of its images, mean and standard deviation a channel of an
             image in [0, 1]. An image of another size than the network's is resized to it.
     """
@@ -32,8 +33,15 @@ class Candidate:
     spec: Spec
     plan: Plan
     weights: Mapping[str, Tensor]
-    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: Metrics | SearchMetrics | None = None
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def trained(self) -> Metrics:
+        """The metrics of a network that a run trained; raises `UserError` for any other."""
+        if not isinstance(self.metrics, Metrics):
+            raise UserError("this candidate has no accuracy of its own; take one from the candidates/ of a run")
+        return self.metrics
 
     def network(self) -> Network:
         """The network, in evaluation mode, following the plan, with the weights."""
@@ -46,12 +54,12 @@ class Candidate:
         """Write candidate.json and candidate.safetensors."""
         header = {
             "spec": self.spec.to_json(),
-            "sites": self.plan._shapes(),
-            "metrics": dict(self.metrics),
+            "sites": self.plan.shapes(),
+            "metrics": self.metrics.to_json() if self.metrics else {},
             "preprocessing": dict(self.preprocessing),
         }
         weights = {f"weight/{name}": tensor for name, tensor in self.weights.items()}
-        storage.write(folder, "candidate", header, self.plan._tensors() | weights)
+        storage.write(folder, "candidate", header, self.plan.tensors() | weights)
 
     @classmethod
     def load(cls, folder: Path) -> Candidate:
@@ -60,8 +68,9 @@ class Candidate:
         if not all(isinstance(header.get(k), dict) for k in ("spec", "sites", "metrics", "preprocessing")):
             raise UserError(f"{folder}/candidate.json lacks its spec, sites, metrics or preprocessing")
         weights = {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}
-        plan = Plan._from(header["sites"], tensors, folder)
-        return cls(spec_from_json(header["spec"]), plan, weights, header["metrics"], header["preprocessing"])
+        plan = Plan.from_tensors(header["sites"], tensors, folder)
+        metrics = metrics_from_json(header["metrics"])
+        return cls(spec_from_json(header["spec"]), plan, weights, metrics, header["preprocessing"])
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from parelu.errors import UserError
 from parelu.network import ops, trace
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
-from parelu.network.sites import Network, Site
+from parelu.network.sites import Network
 from parelu.network.spec import Spec
 
 HEAD = "head"
@@ -65,22 +65,20 @@ def count(network: Network) -> Counts:
     Raises:
         UserError: the network has ops without a place in a private network; one line each.
     """
-    if network.problems:
-        raise UserError("\n".join(map(str, network.problems)))
+    found = ops.read_all(network)
     plan = Plan.of(network)
     relus: dict[str, int] = {}
     macs: dict[str, int] = {}
     waiting = convolution_outputs = 0
-    for node in network.graph.nodes:
-        module = trace.called_module(node)
-        if isinstance(module, Site):
-            relus[module.stage] = relus.get(module.stage, 0) + module.relus
-            macs[module.stage] = macs.get(module.stage, 0) + waiting
+    for node, op in found.items():
+        waiting += _macs(node, op)
+        if isinstance(op, ops.Activation):
+            site = op.site
+            relus[site.stage] = relus.get(site.stage, 0) + site.relus
+            macs[site.stage] = macs.get(site.stage, 0) + waiting
             waiting = 0
-        elif module is not None:
-            waiting += _macs(node, module)
-            if isinstance(module, ops.CONVOLUTIONS):
-                convolution_outputs += math.prod(node.meta["shape"])
+        elif isinstance(op, ops.Convolution):
+            convolution_outputs += math.prod(node.meta["shape"])
     stages = {stage: StageCount(relus[stage], macs[stage]) for stage in relus} | {HEAD: StageCount(0, waiting)}
     total = sum(macs.values()) + waiting
     return Counts(
@@ -90,19 +88,30 @@ def count(network: Network) -> Counts:
         macs=total,
         flops=total + 2 * convolution_outputs,
         params=sum(p.numel() for p in network.parameters()),
-        depth=trace.longest_path(network, lambda node: isinstance(trace.called_module(node), ops.CONVOLUTIONS)),
+        depth=trace.longest_path(network, lambda node: isinstance(found[node], ops.Convolution)),
         stages=stages,
         sites={name: site.relus for name, site in plan.sites.items()},
     )
 
 
-def _macs(node: fx.Node, module: nn.Module) -> int:
-    outputs = math.prod(node.meta["shape"])
-    if isinstance(module, ops.CONVOLUTIONS):
-        return outputs * math.prod(module.kernel_size) * module.in_channels // module.groups
-    if isinstance(module, nn.Linear):
-        return outputs * module.in_features
-    return 0
+def _macs(node: fx.Node, op: ops.Op) -> int:
+    """Multiply-adds an image; raises `UserError` for an op of which that is not known."""
+    match op:
+        case ops.Convolution(layer):
+            outputs = math.prod(node.meta["shape"])
+            return outputs * math.prod(layer.kernel_size) * layer.in_channels // layer.groups
+        case ops.Linear(layer):
+            return math.prod(node.meta["shape"]) * layer.in_features
+        case ops.Input() | ops.Output() | ops.Constant() | ops.Number() | ops.Free():
+            return 0
+        case ops.Activation() | ops.BatchNorm() | ops.Pool() | ops.UnevenPool() | ops.Addition():
+            return 0
+        case ops.Flatten() | ops.Identity() | ops.Concat() | ops.Slice() | ops.Padding():
+            return 0
+        case ops.Excitation() | ops.Product():
+            return 0
+        case _:
+            raise UserError(str(ops.Unsupported.at(node, "read it as an op of network/ops.py whose cost is known")))
 
 
 def skeleton(spec: Spec) -> Network:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from parelu.errors import UserError
@@ -35,9 +34,7 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     network = Network(traced, traced.graph, type(module).__name__)
     network.input_shape, network.notes = tuple(input_shape), tuple(notes)
     network.train(module.training)
-    found = (ops.problem(node, (Site,)) for node in network.graph.nodes)
-    network.problems = tuple(dict.fromkeys(p for p in found if p))
-    comparable = expected.device.type != "meta" and not notes and not network.problems
+    comparable = expected.device.type != "meta" and not notes and not ops.unsupported(network)
     if comparable and not torch.equal(expected, trace.propagate_shapes(network, input_shape)):
         raise UserError(
             f"{type(module).__name__}: an in-place activation changes a tensor that is read through another name; "
@@ -50,18 +47,18 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
 
 def _replace_calls(traced: fx.GraphModule) -> Iterator[str]:
     """Put a `Site` in the place of each activation call; yields a note for each that is not a plain ReLU."""
-    found = [(node, trace.called_module(node)) for node in traced.graph.nodes if ops.is_relu(node)]
-    for node, module in found:
-        name = _unused(traced, str(node.target) if module is not None else _join(trace.owner(node), "relu"))
+    found = [(node, op) for node in traced.graph.nodes if isinstance(op := ops.read(node), ops.Relu)]
+    for node, op in found:
+        name = _unused(traced, str(node.target) if node.op == "call_module" else _join(trace.owner(node), "relu"))
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node)
-        if isinstance(module, nn.ReLU6) or node.target is F.relu6:
+        if op.is_capped:
             yield f"{name}: a ReLU6 became a ReLU; train or finetune the network with it"
         traced.add_submodule(name, Site(name, node.meta["shape"]))
         with traced.graph.inserting_before(node):
             site = traced.graph.call_module(name, (source,))
         site.meta = dict(node.meta)
-        if _is_in_place(node, module):
+        if op.in_place:
             later = set(_after(node))
             source.replace_all_uses_with(site, delete_user_cb=lambda user, later=later: user in later)
         node.replace_all_uses_with(site)
@@ -81,14 +78,6 @@ def _unused(traced: fx.GraphModule, name: str) -> str:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
-
-
-def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    if node.target in (F.relu_, torch.relu_, "relu_"):
-        return True
-    return bool(node.kwargs.get("inplace", False) or (len(node.args) > 1 and node.args[1]))
 
 
 def _after(node: fx.Node) -> Iterator[fx.Node]:

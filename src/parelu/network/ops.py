@@ -1,13 +1,15 @@
-"""What the ops of a traced network are: the vocabulary of all that counts, merges and lowers.
+"""What the ops of a traced network are: one vocabulary for all that counts, merges and lowers.
 
-It is a whitelist. An op that is not in it is never taken for free: it is a `Problem` with the module path and the
-remedy.
+`read` makes a typed op of an fx node, by the tables `MODULES` and `CALLS`; whoever does something with ops matches on
+its type. What is in neither table is `Unsupported`, with the module path and the remedy: never free, never the
+identity. To add an op: its class, a line in a table, and a case where it is counted, merged or lowered.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,256 +17,390 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from parelu.errors import UserError
+from parelu.network.sites import Site
 from parelu.network.trace import called_module, owner
+
+Pair = tuple[int, int]  # (rows, columns)
 
 RELU_MODULES: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6)
 
 
-RELU_FUNCTIONS: tuple[Callable[..., Any], ...] = (F.relu, F.relu_, torch.relu, torch.relu_, F.relu6)
+@dataclass(frozen=True)
+class Op:
+    """What an fx node does."""
 
 
-RELU_METHODS = ("relu", "relu_")
+class Input(Op):
+    """The image."""
 
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+class Output(Op):
+    """What the network returns."""
 
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+class Constant(Op):
+    """A parameter or buffer that a module's own forward reads."""
 
 
-FREE_MODULES: tuple[type[nn.Module], ...] = (
-    *BATCH_NORMS,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Flatten,
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.ZeroPad2d,
-    nn.ConstantPad2d,
-)
-
-
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-FREE_FUNCTIONS: tuple[Any, ...] = (
-    *ADDITIONS,
-    operator.sub,
-    torch.sub,
-    torch.flatten,
-    torch.cat,
-    torch.mean,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    F.pad,
-    getattr,
-    operator.getitem,
-    operator.floordiv,
-    "sub",
-    "flatten",
-    "view",
-    "reshape",
-    "size",
-    "mean",
-    "contiguous",
-    "permute",
-    "squeeze",
-    "unsqueeze",
-)
-
-
-SIGMOIDS = (nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid")
-
-
-PRODUCTS = (operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
-
-
-_USE_RELU = "use nn.ReLU and train again"
-
-
-_USE_AVERAGE_POOL = "use nn.AvgPool2d with the same kernel, stride and padding"
-
-
-_REMEDIES: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "silu",
-            "gelu",
-            "hardswish",
-            "leaky_relu",
-            "leakyrelu",
-            "prelu",
-            "elu",
-            "selu",
-            "mish",
-            "softplus",
-            "tanh",
-            "hardtanh",
-            "hardsigmoid",
-            "clamp",
-            "clip",
-            "relu6_",
-        ),
-        _USE_RELU,
-    ),
-    **dict.fromkeys(("max_pool2d", "maxpool2d", "adaptive_max_pool2d", "adaptivemaxpool2d"), _USE_AVERAGE_POOL),
-    **dict.fromkeys(
-        ("sigmoid", "softmax", "log_softmax", "logsoftmax"),
-        "leave it out of the network: the loss and the client can apply it to the logits",
-    ),
-    **dict.fromkeys(
-        ("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d"),
-        "use nn.BatchNorm2d, which is linear at inference",
-    ),
-    "dropout": "use the module nn.Dropout: F.dropout keeps the mode it was traced in",
-}
+class Number(Op):
+    """What makes no tensor: sizes and their arithmetic."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class Relu(Op):
+    """An activation call that is no site yet. is_capped: at 6; in_place: it overwrites its input."""
+
+    is_capped: bool
+    in_place: bool
+
+
+@dataclass(frozen=True)
+class Activation(Op):
+    """A site."""
+
+    site: Site
+
+
+@dataclass(frozen=True)
+class Convolution(Op):
+    """layer: with any padding, dilation and groups."""
+
+    layer: nn.Conv1d | nn.Conv2d
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is of maps, pads with zeros, by numbers, and is not dilated."""
+        layer = self.layer
+        if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
+            return False
+        return layer.padding_mode == "zeros" and two(layer.dilation) == (1, 1)
+
+    @property
+    def has_even_bias(self) -> bool:
+        """Whether its bias is none or one number a channel, and not a map."""
+        return self.layer.bias is None or self.layer.bias.dim() == 1
+
+    @property
+    def window(self) -> tuple[Pair, Pair, Pair]:
+        """Kernel, stride and padding; of a plain one."""
+        kernel, stride, padding = map(two, (self.layer.kernel_size, self.layer.stride, self.layer.padding))
+        return kernel, stride, padding
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """A matrix on the last dimension."""
+
+    layer: nn.Linear
+
+
+@dataclass(frozen=True)
+class BatchNorm(Op):
+    layer: nn.BatchNorm1d | nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class Pool(Op):
+    """The average over windows of one size, padding counted."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+
+class UnevenPool(Op):
+    """An average over anything else: windows of several sizes, other dimensions, another divisor."""
+
+
+class Flatten(Op):
+    """A vector of a map, or of a vector."""
+
+
+class Identity(Op):
+    """It returns its input, at inference."""
+
+
+@dataclass(frozen=True)
+class Addition(Op):
+    """The sum of two terms: nodes of the graph, or numbers; they may broadcast."""
+
+    left: Any
+    right: Any
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """dim: from 0, the batch's."""
+
+    parts: tuple[fx.Node, ...]
+    dim: int
+
+
+@dataclass(frozen=True)
+class Slice(Op):
+    """The channels from `start` to before `stop`."""
+
+    start: int
+    stop: int
+
+
+class Padding(Op):
+    """Constants around a map."""
+
+
+class Excitation(Op):
+    """The sigmoid of squeeze-and-excitation: one a channel, that only multiplies other maps."""
+
+
+class Product(Op):
+    """A map times its excitation."""
+
+
+class Free(Op):
+    """What counts nothing and has no other meaning here: a difference, a constant factor, a map in another order."""
+
+
+@dataclass(frozen=True)
+class Unsupported(Op):
     """An op without a place in a private network: where it is, what it is, what to do."""
 
     path: str
     op: str
     remedy: str
 
+    @classmethod
+    def at(cls, node: fx.Node, remedy: str, op: str = "") -> Unsupported:
+        """op: what it is, where that is more than its name."""
+        return cls(path(node), op or name(node), remedy)
+
     def __str__(self) -> str:
         return f"{self.path}: {self.op} is not supported; {self.remedy}"
 
 
-def is_relu(node: fx.Node) -> bool:
+def read(node: fx.Node) -> Op:
+    """What a node does; its graph has shapes (`trace.propagate_shapes`)."""
+    match node.op:
+        case "placeholder":
+            return Input()
+        case "output":
+            return Output()
+        case "get_attr":
+            return Constant()
+        case "call_module":
+            module = called_module(node)
+            reader = next((MODULES[kind] for kind in type(module).__mro__ if kind in MODULES), None)
+            return reader(node, module) if reader else _unknown(node)
+        case _:
+            reader = CALLS.get(node.target)
+            if reader is None:
+                return _unknown(node)
+            return reader(node) if "shape" in node.meta else Number()
+
+
+def read_all(network: fx.GraphModule) -> dict[fx.Node, Op]:
+    """Node → its op, in order of execution; raises `UserError`, one line for each op that has no place."""
+    found = unsupported(network)
+    if found:
+        raise UserError("\n".join(map(str, found)))
+    return {node: read(node) for node in network.graph.nodes}
+
+
+def unsupported(network: fx.GraphModule) -> tuple[Unsupported, ...]:
+    """The ops of a network that have no place in a private one, each once."""
+    found = map(read, network.graph.nodes)
+    return tuple(dict.fromkeys(op for op in found if isinstance(op, Unsupported)))
+
+
+def path(node: fx.Node) -> str:
+    """Of the module that a node calls, or whose forward makes the call."""
+    return str(node.target) if node.op == "call_module" else owner(node) or "network"
+
+
+def name(node: fx.Node) -> str:
+    """Of the module's class, the function or the method that a node calls."""
     module = called_module(node)
-    if module is not None:
-        return isinstance(module, RELU_MODULES)
-    names = {"call_function": RELU_FUNCTIONS, "call_method": RELU_METHODS}.get(node.op, ())
-    return node.target in names
+    return type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
 
 
-def is_addition(node: fx.Node) -> bool:
-    """Whether it is the sum of its terms; one with a factor (alpha) is not."""
-    return node.op in ("call_function", "call_method") and node.target in ADDITIONS and "alpha" not in node.kwargs
-
-
-def two(value: Any) -> tuple[int, int]:
+def two(value: Any) -> Pair:
     """(rows, columns) of what torch takes as one number or two."""
     first, second = (value, value) if isinstance(value, int) else value
     return int(first), int(second)
 
 
-def is_flatten(node: fx.Node) -> bool:
-    """Whether it makes a vector of a feature map, or keeps one."""
-    is_call = node.target in (torch.flatten, "flatten", "view", "reshape")
-    return (is_call or isinstance(called_module(node), nn.Flatten)) and len(node.meta["shape"]) == 1
-
-
-def is_plain(convolution: nn.Conv2d) -> bool:
-    """Whether it pads with zeros, by numbers, and is not dilated."""
-    named = isinstance(convolution.padding, str)
-    return not named and convolution.padding_mode == "zeros" and two(convolution.dilation) == (1, 1)
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+def _argument(node: fx.Node, position: int, keyword: str, default: Any) -> Any:
     """An argument of a call, by its place or its name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword, default)
 
 
-def parts(node: fx.Node) -> list[fx.Node]:
-    """What a torch.cat joins."""
-    return list(argument(node, 0, "tensors", ()))
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    return *node.args, *node.kwargs.values()
 
 
-def channels(node: fx.Node) -> tuple[int, int] | None:
-    """First channel and the one after the last of x[:, a:b], else None."""
-    if node.target is not operator.getitem or "shape" not in node.meta:
-        return None
-    index: Any = node.args[1]
-    batch, channels, *rest = index if isinstance(index, tuple) else (index, None)
-    if batch != slice(None) or not isinstance(channels, slice) or any(other != slice(None) for other in rest):
-        return None
-    limits = (channels.start, channels.stop, channels.step)
-    if not all(limit is None or isinstance(limit, int) for limit in limits):
-        return None
-    start, stop, step = channels.indices(node.all_input_nodes[0].meta["shape"][0])
-    return (start, stop) if step == 1 and start < stop else None
+def _relu(node: fx.Node) -> Op:
+    in_place = node.target in (F.relu_, torch.relu_, "relu_") or bool(_argument(node, 1, "inplace", False))
+    return Relu(node.target is F.relu6, in_place)
 
 
-def pooling(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """Kernel, stride and padding of an average pool that is a sum over windows of one size, else None."""
-    module = called_module(node)
-    if not node.all_input_nodes or len(node.all_input_nodes[0].meta.get("shape", ())) != 3:
-        return None
-    height, width = node.all_input_nodes[0].meta["shape"][1:]
-    if isinstance(module, nn.AvgPool2d):
-        options = (
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.ceil_mode,
-            module.count_include_pad,
-            module.divisor_override,
-        )
-    elif node.target is F.avg_pool2d:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        defaults = (None, None, 0, False, True, None)
-        options = tuple(argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True)))
-    elif isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
-        rows, columns = node.meta["shape"][1:]
-        if height % rows or width % columns:
-            return None
-        kernel = height // rows, width // columns
-        return kernel, kernel, (0, 0)
-    elif node.target in (torch.mean, "mean"):
-        dims = argument(node, 1, "dim", None)
-        if dims is None or isinstance(dims, int) or sorted(d % 4 for d in dims) != [2, 3]:
-            return None
-        return (height, width), (height, width), (0, 0)
-    else:
-        return None
-    kernel, stride, padding, ceil_mode, count_include_pad, divisor_override = options
-    padding = two(padding)
-    if ceil_mode or divisor_override or (padding != (0, 0) and not count_include_pad):
-        return None
-    return two(kernel), two(stride if stride is not None else kernel), padding
+def _addition(node: fx.Node) -> Op:
+    """One with a factor (alpha) is no sum of its terms."""
+    terms = _arguments(node)
+    return Addition(*terms) if len(terms) == 2 else Free()
 
 
-def is_gate(node: fx.Node) -> bool:
-    """Whether an op is the gate of squeeze-and-excitation: one sigmoid a channel, that only multiplies other maps.
+def _product(node: fx.Node) -> Op:
+    arguments = [a for a in _arguments(node) if isinstance(a, fx.Node)]
+    factors = [a for a in arguments if a.op != "get_attr" and "shape" in a.meta]
+    if len(factors) < 2:
+        return Free()
+    if any(map(_is_excitation, factors)):
+        return Product()
+    return Unsupported.at(node, "remove the gate (squeeze-and-excitation, attention)", "a product of two activations")
 
-    x·sigmoid(x) is no gate but an activation, and so is a sigmoid of a map.
-    """
-    module = called_module(node)
-    is_sigmoid = isinstance(module, nn.Sigmoid) if module is not None else node.target in SIGMOIDS
+
+def _sigmoid(node: fx.Node, module: nn.Module | None = None) -> Op:
+    return Excitation() if _is_excitation(node) else _unknown(node)
+
+
+def _is_excitation(node: fx.Node) -> bool:
+    """x·sigmoid(x) has none but is an activation, and so is a sigmoid of a map."""
+    is_sigmoid = isinstance(called_module(node), nn.Sigmoid) or _is_call(node, SIGMOIDS)
     if not is_sigmoid or not node.users or set(node.meta.get("shape", ())[1:]) != {1}:
         return False
     source = node.all_input_nodes[0]
-    return all(user.target in PRODUCTS and source not in user.all_input_nodes for user in node.users)
+    return all(_is_call(user, PRODUCTS) and source not in user.all_input_nodes for user in node.users)
 
 
-def problem(node: fx.Node, sites: tuple[type[nn.Module], ...]) -> Problem | None:
-    """None where the op has a place in a private network, else what is wrong with it."""
-    if node.op in ("placeholder", "output", "get_attr") or is_relu(node) or is_gate(node):
-        return None
-    module = called_module(node)
+def _is_call(node: fx.Node, targets: tuple[Any, ...]) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def _concat(node: fx.Node) -> Op:
+    parts, dim = _argument(node, 0, "tensors", ()), _argument(node, 1, "dim", 0)
+    if not isinstance(parts, list | tuple) or not isinstance(dim, int):
+        return Free()
+    return Concat(tuple(parts), dim % (len(node.meta["shape"]) + 1))
+
+
+def _item(node: fx.Node) -> Op:
+    """x[:, a:b] is a slice."""
+    index: Any = node.args[1]
+    batch, channels, *rest = index if isinstance(index, tuple) and len(index) > 1 else (index, None)
+    if batch != slice(None) or not isinstance(channels, slice) or any(other != slice(None) for other in rest):
+        return Free()
+    limits = (channels.start, channels.stop, channels.step)
+    if not all(limit is None or isinstance(limit, int) for limit in limits):
+        return Free()
+    start, stop, step = channels.indices(node.all_input_nodes[0].meta["shape"][0])
+    return Slice(start, stop) if step == 1 and start < stop else Free()
+
+
+def _flatten(node: fx.Node, module: nn.Module | None = None) -> Op:
+    shape, before = node.meta["shape"], node.all_input_nodes[0].meta.get("shape", ())
+    return Flatten() if len(shape) == 1 and math.prod(shape) == math.prod(before) else Free()
+
+
+def _average_pool(node: fx.Node, module: nn.AvgPool2d | None = None) -> Op:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    defaults = (None, None, 0, False, True, None)
     if module is not None:
-        if isinstance(module, (*CONVOLUTIONS, nn.Linear, *FREE_MODULES, *sites)):
-            return None
-        return _unknown(str(node.target), type(module).__name__)
-    if node.target in PRODUCTS:
-        tensors = [n for n in node.all_input_nodes if n.op != "get_attr" and "shape" in n.meta]
-        if len(tensors) < 2 or any(map(is_gate, tensors)):
-            return None
-        return Problem(
-            owner(node) or "network",
-            "a product of two activations",
-            "remove the gate (squeeze-and-excitation, attention)",
-        )
-    if node.target in FREE_FUNCTIONS:
-        return None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return _unknown(owner(node) or "network", name)
+        options = [getattr(module, option) for option in names]
+    else:
+        options = [_argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True))]
+    kernel, stride, padding, ceil_mode, count_include_pad, divisor_override = options
+    is_uncounted = two(padding) != (0, 0) and not count_include_pad
+    if _map_before(node) is None or ceil_mode or divisor_override or is_uncounted:
+        return UnevenPool()
+    return Pool(two(kernel), two(stride if stride is not None else kernel), two(padding))
 
 
-def _unknown(path: str, name: str) -> Problem:
-    remedy = _REMEDIES.get(name.lower(), "write it with convolutions, additions, average pools and ReLUs")
-    return Problem(path, name, remedy)
+def _adaptive_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
+    before = _map_before(node)
+    if before is None:
+        return UnevenPool()
+    (height, width), (rows, columns) = before, node.meta["shape"][1:]
+    if height % rows or width % columns:
+        return UnevenPool()
+    kernel = height // rows, width // columns
+    return Pool(kernel, kernel, (0, 0))
+
+
+def _mean(node: fx.Node) -> Op:
+    before, dims = _map_before(node), _argument(node, 1, "dim", None)
+    if before is None or dims is None or isinstance(dims, int) or sorted(d % 4 for d in dims) != [2, 3]:
+        return UnevenPool()
+    return Pool(before, before, (0, 0))
+
+
+def _map_before(node: fx.Node) -> Pair | None:
+    """Rows and columns of the map that a node reads; None where it reads another tensor."""
+    shape = node.all_input_nodes[0].meta.get("shape", ())
+    return two(shape[1:]) if len(shape) == 3 else None
+
+
+def _free(node: fx.Node) -> Op:
+    return Free()
+
+
+ADDITIONS = (operator.add, torch.add, "add", "add_")
+PRODUCTS = (operator.mul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
+SIGMOIDS = (torch.sigmoid, "sigmoid")
+_DIFFERENCES = (operator.sub, torch.sub, "sub")
+_REORDERED = ("contiguous", "permute", "squeeze", "unsqueeze")
+_SIZES = (getattr, operator.floordiv, "size")
+
+# Module class → how a call of it, or of a class derived from it, is read.
+MODULES: dict[type[nn.Module], Callable[[fx.Node, Any], Op]] = {
+    Site: lambda node, site: Activation(site),
+    nn.ReLU: lambda node, module: Relu(False, module.inplace),
+    nn.ReLU6: lambda node, module: Relu(True, module.inplace),
+    nn.Conv1d: lambda node, layer: Convolution(layer),
+    nn.Conv2d: lambda node, layer: Convolution(layer),
+    nn.Linear: lambda node, layer: Linear(layer),
+    nn.BatchNorm1d: lambda node, layer: BatchNorm(layer),
+    nn.BatchNorm2d: lambda node, layer: BatchNorm(layer),
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.Flatten: _flatten,
+    nn.Identity: lambda node, module: Identity(),
+    nn.Dropout: lambda node, module: Identity(),
+    nn.Dropout2d: lambda node, module: Identity(),
+    nn.ConstantPad2d: lambda node, module: Padding(),
+    nn.Sigmoid: _sigmoid,
+}
+
+# Function, or name of a tensor's method → how a call of it is read.
+CALLS: dict[Any, Callable[[fx.Node], Op]] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_"), _relu),
+    **dict.fromkeys(ADDITIONS, _addition),
+    **dict.fromkeys(PRODUCTS, _product),
+    **dict.fromkeys(SIGMOIDS, _sigmoid),
+    **dict.fromkeys((torch.flatten, "flatten", "view", "reshape"), _flatten),
+    **dict.fromkeys((torch.mean, "mean"), _mean),
+    F.avg_pool2d: _average_pool,
+    F.adaptive_avg_pool2d: _adaptive_pool,
+    torch.cat: _concat,
+    operator.getitem: _item,
+    F.pad: lambda node: Padding(),
+    **dict.fromkeys((*_DIFFERENCES, *_REORDERED, *_SIZES), _free),
+}
+
+_USE_RELU = "use nn.ReLU and train again"
+_USE_AVERAGE_POOL = "use nn.AvgPool2d with the same kernel, stride and padding"
+_LEAVE_OUT = "leave it out of the network: the loss and the client can apply it to the logits"
+_USE_BATCH_NORM = "use nn.BatchNorm2d, which is linear at inference"
+# Lower-case name of a module's class, a function or a method → what to do instead.
+_REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(("silu", "gelu", "hardswish", "leaky_relu", "leakyrelu", "prelu", "elu", "selu"), _USE_RELU),
+    **dict.fromkeys(("mish", "softplus", "tanh", "hardtanh", "hardsigmoid", "clamp", "clip", "relu6_"), _USE_RELU),
+    **dict.fromkeys(("max_pool2d", "maxpool2d", "adaptive_max_pool2d", "adaptivemaxpool2d"), _USE_AVERAGE_POOL),
+    **dict.fromkeys(("sigmoid", "softmax", "log_softmax", "logsoftmax"), _LEAVE_OUT),
+    **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d"), _USE_BATCH_NORM),
+    "dropout": "use the module nn.Dropout: F.dropout keeps the mode it was traced in",
+}
+
+
+def _unknown(node: fx.Node) -> Unsupported:
+    remedy = _REMEDIES.get(name(node).lower(), "write it with convolutions, additions, average pools and ReLUs")
+    return Unsupported.at(node, remedy)

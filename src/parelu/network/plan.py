@@ -114,23 +114,26 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Write plan.json and plan.safetensors."""
-        storage.write(folder, "plan", {"sites": self._shapes()}, self._tensors())
+        storage.write(folder, "plan", {"sites": self.shapes()}, self.tensors())
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
         """Read what `save` wrote; raises `UserError` where it was damaged."""
         header, tensors = storage.read(folder, "plan")
-        return cls._from(header["sites"], tensors, folder)
+        return cls.from_tensors(header["sites"], tensors, folder)
 
-    def _shapes(self) -> dict[str, list[int]]:
+    def shapes(self) -> dict[str, list[int]]:
+        """Site name → shape of its mask, as JSON."""
         return {name: list(site.mask.shape) for name, site in self.sites.items()}
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds: eight positions of a mask a byte, and the coefficients."""
         packed = {f"mask/{n}": torch.from_numpy(np.packbits(s.mask.numpy())) for n, s in self.sites.items()}
         return packed | {f"coefficients/{n}": s.coefficients for n, s in self.sites.items()}
 
     @classmethod
-    def _from(cls, shapes: Any, tensors: Mapping[str, Tensor], folder: Path) -> Plan:
+    def from_tensors(cls, shapes: Any, tensors: Mapping[str, Tensor], folder: Path) -> Plan:
+        """The inverse of `shapes` and `tensors`, of a file in `folder`; raises `UserError` where they do not fit."""
         sites = {}
         try:
             for name, shape in shapes.items():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from parelu.network import ops, trace
+from parelu.network import trace
 
 IDENTITY = (0.0, 1.0, 0.0)
 
@@ -160,12 +160,10 @@ class Network(fx.GraphModule):
     Attributes:
         input_shape: (C, H, W) of one image.
         notes: what instrumenting changed, one sentence each.
-        problems: ops that have no place in a private network.
     """
 
     input_shape: tuple[int, ...]
     notes: tuple[str, ...]
-    problems: tuple[ops.Problem, ...]
 
     @property
     def sites(self) -> Mapping[str, Site]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import fx, nn
+from torch import fx
 
 from parelu.network import ops, trace
 from parelu.network.sites import Network, Site
@@ -15,7 +15,7 @@ def assign_stages(network: Network, declared: Mapping[str, str | tuple[str, ...]
 
     `declared` maps a stage to the module path that its sites stand under, where each module below is a block; or to the
     sites' own paths, whose parents are the blocks. Without it, the stem is what comes before the first fork of a
-    residual network, a stage is a run of sites of equal spatial size, and a block ends with the site behind an
+    residual network, a stage is a run of sites of equal spatial size, and a block ends with the site after an
     addition.
     """
     placed = _declared(network, declared) if declared is not None else _found(network)
@@ -62,6 +62,6 @@ def _found(network: Network) -> dict[str, tuple[str, str]]:
 def _follows_addition(node: fx.Node) -> bool:
     """Whether a site's input is a sum, seen through batch-norms and what else keeps the map as it is."""
     source = node.all_input_nodes[0]
-    while isinstance(trace.called_module(source), (*ops.BATCH_NORMS, nn.Identity, nn.Dropout, nn.Dropout2d)):
+    while isinstance(op := ops.read(source), ops.BatchNorm | ops.Identity):
         source = source.all_input_nodes[0]
-    return ops.is_addition(source)
+    return isinstance(op, ops.Addition)

@@ -7,10 +7,10 @@
     only S2                 the ReLUs of all other stages go; `only stem` too
     one block               only the first block of each stage keeps its ReLUs
     stem linear             the stem's ReLU goes
-    without final ReLU      the last one goes (behind the blocks of a pre-activation network)
+    without final ReLU      the last one goes (after the blocks of a pre-activation network)
     channels 0.5            half the channels everywhere (α)
     fmap 0.5                half the side of every feature map (ρ)
-    reuse 4                 ReLU-reuse in the stages that the other steps leave their ReLUs: behind the second
+    reuse 4                 ReLU-reuse in the stages that the other steps leave their ReLUs: after the second
                             convolution of each block, which changes for it, only a quarter of the channels keeps
                             them; "reuse 4 in alternate layers" says the same
 
@@ -128,7 +128,7 @@ def _stages(text: str, network: Network, *, stem: bool) -> tuple[str, ...]:
 def _alternate(sites: Iterable[Site]) -> list[str]:
     """Names of the sites that thinning drops.
 
-    In a residual stage the sites inside the blocks go and those behind the additions stay, so that the
+    In a residual stage the sites inside the blocks go and those after the additions stay, so that the
     convolutions of a block become neighbours; of a block without an addition before a site (the first of a
     pre-activation network) the first site stays. Elsewhere every other site goes, from the first on.
     """

@@ -1,9 +1,8 @@
-"""Rows of measured private inference, one an engine: what a query took, whom it trusts, and how right it was."""
+"""Measure private inference: a row for an engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from parelu.network.preprocessing import normalise
 from parelu.private.engines.base import Options, chosen
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
+from parelu.private.rows import Difference, Row
 
 Logits = NDArray[np.float64]
 
@@ -27,53 +27,44 @@ def bench(
     engine: str = "delphi",
     relu: str = "sign",
     offline: str = "he",
-    network: str = "loopback",
+    link: str = "loopback",
     batch: int = 1,
-) -> dict[str, Any]:
-    """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row: what a query took.
+) -> Row:
+    """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row.
 
     The first query is run once more beforehand, to warm up. Errors of the logits are against the float network's and
     the ring reference's. Raises UserError where the engine is not known or cannot run this, or a party fails.
     """
-    options = Options(relu, offline, network, batch)
+    options = Options(relu, offline, link, batch)
     (runner,) = chosen([engine], options)
     measured = runner.run(lowered, images, options)
     logits, program = measured.logits, lowered.program
     expected, ring = _float_logits(candidate, images), reference.run(lowered, images).logits
-    return {
-        "engine": engine,
+    return Row(
+        engine=engine,
         **runner.described(options),
-        "network": network,
-        "relus": program.relus,
-        "squares": program.squares,
-        "images": len(images),
-        "batch": batch,
-        **measured.costs,
-        "max_error": float(np.abs(logits - expected).max()),
-        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
-        "ring": difference([logits, ring]),
-        "labels": logits.argmax(1).tolist(),
-        "logits": logits.tolist(),
-    }
+        link=link,
+        relus=program.relus,
+        squares=program.squares,
+        images=len(images),
+        batch=batch,
+        costs=measured.costs,
+        max_error=float(np.abs(logits - expected).max()),
+        agreement=float((logits.argmax(1) == expected.argmax(1)).mean()),
+        ring=difference([logits, ring]),
+        labels=tuple(logits.argmax(1).tolist()),
+        logits=tuple(map(tuple, logits.tolist())),
+    )
 
 
-def difference(results: Sequence[Logits]) -> dict[str, Any]:
-    """How far several logits of the same images, (N, classes), are apart.
-
-    largest: difference of a logit between any two; clear: images whose margin, between the first's two largest
-    logits, exceeds that; same: those among them to which all give one label; same_of_all: of all images.
-    """
+def difference(results: Sequence[Logits]) -> Difference:
+    """How far several logits of the same images, (N, classes), are apart."""
     stacked = np.stack(results)
     largest = float((stacked.max(0) - stacked.min(0)).max())
     best = np.sort(stacked[0], axis=1)
     is_clear = best[:, -1] - best[:, -2] > largest if best.shape[1] > 1 else np.ones(len(best), bool)
     is_same = (stacked.argmax(2) == stacked[0].argmax(1)).all(0)
-    return {
-        "largest": largest,
-        "clear": int(is_clear.sum()),
-        "same": int((is_clear & is_same).sum()),
-        "same_of_all": int(is_same.sum()),
-    }
+    return Difference(largest, int(is_clear.sum()), int((is_clear & is_same).sum()), int(is_same.sum()))
 
 
 def _float_logits(candidate: Candidate, images: Tensor) -> Logits:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from parelu.private.rows import Cost, Row
 from parelu.report.plots import COLOURS, FAINT, MARKERS, STYLE, Tip, short, svg_text
-from parelu.report.private import all_bytes, duration, size
+from parelu.report.private import duration, size
 from parelu.report.tables import candidates_of, label_of
 from parelu.runs.folder import Record
 
@@ -41,28 +41,27 @@ class EngineRow:
 def engine_rows(records: Sequence[Record]) -> list[EngineRow]:
     """The rows of each network that several engines ran, most ReLUs first."""
     found = []
-    for record in sorted(candidates_of(records), key=lambda r: (-r.metrics["relus"], r.name)):
-        if record.private and record.private.get("others"):
-            for row in (record.private["row"], *record.private["others"].values()):
-                parts = ("online", "total") if "online" in row else ("total",)
-                found += [_row(label_of(record), row, part) for part in parts]
+    for record in sorted(candidates_of(records), key=lambda r: (-r.metrics.relus, r.name)):
+        if record.private and record.private.others:
+            for row in record.private.rows:
+                parts = {"online": row.costs.online, "whole": row.costs.total}
+                found += [_row(label_of(record), row, part, cost) for part, cost in parts.items() if cost]
     return found
 
 
-def _row(label: str, row: Mapping[str, Any], part: str) -> EngineRow:
-    cost = row[part]
+def _row(label: str, row: Row, part: str, cost: Cost) -> EngineRow:
     return EngineRow(
         label=label,
-        relus=row["relus"],
-        engine=row["engine"],
-        part="whole" if part == "total" else part,
-        seconds=cost["seconds"],
-        bytes=all_bytes(cost),
-        rounds=cost["rounds"],
-        error=row["max_error"],
-        ring=row["ring"]["largest"],
-        agreement=100 * row["agreement"],
-        threat_model=row["threat_model"],
+        relus=row.relus,
+        engine=row.engine,
+        part=part,
+        seconds=cost.seconds,
+        bytes=cost.bytes,
+        rounds=cost.rounds,
+        error=row.max_error,
+        ring=row.ring.largest,
+        agreement=100 * row.agreement,
+        threat_model=row.threat_model,
     )
 
 

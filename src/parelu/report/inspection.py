@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parelu.network.count import Counts, count, skeleton
-from parelu.network.ops import Problem
+from parelu.network.ops import Unsupported
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
@@ -18,7 +18,7 @@ _BAR = 32
 
 
 def inspection(
-    spec: Spec, title: str, plan: Plan, lowered: Lowered | None, unsupported: Sequence[Problem], *, as_json: bool
+    spec: Spec, title: str, plan: Plan, lowered: Lowered | None, unsupported: Sequence[Unsupported], *, as_json: bool
 ) -> str:
     """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
 

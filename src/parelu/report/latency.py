@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, svg_text
 from parelu.report.private import duration, size
-from parelu.report.tables import candidates_of, label_of
+from parelu.report.tables import candidates_of, frontier_rows, label_of
 from parelu.runs import pareto
 from parelu.runs.folder import Record
 
@@ -25,7 +25,7 @@ class Measured:
         test: float test accuracy; ring: that of the ring program, which private inference has; agreement: of their
             top-1; all in percent, over the test set.
         online, offline: seconds, median; online_bytes, offline_bytes: both ways.
-        rounds: online; setting: engine, protocols and network; threat_model: whom the privacy rests on.
+        rounds: online; setting: engine, protocols and link; threat_model: whom the privacy rests on.
     """
 
     label: str
@@ -46,6 +46,12 @@ class Measured:
     threat_model: str
 
 
+def names_to_measure(records: Sequence[Record]) -> list[str]:
+    """The full-ReLU network, and those on the frontier."""
+    full = [record.name for record in records if record.metrics.method == "train"]
+    return list(dict.fromkeys((*full[:1], *(row.name for row in frontier_rows(records) if row.on_frontier))))
+
+
 def measured_rows(records: Sequence[Record]) -> list[Measured]:
     """A row for each network that was measured, most ReLUs first."""
     rows = [_row(record) for record in candidates_of(records) if record.private]
@@ -54,25 +60,26 @@ def measured_rows(records: Sequence[Record]) -> list[Measured]:
 
 def _row(record: Record) -> Measured:
     assert record.private
-    ring, row = record.private["ring"], record.private["row"]
-    online, offline = row["online"], row["offline"]
+    ring, row = record.private.ring, record.private.row
+    online, offline = row.costs.online, row.costs.offline
+    assert online and offline, "of delphi"
     return Measured(
         label=label_of(record),
         name=record.name,
-        method=record.metrics["method"],
-        relus=row["relus"],
-        squares=row["squares"],
-        test=ring["float_accuracy"],
-        ring=ring["accuracy"],
-        agreement=ring["agreement"],
-        overflow_rate=ring["overflow_rate"],
-        online=online["seconds"],
-        offline=offline["seconds"],
-        online_bytes=online["bytes_to_client"] + online["bytes_to_server"],
-        offline_bytes=offline["bytes_to_client"] + offline["bytes_to_server"],
-        rounds=online["rounds"],
-        setting=f"{row['engine']}, ReLU {row['relu']}, offline {row['offline_mode']}, {row['network']}",
-        threat_model=row["threat_model"],
+        method=record.metrics.method,
+        relus=row.relus,
+        squares=row.squares,
+        test=ring.float_accuracy,
+        ring=ring.accuracy,
+        agreement=ring.agreement,
+        overflow_rate=ring.overflow_rate,
+        online=online.seconds,
+        offline=offline.seconds,
+        online_bytes=online.bytes,
+        offline_bytes=offline.bytes,
+        rounds=online.rounds,
+        setting=row.setting,
+        threat_model=row.threat_model,
     )
 
 
@@ -88,6 +95,33 @@ def measured_text(records: Sequence[Record]) -> str:
     for setting in dict.fromkeys(f"{r.setting} ({r.threat_model})" for r in rows):
         lines.append(setting)
     return "\n".join(lines)
+
+
+def full_and_knee_text(records: Sequence[Record], truth: int) -> str:
+    """The first test image, of class `truth`, by the full-ReLU network and by the frontier's knee."""
+    measured = {record.name: record for record in records if record.private}
+    full = next(record for record in measured.values() if record.metrics.method == "train")
+    rows = [row for row in frontier_rows(records) if row.on_frontier and row.name in measured]
+    knee = measured[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
+    sides = [_row(record) for record in (full, knee)]
+    labels = [record.private.row.labels[0] for record in (full, knee) if record.private]
+    cells = {
+        "ReLUs": [f"{side.relus:,}" for side in sides],
+        "it says class": [str(label) for label in labels],
+        "accuracy in the ring, test set": [f"{side.ring:.1f} %" for side in sides],
+        "online time": [duration(side.online) for side in sides],
+        "online bytes": [size(side.online_bytes) for side in sides],
+        "offline time": [duration(side.offline) for side in sides],
+    }
+    return "\n".join(
+        [
+            f"private inference of test image 0 (class {truth}) by two processes; "
+            f"the frontier's knee is {label_of(knee)}",
+            f"  {'':<34}{'all ReLUs':>12}{'knee':>12}",
+            *(f"  {name:<34}{left:>12}{right:>12}" for name, (left, right) in cells.items()),
+            f"  {sides[0].threat_model}",
+        ]
+    )
 
 
 def latency_svg(records: Sequence[Record]) -> str:

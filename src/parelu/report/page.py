@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from parelu.errors import UserError
 from parelu.network import storage
+from parelu.network.metrics import ROLES
 from parelu.report import engines, latency, plots, tables
 from parelu.report.private import duration, size
 from parelu.report.tables import Row
@@ -110,5 +111,5 @@ def _unfinished(run: Run) -> int:
 
 
 def _counted(records: Sequence[Record]) -> dict[str, int]:
-    roles = [record.metrics["role"] for record in records]
-    return {role: roles.count(role) for role in ("teacher", "criticality", "scaffold", "candidate") if role in roles}
+    roles = [record.metrics.role for record in records]
+    return {role: roles.count(role) for role in ROLES if role in roles}

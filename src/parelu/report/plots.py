@@ -159,7 +159,7 @@ def short(number: float) -> str:
 def stages_svg(records: Sequence[Record]) -> str:
     """For each network, the share of each stage's ReLUs that stayed, of its full network's; means over the seeds."""
     groups = by_network(records)
-    fulls = [group[0].metrics["stages_full"] for group in groups]
+    fulls = [group[0].metrics.stages_full for group in groups]
     stages = list(dict.fromkeys(stage for full in fulls for stage, relus in full.items() if relus))
     shares = [[_share(group, stage) for stage in stages] for group in groups]
     with mpl.rc_context(STYLE):
@@ -181,7 +181,7 @@ def stages_svg(records: Sequence[Record]) -> str:
         axes.spines[:].set_visible(False)
         for y, group in zip(middles, groups, strict=True):
             axes.annotate(
-                f"{group[0].metrics['relus']:,}",
+                f"{group[0].metrics.relus:,}",
                 (1, y),
                 (52, 0),
                 xycoords=axes.get_yaxis_transform(),
@@ -196,19 +196,24 @@ def stages_svg(records: Sequence[Record]) -> str:
 
 def _share(group: Sequence[Record], stage: str) -> float:
     """Percent of a stage's ReLUs that stayed, the mean over the seeds of one network."""
-    full = group[0].metrics["stages_full"].get(stage, 0)
-    kept = statistics.mean(record.metrics["stages"].get(stage, {}).get("relus", 0) for record in group)
+    full = group[0].metrics.stages_full.get(stage, 0)
+    kept = statistics.mean(_relus(record, stage) for record in group)
     return 100 * kept / full if full else 0.0
+
+
+def _relus(record: Record, stage: str) -> int:
+    stages = record.metrics.stages
+    return stages[stage].relus if stage in stages else 0
 
 
 def curves_svg(records: Sequence[Record]) -> str:
     """Validation accuracy and loss an epoch of every network that was trained; a row of panels for each method."""
     trained = [record for record in records if record.history]
     panels: dict[str, list[Record]] = {}
-    for record in sorted(trained, key=lambda r: (r.metrics["role"] == "candidate", r.metrics["method"])):
-        ours = record.metrics["role"] in ("candidate", "scaffold")
-        panels.setdefault(record.metrics["method"] if ours else "all ReLUs, and one stage only", []).append(record)
-    relus = [record.metrics["relus"] or 1 for record in trained]
+    for record in sorted(trained, key=lambda r: (r.metrics.role == "candidate", r.metrics.method)):
+        ours = record.metrics.role in ("candidate", "scaffold")
+        panels.setdefault(record.metrics.method if ours else "all ReLUs, and one stage only", []).append(record)
+    relus = [record.metrics.relus or 1 for record in trained]
     colours = ScalarMappable(LogNorm(min(relus), max(*relus, min(relus) + 1)), mpl.colormaps["viridis_r"].resampled(40))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 0.4 + 2.7 * len(panels)), layout="constrained")
@@ -234,15 +239,13 @@ def curves_svg(records: Sequence[Record]) -> str:
 def _curves(axes: Axes, group: Sequence[Record], key: str, colours: ScalarMappable) -> list[Tip]:
     """A line for each network, coloured by its ReLUs, with a tip at its end."""
     tips: list[Tip] = []
-    for record in sorted(group, key=lambda r: -r.metrics["relus"]):
-        epochs = [epoch["epoch"] for epoch in record.history if epoch.get(key) is not None]
-        values = [epoch[key] for epoch in record.history if epoch.get(key) is not None]
-        if not epochs:
-            continue
+    for record in sorted(group, key=lambda r: -r.metrics.relus):
+        epochs = [epoch.epoch for epoch in record.history]
+        values = [getattr(epoch, key) for epoch in record.history]
         marker = "." if len(epochs) < 3 else ""
-        colour = colours.to_rgba(np.array([record.metrics["relus"] or 1]))[0]
+        colour = colours.to_rgba(np.array([record.metrics.relus or 1]))[0]
         axes.plot(epochs, values, marker=marker, color=colour, linewidth=1.3)
-        seed = f"{record.metrics['relus']:,} ReLUs, seed {record.metrics['seed']}"
+        seed = f"{record.metrics.relus:,} ReLUs, seed {record.metrics.seed}"
         tips.append((axes, epochs[-1], values[-1], f"{label_of(record)}\n{seed}\n{values[-1]:.3g} after {epochs[-1]}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=FAINT, linewidth=0.6)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from parelu.private.rows import Cost, Difference, LayerCost, Row
 
 
 def size(count: float) -> str:
@@ -19,57 +20,58 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def bench_text(row: Mapping[str, Any]) -> str:
+def bench_text(row: Row) -> str:
     """The row as text: its phases, or the whole cost where it has none, then its layers online."""
-    phases = [phase for phase in ("offline", "online") if phase in row] or ["total"]
+    costs = row.costs
+    phases = {"offline": costs.offline, "online": costs.online} if costs.online else {"total": costs.total}
     lines = [
-        f"{row['engine']}, ReLU {row['relu']}, offline {row['offline_mode']}, {row['network']}: "
-        f"{row['relus']:,} ReLUs, {row['squares']:,} squares",
-        f"({row['threat_model']})",
+        f"{row.setting}: {row.relus:,} ReLUs, {row.squares:,} squares",
+        f"({row.threat_model})",
         "",
         f"  {'':<8}{'wall':>10}{'client CPU':>12}{'server CPU':>12}{'to client':>12}{'to server':>12}{'rounds':>8}",
     ]
-    for phase in phases:
-        p = row[phase]
-        lines.append(
-            f"  {phase:<8}{duration(p['seconds']):>10}{duration(p['cpu_client']):>12}{duration(p['cpu_server']):>12}"
-            f"{size(p['bytes_to_client']):>12}{size(p['bytes_to_server']):>12}{p['rounds']:>8g}"
-        )
-    batch, relus = row["batch"], max(row["relus"] * row["batch"], 1)
-    last = row[phases[-1]]
+    lines += [_phase(name, cost) for name, cost in phases.items() if cost]
+    name, last = [(name, cost) for name, cost in phases.items() if cost][-1]
+    batch, relus = row.batch, max(row.relus * row.batch, 1)
     query = f"queries of {batch} images" if batch > 1 else "inferences"
     lines += [
         "",
-        f"  {phases[-1]} {all_bytes(last) / relus:,.0f} B a ReLU, {1e6 * last['seconds'] / relus:.2f} µs a ReLU, "
-        f"the linear layers included; {batch / last['seconds']:.1f} images a second",
-        f"  medians of {row['images'] // batch} {query} after one to warm up"
-        + (f"; peak memory of both parties {row['peak_mb']:,.0f} MB" if "peak_mb" in row else ""),
-        f"  largest error of a logit {row['max_error']:.4f}, top-1 agreement with the float network "
-        f"{100 * row['agreement']:.1f} %",
+        f"  {name} {last.bytes / relus:,.0f} B a ReLU, {1e6 * last.seconds / relus:.2f} µs a ReLU, "
+        f"the linear layers included; {batch / last.seconds:.1f} images a second",
+        f"  medians of {row.images // batch} {query} after one to warm up"
+        + (f"; peak memory of both parties {costs.peak_mb:,.0f} MB" if costs.peak_mb is not None else ""),
+        f"  largest error of a logit {row.max_error:.4f}, top-1 agreement with the float network "
+        f"{100 * row.agreement:.1f} %",
     ]
-    return "\n".join(lines + (_layers(row) if "layers" in row else []))
+    return "\n".join(lines + (_layers(costs.layers) if costs.layers else []))
 
 
-def _layers(row: Mapping[str, Any]) -> list[str]:
+def _phase(name: str, cost: Cost) -> str:
+    return (
+        f"  {name:<8}{duration(cost.seconds):>10}{duration(cost.cpu['client']):>12}{duration(cost.cpu['server']):>12}"
+        f"{size(cost.sent['client']):>12}{size(cost.sent['server']):>12}{cost.rounds:>8g}"
+    )
+
+
+def _layers(layers: Sequence[LayerCost]) -> list[str]:
     lines = ["", "  online, layer by layer"]
-    shown = [layer for layer in row["layers"] if layer["phase"] == "online"]
-    wide = max(len(layer["layer"]) for layer in shown)
+    shown = [layer for layer in layers if layer.phase == "online"]
+    wide = max(len(layer.layer) for layer in shown)
     lines.append(f"  {'':<{wide}}{'client CPU':>12}{'server CPU':>12}{'to client':>12}{'to server':>12}")
     for layer in shown:
         lines.append(
-            f"  {layer['layer']:<{wide}}{duration(layer.get('cpu_client', 0)):>12}"
-            f"{duration(layer.get('cpu_server', 0)):>12}{size(layer.get('bytes_to_client', 0)):>12}"
-            f"{size(layer.get('bytes_to_server', 0)):>12}"
+            f"  {layer.layer:<{wide}}{duration(layer.cpu_client or 0):>12}{duration(layer.cpu_server or 0):>12}"
+            f"{size(layer.bytes_to_client or 0):>12}{size(layer.bytes_to_server or 0):>12}"
         )
     return lines
 
 
-def side_by_side_text(rows: Sequence[Mapping[str, Any]], difference: Mapping[str, Any]) -> str:
+def side_by_side_text(rows: Sequence[Row], difference: Difference) -> str:
     """A line for each engine, on one network and the same images.
 
     difference: of `bench.difference`, between the ring reference and all rows.
     """
-    has_helper = any("bytes_to_helper" in row["total"] for row in rows)
+    has_helper = any("helper" in row.costs.total.sent for row in rows)
     parties = ("client", "server", "helper") if has_helper else ("client", "server")
     head = (
         "engine",
@@ -89,42 +91,34 @@ def side_by_side_text(rows: Sequence[Mapping[str, Any]], difference: Mapping[str
         "  ".join(f"{cell:{edge}{width}}" for cell, edge, width in zip(line, edges, wide, strict=True)).rstrip()
         for line in cells
     ]
-    batch, images = rows[0]["batch"], rows[0]["images"]
+    batch, images = rows[0].batch, rows[0].images
     query = f"a query of {batch} images" if batch > 1 else "an image"
     return "\n".join(
         [
-            f"{rows[0]['relus']:,} ReLUs, {rows[0]['squares']:,} squares; the cost of {query}, the median of "
+            f"{rows[0].relus:,} ReLUs, {rows[0].squares:,} squares; the cost of {query}, the median of "
             f"{images // batch} after one to warm up",
             "",
             *table,
             "",
             "The whole cost is offline and online together; an engine without the two makes its randomness as it goes. "
             "Bytes and rounds are of the whole.",
-            f"Between these engines and the ring reference a logit differs by {difference['largest']:.4f} at most; "
-            f"of {images} images {difference['clear']} have a larger margin, and all agree on the label of "
-            f"{difference['same']} of those, and of {difference['same_of_all']} of all.",
+            f"Between these engines and the ring reference a logit differs by {difference.largest:.4f} at most; "
+            f"of {images} images {difference.clear} have a larger margin, and all agree on the label of "
+            f"{difference.same} of those, and of {difference.same_of_all} of all.",
         ]
     )
 
 
-def _engine(row: Mapping[str, Any], parties: Sequence[str]) -> tuple[str, ...]:
-    total = row["total"]
-    has_phases = "online" in row
-    name = f"{row['engine']}, {row['relu']}, {row['offline_mode']}" if has_phases else row["engine"]
-    sent = (size(total[f"bytes_to_{party}"]) if f"bytes_to_{party}" in total else "–" for party in parties)
+def _engine(row: Row, parties: Sequence[str]) -> tuple[str, ...]:
+    total, online = row.costs.total, row.costs.online
     return (
-        name,
-        duration(row["online"]["seconds"]) if has_phases else "–",
-        duration(total["seconds"]),
-        *sent,
-        f"{total['rounds']:g}",
-        f"{row['max_error']:.4f}",
-        f"{row['ring']['largest']:.4f}",
-        f"{100 * row['agreement']:.1f} %",
-        row["threat_model"],
+        f"{row.engine}, {row.relu}, {row.offline_mode}" if online else row.engine,
+        duration(online.seconds) if online else "–",
+        duration(total.seconds),
+        *(size(total.sent[party]) if party in total.sent else "–" for party in parties),
+        f"{total.rounds:g}",
+        f"{row.max_error:.4f}",
+        f"{row.ring.largest:.4f}",
+        f"{100 * row.agreement:.1f} %",
+        row.threat_model,
     )
-
-
-def all_bytes(cost: Mapping[str, float]) -> float:
-    """Bytes of a phase or a whole cost, to all parties."""
-    return sum(value for name, value in cost.items() if name.startswith("bytes_to_"))

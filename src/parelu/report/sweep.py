@@ -29,12 +29,12 @@ def sweep_text(runs: Sequence[Run], budgets: Sequence[int]) -> str:
     """
     rows: list[tuple[str, str, list[str], list[float | None]]] = []
     for run in runs:
-        full, *_ = [r for r in run.candidates() if r.metrics["role"] == "teacher"]
+        full, *_ = [r for r in run.candidates() if r.metrics.role == "teacher"]
         about = [
-            f"{full.metrics['relus']:,}",
-            f"{full.metrics['flops'] / 1e6:,.1f} M",
+            f"{full.metrics.relus:,}",
+            f"{full.metrics.flops / 1e6:,.1f} M",
             f"{_first_share(full):.1f}",
-            f"{full.metrics['test_accuracy']:.1f}",
+            f"{full.metrics.test_accuracy:.1f}",
         ]
         for method, candidates in _by_method(run).items():
             rows.append((run.config["model"], method, about, [_best(candidates, budget) for budget in budgets]))
@@ -56,20 +56,20 @@ def sweep_text(runs: Sequence[Run], budgets: Sequence[int]) -> str:
 def _by_method(run: Run) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in run.candidates():
-        if record.metrics["role"] == "candidate":
-            found.setdefault(record.metrics["method"], []).append(record)
+        if record.metrics.role == "candidate":
+            found.setdefault(record.metrics.method, []).append(record)
     return found
 
 
 def _best(candidates: Sequence[Record], budget: int) -> float | None:
     """Test accuracy of the best validated candidate of at most `budget` ReLUs."""
-    within = [record.metrics for record in candidates if record.metrics["relus"] <= budget]
-    return max(within, key=lambda m: m["validation_accuracy"])["test_accuracy"] if within else None
+    within = [record.metrics for record in candidates if record.metrics.relus <= budget]
+    return max(within, key=lambda m: m.validation_accuracy).test_accuracy if within else None
 
 
 def _first_share(record: Record) -> float:
     """Percent of the network's ReLUs that stand in S1."""
-    return 100 * record.metrics["stages_full"].get("S1", 0) / record.metrics["relus_full"]
+    return 100 * record.metrics.stages_full.get("S1", 0) / record.metrics.relus_full
 
 
 def save_sweep(runs: Sequence[Run], path: Path) -> None:
@@ -81,9 +81,9 @@ def save_sweep(runs: Sequence[Run], path: Path) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         methods = sorted({method for run in runs for method in _by_method(run)})
         for run, colour in zip(runs, _colours(len(runs)), strict=True):
-            full, *_ = [r for r in run.candidates() if r.metrics["role"] == "teacher"]
+            full, *_ = [r for r in run.candidates() if r.metrics.role == "teacher"]
             for axes, cost in ((left, "relus"), (right, "flops")):
-                axes.plot(full.metrics[cost], full.metrics["test_accuracy"], "*", color=colour, markersize=12)
+                axes.plot(getattr(full.metrics, cost), full.metrics.test_accuracy, "*", color=colour, markersize=12)
             for method, candidates in _by_method(run).items():
                 marker = MARKERS[methods.index(method) % len(MARKERS)]
                 _line(left, candidates, "relus", colour, marker)
@@ -102,7 +102,7 @@ def _colours(number: int) -> list[str]:
 
 def _line(axes: Axes, candidates: Sequence[Record], cost: str, colour: str, marker: str) -> None:
     """By falling ReLUs; a network without ReLUs has no place on the log scale."""
-    points = [(r.metrics[cost], r.metrics["test_accuracy"]) for r in candidates if r.metrics[cost]]
+    points = [(x, r.metrics.test_accuracy) for r in candidates if (x := getattr(r.metrics, cost))]
     if points:
         x, y = zip(*points, strict=True)
         style = "-" if cost == "relus" else "none"
@@ -124,7 +124,7 @@ def _legend(runs: Sequence[Run], methods: Sequence[str]) -> list[Line2D]:
     """A colour a network, a marker a method, a star for networks with all ReLUs."""
     handles = []
     for run, colour in zip(runs, _colours(len(runs)), strict=True):
-        full, *_ = [r for r in run.candidates() if r.metrics["role"] == "teacher"]
+        full, *_ = [r for r in run.candidates() if r.metrics.role == "teacher"]
         label = f"{run.config['model']}, {_first_share(full):.0f} % in S1"
         handles.append(Line2D([], [], color=colour, linewidth=3, label=label))
     for i, method in enumerate(methods):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from parelu.errors import UserError
+from parelu.network.metrics import Metrics
+from parelu.private.rows import Cost
 from parelu.report.private import duration, size
 from parelu.runs import pareto
 from parelu.runs.folder import Record
@@ -79,13 +81,13 @@ class Comparison:
 
 def label_of(record: Record) -> str:
     m = record.metrics
-    note = f", {m['note']}" if m.get("note") else ""
-    return (m["steps"] or (f"{m['method']} mask" if m["budget"] else "all ReLUs")) + note
+    note = f", {m.note}" if m.note else ""
+    return (m.steps or (f"{m.method} mask" if m.budget else "all ReLUs")) + note
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
     """Those that stand for themselves: the full-ReLU networks and the methods' candidates."""
-    chosen = [record for record in records if record.metrics["role"] in ("teacher", "candidate")]
+    chosen = [record for record in records if record.metrics.role in ("teacher", "candidate")]
     if not chosen:
         raise UserError("no network is finished in these runs yet; run the same command again to go on")
     return chosen
@@ -96,7 +98,7 @@ def by_network(records: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in candidates_of(records):
         m = record.metrics
-        key = (-m["relus"], m["method"], label_of(record), m["budget"] or 0, m["relus_full"], m["macs"], m["params"])
+        key = (-m.relus, m.method, label_of(record), m.budget or 0, m.relus_full, m.macs, m.params)
         groups.setdefault(key, []).append(record)
     return [groups[key] for key in sorted(groups)]
 
@@ -122,30 +124,34 @@ def frontier_rows(records: Sequence[Record], x: Axis = "relus") -> list[Row]:
 
 
 def _row(group: Sequence[Record]) -> Row:
-    first, tests = group[0].metrics, [record.metrics["test_accuracy"] for record in group]
-    validations = [record.metrics["validation_accuracy"] for record in group]
+    first, tests = group[0].metrics, [record.metrics.test_accuracy for record in group]
+    validations = [record.metrics.validation_accuracy for record in group]
     return Row(
-        method=first["method"],
+        method=first.method,
         label=label_of(group[0]),
         name=group[0].name,
-        **{key: first[key] for key in ("relus", "relus_without_stem", "squares", "macs", "depth")},
+        relus=first.relus,
+        relus_without_stem=first.relus_without_stem,
+        squares=first.squares,
+        macs=first.macs,
+        depth=first.depth,
         validation=statistics.mean(validations),
         validation_spread=_deviation(validations),
         test=statistics.mean(tests),
         spread=_deviation(tests),
         low=min(tests),
         high=max(tests),
-        seeds=len({record.metrics["seed"] for record in group}),
-        latency=_online(group, "seconds"),
-        bytes=_online(group, "bytes_to_client", "bytes_to_server"),
+        seeds=len({record.metrics.seed for record in group}),
+        latency=_online(group, lambda online: online.seconds),
+        bytes=_online(group, lambda online: online.bytes),
         on_frontier=False,
     )
 
 
-def _online(group: Sequence[Record], *keys: str) -> float | None:
-    """The mean over the measured of the sum of these figures of a bench row's online phase."""
-    measured = [record.private["row"]["online"] for record in group if record.private]
-    return statistics.mean(sum(online[key] for key in keys) for online in measured) if measured else None
+def _online(group: Sequence[Record], figure: Callable[[Cost], float]) -> float | None:
+    """The mean of a figure of the online phase over the measured."""
+    measured = [online for record in group if record.private and (online := record.private.row.costs.online)]
+    return statistics.mean(map(figure, measured)) if measured else None
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -159,9 +165,9 @@ def compare(records: Sequence[Record], ours: str = OURS) -> list[Comparison]:
     other, then the best validated. Where no network is of `ours`, the first method by name takes its place.
     """
     found: dict[tuple[str, int], dict[str, dict[int, Record]]] = {}
-    for record in (r for r in records if r.metrics["role"] == "candidate"):
+    for record in (r for r in records if r.metrics.role == "candidate"):
         m = record.metrics
-        found.setdefault((m["method"], m["relus"]), {}).setdefault(label_of(record), {})[m["seed"]] = record
+        found.setdefault((m.method, m.relus), {}).setdefault(label_of(record), {})[m.seed] = record
     methods = sorted({method for method, _ in found})
     first = ours if ours in methods or not methods else methods[0]
     rows = []
@@ -171,18 +177,20 @@ def compare(records: Sequence[Record], ours: str = OURS) -> list[Comparison]:
             for (label, mine), its in itertools.product(found.get((first, relus), {}).items(), theirs.values())
         ]
         if other != first and any(shared for _, shared in pairs):
-            label, shared = max(pairs, key=lambda pair: (len(pair[1]), *_means(pair[1], "validation_accuracy")))
-            mine, its = _means(shared, "test_accuracy")
-            differences = [a.metrics["test_accuracy"] - b.metrics["test_accuracy"] for a, b in shared]
+            label, shared = max(
+                pairs, key=lambda pair: (len(pair[1]), *_means(pair[1], lambda m: m.validation_accuracy))
+            )
+            mine, its = _means(shared, lambda m: m.test_accuracy)
+            differences = [a.metrics.test_accuracy - b.metrics.test_accuracy for a, b in shared]
             spread = _deviation(differences)
             rows.append(Comparison(first, other, relus, label, mine, its, mine - its, spread, len(shared)))
     return rows
 
 
-def _means(pairs: Sequence[tuple[Record, Record]], key: str) -> tuple[float, float]:
+def _means(pairs: Sequence[tuple[Record, Record]], figure: Callable[[Metrics], float]) -> tuple[float, float]:
     if not pairs:
         return 0.0, 0.0
-    mine, its = (statistics.mean(record.metrics[key] for record in side) for side in zip(*pairs, strict=True))
+    mine, its = (statistics.mean(figure(record.metrics) for record in side) for side in zip(*pairs, strict=True))
     return mine, its
 
 

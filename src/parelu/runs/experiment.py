@@ -13,14 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from parelu import data
+from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import parse_budget
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.spec import Spec, spec_of
-from parelu.runs.executor import Bench, Source, Trainer, Watcher, adopt, full_job
+from parelu.network.storage import tensors_digest
+from parelu.runs.context import in_run
+from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest
+from parelu.runs.executor import Executor, Watcher, Work
 from parelu.runs.folder import Run
+from parelu.runs.jobs import adopt, full_job, is_finished
+from parelu.runs.processes import Processes
 from parelu.training.schedule import SHORT, Training
 
 TRAININGS = {"paper": Training(), "short": SHORT}
@@ -28,11 +34,11 @@ TRAININGS = {"paper": Training(), "short": SHORT}
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """One method of a study.
+    """One method of an experiment.
 
     Attributes:
         budgets: as on the command line ("50k", "0.1").
-        match: so many further budgets, taken from the ReLU counts of the study's methods before this one.
+        match: so many further budgets, taken from the ReLU counts of the experiment's methods before this one.
     """
 
     method: Method
@@ -45,26 +51,31 @@ class Reduction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Experiment:
     """What to train.
 
     Attributes:
-        model: a network's name, such as "resnet10 m=8".
-        data: name of a data set; data_folder: where its files are, None for the usual places.
+        model: a network's name, such as "resnet10 m=8", or its spec.
+        data: name of a data set, or one in memory.
         input: (C, H, W) of the network, None for the data set's own.
-        images: training images kept, None for all.
-        weights: of an already trained full-ReLU network: a candidate's folder or a safetensors state dict.
+        images: training images kept, None for all; data_folder: where its files are, None for the usual places: both
+            of a data set's name.
+        weights: of an already trained full-ReLU network: a candidate's folder, a safetensors file or a state dict.
     """
 
-    model: str
-    data: str
+    model: str | Spec
+    data: str | Dataset
     reductions: tuple[Reduction, ...]
     training: Training
     seed: int = 0
     input: tuple[int, int, int] | None = None
     images: int | None = None
     data_folder: Path | None = None
-    weights: Path | None = None
+    weights: Path | Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, Dataset) and (self.images is not None or self.data_folder):
+            raise UserError("images and data folder are of a data set's name; this one is in memory: take part of it")
 
     def config(self) -> dict[str, Any]:
         """What decides the outcome, as JSON values."""
@@ -78,55 +89,83 @@ class Study:
             for r in self.reductions
         ]
         return {
-            "model": self.model,
-            "data": self.data,
+            "model": self.model if isinstance(self.model, str) else self.model.to_json(),
+            **self._data_config(),
             "data_folder": str(self.data_folder) if self.data_folder else None,
             "images": self.images,
             "input": list(self.input) if self.input else None,
             "training": dataclasses.asdict(self.training),
             "seed": self.seed,
-            "weights": str(self.weights) if self.weights else None,
+            **self._weights_config(),
             "reductions": reductions,
         }
 
+    def _data_config(self) -> dict[str, Any]:
+        if isinstance(self.data, Dataset):
+            return {"data": IN_MEMORY, "data_sha256": digest(self.data)}
+        return {"data": self.data}
 
-def conduct(study: Study, folder: Path, watcher: Watcher) -> Run:
-    """Train all that a study asks for in a run folder; continues where the folder holds a part of it.
+    def _weights_config(self) -> dict[str, Any]:
+        if isinstance(self.weights, Mapping):
+            return {"weights": IN_MEMORY, "weights_sha256": tensors_digest(self.weights)}
+        return {"weights": str(self.weights) if self.weights else None}
+
+
+def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, executor: Executor | None = None) -> Run:
+    """Train all that an experiment asks for in a run folder; continues where the folder holds a part of it.
+
+    executor: `Processes` if left out.
 
     Raises:
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
     """
-    source, spec = prepare(study)
+    source, spec = prepare(experiment)
     full = count(skeleton(spec)).relus
-    budgets = [[parse_budget(text, full) for text in r.budgets] for r in study.reductions]
-    for reduction, given in zip(study.reductions, budgets, strict=True):
-        needs = reduction.method.needs
-        if needs and find_spec(needs[0]) is None:
-            raise UserError(f"{reduction.method.name} needs {needs[0]}; pip install 'parelu[{needs[1]}]'")
-        if reduction.method.needs_budget and not given and not reduction.match:
-            raise UserError(f"{reduction.method.name} needs a budget; give --budget, for example --budget 0.1")
-        reduction.method.check(spec, study.training)
-    weights = _read_weights(study.weights) if study.weights else None
-    run = Run.start(folder, study.config())
-    with run.locked(), Trainer(run, source, study.seed, watcher) as trainer:
-        job = full_job(spec, study.training, {"method": "train"})
-        if weights is not None:
-            teacher = adopt(run, source, job, weights, study.seed)
-        else:
-            (teacher,) = trainer.train([job])
-        bench = Bench(trainer, teacher, study.training)
+    budgets = [[parse_budget(text, full) for text in r.budgets] for r in experiment.reductions]
+    for reduction, given in zip(experiment.reductions, budgets, strict=True):
+        _check(reduction, given, spec, experiment.training)
+    weights = _read_weights(experiment.weights)
+    run = Run.start(folder, experiment.config())
+    work = Work(run, source, experiment.seed)
+    with in_run(work, experiment.training, watcher, executor or Processes()) as context:
+        job = full_job(spec, experiment.training)
+        if weights is None:
+            context.train([job])
+        elif not is_finished(run, job):
+            adopt(run, job, work.dataset, experiment.seed, weights)
         counts: list[int] = []
-        for reduction, given in zip(study.reductions, budgets, strict=True):
+        for reduction, given in zip(experiment.reductions, budgets, strict=True):
             wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
-            counts += [candidate.plan.relus for candidate in reduction.method.reduce(bench, wanted)]
+            counts += [candidate.plan.relus for candidate in reduction.method.reduce(context, wanted)]
     return run
 
 
-def prepare(study: Study) -> tuple[Source, Spec]:
+def _check(reduction: Reduction, budgets: Sequence[int], spec: Spec, training: Training) -> None:
+    method = reduction.method
+    if method.needs and find_spec(method.needs[0]) is None:
+        raise UserError(f"{method.name} needs {method.needs[0]}; pip install 'parelu[{method.needs[1]}]'")
+    if method.needs_budget and not budgets and not reduction.match:
+        raise UserError(f"{method.name} needs a budget; give --budget, for example --budget 0.1")
+    method.check(spec, training)
+
+
+def prepare(experiment: Experiment) -> tuple[DataSource, Spec]:
     """Where the data comes from and the architecture that fits it."""
-    own = data.load(study.data, folder=study.data_folder, images=study.images, input_shape=study.input)
-    spec = spec_of(study.model, own.input_shape, own.classes)
-    return Source(study.data, study.data_folder, study.images, own.input_shape), spec
+    given, model = experiment.data, experiment.model
+    if isinstance(given, Dataset):
+        dataset, source = given, InMemory(given)
+    else:
+        folder, images = experiment.data_folder, experiment.images
+        dataset = data.load(given, folder=folder, images=images, input_shape=experiment.input)
+        source = Named(given, folder, images, dataset.input_shape)
+    shape = experiment.input or dataset.input_shape
+    spec = spec_of(model, shape, dataset.classes) if isinstance(model, str) else model
+    if (spec.input[0], spec.classes) != (dataset.input_shape[0], dataset.classes):
+        raise UserError(
+            f"the network reads {spec.input[0]} channels and tells {spec.classes} classes apart, {dataset.name} has "
+            f"{dataset.input_shape[0]} and {dataset.classes}; build it for these"
+        )
+    return source, spec
 
 
 def spread(counts: Sequence[int], number: int) -> list[int]:
@@ -138,8 +177,10 @@ def spread(counts: Sequence[int], number: int) -> list[int]:
     return [ranked[round(i * (len(ranked) - 1) / (number - 1))] for i in range(number)]
 
 
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    """A state dict from a candidate's folder or a safetensors file."""
+def _read_weights(path: Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    """A state dict as given, or from a candidate's folder or a safetensors file."""
+    if path is None or isinstance(path, Mapping):
+        return path
     if path.is_dir():
         return Candidate.load(path).weights
     if not path.is_file():

@@ -23,8 +23,10 @@ from typing import Any
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
+from parelu.network.metrics import Metrics, metrics_from_json
+from parelu.private.rows import PrivateInference
 from parelu.runs.environment import environment
-from parelu.training.history import read_history
+from parelu.training.history import Epoch, read_history
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +34,15 @@ class Record:
     """A finished network of a run, without its weights.
 
     Attributes:
-        metrics: of the candidate; history: a dict an epoch.
-        private: what `parelu bench RUN` measured of this network, {"ring": …, "row": …, "others": …}; None where it
-            did not.
+        metrics: of the candidate; history: its epochs.
+        private: what `parelu bench RUN` measured of this network; None where it did not.
     """
 
     run: str
     name: str
-    metrics: Mapping[str, Any]
-    history: tuple[Mapping[str, Any], ...]
-    private: Mapping[str, Any] | None = None
+    metrics: Metrics
+    history: tuple[Epoch, ...]
+    private: PrivateInference | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,29 +126,38 @@ class Run:
                 Record(
                     self.path.name,
                     header.parent.name,
-                    candidate["metrics"],
+                    _metrics(header.parent, candidate),
                     tuple(read_history(header.parent)),
-                    measured(header.parent, candidate),
+                    read_private_inference(header.parent, candidate),
                 )
             )
-        return sorted(found, key=lambda record: -record.metrics["relus"])
+        return sorted(found, key=lambda record: -record.metrics.relus)
 
 
-def measured(folder: Path, candidate: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What private inference measured of a candidate, private/measured.json; None where it was another candidate's."""
+def _metrics(folder: Path, candidate: Mapping[str, Any]) -> Metrics:
+    found = metrics_from_json(candidate["metrics"])
+    if not isinstance(found, Metrics):
+        raise UserError(f"{folder} was not trained here: its metrics lack the test accuracy; move it elsewhere")
+    return found
+
+
+def read_private_inference(folder: Path, candidate: Mapping[str, Any]) -> PrivateInference | None:
+    """What was measured of a candidate, private/measured.json; None where it was another candidate's, or of an older
+    form, whose row has no total: it is measured again."""
     try:
         value = json.loads((folder / "private" / "measured.json").read_bytes())
-        return value if value["identity"]["candidate"] == candidate["tensors_sha256"] else None
+        is_ours = value["identity"]["candidate"] == candidate["tensors_sha256"] and "total" in value["row"]
+        return PrivateInference.from_json(value) if is_ours else None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/private/measured.json is damaged ({error}); delete it and bench again") from error
 
 
-def keep_measured(folder: Path, candidate: Mapping[str, Any], value: Mapping[str, Any]) -> None:
-    """Write what `measured` reads. candidate: its checked header."""
+def write_private_inference(folder: Path, candidate: Mapping[str, Any], value: PrivateInference) -> None:
+    """Write what `read_private_inference` reads. candidate: its checked header."""
     identity = {"candidate": candidate["tensors_sha256"]}
-    storage.write_json(folder / "private" / "measured.json", {"identity": identity, **value})
+    storage.write_json(folder / "private" / "measured.json", {"identity": identity, **value.to_json()})
 
 
 def _visible(folder: Path) -> bool:

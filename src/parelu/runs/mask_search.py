@@ -1,4 +1,4 @@
-"""Conducting a search: the full-ReLU network trains while a learner takes its ReLUs away.
+"""A search for masks: the full-ReLU network trains while an optimizer takes its ReLUs away.
 
 searches/NAME/ in the run folder: metrics.jsonl, checkpoint/ while it runs, BUDGET/ with the candidate that it left as
 it passed that budget, and search.json when it is done.
@@ -6,27 +6,23 @@ it passed that budget, and search.json when it is done.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
-from parelu.masks.gate import gates_of, without_gates
-from parelu.methods.base import TEACHER, Search
+from parelu.methods.jobs import TEACHER, Search
 from parelu.network import storage
 from parelu.network.candidate import Candidate, load_weights
 from parelu.network.instrument import instrument
-from parelu.network.plan import Plan, SitePlan
-from parelu.network.sites import Network
+from parelu.network.metrics import SearchMetrics
 from parelu.runs.folder import Run
+from parelu.training.batches import device
 from parelu.training.evaluation import accuracy
 from parelu.training.loop import Progress, train
 from parelu.training.teacher import Teacher
@@ -37,12 +33,14 @@ def folder_of(run: Run, search: Search) -> Path:
 
 
 def is_finished(run: Run, search: Search) -> bool:
-    """Raises `UserError` where the folder holds a search of other settings."""
+    """Raises `UserError` where the folder holds a search of other settings or of an earlier version."""
     folder = folder_of(run, search)
     if not (folder / "search.json").exists():
         return False
     if storage.read_header(folder, "search")["identity"] != _identity(search):
-        raise UserError(f"{folder} holds a search of other settings; delete it or give another --run")
+        raise UserError(
+            f"{folder} holds a search of other settings or of an earlier version; delete it or give another --run"
+        )
     return True
 
 
@@ -59,68 +57,48 @@ def _identity(search: Search) -> str:
     settings = {
         "training": dataclasses.asdict(search.training),
         "objective": dataclasses.asdict(search.objective),
-        "learner": [type(search.learner).__name__, dataclasses.asdict(search.learner)],
+        "optimizer": [type(search.optimizer).__name__, dataclasses.asdict(search.optimizer)],
     }
     return storage.digest([search.spec.to_json(), search.plan.digest(), settings, list(search.budgets)])
 
 
-class _Passed(Exception):
-    """Raised inside a training when the learner has passed its last budget."""
-
-
-def conduct(
+def search(
     run: Run, search: Search, dataset: Dataset, seed: int, teacher: Teacher, watch: Callable[[Progress], None]
 ) -> None:
     """Search from the full-ReLU network's weights; goes on from a checkpoint."""
     folder, started = folder_of(run, search), time.perf_counter()
-    torch.manual_seed(seed)  # what a learner draws
+    torch.manual_seed(seed)  # what an optimizer draws
     network = instrument(search.spec.module(), search.spec.input)
     load_weights(network, run.candidate(TEACHER).weights)
     search.plan.apply(network)
-    search.learner.prepare(network)
-    gates = gates_of(network)
+    optimizer = search.optimizer.build(network.to(device()))
 
     def keep(budget: int, progress: Progress) -> None:
         if (folder / str(budget) / "candidate.json").exists():
             return
-        seconds = time.perf_counter() - started
-        left = _left(search, network, budget, {"epochs": progress.epoch, "seconds": seconds})
-        measured = {"validation_accuracy": accuracy(left.network(), dataset.validation, dataset)}
-        dataclasses.replace(left, metrics={**left.metrics, **measured}).save(folder / str(budget))
+        plan, seconds = optimizer.plan(budget), time.perf_counter() - started
+        left = Candidate(search.spec, plan, optimizer.weights())
+        right = accuracy(left.network(), dataset.validation, dataset)
+        metrics = SearchMetrics(progress.epoch, seconds, plan.relus, plan.squares, right)
+        dataclasses.replace(left, metrics=metrics).save(folder / str(budget))
 
     def after_step(progress: Progress) -> None:
         watch(progress)
-        if search.learner.stops_at_budget or len(search.budgets) > 1:
-            kept = search.learner.kept(gates)
-            for budget in search.budgets[: None if search.learner.stops_at_budget else -1]:
-                if kept <= budget:
-                    keep(budget, progress)
-            if kept <= search.budgets[-1] and search.learner.stops_at_budget:
-                raise _Passed
-        if progress.step == progress.steps:
-            for budget in search.budgets:
+        ends = progress.step == progress.steps or optimizer.is_done()
+        for budget in search.budgets if ends else search.budgets[:-1]:  # the last one has the whole search
+            if ends or optimizer.kept() <= budget:
                 keep(budget, progress)
 
-    with contextlib.suppress(_Passed):
-        train(
-            network,
-            dataset,
-            search.training,
-            search.objective,
-            seed=seed,
-            folder=folder,
-            teacher=teacher,
-            watch=after_step,
-            learner=search.learner,
-        )
+    train(
+        network,
+        dataset,
+        search.training,
+        search.objective,
+        seed=seed,
+        folder=folder,
+        teacher=teacher,
+        watch=after_step,
+        callback=optimizer,
+    )
     storage.write(folder, "search", {"identity": _identity(search)}, {})
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-
-
-def _left(search: Search, network: Network, budget: int, metrics: dict[str, Any]) -> Candidate:
-    gates = gates_of(network)
-    masks = search.learner.project(gates, budget)
-    plan = Plan({name: SitePlan(masks[name].cpu(), gate.coefficients.cpu()) for name, gate in gates.items()})
-    weights: dict[str, Tensor] = {name: tensor.cpu().clone() for name, tensor in without_gates(network).items()}
-    metrics = {**metrics, "relus": plan.relus, "squares": plan.squares}
-    return Candidate(search.spec, plan, weights, metrics)

@@ -5,11 +5,8 @@ They are kept in private/ beside the candidate, for the report; a candidate that
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +16,17 @@ from parelu import data
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
-from parelu.network.count import skeleton
-from parelu.network.instrument import instrument
-from parelu.network.plan import Plan
-from parelu.network.spec import Spec
 from parelu.private.bench import bench
+from parelu.private.engines.base import Options
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.rows import PrivateInference, RingAccuracy
 from parelu.runs import folder as run_folder
+from parelu.runs.folder import Run
+from parelu.runs.progress import bar
 
 CALIBRATION = 512  # training images
 IMAGES = 5  # of the test set, that a network of a run is measured on
-NOISE = 16  # images of noise, for a network without training data
 PROGRAM = "program"
 Count = Callable[[int], None]
 
@@ -72,57 +68,6 @@ def lowered(folder: Path, candidate: Candidate, dataset: data.Dataset | Path | N
     return result
 
 
-def untrained(spec: Spec, keep: float, seed: int) -> Candidate:
-    """A network with fresh weights and a random mask: enough to measure seconds and bytes, not accuracy."""
-    if not (math.isfinite(keep) and 0 <= keep <= 1):
-        raise UserError(f"--keep {keep:g} is not a fraction from 0 to 1")
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {name: site.shape for name, site in skeleton(spec).sites.items()}
-    masks = {name: torch.rand(shape, generator=generator) < keep for name, shape in shapes.items()}
-    return fresh(spec, Plan.from_masks(masks), seed)
-
-
-def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
-    """A candidate with fresh weights. Its batch-norms are set by noise, so that activations have the range that
-    training gives them."""
-    torch.manual_seed(seed)
-    network = instrument(spec.module(), spec.input)
-    plan.apply(network)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
-            module.momentum = None  # the mean over all batches
-    network.train()
-    mean, std = (0.5,) * spec.input[0], (0.25,) * spec.input[0]
-    with torch.no_grad():
-        network(data.normalise(noise(NOISE, spec.input, seed), mean, std))
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return Candidate(spec, plan, weights, {}, {"mean": list(mean), "std": list(std)})
-
-
-def sketch(spec: Spec, plan: Plan) -> Lowered:
-    """The program that a network with fresh weights would have."""
-    candidate = fresh(spec, plan)
-    return lower(candidate.network(), noise(NOISE, spec.input, seed=1), candidate.preprocessing)
-
-
-def noise(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """uint8 (count, *shape), uniform."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
-
-
-@dataclasses.dataclass(frozen=True)
-class RingAccuracy:
-    """Over a whole test set. accuracy, float_accuracy, agreement: percent; overflow_rate: of ReLU inputs."""
-
-    accuracy: float
-    float_accuracy: float
-    agreement: float
-    max_error: float
-    overflow_rate: float
-    images: int
-
-
 def ring_accuracy(program: Lowered, candidate: Candidate, test: data.Split, progress: Count = silent) -> RingAccuracy:
     """Run the ring reference and the float network over a test set."""
     images = fit(candidate, test.images)
@@ -144,38 +89,43 @@ def ring_accuracy(program: Lowered, candidate: Candidate, test: data.Split, prog
 
 
 def measure(
-    folder: Path,
-    dataset: data.Dataset,
-    relu: str,
-    offline: str,
-    network: str,
-    progress: Count = silent,
-    others: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Ring accuracy and rows of one candidate of a run, kept beside it.
-
-    relu, offline, network: as `bench` takes them; others: engines that are measured after `delphi`.
-    Returns {"ring": …, "row": that of delphi, "others": {engine: row}}.
-    """
+    folder: Path, dataset: data.Dataset, options: Options, progress: Count = silent, others: Sequence[str] = ()
+) -> PrivateInference:
+    """Ring accuracy and rows of one candidate of a run, kept beside it. others: engines that follow `delphi`."""
     header = storage.read_header(folder, "candidate")
-    known = run_folder.measured(folder, header) or {}
-    wanted = {"relu": relu, "offline_mode": offline, "network": network}
-    # A row of an older form has no total, and is measured again.
-    fits = "total" in known.get("row", {}) and all(known["row"][name] == value for name, value in wanted.items())
-    rows = dict(known.get("others", {}))
-    if fits and set(others) <= set(rows):
+    known = run_folder.read_private_inference(folder, header)
+    others_known = dict(known.others) if known else {}
+    wanted = options.relu, options.offline, options.link
+    if known and (known.row.relu, known.row.offline_mode, known.row.link) != wanted:
+        known = None
+    if known and set(others) <= set(others_known):
         return known
     candidate = Candidate.load(folder)
     program, images = lowered(folder, candidate, dataset), fit(candidate, dataset.test.images[:IMAGES])
-    value = (
-        {name: known[name] for name in ("ring", "row")}
-        if fits
-        else {
-            "ring": dataclasses.asdict(ring_accuracy(program, candidate, dataset.test, progress)),
-            "row": bench(program, candidate, images, relu=relu, offline=offline, network=network),
-        }
-    )
-    rows |= {name: bench(program, candidate, images, engine=name) for name in others if name not in rows}
-    value["others"] = rows
-    run_folder.keep_measured(folder, header, value)
+    if known:
+        ring, row = known.ring, known.row
+    else:
+        ring = ring_accuracy(program, candidate, dataset.test, progress)
+        row = bench(program, candidate, images, relu=options.relu, offline=options.offline, link=options.link)
+    missing = [name for name in others if name not in others_known]
+    found = {name: bench(program, candidate, images, engine=name) for name in missing}
+    value = PrivateInference(ring, row, others_known | found)
+    run_folder.write_private_inference(folder, header, value)
     return value
+
+
+def measure_run(
+    run: Run,
+    names: Sequence[str],
+    options: Options,
+    others: Sequence[str] = (),
+    done: Callable[[str, PrivateInference], None] = lambda name, value: None,
+) -> data.Dataset:
+    """`measure` networks of a run; `done` is told each. Returns their data set."""
+    folder = run.config.get("data_folder")
+    dataset = dataset_of(run.candidate(names[0]), Path(folder) if folder else None)
+    for name in names:
+        with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
+            value = measure(run.folder(name), dataset, options, progress, others)
+        done(name, value)
+    return dataset

@@ -7,16 +7,19 @@ merged network is an architecture of its own.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
+from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, layers
-from parelu.methods.base import Job
+from parelu.methods.jobs import FromKept, Job
 from parelu.models.merged import merged, weights_of
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
-from parelu.runs.executor import Source, Trainer, Watcher
+from parelu.runs.context import in_run
+from parelu.runs.data_source import source_of
+from parelu.runs.executor import Executor, Watcher, Work
 from parelu.runs.folder import Run
+from parelu.runs.processes import Processes
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
@@ -24,19 +27,27 @@ LR, CLIP = 0.05, 1.0  # of finetuning: there are no batch-norms, so gradients ar
 NOTE = "merged"
 
 
-def merge(run: Run, name: str, epochs: int, watcher: Watcher) -> Candidate:
+def merge(
+    run: Run,
+    name: str,
+    epochs: int,
+    watcher: Watcher,
+    executor: Executor | None = None,
+    dataset: Dataset | None = None,
+) -> Candidate:
     """The merged network of a candidate of a run, finetuned with distillation and kept in the run as NAME-merged.
+
+    executor: `Processes` if left out; dataset: the run's, where that was in memory.
 
     Raises:
         UserError: nothing merges that is not merged exactly already, or the candidate is a merged one.
     """
-    candidate = run.candidate(name)
-    start, job = _starting_point(candidate, name, epochs, Training(**run.config["training"]))
-    start.save(run.path / "searches" / job.start)
-    folder, image = run.config.get("data_folder"), candidate.preprocessing["image"]
-    source = Source(run.config["data"], Path(folder) if folder else None, run.config["images"], tuple(image))
-    with run.locked(), Trainer(run, source, run.config["seed"], watcher) as trainer:
-        (finetuned,) = trainer.train([job])
+    candidate, training = run.candidate(name), Training(**run.config["training"])
+    start, job = _starting_point(candidate, name, epochs, training)
+    start.save(_kept(name).folder(run.path))
+    work = Work(run, source_of(run, tuple(candidate.preprocessing["image"]), dataset), run.config["seed"])
+    with in_run(work, training, watcher, executor or Processes()) as context:
+        (finetuned,) = context.train([job])
     return finetuned
 
 
@@ -49,8 +60,8 @@ def _starting_point(candidate: Candidate, name: str, epochs: int, training: Trai
             "their shapes forbid it, or it would cost more; bench it as it is"
         )
     spec, plan = merged(fused, candidate.spec.classes), Plan.of(fused)
-    tags = {key: candidate.metrics[key] for key in ("method", "steps", "budget")}
-    note = ", ".join(part for part in (candidate.metrics.get("note", ""), NOTE) if part)
+    tags = candidate.trained.tags
+    note = ", ".join(part for part in (tags.note, NOTE) if part)
     job = Job(
         name=f"{name}-{NOTE}",
         role="candidate",
@@ -58,7 +69,12 @@ def _starting_point(candidate: Candidate, name: str, epochs: int, training: Trai
         plan=plan,
         training=dataclasses.replace(training, epochs=epochs, lr=LR, schedule="cosine", clip=CLIP),
         objective=Distillation(tails=1.0 if plan.squares else 0.0),
-        tags={**tags, "note": note},
-        start=f"{name}-{NOTE}/start",
+        tags=dataclasses.replace(tags, note=note, searched=None),
+        start=_kept(name),
     )
     return Candidate(spec, plan, weights_of(fused)), job
+
+
+def _kept(name: str) -> FromKept:
+    """Where a run has what merging made of a network before it is finetuned."""
+    return FromKept(f"{name}-{NOTE}", "start")

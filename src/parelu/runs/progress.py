@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -11,16 +10,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from parelu.methods.base import Job, Search
+from parelu.methods.jobs import Task
 from parelu.network.candidate import Candidate
 from parelu.training.loop import Progress as Step
 
 
 class TerminalProgress:
-    """A `search.Watcher` that draws bars on a terminal, and prints a line a network elsewhere."""
+    """A `Watcher` that draws bars on a terminal, and prints a line per network elsewhere; quiet, it says nothing."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         columns = (
             TextColumn("{task.description:34.34}"),
             BarColumn(24),
@@ -42,7 +41,7 @@ class TerminalProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.bars.stop()
 
-    def queued(self, task: Job | Search, cost: float) -> None:
+    def queued(self, task: Task, cost: float) -> None:
         self.costs[task.name] = cost
         self.bars.update(self.total, total=sum(self.costs.values()))
 
@@ -60,8 +59,8 @@ class TerminalProgress:
             self.bars.remove_task(self.tasks.pop(name))  # pyright: ignore[reportArgumentType]
         self.done[name] = self.costs[name]
         self._update_total()
-        metrics = candidate.metrics
-        line = f"{name}: {metrics['relus']:,} ReLUs, {metrics['validation_accuracy']:.1f} % validation"
+        accuracy = f", {candidate.metrics.validation_accuracy:.1f} % validation" if candidate.metrics else ""
+        line = f"{name}: {candidate.plan.relus:,} ReLUs{accuracy}"
         self.console.print(f"  {line}{' (already there)' if resumed else ''}", soft_wrap=True)
 
     def _update_total(self) -> None:
@@ -80,8 +79,3 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(title, total=total)
         yield lambda done: bars.advance(task, done)
-
-
-def say(text: str) -> None:
-    """One line for people, on standard error so that standard output stays data."""
-    print(text, file=sys.stderr, flush=True)

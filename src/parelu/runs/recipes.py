@@ -14,7 +14,7 @@ import yaml
 
 from parelu.errors import UserError
 from parelu.methods.base import methods
-from parelu.runs.experiment import TRAININGS, Reduction, Study, parse_input
+from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input
 from parelu.training.schedule import Training
 
 
@@ -56,8 +56,8 @@ class _Entry:
     match: int = 0
 
 
-def read_recipe(name: str) -> tuple[str, list[Study]]:
-    """Title and studies, one a seed, of a recipe: a file, or the name of one that comes with parelu."""
+def read_recipe(name: str) -> tuple[str, list[Experiment]]:
+    """Title and experiments, one a seed, of a recipe: a file, or the name of one that comes with parelu."""
     path = recipes().get(name, Path(name))
     if not path.is_file():
         raise UserError(f"no recipe {name!r}; known are {', '.join(recipes())}, or give a YAML file")
@@ -69,19 +69,21 @@ def read_recipe(name: str) -> tuple[str, list[Study]]:
         raise UserError(f"{path} is not a recipe, a mapping of keys; compare {recipes()['quickstart']}")
     try:
         recipe = _Recipe(**_checked(content, _Recipe))
-        return recipe.title, _studies(recipe)
+        return recipe.title, _experiments(recipe)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _studies(recipe: _Recipe) -> list[Study]:
+def _experiments(recipe: _Recipe) -> list[Experiment]:
     if not recipe.seeds:
         raise UserError("seeds is empty; it should have at least one, such as [0]")
     options = _checked(recipe.training, _Preset, Training, key="training.")
     training = dataclasses.replace(TRAININGS[options.pop("preset", "paper")], **options)
     reductions = tuple(map(_reduction, recipe.methods))
     shape = parse_input(recipe.input) if recipe.input is not None else None
-    return [Study(recipe.model, recipe.data, reductions, training, seed, shape, recipe.images) for seed in recipe.seeds]
+    return [
+        Experiment(recipe.model, recipe.data, reductions, training, seed, shape, recipe.images) for seed in recipe.seeds
+    ]
 
 
 def _reduction(entry: dict[str, Any]) -> Reduction:

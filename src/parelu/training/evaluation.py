@@ -34,7 +34,7 @@ def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512)
 def recalibrate(network: Network, dataset: Dataset, training: Training, seed: int, batches: int = 40) -> None:
     """Set the batch-norms' running statistics to the medians over the last epoch's first batches.
 
-    Behind squares one image that stands out moves a running variance, or a mean of variances, by far more than itself.
+    After squares one image that stands out moves a running variance, or a mean of variances, by far more than itself.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -10,8 +10,6 @@ from typing import Any, Literal, get_args
 from parelu.errors import UserError
 
 Schedule = Literal["step", "cosine", "one-cycle", "constant"]
-
-
 Optimizer = Literal["sgd", "adam"]
 
 

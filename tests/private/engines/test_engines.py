@@ -21,8 +21,10 @@ from parelu.private.engines.base import Options, chosen, engines
 from parelu.private.engines.spu.engine import RECIPE, check_range
 from parelu.private.engines.spu.evaluate import PRECISION, evaluate, exponents, numbers
 from parelu.private.lowering import reference
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Scale, Truncate
+from parelu.private.rows import Difference
 
 SPU = environment.made(RECIPE)  # before the tests have a cache of their own
 CACHE = environment.cache.folder().parent
@@ -47,7 +49,7 @@ def on_numbers(lowered, images, digits=None):
     secrets = numbers(program, integers)
     if digits is not None:
         secrets = {name: np.rint(array * 2.0**digits) / 2.0**digits for name, array in secrets.items()}
-    x = reference.encode_images(lowered.program, images) / 2.0**lowered.program.fraction
+    x = encode_images(lowered.program, images) / 2.0**lowered.program.fraction
     last = evaluate(program, secrets, x, np, convolve)
     return last * lowered.program.output_unit * 2.0 ** exponents(program)[-1]
 
@@ -154,7 +156,7 @@ def test_engines_that_cannot_be_had_are_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="unknown engine 'spu'; known are delphi, spu-aby3, spu-cheetah, spu-semi2k"):
         chosen(["delphi", "spu"], Options())
     with pytest.raises(UserError, match="spu-aby3 cannot shape a network; leave --network at loopback"):
-        chosen(["spu-aby3"], Options(network="wan"))
+        chosen(["spu-aby3"], Options(link="wan"))
     environment.interpreter.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"spu needs an environment of its own, made with python3.11 or python3.10 and"):
@@ -174,12 +176,7 @@ def test_the_environment_is_the_dependency_group():
 def test_differences_are_between_any_two():
     logits = np.array([[0.0, 1.0], [0.0, 0.1], [2.0, 0.0]])
     other = logits + np.array([[0.0, 0.0], [0.2, 0.0], [0.0, 0.3]])
-    assert difference([logits, other, logits]) == {
-        "largest": pytest.approx(0.3),
-        "clear": 2,
-        "same": 2,
-        "same_of_all": 2,
-    }
+    assert difference([logits, other, logits]) == Difference(pytest.approx(0.3), 2, 2, 2)
 
 
 @pytest.mark.slow
@@ -195,8 +192,8 @@ def test_semi2k_is_the_ring_reference(monkeypatch, module, shape):
     (engine,) = chosen(["spu-semi2k"], options)
     measured = engine.run(lowered, images, options)
     apart = difference([reference.run(lowered, images).logits, measured.logits])
-    assert apart["largest"] < 0.02 and apart["same"] == apart["clear"]
+    assert apart.largest < 0.02 and apart.same == apart.clear
     assert np.abs(measured.logits - on_numbers(lowered, images)).max() < 2e-3
-    total = measured.costs["total"]
-    assert total["rounds"] > 10 and min(total["bytes_to_client"], total["bytes_to_server"]) > 10_000
-    assert "offline" not in measured.costs
+    total = measured.costs.total
+    assert total.rounds > 10 and min(total.sent["client"], total.sent["server"]) > 10_000
+    assert measured.costs.offline is None

@@ -12,13 +12,14 @@ from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import decode, reduce
+from parelu.private.fresh import fresh, untrained
 from parelu.private.lowering import reference
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Material
 from parelu.private.protocol.relu import relus
 from parelu.private.transport.channel import HEADER
-from parelu.runs import measurement
 
 MODES, RELUS = list(modes()), list(relus())
 PAIRS = [(relu, mode) for relu in RELUS for mode in MODES if modes()[mode].comparisons or not relus()[relu].compares]
@@ -56,10 +57,8 @@ def test_images_of_one_query_share_its_rounds(relu, reveal):
     rounds = []
     with Pair(lowered, relu, reveal=reveal) as pair:
         for batch in (images[:1], images):
-            pair.client.prepare(len(batch))
-            shares = [material._content.shares for material in pair.client.prepared]
             pair.client.channel.traffic.clear()
-            result = pair.client.infer(reference.encode_images(lowered.program, batch))
+            result, shares = pair.infer_all(batch)
             rounds.append(sum(t.turns for (phase, _), t in pair.client.channel.traffic.items() if phase == "online"))
             for image, got, own in zip(batch, result, shares, strict=True):
                 expected = reference.replay(lowered, image, own, relu)
@@ -114,7 +113,7 @@ def test_secure_inference_of_fused_networks(gone):
 def test_convolutions_in_two_parts_are_the_replayed_reference(relu):
     """Where few positions are ReLUs, the server works on the others while the client does."""
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
-    candidate = measurement.untrained(spec, 0.15, seed=0)
+    candidate = untrained(spec, 0.15, seed=0)
     lowered = lower(candidate.network(), images_of(16, spec.input), candidate.preprocessing)
     with Pair(lowered, relu) as pair:
         assert sum(map(len, pair.model.followers.values())) > 5 or kernels.SPARSE == 0
@@ -126,7 +125,7 @@ def test_convolutions_in_two_parts_are_the_replayed_reference(relu):
 @pytest.mark.parametrize("offline", MODES)
 def test_relu_reuse_is_the_replayed_reference(offline):
     reduced = apply_steps(spec_of("hrn-2x2x2x m=4", (1, 8, 8), 10), "cull S1; thin S2+S3+S4; reuse 4")
-    candidate = measurement.fresh(reduced.spec, reduced.plan)
+    candidate = fresh(reduced.spec, reduced.plan)
     lowered = lower(candidate.network(), images_of(16, reduced.spec.input), candidate.preprocessing)
     with Pair(lowered, offline=offline) as pair:
         for image in images_of(2, reduced.spec.input, seed=1):
@@ -205,7 +204,7 @@ def record(lowered, image, relu="sign", offline="dealer"):
     with Pair(lowered, relu, offline, wrap=wrap) as pair:
         pair.client.prepare()
         start = len(recorders[0].sent), len(recorders[0].received)
-        pair.client.infer(reference.encode_images(lowered.program, image[None]))
+        pair.client.infer(encode_images(lowered.program, image[None]))
     return recorders[0].sent[start[0] :], recorders[0].received[start[1] :]
 
 

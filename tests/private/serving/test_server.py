@@ -22,7 +22,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving import server as server_module
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server
+from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 
 LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.4))
@@ -39,9 +39,9 @@ def certificates(tmp_path_factory):
 
 @contextlib.contextmanager
 def serving(certificates=None, offline="dealer", reveal="logits", relu="sign", **options):
-    lines = []
+    lines, options = [], ServerOptions(**options)
     model = Model(LOWERED, relus()[relu], REVEALS[reveal])
-    server = Server(model, modes()[offline], ("127.0.0.1", 0), certificates, log=lines.append, **options)
+    server = Server(model, modes()[offline], ("127.0.0.1", 0), certificates, options, log=lines.append)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -60,7 +60,7 @@ def until(condition, seconds=5.0):
 
 @pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("he", "fss")])
 def test_predictions_over_tls(certificates, offline, relu):
-    with serving(certificates, offline, relu=relu, stock=(offline, relu) == ("dealer", "fss")) as (server, lines):
+    with serving(certificates, offline, relu=relu, ahead=(offline, relu) == ("dealer", "fss")) as (server, lines):
         with Client("localhost", server.port, certificates, pin=LOWERED.program.digest) as client:
             logits = client.predict(IMAGES)
         assert until(lambda: lines)
@@ -123,7 +123,7 @@ def test_several_clients_at_once(certificates):
         except Exception as error:
             errors.append(error)
 
-    with serving(certificates, stock=2) as (server, lines):
+    with serving(certificates, ahead=2) as (server, lines):
         threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
@@ -261,18 +261,18 @@ def test_a_silent_client_is_dropped():
         assert client.recv(300)
 
 
-def test_stock_is_prepared_ahead_and_handed_out_once(certificates):
-    with serving(certificates, stock=3) as (server, _):
-        assert server.stock.wait(3, 10)
-        waiting = list(server.stock._packages)
+def test_packages_are_prepared_ahead_and_handed_out_once(certificates):
+    with serving(certificates, ahead=3) as (server, _):
+        assert server.prepared.wait(3, 10)
+        waiting = list(server.prepared._packages)
         with Client("localhost", server.port, certificates) as client:
             client.prepare(2)
-            assert not {id(p) for p in waiting[:2]} & {id(p) for p in server.stock._packages}
+            assert not {id(p) for p in waiting[:2]} & {id(p) for p in server.prepared._packages}
             masks = {m._content.mask.tobytes() for m in client.session.prepared}
             assert len(masks) == 2
             client.predict(IMAGES[:2])
-        assert server.stock.wait(3, 10)
-    with pytest.raises(UserError, match="give --stock-dir"), serving(stock=1, offline="he"):
+        assert server.prepared.wait(3, 10)
+    with pytest.raises(UserError, match="give --stock-dir"), serving(ahead=1, offline="he"):
         pass
 
 

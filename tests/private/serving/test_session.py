@@ -8,8 +8,8 @@ import pytest
 from two_parties import Pair, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.reference import encode_images
 from parelu.private.offline.he import HomomorphicEncryption
 from parelu.private.offline.mode import modes
 from parelu.private.serving.session import COMMAND, Session

@@ -11,7 +11,7 @@ from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.network import storage
-from parelu.private.crypto.codec import Stored, dump, load
+from parelu.private.crypto.codec import dump, load
 from parelu.private.crypto.hash import Hash
 from parelu.private.lowering import reference
 from parelu.private.offline.mode import modes
@@ -19,9 +19,9 @@ from parelu.private.protocol.delphi import Material, Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server
+from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.session import Session
-from parelu.private.serving.stock import STOCKS, ClientStock, ServerStocks, Stock, key_of
+from parelu.private.serving.stock import STOCKS, ClientStocks, ServerStocks, Stock, key_of
 from parelu.private.transport.channel import Channel
 
 KEY = bytes(range(32))
@@ -40,7 +40,11 @@ class Serving:
         model = Model(LOWERED, relus()[relu], REVEALS[reveal])
         self.lines: list[str] = []
         self.server = Server(
-            model, modes()[offline], ("127.0.0.1", 0), stock=room, stock_folder=folder, log=self.lines.append
+            model,
+            modes()[offline],
+            ("127.0.0.1", 0),
+            options=ServerOptions(ahead=room, stock=folder),
+            log=self.lines.append,
         )
 
     def client(self, folder) -> Client:
@@ -61,11 +65,6 @@ def pieces(folder) -> list[str]:
 
 
 # What is stored
-
-
-class Thing(Stored):
-    def __init__(self, **fields: object) -> None:
-        self.__dict__.update(fields)
 
 
 def test_dump_and_load_are_inverse():
@@ -169,14 +168,14 @@ def test_kept_material_serves_another_connection(tmp_path, relu, reveal, offline
     with Serving(theirs, relu=relu, reveal=reveal, offline=offline) as serving:
         with serving.client(ours) as client:
             for _ in range(3):
-                client.session.keep()
-            assert client.session.kept == 3
+                client.session.add_to_stock()
+            assert client.session.in_stock == 3
         assert len(pieces(ours)) == len(pieces(theirs)) == 3
         with serving.client(ours) as client:
             got = np.concatenate(
                 [client.predict(part, batch=2) for part in IMAGES.split(2)]
             )  # the last two are made now
-            assert client.session.kept == 1
+            assert client.session.in_stock == 1
         assert len(pieces(ours)) == len(pieces(theirs)) == 1
     expected = reference.run(LOWERED, IMAGES).logits
     if reveal == "label":
@@ -185,19 +184,44 @@ def test_kept_material_serves_another_connection(tmp_path, relu, reveal, offline
         assert np.abs(got - expected).max() < 0.05
 
 
+@pytest.mark.parametrize("party", ["client", "server"])
+def test_a_stock_of_another_version_is_dropped_in_one_line(tmp_path, party, monkeypatch):
+    """Whoever finds its material to be of another version drops all of it; the next connection drops the other half."""
+    put = Stock.put
+
+    def of_another_version(self, name, content):
+        is_other = tmp_path / party in self.folder.parents
+        put(self, name, content.replace(b"parelu-material-2", b"parelu-material-1", 1) if is_other else content)
+
+    with Serving(tmp_path / "server") as serving:
+        with monkeypatch.context() as patch, serving.client(tmp_path / "client") as client:
+            patch.setattr(Stock, "put", of_another_version)
+            client.session.add_to_stock()
+            client.session.add_to_stock()
+        client = serving.client(tmp_path / "client")
+        line = "a stock of offline material was dropped .*another version of parelu made it.*prepare it anew$"
+        with pytest.raises({"client": UserError, "server": ProtocolError}[party], match=line) as error:
+            client.predict(IMAGES[:1])
+        assert "\n" not in str(error.value)
+        client.close()
+        assert not pieces(tmp_path / party)
+        with serving.client(tmp_path / "client") as client:
+            assert not pieces(tmp_path) and client.predict(IMAGES[:1]).shape == (1, 5)
+
+
 def test_without_a_stock_the_connection_says_so(tmp_path):
     refused = pytest.raises(UserError, match="the server keeps no stock")
     with Serving(None, room=0) as serving, serving.client(tmp_path / "client") as client, refused:
-        client.session.keep()
+        client.session.add_to_stock()
 
 
 def test_a_stock_is_bounded(tmp_path):
     with Serving(tmp_path / "server", room=2) as serving:
         client = serving.client(tmp_path / "client")
-        client.session.keep()
-        client.session.keep()
+        client.session.add_to_stock()
+        client.session.add_to_stock()
         with pytest.raises(ProtocolError, match="the stock is full: the server keeps 2 inferences"):
-            client.session.keep()
+            client.session.add_to_stock()
         client.close()
     assert len(pieces(tmp_path / "client")) == 2
 
@@ -208,7 +232,7 @@ def test_a_party_restored_from_an_old_copy_reuses_nothing(tmp_path, restored):
     with Serving(theirs) as serving:
         with serving.client(ours) as client:
             for _ in range(3):
-                client.session.keep()
+                client.session.add_to_stock()
         shutil.copytree(tmp_path / restored, copy)
         with serving.client(ours) as client:
             client.predict(IMAGES[:2])
@@ -225,10 +249,10 @@ def test_a_party_restored_from_an_old_copy_reuses_nothing(tmp_path, restored):
 def test_stocks_are_not_compared_while_one_is_filled(tmp_path):
     with Serving(tmp_path / "server") as serving:
         with serving.client(tmp_path / "client") as client:
-            client.session.keep()
+            client.session.add_to_stock()
             shutil.rmtree(tmp_path / "server")
-            with ClientStock(tmp_path / "client").filling(), serving.client(tmp_path / "client") as other:
-                assert other.session.kept == 1
+            with ClientStocks(tmp_path / "client").filling(), serving.client(tmp_path / "client") as other:
+                assert other.session.in_stock == 1
                 with pytest.raises(ProtocolError, match="the server has no such material"):
                     other.predict(IMAGES[:1])
         assert not pieces(tmp_path / "client"), "what was offered once is not offered again"
@@ -245,15 +269,15 @@ def test_a_full_disk_loses_one_piece_and_says_so(tmp_path, party, monkeypatch):
 
     with Serving(tmp_path / "server") as serving:
         client = serving.client(tmp_path / "client")
-        client.session.keep()
+        client.session.add_to_stock()
         monkeypatch.setattr("parelu.private.serving.stock.write_atomic", write)
         with pytest.raises((UserError, ProtocolError), match="No space left on device"):
-            client.session.keep()
+            client.session.add_to_stock()
         client.close()
         monkeypatch.setattr("parelu.private.serving.stock.write_atomic", full)
         with serving.client(tmp_path / "client") as client:
-            assert pieces(tmp_path / "client") == pieces(tmp_path / "server") and client.session.kept == 1
-            client.session.keep()
+            assert pieces(tmp_path / "client") == pieces(tmp_path / "server") and client.session.in_stock == 1
+            client.session.add_to_stock()
             client.predict(IMAGES[:2])
 
 
@@ -269,10 +293,10 @@ def test_a_greeting_with_a_stock_is_checked(tmp_path):
 
     with Serving(tmp_path / "server") as serving:
         connection = socket.create_connection(("127.0.0.1", serving.server.port))
-        stock = ClientStock(tmp_path / "client")
+        stock = ClientStocks(tmp_path / "client")
         stock.identity = "../../x" * 3
-        session = Session(Channel(connection, timeout=10), stock=stock)
-        session.keep()
+        session = Session(Channel(connection, timeout=10), stocks=stock)
+        session.add_to_stock()
         session.close()
     assert all(tmp_path / "server" in path.parents for path in (tmp_path / "server").rglob("*"))
     assert len(pieces(tmp_path / "server")) == 1 and not (tmp_path / "x").exists()

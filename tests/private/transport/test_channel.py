@@ -14,11 +14,11 @@ from parelu.errors import ProtocolError
 from parelu.private.serving.session import FORMAT, _load
 from parelu.private.transport import tls
 from parelu.private.transport.channel import FAIL, HEADER, LINGER, Channel, bits_of, pack_bits, ring_of
-from parelu.private.transport.link import NETWORKS, Network
+from parelu.private.transport.link import LINKS, Link, shaped
 
 
-def pair(network="loopback", timeout=5.0):
-    return [Channel(end, NETWORKS[network], timeout) for end in socket.socketpair()]
+def pair(link="loopback", timeout=5.0):
+    return [Channel(shaped(end, LINKS[link]), timeout) for end in socket.socketpair()]
 
 
 def closed(*channels):
@@ -160,7 +160,7 @@ def test_memory_does_not_grow_by_what_a_header_claims():
     two.close()
 
 
-def test_a_shaped_network_takes_its_time():
+def test_a_shaped_link_takes_its_time():
     one, two = pair("wan")
     start = time.monotonic()
     body = bytes(250_000)  # 20 ms at 100 Mb/s
@@ -175,9 +175,9 @@ def test_a_shaped_network_takes_its_time():
     closed(one, two)
 
 
-@pytest.mark.parametrize(("network", "least"), [(Network(0.0, 0.04), 0.02), (Network(100e6, 0.0), 0.02)])
-def test_a_network_may_delay_only_or_limit_only(network, least):
-    one, two = (Channel(end, network) for end in socket.socketpair())
+@pytest.mark.parametrize(("link", "least"), [(Link(0.0, 0.04), 0.02), (Link(100e6, 0.0), 0.02)])
+def test_a_link_may_delay_only_or_limit_only(link, least):
+    one, two = (Channel(shaped(end, link)) for end in socket.socketpair())
     start, body = time.monotonic(), bytes(250_000)
     thread = threading.Thread(target=one.send, args=("kind", body))
     thread.start()
@@ -185,6 +185,38 @@ def test_a_network_may_delay_only_or_limit_only(network, least):
     thread.join()
     assert least <= time.monotonic() - start < 2 * least + 1
     closed(one, two)
+
+
+def test_what_is_sent_waits_until_the_link_is_free():
+    """Messages sent at once arrive one after another, each 20 ms at 4 Mb/s."""
+    one, two = (Channel(shaped(end, Link(4e6, 0.02))) for end in socket.socketpair())
+    body, arrivals = bytes(10_000), []
+    start = time.monotonic()
+    for _ in range(4):
+        one.send("kind", body)
+    for _ in range(4):
+        two.receive("kind", len(body))
+        arrivals.append(time.monotonic() - start)
+    taken = 8 * len(body) / 4e6
+    assert all(arrival >= (number + 1) * taken + 0.01 for number, arrival in enumerate(arrivals))
+    assert arrivals[-1] < 4 * taken + 0.01 + 1
+    closed(one, two)
+
+
+def test_a_shaped_link_carries_the_same_messages():
+    """Parts of any size, a reason at the end, and a peer that closes."""
+    one, two = pair("lan")
+    sizes = [0, 1, 16, 65_536, 65_537, 300_000]
+    bodies = [os.urandom(size) for size in sizes]
+    thread = threading.Thread(target=lambda: (one.send("kind", *bodies), one.fail("enough"), one.close()))
+    thread.start()
+    assert two.receive("kind", sum(sizes)).tobytes() == b"".join(bodies)
+    with pytest.raises(ProtocolError, match="the peer ended the connection: enough"):
+        two.receive("kind", 1)
+    with pytest.raises(ProtocolError, match="closed the connection"):
+        two.receive("kind", 1)
+    two.close()
+    thread.join()
 
 
 @settings(max_examples=4000)

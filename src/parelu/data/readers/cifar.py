@@ -29,14 +29,20 @@ CIFAR100 = _place("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin", "
 
 
 def read_ten(location: Path, shape: Shape | None = None) -> Raw:
-    """CIFAR-10, uint8 (N, 3, 32, 32), 10 classes. A record is the label and 3,072 bytes. Raises UserError."""
+    """CIFAR-10: 50,000 + 10,000 images, 32×32 in colour, the binary version.
+
+    uint8 (N, 3, 32, 32), 10 classes. A record is the label and 3,072 bytes. Raises UserError.
+    """
     parts = [_records(location / name, label=0, labels=1, classes=10) for name in _TEN_TRAIN]
     train = Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
     return Raw(train, _records(location / "test_batch.bin", label=0, labels=1, classes=10), classes=10)
 
 
 def read_hundred(location: Path, shape: Shape | None = None) -> Raw:
-    """CIFAR-100, uint8 (N, 3, 32, 32), 100 fine classes. A record is two labels (coarse, fine) and 3,072 bytes."""
+    """CIFAR-100: 50,000 + 10,000 images, 32×32 in colour, the binary version.
+
+    uint8 (N, 3, 32, 32), 100 fine classes. A record is two labels (coarse, fine) and 3,072 bytes.
+    """
     train, test = (_records(location / name, label=1, labels=2, classes=100) for name in CIFAR100.files)
     return Raw(train, test, classes=100)
 

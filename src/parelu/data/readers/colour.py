@@ -14,9 +14,10 @@ VERSION = 1  # raise it whenever `colour` draws something else: it is part of th
 
 
 def read(location: Path, shape: Shape | None = None) -> Raw:
-    """colour-fashion from the Fashion-MNIST files in `location`: uint8 (N, 3, 28, 28), the labels unchanged.
+    """60,000 + 10,000 images, 28×28 in colour, derived from Fashion-MNIST.
 
-    Derived once, in seconds, then cached. Train and test are drawn from different seeds.
+    From its files in `location`: uint8 (N, 3, 28, 28), the labels unchanged. Derived once, in seconds, then cached.
+    Train and test are drawn from different seeds.
     """
     digest = hashlib.sha256(str(VERSION).encode())
     for path in fashion.sources(location):

@@ -8,9 +8,10 @@ from parelu.data.readers.base import Raw, Shape, Split, spread
 
 
 def read(location: Path | None = None, shape: Shape | None = None) -> Raw:
-    """1,437 training and 360 test images, uint8 (N, 1, 8, 8): the bundled 0..16 scaled to 0..255.
+    """scikit-learn's digits: 1,437 + 360 images, 8×8 in grey.
 
-    The set is published in one piece; which images are the test is fixed here, in the classes' proportions.
+    uint8 (N, 1, 8, 8): the bundled 0..16 scaled to 0..255. The set is published in one piece; which images are the
+    test is fixed here, in the classes' proportions.
     """
     from sklearn.datasets import load_digits  # takes a second to import
 

@@ -46,7 +46,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def read(location: Path, shape: Shape | None = None) -> Raw:
-    """The four idx files in `location`, each plain or .gz, as uint8 (N, 1, 28, 28). Raises UserError naming a file."""
+    """Fashion-MNIST: 60,000 + 10,000 images, 28×28 in grey.
+
+    The four idx files in `location`, each plain or .gz, as uint8 (N, 1, 28, 28). Raises UserError naming a file.
+    """
     return Raw(_split(location, "train"), _split(location, "t10k"), classes=10)
 
 

@@ -39,10 +39,11 @@ class Listing:
 
 
 def read_folder(location: Path, shape: Shape | None = None) -> Raw:
-    """train/<class>/* and test/<class>/* under `location`; the classes are numbered in the order of their names.
+    """A folder of images, `train/CLASS/*` and `test/CLASS/*`.
 
-    Every image is brought to `shape`, or to that of the first training image: uint8 (N, C, H, W), C = 1 or 3.
-    Raises UserError naming the folder or file: no or one class, classes that differ, no images, a corrupt image.
+    The classes are numbered in the order of their names. Every image is brought to `shape`, or to that of the first
+    training image: uint8 (N, C, H, W), C = 1 or 3. Raises UserError naming the folder or file: no or one class,
+    classes that differ, no images, a corrupt image.
     """
     names = _class_names(location / "train")
     if len(names) < 2:
@@ -59,9 +60,10 @@ def read_folder(location: Path, shape: Shape | None = None) -> Raw:
 
 
 def read_tiny_imagenet(location: Path, shape: Shape | None = None) -> Raw:
-    """TinyImageNet, uint8 (N, 3, 64, 64), 200 classes in the order of wnids.txt.
+    """TinyImageNet: 100,000 + 10,000 images, 64×64 in colour.
 
-    The published test images have no labels, so val is the test split. Raises UserError naming the folder or file.
+    uint8 (N, 3, 64, 64), 200 classes in the order of wnids.txt. The published test images have no labels, so val is
+    the test split. Raises UserError naming the folder or file.
     """
     names = _lines(location / "wnids.txt")
     if len(set(names)) != TINY_CLASSES or len(names) != TINY_CLASSES:

@@ -13,32 +13,39 @@ from numpy.typing import NDArray
 
 from parelu.private.crypto.hash import Hash
 
+FORMAT = "parelu-material-2"
 TYPES = ("uint8", "uint64", "int64")
 LENGTH = struct.Struct("<Q")
 
 
-class Stored:
-    """Base of the dataclasses that material consists of; a subclass is known by its module and name."""
+class Encodable:
+    """Base of the dataclasses that material consists of; a subclass has a name of its own, which files hold."""
 
-    kinds: ClassVar[dict[str, type[Stored]]] = {}
+    kinds: ClassVar[dict[str, type[Encodable]]] = {}
+    kind: ClassVar[str]
 
-    def __init_subclass__(cls) -> None:
-        Stored.kinds[f"{cls.__module__}:{cls.__qualname__}"] = cls
+    def __init_subclass__(cls, kind: str) -> None:
+        assert kind not in Encodable.kinds, f"two classes are named {kind}"
+        cls.kind = kind
+        Encodable.kinds[kind] = cls
 
 
 def dump(value: Any) -> bytes:
     """A skeleton as JSON, then the arrays one behind the other."""
     arrays: list[NDArray[Any]] = []
-    skeleton = json.dumps(_skeleton(value, arrays)).encode()
+    skeleton = json.dumps({"format": FORMAT, "value": _skeleton(value, arrays)}).encode()
     return b"".join([LENGTH.pack(len(skeleton)), skeleton, *(array.tobytes() for array in arrays)])
 
 
 def load(body: bytes) -> Any:
-    """The inverse; raises ValueError for what `dump` did not make."""
+    """The inverse; raises ValueError for what `dump` of this version did not make."""
     try:
         (length,) = LENGTH.unpack_from(body)
         position = LENGTH.size + length
-        value, position = _value(json.loads(body[LENGTH.size : position]), body, position)
+        skeleton = json.loads(body[LENGTH.size : position])
+        if not isinstance(skeleton, dict) or skeleton.get("format") != FORMAT:
+            raise ValueError(f"it is not {FORMAT}: another version of parelu made it")
+        value, position = _value(skeleton["value"], body, position)
     except (struct.error, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"malformed material ({type(error).__name__})") from error
     if position != len(body):
@@ -59,9 +66,9 @@ def _skeleton(value: Any, arrays: list[NDArray[Any]]) -> Any:
             return {"array": value.dtype.name, "shape": value.shape}
         case Mapping():
             return {"mapping": [[key, _skeleton(item, arrays)] for key, item in value.items()]}
-        case Stored():
+        case Encodable():
             fields = {f.name: _skeleton(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}  # pyright: ignore[reportArgumentType]
-            return {"kind": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
+            return {"kind": value.kind, "fields": fields}
         case _:
             raise TypeError(f"{type(value).__name__} cannot be stored")
 
@@ -86,4 +93,4 @@ def _value(skeleton: Any, body: bytes, position: int) -> tuple[Any, int]:
     fields = {}
     for name, item in skeleton["fields"].items():
         fields[name], position = _value(item, body, position)
-    return Stored.kinds[skeleton["kind"]](**fields), position
+    return Encodable.kinds[skeleton["kind"]](**fields), position

@@ -22,7 +22,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.codec import Stored
+from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import TOP, chunks, colours
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.kernels import kernels
@@ -38,7 +38,7 @@ def correction_blocks(levels: int, count: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Key(Stored):
+class Key(Encodable, kind="comparison key"):
     """One party's key of n functions.
 
     Attributes:

@@ -10,8 +10,6 @@ import math
 import threading
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from parelu.private.crypto.kernels import kernels
@@ -78,12 +76,12 @@ class LinearMap:
         padding: tuple[int, int] = (0, 0),
         groups: int = 1,
     ) -> None:
-        self.weight = torch.from_numpy(weight.astype(np.float64))
         self.is_matrix = weight.ndim == 2
         self.stride, self.padding, self.groups = stride, padding, groups
         self.kernel: tuple[int, ...] = (1, 1) if self.is_matrix else weight.shape[2:]
         self.by_input = np.ascontiguousarray(np.moveaxis(weight, 0, -1)).view(np.uint64)
-        self.rows = self.weight.numpy().reshape(groups, len(weight) // groups, -1)
+        self.rows = weight.astype(np.float64).reshape(groups, len(weight) // groups, -1)
+        self.outputs = len(weight)
         self.count = -(-BITS // limb_bits(weight))
         self.width = -(-BITS // self.count)
 
@@ -92,7 +90,7 @@ class LinearMap:
         images = np.ascontiguousarray(x.reshape(*x.shape[:2], 1, 1) if self.is_matrix else x)
         sides = zip(images.shape[2:], self.kernel, self.stride, self.padding, strict=True)
         shape = tuple((size + 2 * pad - kernel) // step + 1 for size, kernel, step, pad in sides)
-        batch, channels, outputs = len(images), images.shape[1], len(self.weight)
+        batch, channels, outputs = len(images), images.shape[1], self.outputs
         columns = _scratch("columns", channels, *self.kernel, self.count, batch, *shape)
         kernels.limb_columns(images, self.width, self.stride, self.padding, columns)
         products = _scratch("products", outputs, self.count, batch, *shape)
@@ -107,18 +105,6 @@ class LinearMap:
         out: (1, O, …), as `self(x)` is; shape: (C, H, W) of x.
         """
         kernels.add_sparse(self.by_input, shape[1:], self.stride, self.padding, positions, values, out[0])
-
-    def small(self, x: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same for plain signed integers, exact as long as no sum reaches 2^53; raises OverflowError else."""
-        rows = self.weight.reshape(len(self.weight), -1).abs().sum(1).max()
-        if float(rows) * float(np.abs(x).max(initial=0)) >= 2.0**EXACT:
-            raise OverflowError("a product-sum reaches 2^53")
-        values = torch.from_numpy(x).double()
-        with torch.no_grad():
-            if self.is_matrix:
-                return (values @ self.weight.T).to(torch.int64).numpy()
-            product = F.conv2d(values, self.weight, None, self.stride, self.padding, 1, self.groups)
-            return product.to(torch.int64).numpy()
 
 
 _kept = threading.local()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,19 @@ from torch import Tensor
 from parelu import registry
 from parelu.errors import UserError
 from parelu.private.lowering.lower import Lowered
+from parelu.private.rows import Costs
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What a measurement is asked for; an engine leaves aside what it has no choice of.
 
-    relu: ReLU protocol; offline: offline mode; network: a name of `channel.NETWORKS`; batch: images a query.
+    relu: ReLU protocol; offline: offline mode; link: a name of `transport.link.LINKS`; batch: images a query.
     """
 
     relu: str = "sign"
     offline: str = "he"
-    network: str = "loopback"
+    link: str = "loopback"
     batch: int = 1
 
 
@@ -33,13 +34,11 @@ class Options:
 class Measurement:
     """logits: float64 (N, classes), as the client gets them.
 
-    costs: of the row. `total` is the whole cost of a query, the medians over the queries after one that warms up:
-    seconds, bytes_to_client, bytes_to_server, rounds, cpu_client, cpu_server. An engine whose cost has parts has them
-    as `offline` and `online`, of the same form.
+    costs: medians over the queries after one that warms up.
     """
 
     logits: NDArray[np.float64]
-    costs: Mapping[str, Any]
+    costs: Costs
 
 
 class Engine(abc.ABC):

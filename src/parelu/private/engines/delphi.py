@@ -7,6 +7,7 @@ message there and one back.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -30,10 +31,11 @@ from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
+from parelu.private.rows import Cost, Costs, LayerCost
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server
-from parelu.private.transport.channel import Traffic
-from parelu.private.transport.link import NETWORKS
+from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.transport.link import LINKS
+from parelu.private.transport.traffic import Traffic
 
 PHASES = ("offline", "online")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
@@ -58,27 +60,28 @@ class Delphi(Engine):
             lowered.save(folder)
             warm = torch.cat([images[: options.batch], images])
             storage.write(folder, "images", {"batch": options.batch}, {"images": warm})
-            server, client = _run_parties(folder, options.relu, options.offline, options.network)
+            server, client = _run_parties(folder, options.relu, options.offline, options.link)
         runs = client["runs"][1:], server["runs"][1:]
-        costs = {
-            **{phase: _cost((phase,), *runs) for phase in PHASES},
-            "total": _cost(PHASES, *runs),
-            "setup": _cost(("setup",), client["runs"][:1], server["runs"][:1]),
-            "peak_mb": client["peak_mb"] + server["peak_mb"],
-            "peak_mb_client": client["peak_mb"],
-            "peak_mb_server": server["peak_mb"],
-            "layers": _layers(*runs),
-        }
+        costs = Costs(
+            offline=_cost(("offline",), *runs),
+            online=_cost(("online",), *runs),
+            total=_cost(PHASES, *runs),
+            setup=_cost(("setup",), client["runs"][:1], server["runs"][:1]),
+            peak_mb=client["peak_mb"] + server["peak_mb"],
+            peak_mb_client=client["peak_mb"],
+            peak_mb_server=server["peak_mb"],
+            layers=_layers(*runs),
+        )
         return Measurement(np.array(client["logits"])[len(warm) - len(images) :], costs)
 
 
-def _run_parties(folder: Path, relu: str, offline: str, network: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    with _party("server", folder, relu, offline, network) as server:
+def _run_parties(folder: Path, relu: str, offline: str, link: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    with _party("server", folder, relu, offline, link) as server:
         assert server.stdout is not None
         first = server.stdout.readline()
         if not first:
             raise UserError(f"the server's process failed: {_last_line(server)}")
-        with _party("client", folder, str(json.loads(first)["port"]), network) as client:
+        with _party("client", folder, str(json.loads(first)["port"]), link) as client:
             out, error = client.communicate()
         rest = server.stdout.readline()
         if not rest:
@@ -113,39 +116,36 @@ def _last_line(process: subprocess.Popen[str]) -> str:
 Runs = Sequence[Sequence[Mapping[str, Any]]]  # for each inference, the traffic of each phase and layer
 
 
-def _cost(phases: Sequence[str], client: Runs, server: Runs) -> dict[str, float]:
+def _cost(phases: Sequence[str], client: Runs, server: Runs) -> Cost:
     """Medians over the inferences of the sums over the layers of these phases."""
 
     def total(runs: Runs, what: str) -> float:
         return statistics.median(sum(t[what] for t in run if t["phase"] in phases) for run in runs)
 
-    return {
-        "seconds": total(client, "seconds"),
-        "bytes_to_client": total(client, "received"),
-        "bytes_to_server": total(client, "sent"),
-        "rounds": total(client, "rounds"),
-        "cpu_client": total(client, "cpu"),
-        "cpu_server": total(server, "cpu"),
-    }
+    return Cost(
+        seconds=total(client, "seconds"),
+        sent={"client": total(client, "received"), "server": total(client, "sent")},
+        rounds=total(client, "rounds"),
+        cpu={"client": total(client, "cpu"), "server": total(server, "cpu")},
+    )
 
 
-def _layers(client: Runs, server: Runs) -> list[dict[str, Any]]:
-    """A row for each phase and layer, the medians over the inferences."""
-    rows: dict[tuple[str, str], dict[str, list[float]]] = {}
+def _layers(client: Runs, server: Runs) -> tuple[LayerCost, ...]:
+    """Of each phase and layer, the medians over the inferences."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for party, runs in (("client", client), ("server", server)):
-        for run in runs:
-            for entry in run:
-                row = rows.setdefault((entry["phase"], entry["layer"]), {})
-                row.setdefault(f"cpu_{party}", []).append(entry["cpu"])
-                row.setdefault(f"seconds_{party}", []).append(entry["seconds"])
-                if party == "client":
-                    row.setdefault("bytes_to_client", []).append(entry["received"])
-                    row.setdefault("bytes_to_server", []).append(entry["sent"])
-    return [
-        {"phase": phase, "layer": layer, **{name: statistics.median(values) for name, values in row.items()}}
-        for (phase, layer), row in rows.items()
+        for entry in itertools.chain(*runs):
+            layer = found.setdefault((entry["phase"], entry["layer"]), {})
+            layer.setdefault(f"cpu_{party}", []).append(entry["cpu"])
+            layer.setdefault(f"seconds_{party}", []).append(entry["seconds"])
+            if party == "client":
+                layer.setdefault("bytes_to_client", []).append(entry["received"])
+                layer.setdefault("bytes_to_server", []).append(entry["sent"])
+    return tuple(
+        LayerCost(phase, layer, **{name: statistics.median(values) for name, values in lists.items()})
+        for (phase, layer), lists in found.items()
         if phase in PHASES
-    ]
+    )
 
 
 def _entries(traffic: Mapping[tuple[str, str], Traffic]) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _server(folder: Path, relu: str, offline: str, network: str) -> None:
+def _server(folder: Path, relu: str, offline: str, link: str) -> None:
     model = Model(Lowered.load(folder), relus()[relu], REVEALS["logits"])
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
@@ -180,8 +180,7 @@ def _server(folder: Path, relu: str, offline: str, network: str) -> None:
         model,
         modes()[offline],
         ("127.0.0.1", 0),
-        network=NETWORKS[network],
-        timeout=TIMEOUT,
+        options=ServerOptions(link=LINKS[link], timeout=TIMEOUT),
         log=failures.append,
         finished=lambda traffic: runs.append(_entries(traffic)),
     )
@@ -190,10 +189,10 @@ def _server(folder: Path, relu: str, offline: str, network: str) -> None:
     print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
 
 
-def _client(folder: Path, port: str, network: str) -> None:
+def _client(folder: Path, port: str, link: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    with Client("127.0.0.1", int(port), network=NETWORKS[network], timeout=TIMEOUT) as client:
+    with Client("127.0.0.1", int(port), link=LINKS[link], timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()

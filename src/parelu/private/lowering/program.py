@@ -123,7 +123,7 @@ class Add(Join):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Concat(Join):
-    """The channels of one value behind those of another."""
+    """The channels of one value after those of another."""
 
     kind: ClassVar[str] = "concat"
 

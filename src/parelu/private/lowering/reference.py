@@ -2,49 +2,56 @@
 
 `run` works on batches of plain integers and reports every value that leaves its range. `replay` takes the
 client's shares of one inference as well, and so truncates as the two parties do: its result is theirs, to the bit.
+
+All arithmetic here is its own, on signed integers, and shares nothing with the engines: a mistake on either side shows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu.network.preprocessing import normalise
-from parelu.private.crypto.ring import LinearMap, Ring, decode, encode, truncate_client, truncate_server
 from parelu.private.lowering.lower import Integers, Lowered
-from parelu.private.lowering.program import Activation, Conv, Linear, Op, Program, Truncate, local, sources
+from parelu.private.lowering.program import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Linear,
+    Op,
+    Pool,
+    Program,
+    Scale,
+    Slice,
+    Truncate,
+    sources,
+)
 
 BATCH = 50
+MODULUS = 1 << 59  # of the ring
+EXACT = 1 << 53  # float64 holds all integers below
 
 Signed = NDArray[np.int64]
 
 
-def linear_map(op: Op, integers: Integers) -> Callable[[Ring], Ring]:
-    """W of a secret op as a function of (batch, …) ring elements, modulo 2^64; the bias is left out."""
-    match op:
-        case Conv():
-            return LinearMap(integers["weight"], op.stride, op.padding, op.groups)
-        case Linear():
-            return LinearMap(integers["weight"])
-        case _:
-            factor = encode(integers["weight"])
-            return lambda x: x * factor
+def integers_of(program: Program, images: Tensor) -> Signed:
+    """uint8 (N, C, H, W) → the input's integers, by a table of the 256 values that a byte of a channel can have.
 
-
-def bias_of(op: Op, integers: Integers) -> Signed:
-    """As it is added to (batch, …)."""
-    bias = integers["bias"]
-    return bias[:, None, None] if isinstance(op, Conv) and bias.ndim == 1 else bias
-
-
-def encode_images(program: Program, images: Tensor) -> Signed:
-    """uint8 (N, C, H, W) → the input's integers, normalised as the network was trained."""
-    mean, std = (tuple(program.preprocessing[name]) for name in ("mean", "std"))
-    return np.rint(normalise(images, mean, std).double().numpy() * 2.0**program.fraction).astype(np.int64)
+    Normalised in float32, as the network is trained.
+    """
+    mean, std = (np.array(program.preprocessing[name], np.float32)[:, None] for name in ("mean", "std"))
+    normal = np.arange(256, dtype=np.float32) * (1 / (255 * std)) - mean / std
+    table = np.rint(normal.astype(np.float64) * (1 << program.fraction)).astype(np.int64)
+    return table[np.arange(len(table))[:, None, None], images.numpy()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,112 +75,202 @@ def run(lowered: Lowered, images: Tensor, progress: Callable[[int], None] = lamb
     its logits are zeros, and all its ReLUs are counted.
     """
     program = lowered.program
-    maps = {i: linear_map(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
+    layers = {i: ExactLinear(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
     logits, overflows = [], 0
     for batch in images.split(BATCH):
-        for values, left in _evaluate(lowered, maps, batch):
+        for values, left in _evaluate(lowered, layers, batch):
             logits.append(values)
             overflows += left
         progress(len(batch))
     return Result(np.concatenate(logits), overflows, len(images) * program.relus)
 
 
+class ExactLinear:
+    """W·x + b of a secret op in float64, for (batch, …) integers whose product-sums stay below 2^53."""
+
+    def __init__(self, op: Op, integers: Integers) -> None:
+        weight = integers["weight"]
+        self.op, self.bias = op, _bias(op, integers)
+        self.weight = torch.from_numpy(weight.astype(np.float64))
+        rows = weight.reshape(len(weight), -1) if isinstance(op, (Conv, Linear)) else weight.reshape(-1, 1)
+        self.largest = float(np.abs(rows).sum(1).max())  # Σ|w| of one output
+
+    def __call__(self, x: Signed) -> Signed:
+        """Raises OverflowError where a product-sum may reach 2^53."""
+        if self.largest * float(np.abs(x).max(initial=0)) >= EXACT:
+            raise OverflowError("a product-sum reaches 2^53")
+        with torch.no_grad():
+            return self._products(torch.from_numpy(x).double()).to(torch.int64).numpy() + self.bias
+
+    def _products(self, x: Tensor) -> Tensor:
+        match self.op:
+            case Conv(stride=stride, padding=padding, groups=groups):
+                return F.conv2d(x, self.weight, None, stride, padding, 1, groups)
+            case Linear():
+                return F.linear(x, self.weight)
+            case _:
+                return x * self.weight
+
+
 def _evaluate(
-    lowered: Lowered, maps: Mapping[int, Callable[[Ring], Ring]], images: Tensor
+    lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor
 ) -> list[tuple[NDArray[np.float64], int]]:
     """Logits and ReLUs out of range of parts of a batch, in order; parts, because one image can be lost."""
     try:
-        return [_exactly(lowered, maps, images)]
+        return [_exactly(lowered, layers, images)]
     except OverflowError:
         if len(images) == 1:
             classes = lowered.program.shapes[-1]
             return [(np.zeros((1, *classes)), lowered.program.relus)]
         first, second = images.split(-(-len(images) // 2))
-        return _evaluate(lowered, maps, first) + _evaluate(lowered, maps, second)
+        return _evaluate(lowered, layers, first) + _evaluate(lowered, layers, second)
 
 
-def _exactly(
-    lowered: Lowered, maps: Mapping[int, Callable[[Ring], Ring]], images: Tensor
-) -> tuple[NDArray[np.float64], int]:
+def _exactly(lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor) -> tuple[NDArray[np.float64], int]:
     """Logits and ReLUs out of range; raises OverflowError where a product-sum is not exact."""
     program, overflows = lowered.program, 0
-    values: list[Signed] = [encode_images(program, images)]
+    values: list[Signed] = [integers_of(program, images)]
     for number, op in enumerate(program.ops):
         x = values[op.source]
         if op.is_secret:
-            y = _plain_linear(op, maps[number], lowered.weights[number], x)
+            y = layers[number](x)
         elif isinstance(op, Truncate):
             y = _rounded(x, op.bits)
         elif isinstance(op, Activation):
             y = _activate(op, lowered.weights.get(number, {}), x)
             overflows += int((np.abs(x.reshape(len(x), -1)[:, op.relus]) >= 1 << (op.bits - 1)).sum())
         else:
-            y = local(op, *(values[i].view(np.uint64) for i in sources(op))).view(np.int64)
+            y = _rearranged(op, [values[i] for i in sources(op)])
         values.append(y)
     return (values[-1] * program.output_unit).astype(np.float64), overflows
-
-
-def _plain_linear(op: Op, apply: Callable[[Ring], Ring], integers: Integers, x: Signed) -> Signed:
-    y = apply.small(x) if isinstance(apply, LinearMap) else x * integers["weight"]
-    return y + bias_of(op, integers)
 
 
 def _activate(op: Activation, integers: Integers, x: Signed) -> Signed:
     y = x.reshape(len(x), -1).copy()
     y[:, op.relus] = np.maximum(y[:, op.relus], 0)
     if len(op.squares):
-        z = y[:, op.squares]
-        full = integers["c0"] + z * (integers["c1"] + z * integers["c2"])
-        y[:, op.squares] = _rounded(full, op.truncation)
+        y[:, op.squares] = _rounded(_polynomial(integers, y[:, op.squares]), op.truncation)
     return y.reshape(x.shape)
 
 
-def replay(lowered: Lowered, image: Tensor, client: Mapping[int, Ring], relu: str) -> Ring:
-    """The last value of one inference, (classes,), given the client's shares of it.
+def _rounded(x: Signed, bits: int) -> Signed:
+    """x / 2^bits to the nearest: the mean of what two parties' truncations give."""
+    return (x + (np.int64(1) << np.int64(bits - 1))) >> np.int64(bits)
+
+
+def replay(lowered: Lowered, image: Tensor, client: Mapping[int, NDArray[Any]], relu: str) -> NDArray[np.uint64]:
+    """The last value of one inference, (classes,) below 2^59, given the client's shares of it.
 
     client: number of a value → the client's share, flat: of the input and of each linear op's output, and of an
     activation's output at its ReLUs, then its squares; the squares' own share before truncation under −number.
     relu: "full" looks at all bits of the input, every other protocol at m.
     """
     program = lowered.program
-    maps = {i: linear_map(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
-    values = [encode(encode_images(program, image[None]))]
-    shares = [client[0].reshape(values[0].shape)]
+    given = {number: share.astype(np.int64) for number, share in client.items()}
+    values = [integers_of(program, image[None])]
+    shares = [given[0].reshape(values[0].shape)]
     for number, op in enumerate(program.ops):
-        x, c = values[op.source], shares[op.source]
+        x, c, integers = values[op.source], shares[op.source], lowered.weights.get(number, {})
         if op.is_secret:
-            y = maps[number](x) + encode(bias_of(op, lowered.weights[number]))
-            share = client[number + 1].reshape(y.shape)
+            y = _modular_products(op, integers["weight"], x) + _bias(op, integers)
+            share = given[number + 1].reshape(y.shape)
         elif isinstance(op, Truncate):
-            share = truncate_client(c, op.bits)
-            y = share + truncate_server(x - c, op.bits)
+            y, share = _truncated(x, c, op.bits)
         elif isinstance(op, Activation):
-            y, share = _replay_activation(op, lowered.weights.get(number, {}), x, c, client, number + 1, relu)
+            y, share = _replayed_activation(op, integers, x, c, given, number + 1, relu)
         else:
-            pairs = [(values[i], shares[i]) for i in sources(op)]
-            y, share = (local(op, *parts) for parts in zip(*pairs, strict=True))
-        values.append(encode(decode(y)))
+            y, share = (_rearranged(op, [both[i] for i in sources(op)]) for both in (values, shares))
+        values.append(_wrapped(y))
         shares.append(share)
-    return values[-1][0]
+    return (values[-1][0] % MODULUS).astype(np.uint64)
 
 
-def _replay_activation(
-    op: Activation, integers: Integers, x: Ring, c: Ring, client: Mapping[int, Ring], number: int, relu: str
-) -> tuple[Ring, Ring]:
+def _replayed_activation(
+    op: Activation, integers: Integers, x: Signed, c: Signed, given: Mapping[int, Signed], number: int, relu: str
+) -> tuple[Signed, Signed]:
     y, share = x.reshape(-1).copy(), c.reshape(-1).copy()
     z = y[op.relus]
     bits = 59 if relu == "full" else op.bits
-    y[op.relus] = np.where((z >> np.uint64(bits - 1)) & np.uint64(1) == 0, z, np.uint64(0))
+    y[op.relus] = np.where(z >> (bits - 1) & 1, 0, z)
     if len(op.squares):
-        z = y[op.squares]
-        full = encode(integers["c0"]) + z * (encode(integers["c1"]) + z * encode(integers["c2"]))
-        before = client[-number]
-        y[op.squares] = truncate_client(before, op.truncation) + truncate_server(full - before, op.truncation)
-    fresh = client[number]
-    share[op.relus], share[op.squares] = fresh[: len(op.relus)], fresh[len(op.relus) :]
+        y[op.squares] = _truncated(_polynomial(integers, y[op.squares]), given[-number], op.truncation)[0]
+    share[op.relus], share[op.squares] = np.split(given[number], [len(op.relus)])
     return y.reshape(x.shape), share.reshape(c.shape)
 
 
-def _rounded(x: Signed, bits: int) -> Signed:
-    """x / 2^bits to the nearest: the mean of what two parties' truncations give."""
-    return (x + (np.int64(1) << np.int64(bits - 1))) >> np.int64(bits)
+def _truncated(x: Signed, client: Signed, bits: int) -> tuple[Signed, Signed]:
+    """x as the parties divide it by 2^bits, and the client's share of that (SecureML, section 4.1).
+
+    The client shifts its share, taken from 0 to 2^59; the server shifts the negative of its own, and negates.
+    """
+    share = client % MODULUS >> bits
+    return share - ((client - x) % MODULUS >> bits), share
+
+
+def _wrapped(x: Signed) -> Signed:
+    """The representative modulo 2^59 in [−2^58, 2^58); int64 wraps at a multiple of 2^59."""
+    return (x + MODULUS // 2) % MODULUS - MODULUS // 2
+
+
+def _modular_products(op: Op, weight: Signed, x: Signed) -> Signed:
+    """W·x of (batch, …) by int64, which wraps: right modulo 2^59 for any x."""
+    match op:
+        case Linear():
+            return x @ weight.T
+        case Conv():
+            inputs, outputs = x.shape[1] // op.groups, len(weight) // op.groups
+            groups = []
+            for group in range(op.groups):
+                part = x[:, group * inputs : (group + 1) * inputs]
+                own = weight[group * outputs : (group + 1) * outputs]
+                groups.append(sum(_channels(own[:, :, i, j], view) for i, j, view in _windows(op, part)))
+            return np.concatenate(groups, axis=1)
+        case _:
+            return x * weight
+
+
+def _channels(matrix: Signed, x: Signed) -> Signed:
+    """The matrix (O, I) on the channels of (batch, I, H, W)."""
+    return (matrix @ x.reshape(*x.shape[:2], -1)).reshape(len(x), len(matrix), *x.shape[2:])
+
+
+def _windows(op: Conv | Pool, x: Signed) -> Iterator[tuple[int, int, Signed]]:
+    """For each place (i, j) of the kernel, what it sees of (batch, C, H, W), a map of the output's size."""
+    (top, left), (down, right) = op.padding, op.stride
+    count, channels, height, width = x.shape
+    padded = np.zeros((count, channels, height + 2 * top, width + 2 * left), np.int64)
+    padded[:, :, top : top + height, left : left + width] = x
+    ends = height + 2 * top - op.kernel[0] + 1, width + 2 * left - op.kernel[1] + 1
+    for i, j in itertools.product(*map(range, op.kernel)):
+        yield i, j, padded[:, :, i : i + ends[0] : down, j : j + ends[1] : right]
+
+
+def _bias(op: Op, integers: Integers) -> Signed:
+    """To be added to (batch, …): a number for each channel of a convolution, or for each position."""
+    bias = integers["bias"]
+    return bias.reshape(-1, 1, 1) if isinstance(op, Conv) and bias.ndim == 1 else bias
+
+
+def _polynomial(integers: Integers, z: Signed) -> Signed:
+    c0, c1, c2 = (integers[name] for name in ("c0", "c1", "c2"))
+    return c2 * z * z + c1 * z + c0
+
+
+def _rearranged(op: Op, values: Sequence[Signed]) -> Signed:
+    """What an op without a secret makes of (batch, …) integers, or of shares modulo 2^59."""
+    x = values[0]
+    match op:
+        case Add():
+            return x + values[1]
+        case Concat():
+            return np.hstack(values)
+        case Slice():
+            return x[:, np.arange(op.start, op.stop)]
+        case Pool():
+            return np.sum([view for _, _, view in _windows(op, x)], 0)
+        case Scale():
+            return x * op.factor
+        case Flatten():
+            return x.reshape(len(x), -1)
+        case _:
+            raise TypeError(f"the reference has no op {op.kind}")

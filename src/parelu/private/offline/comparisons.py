@@ -1,6 +1,6 @@
 """Keys of distributed comparison functions that two parties make for each other, without a dealer.
 
-After Doerner and Shelat (CCS 2017), for the construction of `primitives.dcf`, with α shared by XOR and β by addition.
+After Doerner and Shelat (CCS 2017), for the construction of `crypto.dcf`, with α shared by XOR and β by addition.
 Each party grows the whole tree under its own root. Off α's path both have the same nodes, which cancel: XOR or
 difference of the sums over a level are those of the two nodes on the path. So a level's correction is a choice by a
 shared bit of α, which is made by oblivious transfer. Its sign is party 1's colour on the path, told by the numbers T₀
@@ -14,7 +14,7 @@ The work doubles with each bit, so there is a limit of `MOST_BITS`.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,10 @@ from parelu.private.crypto.dcf import CHUNK, Key, correction_blocks, parts, root
 from parelu.private.crypto.garbling import TOP, chunks
 from parelu.private.crypto.hash import OT_DOMAIN, Hash
 from parelu.private.crypto.kernels import kernels
-from parelu.private.crypto.ot_extension import message_bytes
+from parelu.private.crypto.ot_extension import ExtensionReceiver, ExtensionSender, message_bytes
 from parelu.private.crypto.prg import Blocks, Stream
 from parelu.private.crypto.ring import Ring, reduce
-
-if TYPE_CHECKING:
-    from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
+from parelu.private.transport.channel import Channel
 
 MOST_BITS = 16
 MEMORY = 1 << 26  # bytes of the lowest level of the trees that are grown together
@@ -38,8 +36,18 @@ NODES = 4096  # that are permuted together: their blocks stay in the cache
 VALUE, TOP_BIT, SIDES, PAYLOAD, NODE, SIGN = range(OT_DOMAIN + 3, OT_DOMAIN + 9)
 
 
+class Connection(Protocol):
+    """A party's transfers with the other, each way. compared: how many of them have made keys so far."""
+
+    channel: Channel
+    hash: Hash
+    sender: ExtensionSender
+    receiver: ExtensionReceiver
+    compared: int
+
+
 def make(
-    offline: ObliviousServer | ObliviousClient, party: int, permutation: bytes, own: Stream, count: int, bits: int
+    offline: Connection, party: int, permutation: bytes, own: Stream, count: int, bits: int
 ) -> tuple[Key, Ring, Ring]:
     """A party's (key, share of r, share of r_t·(1, r)) as `ClientOffline.comparison` says; party: the client is 0."""
     levels, roots = bits - 1, own.blocks(count)
@@ -70,7 +78,7 @@ class _Transfers:
     bits: own ones, (rows, n).
     """
 
-    def __init__(self, offline: ObliviousServer | ObliviousClient, party: int, bits: NDArray[np.uint8]) -> None:
+    def __init__(self, offline: Connection, party: int, bits: NDArray[np.uint8]) -> None:
         self.offline, self.party, self.bits = offline, party, bits
         message, chosen = offline.receiver.extend(bits.reshape(-1))
         theirs = exchange(offline, party, message)
@@ -109,7 +117,7 @@ class _Transfers:
         return exchange(self.offline, self.party, values).view(np.uint64).reshape(values.shape)
 
 
-def exchange(offline: ObliviousServer | ObliviousClient, party: int, values: NDArray) -> NDArray[np.uint8]:
+def exchange(offline: Connection, party: int, values: NDArray) -> NDArray[np.uint8]:
     """The other party's message of the same length; the server's goes first."""
     channel = offline.channel
     if party:
@@ -124,7 +132,7 @@ def exchange(offline: ObliviousServer | ObliviousClient, party: int, values: NDA
 class _Trees:
     """A party's trees of some functions, and with the other's what corrects them. Shapes: c trees, w nodes a level."""
 
-    offline: ObliviousServer | ObliviousClient
+    offline: Connection
     party: int
     hash: Hash
     transfers: _Transfers

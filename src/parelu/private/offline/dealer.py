@@ -7,7 +7,6 @@ would have received from a protocol otherwise, it draws from the seed, and the d
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -203,9 +202,7 @@ class Dealt(Mode):
             package = self.package(model)
         return package.deliver(channel)
 
-    def fetch(self, channel: Channel, state: None, terms: Terms, *, keep_shares: bool = False) -> Material:
+    def fetch(self, channel: Channel, state: None) -> DealtClient:
         with channel.measured("offline", "seed"):
             body = channel.receive("deal", 2 * SEED_BYTES).tobytes()
-        client = DealtClient(body[:SEED_BYTES], body[SEED_BYTES:], channel)
-        measure = functools.partial(channel.measured, "offline")
-        return prepare_client(terms, client, measure=measure, keep_shares=keep_shares)
+        return DealtClient(body[:SEED_BYTES], body[SEED_BYTES:], channel)

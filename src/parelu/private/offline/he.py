@@ -27,7 +27,7 @@ from parelu.private.lowering.program import Conv, Linear, Op, Program, Shape
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.mode import Mode
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
-from parelu.private.protocol.delphi import Material, Model, Terms, prepare_client, prepare_server
+from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
 
 SIZES = struct.Struct("<BB")  # log2 of the largest Σ|w| of a row, and of the largest factor of a single value
@@ -171,14 +171,8 @@ class HomomorphicEncryption(Mode):
 
     def serve(self, channel: Channel, state: _Server, model: Model) -> Material:
         state.seed = fresh_seed()
-        measure = functools.partial(channel.measured, "offline")
-        material = prepare_server(model, state, state.first, measure)
-        state.first += model.terms.instances
-        return material
+        return prepare_server(model, state, functools.partial(channel.measured, "offline"))
 
-    def fetch(self, channel: Channel, state: _Client, terms: Terms, *, keep_shares: bool = False) -> Material:
+    def fetch(self, channel: Channel, state: _Client) -> _Client:
         state.seed = fresh_seed()
-        measure = functools.partial(channel.measured, "offline")
-        material = prepare_client(terms, state, state.first, measure, keep_shares=keep_shares)
-        state.first += terms.instances
-        return material
+        return state

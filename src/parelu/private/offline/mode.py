@@ -9,6 +9,7 @@ from parelu import registry
 from parelu.errors import UserError
 from parelu.private.crypto.ring import BITS
 from parelu.private.lowering.program import Activation, Program
+from parelu.private.protocol.correlations import ClientOffline
 from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
@@ -74,8 +75,8 @@ class Mode(abc.ABC):
         """Make the material of one inference with the client."""
 
     @abc.abstractmethod
-    def fetch(self, channel: Channel, state: Any, terms: Terms, *, keep_shares: bool = False) -> Material:
-        """The client's end of `serve`, or of a package's delivery. keep_shares: for `reference.replay`."""
+    def fetch(self, channel: Channel, state: Any) -> ClientOffline:
+        """The client's end of `serve`, or of a package's delivery: what `prepare_client` asks of the server."""
 
 
 def modes() -> dict[str, Mode]:

@@ -34,7 +34,7 @@ AT_ONCE = 1 << 18  # transfers of a product of integers
 
 
 class ObliviousServer(ServerOffline):
-    """The server of one connection. first: number of the next inference's first instance."""
+    """The server of one connection."""
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         own = Stream(fresh_seed(), "base choices")
@@ -50,7 +50,7 @@ class ObliviousServer(ServerOffline):
         self.channel, self.delta = channel, self.sender.delta
         self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
         self.permutation = derive(context[:SEED_BYTES], "comparison")
-        self.seed, self.first, self._multiplied = b"", 0, 0
+        self.seed, self._multiplied = b"", 0
         self.compared = 0  # transfers that made keys
 
     def labels(self, number: int, first: int, wires: int, count: int) -> Blocks:
@@ -95,7 +95,7 @@ class ObliviousServer(ServerOffline):
 
 
 class ObliviousClient(ClientOffline):
-    """The client of one connection. first: number of the next inference's first instance."""
+    """The client of one connection."""
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         choices = Stream(fresh_seed(), "base choices").bits(BASE)
@@ -111,7 +111,7 @@ class ObliviousClient(ClientOffline):
         self.channel = channel
         self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
         self.permutation = derive(context[:SEED_BYTES], "comparison")
-        self.seed, self.first, self._multiplied = b"", 0, 0
+        self.seed, self._multiplied = b"", 0
         self.compared = 0  # transfers that made keys
 
     def stream(self, number: int, what: str) -> Stream:

@@ -23,6 +23,13 @@ class ClientOffline(abc.ABC):
     """The client's side. hash: under the key that the garbled circuits were made with."""
 
     hash: Hash
+    first: int = 0  # of the numbers of garbled instances that are free under the key
+
+    def numbers(self, count: int) -> int:
+        """The first of so many instances' numbers, each of which is used once."""
+        first = self.first
+        self.first += count
+        return first
 
     @abc.abstractmethod
     def stream(self, number: int, what: str) -> Stream:
@@ -67,6 +74,13 @@ class ServerOffline(abc.ABC):
     hash: Hash
     delta: Blocks
     seed: bytes
+    first: int = 0  # of the numbers of garbled instances that are free under the key
+
+    def numbers(self, count: int) -> int:
+        """The first of so many instances' numbers, each of which is used once."""
+        first = self.first
+        self.first += count
+        return first
 
     @abc.abstractmethod
     def linear(self, number: int, op: Op) -> Ring:

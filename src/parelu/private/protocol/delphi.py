@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.codec import Stored, dump, load
+from parelu.private.crypto.codec import Encodable, dump, load
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
+from parelu.private.lowering.encode import bias_of, linear_map
 from parelu.private.lowering.lower import Integers, Lowered
 from parelu.private.lowering.program import Activation, Conv, Op, Program, Truncate, local, sources
-from parelu.private.lowering.reference import bias_of, linear_map
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import Relu
 from parelu.private.protocol.reveal import Reveal
@@ -45,11 +45,6 @@ class Terms:
     program: Program
     relu: Relu
     reveal: Reveal
-
-    @property
-    def instances(self) -> int:
-        """Numbers of garbled instances that one inference takes under one key."""
-        return self.program.relus + self.reveal.instances(self.program.classes)
 
     @property
     def most_prepared(self) -> int:
@@ -95,7 +90,7 @@ class Material:
         return cls(load(body))
 
     def dump(self) -> bytes:
-        """The content as bytes, taken: what is stored is no longer here."""
+        """The content as bytes, taken: what is on disk is no longer here."""
         return dump(self.take())
 
     def take(self) -> Any:
@@ -107,23 +102,22 @@ class Material:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Squares(Stored):
+class _Squares(Encodable, kind="squares"):
     offset: Ring  # the client's mask of the output; the server's shift of the opening
     u: Ring
     v: Ring
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _ClientMaterial(Stored):
+class _ClientMaterial(Encodable, kind="inference, client"):
     mask: Ring  # of the input
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]
     output: Any
-    shares: dict[int, Ring] | None  # for `reference.replay`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _ServerMaterial(Stored):
+class _ServerMaterial(Encodable, kind="inference, server"):
     summands: Mapping[int, Ring]  # of secret ops: the share of the product, and the bias
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]
@@ -142,78 +136,92 @@ def _walk(program: Program, first_value: Ring, make: Callable[[int, Op, Ring], R
     return values[-1]
 
 
-def prepare_client(
-    terms: Terms, offline: ClientOffline, first: int = 0, measure: Measure = unmeasured, *, keep_shares: bool = False
-) -> Material:
-    """The client's offline phase. first: number of the inference's first garbled instance under the key."""
-    program, counter = terms.program, first
-    relus: dict[int, Any] = {}
-    squares: dict[int, _Squares] = {}
-    shares: dict[int, Ring] | None = {} if keep_shares else None
-    mask = offline.stream(0, "mask").ring(1, *program.input_shape)
-    if shares is not None:
-        shares[0] = mask.reshape(-1)
+def prepare_client(terms: Terms, offline: ClientOffline, measure: Measure = unmeasured) -> Material:
+    """The client's offline phase."""
+    return _ClientWalk(terms, offline, measure).material()
 
-    def activation(number: int, op: Activation, flat: Ring) -> Ring:
-        nonlocal counter
-        out = flat.copy()
-        if len(op.relus):
-            relus[number] = terms.relu.prepare_client(offline, number, counter, flat[op.relus], op.bits)
-            out[op.relus] = relus[number].mask
-            counter += len(op.relus)
-        if len(op.squares):
-            fresh = offline.stream(number, "square mask").ring(len(op.squares))
-            squares[number] = _Squares(fresh, *offline.square(number, flat[op.squares]))
-            out[op.squares] = fresh
-        if shares is not None:
-            shares[number] = np.concatenate([out[op.relus], out[op.squares]])
-        return out
 
-    def make(number: int, op: Op, source: Ring) -> Ring:
+class _ClientWalk:
+    """The client goes through the program with its shares, and keeps what it will need online."""
+
+    def __init__(self, terms: Terms, offline: ClientOffline, measure: Measure) -> None:
+        self.terms, self.offline, self.measure = terms, offline, measure
+        self.relus: dict[int, Any] = {}
+        self.squares: dict[int, _Squares] = {}
+
+    def material(self) -> Material:
+        program, reveal = self.terms.program, self.terms.reveal
+        mask = self.offline.stream(0, "mask").ring(1, *program.input_shape)
+        last = reduce(_walk(program, mask, self._share))[0]
+        with self.measure(OUTPUT):
+            first = self.offline.numbers(reveal.instances(program.classes))
+            number = len(program.ops) + 1
+            output = reveal.prepare_client(self.offline, number, first, last, program.output_bits)
+        return Material(_ClientMaterial(mask, self.relus, self.squares, output))
+
+    def _share(self, number: int, op: Op, source: Ring) -> Ring:
+        """Of the value that the op makes of this share."""
         if isinstance(op, Truncate):
             return truncate_client(source, op.bits)
+        program = self.terms.program
         shape = (1, *program.shapes[number])
-        with measure(program.layers[number - 1]):
+        with self.measure(program.layers[number - 1]):
             if isinstance(op, Activation):
-                return activation(number, op, reduce(source.reshape(-1))).reshape(shape)
-            share = offline.linear(number, op, source, math.prod(shape))
-        if shares is not None:
-            shares[number] = share
-        return share.reshape(shape)
+                return self._activation(number, op, reduce(source.reshape(-1))).reshape(shape)
+            return self.offline.linear(number, op, source, math.prod(shape)).reshape(shape)
 
-    last = reduce(_walk(program, mask, make))[0]
-    with measure(OUTPUT):
-        output = terms.reveal.prepare_client(offline, len(program.ops) + 1, counter, last, program.output_bits)
-    return Material(_ClientMaterial(mask, relus, squares, output, shares))
+    def _activation(self, number: int, op: Activation, flat: Ring) -> Ring:
+        out = flat.copy()
+        if len(op.relus):
+            first = self.offline.numbers(len(op.relus))
+            ready = self.terms.relu.prepare_client(self.offline, number, first, flat[op.relus], op.bits)
+            self.relus[number] = ready
+            out[op.relus] = ready.mask
+        if len(op.squares):
+            fresh = self.offline.stream(number, "square mask").ring(len(op.squares))
+            self.squares[number] = _Squares(fresh, *self.offline.square(number, flat[op.squares]))
+            out[op.squares] = fresh
+        return out
 
 
-def prepare_server(model: Model, offline: ServerOffline, first: int = 0, measure: Measure = unmeasured) -> Material:
+def prepare_server(model: Model, offline: ServerOffline, measure: Measure = unmeasured) -> Material:
     """The server's offline phase."""
-    terms, program, counter = model.terms, model.terms.program, first
-    summands: dict[int, Ring] = {}
-    relus: dict[int, Any] = {}
-    squares: dict[int, _Squares] = {}
+    return _ServerWalk(model, offline, measure).material()
 
-    def prepare(number: int, op: Op, integers: Integers) -> None:
-        nonlocal counter
+
+class _ServerWalk:
+    """The server goes through the program without any share, and keeps what it will need online."""
+
+    def __init__(self, model: Model, offline: ServerOffline, measure: Measure) -> None:
+        self.model, self.offline, self.measure = model, offline, measure
+        self.summands: dict[int, Ring] = {}
+        self.relus: dict[int, Any] = {}
+        self.squares: dict[int, _Squares] = {}
+
+    def material(self) -> Material:
+        program, reveal = self.model.terms.program, self.model.terms.reveal
+        for number, op in enumerate(program.ops, start=1):
+            with self.measure(program.layers[number - 1]):
+                self._prepare(number, op, self.model.lowered.weights.get(number - 1, {}))
+        with self.measure(OUTPUT):
+            first = self.offline.numbers(reveal.instances(program.classes))
+            number = len(program.ops) + 1
+            output = reveal.prepare_server(self.offline, number, first, program.classes, program.output_bits)
+        return Material(_ServerMaterial(self.summands, self.relus, self.squares, output))
+
+    def _prepare(self, number: int, op: Op, integers: Integers) -> None:
         if op.is_secret:
-            shape = program.shapes[number]
+            shape = self.model.terms.program.shapes[number]
             bias = np.broadcast_to(encode(bias_of(op, integers)), shape)
-            summands[number] = offline.linear(number, op).reshape(shape) + bias
+            self.summands[number] = self.offline.linear(number, op).reshape(shape) + bias
         elif isinstance(op, Activation):
             if len(op.relus):
-                relus[number] = terms.relu.prepare_server(offline, number, counter, len(op.relus), op.bits)
-                counter += len(op.relus)
+                first, count = self.offline.numbers(len(op.relus)), len(op.relus)
+                ready = self.model.terms.relu.prepare_server(self.offline, number, first, count, op.bits)
+                self.relus[number] = ready
             if len(op.squares):
-                squares[number] = _Squares(*offline.square(number, encode(integers["c1"]), encode(integers["c2"])))
-
-    for number, op in enumerate(program.ops, start=1):
-        with measure(program.layers[number - 1]):
-            prepare(number, op, model.lowered.weights.get(number - 1, {}))
-    with measure(OUTPUT):
-        number = len(program.ops) + 1
-        output = terms.reveal.prepare_server(offline, number, counter, program.classes, program.output_bits)
-    return Material(_ServerMaterial(summands, relus, squares, output))
+                c1, c2 = (encode(integers[name]) for name in ("c1", "c2"))
+                self.squares[number] = _Squares(*self.offline.square(number, c1, c2))
 
 
 def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], images: NDArray[np.int64]) -> Ring:
@@ -244,8 +252,6 @@ def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: 
         square = content.squares[number]
         opened = ring_of(channel.receive("sqre", 8 * len(op.squares)))
         share = reduce(opened * square.u + square.v)
-        if content.shares is not None:
-            content.shares[-number] = share
         answers.append(reduce(truncate_client(share, op.truncation) - square.offset))
     return answers
 

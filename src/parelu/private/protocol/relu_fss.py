@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.codec import Stored
+from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.dcf import Key
 from parelu.private.crypto.ring import Ring, reduce
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
@@ -37,7 +37,7 @@ from parelu.private.transport.channel import Channel, ring_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client(Stored):
+class _Client(Encodable, kind="fss, client"):
     share: Ring
     mask: Ring
     key: Key
@@ -46,7 +46,7 @@ class _Client(Stored):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Server(Stored):
+class _Server(Encodable, kind="fss, server"):
     shift: Ring
     key: Key
     r: Ring

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.codec import Stored
+from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import Machine, masked_relu
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks
@@ -27,7 +27,7 @@ def _circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client(Stored):
+class _Client(Encodable, kind="full, client"):
     hash: Hash
     first: int
     mask: Ring
@@ -36,7 +36,7 @@ class _Client(Stored):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Server(Stored):
+class _Server(Encodable, kind="full, server"):
     seed: bytes
     number: int
     delta: Blocks

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.codec import Stored
+from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import sign
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks
@@ -28,7 +28,7 @@ from parelu.private.transport.channel import Channel, bits_of, pack_bits, ring_o
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client(Stored):
+class _Client(Encodable, kind="sign, client"):
     hash: Hash
     first: int
     bits: int
@@ -42,7 +42,7 @@ class _Client(Stored):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Server(Stored):
+class _Server(Encodable, kind="sign, server"):
     seed: bytes
     number: int
     bits: int

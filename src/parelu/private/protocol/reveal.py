@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from parelu.private.crypto.codec import Stored
+from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import argmax
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks
@@ -65,7 +65,7 @@ class Logits(Reveal):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Client(Stored):
+class _Client(Encodable, kind="label, client"):
     hash: Hash
     first: int
     bits: int
@@ -74,7 +74,7 @@ class _Client(Stored):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Server(Stored):
+class _Server(Encodable, kind="label, server"):
     seed: bytes
     number: int
     bits: int

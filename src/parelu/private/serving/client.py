@@ -19,12 +19,12 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.network.preprocessing import resize
 from parelu.private.crypto.ring import decode
-from parelu.private.lowering.reference import encode_images
+from parelu.private.lowering.encode import encode_images
 from parelu.private.serving.session import Session
-from parelu.private.serving.stock import ClientStock
+from parelu.private.serving.stock import ClientStocks
 from parelu.private.transport import tls
 from parelu.private.transport.channel import TIMEOUT, Channel, connect
-from parelu.private.transport.link import NETWORKS, Network
+from parelu.private.transport.link import LINKS, Link, shaped
 
 
 class Client:
@@ -42,7 +42,7 @@ class Client:
         pin: str | None = None,
         *,
         stock: Path | None = None,
-        network: Network = NETWORKS["loopback"],
+        link: Link = LINKS["loopback"],
         timeout: float = TIMEOUT,
     ) -> None:
         """Connect and shake hands.
@@ -51,12 +51,13 @@ class Client:
             certificates: folder with ca.pem, client.pem and client.key; None for a plain connection, for tests only.
             pin: SHA-256 of the program, as the operator publishes it.
             stock: folder of this client's offline material; inferences take from it first.
+            link: what the connection is shaped to, where the server's is too.
 
         Raises:
             UserError: nobody answers, or a certificate is refused.
             ProtocolError: the server breaks the protocol, or has another program than the pinned one.
         """
-        stocks = ClientStock(stock) if stock else None
+        folder = ClientStocks(stock) if stock else None
         context = tls.client_context(certificates) if certificates else None
         connection = connect(host, port)
         try:
@@ -66,9 +67,9 @@ class Client:
             raise UserError(
                 f"{host}:{port}: no TLS connection ({reason or error}); check the certificates on both sides"
             ) from error
-        channel = Channel(wrapped, network, timeout)
+        channel = Channel(shaped(wrapped, link), timeout)
         try:
-            self.session = Session(channel, pin, stock=stocks)
+            self.session = Session(channel, pin, stocks=folder)
         except BaseException:
             channel.close()
             raise

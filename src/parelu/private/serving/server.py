@@ -1,12 +1,13 @@
 """The server's side of a deployed pair: TLS, several clients at once, material prepared ahead.
 
-Where material can be made without a client, a stock of it waits in memory; where it cannot, clients fill stocks on disk
+Where material can be made without a client, it waits prepared in memory; where it cannot, clients fill stocks on disk
 (`stock.py`), while others are served.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import socket
 import ssl
@@ -21,15 +22,16 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.serving import session
 from parelu.private.serving.stock import ServerStocks
 from parelu.private.transport import tls
-from parelu.private.transport.channel import TIMEOUT, Channel, Traffic, tcp
-from parelu.private.transport.link import NETWORKS, Network
+from parelu.private.transport.channel import TIMEOUT, Channel, tcp
+from parelu.private.transport.link import LINKS, Link, shaped
+from parelu.private.transport.traffic import Traffic
 
 Traffics = Mapping[tuple[str, str], Traffic]
 HANDSHAKE_TIMEOUT = 10.0  # seconds
 STRANGERS = 64  # connections beyond the clients served: so many may be shaking hands
 
 
-class Ahead:
+class Prepared:
     """Packages made ahead by a thread of its own, each handed out once. They live in memory only: a killed server
     leaves none behind that could be used twice."""
 
@@ -39,7 +41,7 @@ class Ahead:
         self._packages: deque[Package] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._fill, name="stock", daemon=True)
+        self._thread = threading.Thread(target=self._fill, name="prepare", daemon=True)
         if size:
             self._thread.start()
 
@@ -47,7 +49,7 @@ class Ahead:
         return len(self._packages)
 
     def take(self) -> Package | None:
-        """One package, gone from the stock; None where there is none."""
+        """One package, gone from here; None where there is none."""
         with self._changed:
             package = self._packages.popleft() if self._packages else None
             self._changed.notify_all()
@@ -80,16 +82,37 @@ class Ahead:
                 self._changed.notify_all()
 
 
+@dataclasses.dataclass(frozen=True)
+class ServerOptions:
+    """How a server works.
+
+    ahead: inferences prepared ahead: in memory, or with `stock`, a folder, on disk for each client.
+    clients: how many are served at once; one more is told to come back.
+    shared: let other processes listen on the same port.
+    link: what connections are shaped to; timeout: seconds of silence that end one.
+    """
+
+    ahead: int = 0
+    stock: Path | None = None
+    clients: int = 16
+    shared: bool = False
+    link: Link = LINKS["loopback"]
+    timeout: float = TIMEOUT
+
+    def check(self, mode: Mode) -> None:
+        """Raises UserError where the offline mode cannot do this."""
+        if self.ahead and not mode.packages and not self.stock:
+            raise UserError(f"offline mode {mode.name} needs the client: give --stock-dir, or leave --stock out")
+        if self.stock and not self.ahead:
+            raise UserError("--stock-dir needs --stock N, the inferences kept for each client")
+
+
 class Server:
     """Serves one model to many clients, a thread each.
 
     Args:
         address: (host, port); port 0 takes a free one, `port` says which.
         certificates: folder with ca.pem, server.pem and server.key; None for plain connections, for tests only.
-        stock: inferences prepared ahead; with a folder, for each client.
-        stock_folder: where clients' stocks are kept on disk.
-        shared: let other processes listen on the same port.
-        clients: how many are served at once; one more is told to come back.
         log: called with one line for each connection that ends.
         finished: called with a connection's traffic after each inference; the traffic is cleared then.
     """
@@ -100,38 +123,28 @@ class Server:
         mode: Mode,
         address: tuple[str, int],
         certificates: Path | None = None,
+        options: ServerOptions = ServerOptions(),
         *,
-        stock: int = 0,
-        stock_folder: Path | None = None,
-        clients: int = 16,
-        shared: bool = False,
-        network: Network = NETWORKS["loopback"],
-        timeout: float = TIMEOUT,
         log: Callable[[str], None] = lambda line: None,
         finished: Callable[[Traffics], None] = lambda traffic: None,
     ) -> None:
-        self.finished = finished
-        self.model, self.mode, self.network, self.timeout, self.log = model, mode, network, timeout, log
+        self.model, self.mode, self.options, self.log, self.finished = model, mode, options, log, finished
         self._tls = tls.server_context(certificates) if certificates else None
-        self._free = threading.Semaphore(clients)
-        self._clients = clients
+        self._free = threading.Semaphore(options.clients)
         self._connections: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closing = False
         mode.check_terms(model.terms.program, model.terms.relu)
         mode.check(model)
-        if stock and not mode.packages and not stock_folder:
-            raise UserError(f"offline mode {mode.name} needs the client: give --stock-dir, or leave --stock out")
-        if stock_folder and not stock:
-            raise UserError("--stock-dir needs --stock N, the inferences kept for each client")
-        self._stocks = ServerStocks(stock_folder, stock) if stock_folder else None
+        options.check(mode)
+        self._stocks = ServerStocks(options.stock, options.ahead) if options.stock else None
         try:
-            self._listener = socket.create_server(address, backlog=64, reuse_port=shared)
+            self._listener = socket.create_server(address, backlog=64, reuse_port=options.shared)
         except (OSError, OverflowError) as error:
             raise UserError(f"{address[0]}:{address[1]}: cannot listen ({error}); give another --port") from error
         self.port: int = self._listener.getsockname()[1]
-        self.stock = Ahead(model, mode, 0 if stock_folder else stock)
+        self.prepared = Prepared(model, mode, 0 if options.stock else options.ahead)
 
     def run(self, connections: int | None = None) -> None:
         """Accept clients until `close`, or serve so many and return when the last has ended."""
@@ -143,7 +156,7 @@ class Server:
                 if self._closing:
                     return
                 continue
-            if len(self._threads) >= self._clients + STRANGERS:
+            if len(self._threads) >= self.options.clients + STRANGERS:
                 connection.close()
                 continue
             thread = threading.Thread(target=self._serve, args=(connection, f"{address[0]}:{address[1]}"), daemon=True)
@@ -169,7 +182,7 @@ class Server:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
-        self.stock.close()
+        self.prepared.close()
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         try:
@@ -193,16 +206,16 @@ class Server:
         with self._lock:
             self._connections.discard(connection)
             self._connections.add(wrapped)
-        channel = Channel(wrapped, self.network, self.timeout)
+        channel = Channel(shaped(wrapped, self.options.link), self.options.timeout)
         is_free = self._free.acquire(blocking=False)
         try:
             if not is_free:
-                channel.fail(f"{self._clients} clients are being served; try again later")
-                return f"refused: {self._clients} clients are being served"
+                channel.fail(f"{self.options.clients} clients are being served; try again later")
+                return f"refused: {self.options.clients} clients are being served"
             who = tls.peer_of(wrapped)
-            kept = functools.partial(self._stocks.of, who) if self._stocks else None
+            stock = functools.partial(self._stocks.of, who) if self._stocks else None
             room = self._stocks.size if self._stocks else 0
-            done = session.serve(channel, self.model, self.mode, self.stock.take, kept, room, self.finished)
+            done = session.serve(channel, self.model, self.mode, self.prepared.take, stock, room, self.finished)
             return f"{done} inference{'s' if done != 1 else ''}"
         except ProtocolError as error:
             channel.fail(str(error))

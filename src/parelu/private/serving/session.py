@@ -7,9 +7,9 @@ redy: hash of what came    →
 the offline mode's own set-up, both ways
 comd: prepare n            →    n times the offline phase
 comd: infer n              →    the online phase of n images together
-comd: keep                 →    the offline phase; the server keeps its half on disk
-                           ←    kept: the name of both halves, and the client keeps its own
-comd: use n; item: names   →    the online phase with kept material
+comd: keep                 →    the offline phase; the server puts its half into the stock
+                           ←    kept: the name of both halves, and the client does the same
+comd: use n; item: names   →    the online phase with material of the stock
 comd: compare; held: names →    the server drops all other halves
                            ←    held: which it has; the client drops the rest
 comd: end                  →
@@ -18,6 +18,7 @@ comd: end                  →
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -34,17 +35,18 @@ from parelu.private.crypto.prg import fresh_seed
 from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.program import LARGEST_PROGRAM, Program
 from parelu.private.offline.mode import Mode, Package, modes
-from parelu.private.protocol.delphi import Material, Model, Terms, infer_client, infer_server
+from parelu.private.protocol.delphi import Material, Model, Terms, infer_client, infer_server, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
-from parelu.private.serving.stock import NAME_BYTES, ClientStock, Stock
-from parelu.private.transport.channel import Channel, Traffic
+from parelu.private.serving.stock import NAME_BYTES, ClientStocks, Stock
+from parelu.private.transport.channel import Channel
+from parelu.private.transport.traffic import Traffic
 
 FORMAT = "parelu-session-2"
 LARGEST_HELLO = 4096
 COMMAND = struct.Struct("<4sI")
 PREPARE, INFER, KEEP, USE, COMPARE, END = b"prep", b"infr", b"keep", b"use ", b"comp", b"end "
-MOST_KEPT = 10_000  # inferences of one stock
+LARGEST_STOCK = 10_000  # inferences
 
 
 class Session:
@@ -57,16 +59,14 @@ class Session:
         room: inferences that the server keeps for this client's stock; 0 where it keeps none.
     """
 
-    def __init__(
-        self, channel: Channel, pin: str | None = None, *, stock: ClientStock | None = None, keep_shares: bool = False
-    ) -> None:
-        """Shake hands; with a stock, compare it with the server's half.
+    def __init__(self, channel: Channel, pin: str | None = None, *, stocks: ClientStocks | None = None) -> None:
+        """Shake hands; with stocks, compare this server's with its half.
 
         pin: SHA-256 of the program, as the operator publishes it. Raises ProtocolError where the server has another.
         """
-        self.channel, self.keep_shares, self._stocks = channel, keep_shares, stock
+        self.channel, self._stocks = channel, stocks
         self.prepared: deque[Material] = deque()
-        identity = stock.identity if stock else ""
+        identity = stocks.identity if stocks else ""
         hello = {"format": FORMAT, "nonce": fresh_seed().hex(), "pin": pin or "", "stock": identity}
         with channel.measured("setup", "handshake"):
             ours = _dump(hello)
@@ -92,57 +92,61 @@ class Session:
         except UserError as error:
             raise ProtocolError(f"the server's terms do not go together: {error}") from error
         self.room = int(reply["room"]) if reply["room"].isdecimal() else 0
-        self._kept = stock.of(_use(self.terms, self.mode)) if stock and self.room else None
+        self._stock = stocks.of(_use(self.terms, self.mode)) if stocks and self.room else None
         self._state: Any = None
-        if self._kept:
-            self._compare(self._kept)
+        if self._stock:
+            self._compare(self._stock)
         self._context = _context(ours, theirs, digest)
 
     @property
-    def kept(self) -> int:
-        """Inferences in the stock."""
-        return len(self._kept.names()) if self._kept else 0
+    def in_stock(self) -> int:
+        """Inferences whose material is in the stock."""
+        return len(self._stock.names()) if self._stock else 0
 
     def _fetch(self) -> Material:
         if self._state is None:
             self._state = self.mode.client(self.channel, self._context, self.terms)
-        return self.mode.fetch(self.channel, self._state, self.terms, keep_shares=self.keep_shares)
+        offline = self.mode.fetch(self.channel, self._state)
+        return prepare_client(self.terms, offline, functools.partial(self.channel.measured, "offline"))
 
-    def _compare(self, kept: Stock) -> None:
+    def _compare(self, stock: Stock) -> None:
         assert self._stocks is not None
         with self._stocks.comparing() as is_ours:
             if not is_ours:
                 return
-            names = kept.names()[:MOST_KEPT]
+            names = stock.names()[:LARGEST_STOCK]
             with self.channel.measured("setup", "stock"):
                 self.channel.send("comd", COMMAND.pack(COMPARE, len(names)))
                 self.channel.send("held", b"".join(names))
                 has = self.channel.receive("held", len(names))
-            kept.keep([name for name, there in zip(names, has, strict=True) if there])
+            stock.drop_others([name for name, there in zip(names, has, strict=True) if there])
 
-    def keep(self) -> None:
+    def add_to_stock(self) -> None:
         """Run the offline phase of one inference and put it into the stock, on both sides.
 
         Raises UserError where there is no stock, or where this side's disk is full.
         """
-        if not self._kept or not self._stocks:
+        if not self._stock or not self._stocks:
             raise UserError("the server keeps no stock for this connection; it needs --stock and --stock-dir")
         with self._stocks.filling():
             self.channel.send("comd", COMMAND.pack(KEEP, 1))
             material = self._fetch()
             name = self.channel.receive("kept", NAME_BYTES).tobytes()
             try:
-                self._kept.put(name, material.dump())
+                self._stock.put(name, material.dump())
             except OSError as error:
-                raise UserError(f"{self._kept.folder}: material cannot be kept ({error.strerror})") from error
+                raise UserError(f"{self._stock.folder}: material cannot be kept ({error.strerror})") from error
 
     def _take(self, count: int) -> dict[bytes, Material]:
-        """At most so many of the stock, the oldest first."""
+        """At most so many of the stock, the oldest first; raises UserError where it is of another version."""
         found: dict[bytes, Material] = {}
-        for name in self._kept.names() if self._kept else ():
+        if not self._stock:
+            return found
+        for name in self._stock.names():
+            if len(found) == count:
+                break
             with contextlib.suppress(KeyError):
-                if self._kept and len(found) < count:
-                    found[name] = Material.load(self._kept.take(name))
+                found[name] = _load_material(self._stock, name, UserError)
         return found
 
     def prepare(self, count: int = 1) -> None:
@@ -166,12 +170,12 @@ class Session:
             )
         if images.min() < program.low or images.max() > program.high:
             raise UserError(f"an image has values outside of its range, {program.low} to {program.high}")
-        kept = self._take(count) if self.kept >= count and not self.prepared else {}
-        if len(kept) == count:
+        stocked = self._take(count) if self.in_stock >= count and not self.prepared else {}
+        if len(stocked) == count:
             with self.channel.measured("online", "request"):
                 self.channel.send("comd", COMMAND.pack(USE, count))
-                self.channel.send("item", *kept)
-            return infer_client(self.channel, self.terms, [*kept.values()], images)
+                self.channel.send("item", *stocked)
+            return infer_client(self.channel, self.terms, [*stocked.values()], images)
         if count > len(self.prepared):
             self.prepare(count - len(self.prepared))
         materials = [self.prepared.popleft() for _ in range(count)]
@@ -198,13 +202,13 @@ class _Served:
         model: Model,
         mode: Mode,
         package: Callable[[], Package | None],
-        kept: Callable[[str, str], Stock] | None,
+        stock: Callable[[str, str], Stock] | None,
         room: int,
         finished: Callable[[Mapping[tuple[str, str], Traffic]], None],
     ) -> None:
         self.channel, self.model, self.mode, self._package, self._finished = channel, model, mode, package, finished
         self._context, identity = _greet(channel, model, mode, room)
-        self._kept = kept(identity, _use(model.terms, mode)) if kept and identity else None
+        self._stock = stock(identity, _use(model.terms, mode)) if stock and identity else None
         self._room, self._state = room, None
         self._prepared: deque[Material] = deque()
 
@@ -219,12 +223,12 @@ class _Served:
                     self._prepared.append(ready.deliver(self.channel) if ready else self._make())
             elif command == INFER and 1 <= count <= len(self._prepared):
                 done += self._infer([self._prepared.popleft() for _ in range(count)])
-            elif command == USE and 1 <= count <= self.model.terms.most_prepared and self._kept:
-                done += self._infer(self._take(self._kept, count))
-            elif command == KEEP and count == 1 and self._kept:
-                self._keep(self._kept)
-            elif command == COMPARE and count <= MOST_KEPT and self._kept:
-                self._compare(self._kept, count)
+            elif command == USE and 1 <= count <= self.model.terms.most_prepared and self._stock:
+                done += self._infer(self._take(self._stock, count))
+            elif command == KEEP and count == 1 and self._stock:
+                self._add(self._stock)
+            elif command == COMPARE and count <= LARGEST_STOCK and self._stock:
+                self._compare(self._stock, count)
             elif command == END and not count:
                 return done
             else:
@@ -241,27 +245,27 @@ class _Served:
         self.channel.traffic.clear()
         return len(materials)
 
-    def _keep(self, kept: Stock) -> None:
-        if len(kept.names()) >= self._room:
+    def _add(self, stock: Stock) -> None:
+        if len(stock.names()) >= self._room:
             raise ProtocolError(f"the stock is full: the server keeps {self._room} inferences for a client")
         material, name = self._make(), os.urandom(NAME_BYTES)
         try:
-            kept.put(name, material.dump())
+            stock.put(name, material.dump())
         except OSError as error:
             raise ProtocolError(f"the server cannot keep material ({error.strerror})") from error
         self.channel.send("kept", name)
 
-    def _take(self, kept: Stock, count: int) -> list[Material]:
+    def _take(self, stock: Stock, count: int) -> list[Material]:
         names = _names(self.channel.receive("item", NAME_BYTES * count))
         try:
-            return [Material.load(kept.take(name)) for name in names]
+            return [_load_material(stock, name, ProtocolError) for name in names]
         except KeyError:
             raise ProtocolError("the server has no such material; connect again to compare stocks") from None
 
-    def _compare(self, kept: Stock, count: int) -> None:
+    def _compare(self, stock: Stock, count: int) -> None:
         names = _names(self.channel.receive("held", NAME_BYTES * count))
-        kept.keep(names)
-        there = set(kept.names())
+        stock.drop_others(names)
+        there = set(stock.names())
         self.channel.send("held", bytes(name in there for name in names))
 
 
@@ -270,17 +274,28 @@ def serve(
     model: Model,
     mode: Mode,
     package: Callable[[], Package | None] = lambda: None,
-    kept: Callable[[str, str], Stock] | None = None,
+    stock: Callable[[str, str], Stock] | None = None,
     room: int = 0,
     finished: Callable[[Mapping[tuple[str, str], Traffic]], None] = lambda traffic: None,
 ) -> int:
     """The server's end, until the client ends it; returns the number of inferences.
 
-    package: takes material that was made ahead. kept: gives the stock of a client's identity for a use, and `room` how
+    package: takes material that was made ahead. stock: gives the stock of a client's identity for a use, and `room` how
     many inferences it may hold. finished: called with the traffic since the last query, after each. Raises
     ProtocolError where the client breaks the protocol.
     """
-    return _Served(channel, model, mode, package, kept, room, finished).run()
+    return _Served(channel, model, mode, package, stock, room, finished).run()
+
+
+def _load_material(stock: Stock, name: bytes, error: type[Exception]) -> Material:
+    """Taken from the stock, which is emptied where it is of another version: its pieces were made alike."""
+    try:
+        return Material.load(stock.take(name))
+    except ValueError as reason:
+        stock.drop_others(())
+        raise error(
+            f"a stock of offline material was dropped ({reason}); connect again, and prepare it anew"
+        ) from reason
 
 
 def _names(body: NDArray[np.uint8]) -> list[bytes]:

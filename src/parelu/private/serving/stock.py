@@ -1,9 +1,9 @@
 """Offline material on disk: encrypted, taken once, and dropped where the other party has lost its half.
 
-A client and a server that prepare inferences ahead keep the halves under one random name. Whoever uses one first
-removes it from the disk, and only then from its memory: a killed party has no half of it left. On request the client
-says which names it has; the server drops all others and says which of them it has too, and the client drops the rest.
-So a party that is restored from an old copy finds that the other one knows what was spent.
+A client and a server that prepare inferences ahead put the halves into stocks, under one random name. Whoever uses one
+first removes it from the disk, and only then from its memory: a killed party has no half of it left. On request the
+client says which names it has; the server drops all others and says which of them it has too, and the client drops the
+rest. So a party that is restored from an old copy finds that the other one knows what was spent.
 
 FOLDER.key beside the folder has the key, so that a copy of the folder alone is of no use.
 """
@@ -85,8 +85,8 @@ class Stock:
         except (InvalidTag, ValueError):
             raise KeyError(f"{name.hex()} is damaged") from None
 
-    def keep(self, names: Collection[bytes]) -> None:
-        """Drop all others."""
+    def drop_others(self, names: Collection[bytes]) -> None:
+        """Leave these alone in the stock."""
         for name in set(self.names()) - set(names):
             self._path(name).unlink(missing_ok=True)
         self._sync()
@@ -103,7 +103,7 @@ class Stock:
             os.close(directory)
 
 
-class ClientStock:
+class ClientStocks:
     """A client's folder: an identity, and a `Stock` for each server and program that it was used with."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""All input and output between the parties: framed messages, counted as they pass, delayed as a shaped link would.
+"""All input and output between the parties: framed messages.
 
 A message is a 16-byte header (kind, number in its direction, length) and a body. Both parties know from the program
 which message comes next and how long it is; any other header ends the connection, before a byte of its body is read.
@@ -7,96 +7,44 @@ which message comes next and how long it is; any other header ends the connectio
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import BITS, Ring
-from parelu.private.transport.link import NETWORKS, Network
+from parelu.private.transport.link import Socket
+from parelu.private.transport.traffic import Meter, Traffic
 
 HEADER = struct.Struct("<4sIQ")  # kind, number, length
-
-
-STAMP = struct.Struct("<d")  # when a message was sent, in front of each on a shaped network; not counted
-
-
 TIMEOUT = 60.0  # seconds of silence
-
-
 SMALL = 1 << 16  # bytes: parts up to this size are sent together
-
-
 FAIL, LONGEST_REASON = b"fail", 300
-
-
 LINGER, QUIET = 10.0, 1.0  # seconds that a party that failed reads on: in all, and without a byte
 
 
-class Socket(Protocol):
-    """What is used of a plain or a TLS socket."""
-
-    def sendall(self, data: Any, /) -> None: ...
-    def recv_into(self, buffer: Any, /) -> int: ...
-    def settimeout(self, seconds: float | None, /) -> None: ...
-    def shutdown(self, how: int, /) -> None: ...
-    def close(self) -> None: ...
-
-
-@dataclasses.dataclass
-class Traffic:
-    """What passed in one phase and layer. seconds: wall; cpu: of this process; turns: changes from sending to
-    receiving and back."""
-
-    sent: int = 0
-    received: int = 0
-    seconds: float = 0.0
-    cpu: float = 0.0
-    turns: int = 0
-
-
 class Channel:
-    """One end of a connection. Not for two threads at once.
+    """One end of a connection. Not for two threads at once. Its meter counts the bytes, headers included."""
 
-    Attributes:
-        traffic: (phase, layer) → what passed while `measured(phase, layer)` was open.
-    """
-
-    def __init__(self, connection: Socket, network: Network = NETWORKS["loopback"], timeout: float = TIMEOUT) -> None:
-        self.socket, self.network, self.timeout = connection, network, timeout
-        self.traffic: dict[tuple[str, str], Traffic] = {}
-        self._now = Traffic()
-        self._clock = time.perf_counter(), time.process_time()
+    def __init__(self, connection: Socket, timeout: float = TIMEOUT) -> None:
+        self.socket, self.timeout, self.meter = connection, timeout, Meter()
         self._numbers = [0, 0]  # of the next message sent, received
         self._open = 0  # bytes of the announced message that are still to be sent
         self._waiting = bytearray()
-        self._is_sending: bool | None = None
-        self._link_free = 0.0  # when the shaped link has delivered all that it carried
         connection.settimeout(timeout)
 
-    @contextlib.contextmanager
-    def measured(self, phase: str, layer: str) -> Iterator[None]:
-        """Count what passes, and the time, for this phase and layer; an outer layer's clock stands still."""
-        outer = self._now
-        self._count_time()
-        self._now = self.traffic.setdefault((phase, layer), Traffic())
-        try:
-            yield
-        finally:
-            self._count_time()
-            self._now = outer
+    @property
+    def traffic(self) -> dict[tuple[str, str], Traffic]:
+        """(phase, layer) → what passed."""
+        return self.meter.traffic
 
-    def _count_time(self) -> None:
-        clock = time.perf_counter(), time.process_time()
-        self._now.seconds += clock[0] - self._clock[0]
-        self._now.cpu += clock[1] - self._clock[1]
-        self._clock = clock
+    def measured(self, phase: str, layer: str) -> contextlib.AbstractContextManager[None]:
+        """Count for this phase and layer."""
+        return self.meter.measured(phase, layer)
 
     def send(self, kind: str, *parts: Any) -> None:
         """Send one message: the parts, arrays or bytes, one after another."""
@@ -108,13 +56,12 @@ class Channel:
     def announce(self, kind: str, length: int) -> None:
         """Send the header of a message whose body follows by `send_part`."""
         assert not self._open, f"{self._open} bytes of the last message were not sent"
-        self._turn(sending=True)
+        self.meter.turn(sending=True)
         header = HEADER.pack(kind.encode().ljust(4), self._numbers[0], length)
         self._numbers[0] += 1
         self._open = length
-        stamp = STAMP.pack(time.monotonic()) if self.network != NETWORKS["loopback"] else b""
-        self._waiting += stamp + header
-        self._now.sent += len(header)
+        self._waiting += header
+        self.meter.now.sent += len(header)
         self._flush()
 
     def send_part(self, part: Any) -> None:
@@ -122,7 +69,7 @@ class Channel:
         body = _bytes(part)
         assert len(body) <= self._open, "more than was announced"
         self._open -= len(body)
-        self._now.sent += len(body)
+        self.meter.now.sent += len(body)
         if len(body) > SMALL:
             self._flush(force=True)
             self._send(body)
@@ -141,12 +88,9 @@ class Channel:
 
     def expect(self, kind: str, length: int | None, largest: int = 0) -> int:
         """Read and check a header; the body follows by `receive_part`. Returns its length."""
-        self._turn(sending=False)
-        sent_at = 0.0
-        if self.network != NETWORKS["loopback"]:
-            sent_at = min(STAMP.unpack(self._receive(STAMP.size))[0], time.monotonic())
+        self.meter.turn(sending=False)
         got, number, size = HEADER.unpack(self._receive(HEADER.size))
-        self._now.received += HEADER.size
+        self.meter.now.received += HEADER.size
         if got == FAIL and size <= LONGEST_REASON:
             reason = self._receive(size).decode("utf-8", "replace")
             raise ProtocolError("the peer ended the connection: " + "".join(c for c in reason if c.isprintable()))
@@ -158,13 +102,12 @@ class Channel:
             due = f"{length}" if length is not None else f"at most {largest}"
             raise ProtocolError(f"{wanted} has {size} bytes, not {due}")
         self._numbers[1] += 1
-        self._delay(sent_at, HEADER.size + size)
         return size
 
     def receive_part(self, length: int) -> NDArray[np.uint8]:
         """The next bytes of a body whose header was expected."""
         body = self._receive(length)
-        self._now.received += length
+        self.meter.now.received += length
         return np.frombuffer(body, np.uint8)
 
     def fail(self, reason: str) -> None:
@@ -176,8 +119,7 @@ class Channel:
         body = reason.encode()[:LONGEST_REASON]
         with contextlib.suppress(OSError):
             self.socket.settimeout(QUIET)
-            stamp = STAMP.pack(time.monotonic()) if self.network != NETWORKS["loopback"] else b""
-            self.socket.sendall(stamp + HEADER.pack(FAIL, 0, len(body)) + body)
+            self.socket.sendall(HEADER.pack(FAIL, 0, len(body)) + body)
             self.socket.shutdown(socket.SHUT_WR)
             dropped, end = bytearray(SMALL), time.monotonic() + LINGER
             while time.monotonic() < end and self.socket.recv_into(dropped):
@@ -187,11 +129,6 @@ class Channel:
         """Close the connection; safe to call again."""
         with contextlib.suppress(OSError):
             self.socket.close()
-
-    def _turn(self, *, sending: bool) -> None:
-        if sending != self._is_sending:
-            self._is_sending = sending
-            self._now.turns += 1
 
     def _flush(self, *, force: bool = False) -> None:
         """Send what waits: small parts go together, the last of a message at once."""
@@ -224,16 +161,6 @@ class Channel:
                 raise ProtocolError("the peer closed the connection in the middle of the protocol")
             got += count
         return body
-
-    def _delay(self, sent_at: float, size: int) -> None:
-        """Wait until a shaped link would have delivered the message; clocks of one machine are compared."""
-        if self.network == NETWORKS["loopback"]:
-            return
-        start = max(sent_at, self._link_free)
-        self._link_free = start + (8 * size / self.network.bandwidth if self.network.bandwidth else 0.0)
-        wait = self._link_free + self.network.round_trip / 2 - time.monotonic()
-        if wait > 0:
-            time.sleep(min(wait, self.timeout))
 
 
 def _bytes(part: Any) -> memoryview:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from parelu.network.cache import compiled
 
 SPARSE = 0.3
 COLOUR, TOP, RING = np.uint64(63), np.uint64(1 << 63), np.uint64((1 << 59) - 1)
-_loop = numba.njit(cache=True, nogil=True)
+_loop = compiled(nogil=True)
 
 
 @_loop

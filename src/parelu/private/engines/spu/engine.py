@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from parelu.errors import UserError
 from parelu.private.engines import environment
 from parelu.private.engines.base import Engine, Measurement, Options
 from parelu.private.engines.spu.evaluate import LARGEST, exponents
-from parelu.private.lowering import reference
+from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Activation, Truncate
+from parelu.private.rows import Cost, Costs
 
 RECIPE = environment.Recipe(
     "spu",
@@ -53,7 +54,7 @@ class Spu(Engine):
         return {"relu": "native", "offline_mode": "none, the seconds are the whole cost", "threat_model": self.trust}
 
     def check(self, options: Options) -> None:
-        if options.network != "loopback":
+        if options.link != "loopback":
             raise UserError(f"{self.name} cannot shape a network; leave --network at loopback")
         environment.interpreter(RECIPE)
 
@@ -73,13 +74,12 @@ class Spu(Engine):
         unit = lowered.program.output_unit * 2.0 ** exponents(program)[-1]
         return Measurement(
             last * unit,
-            _costs({party: row["runs"] for party, row in rows.items()})
-            | {"compile_seconds": rows["client"]["compile_seconds"]},
+            _costs({party: row["runs"] for party, row in rows.items()}, rows["client"]["compile_seconds"]),
         )
 
     def _write(self, folders: Mapping[str, Path], lowered: Lowered, images: Tensor, batch: int) -> None:
         """Each party's files: what it may know."""
-        encoded = reference.encode_images(lowered.program, torch.cat([images[:batch], images]))
+        encoded = encode_images(lowered.program, torch.cat([images[:batch], images]))
         queries = (encoded / 2.0**lowered.program.fraction).astype(np.float32)
         queries = queries.reshape(-1, batch, *lowered.program.input_shape)
         integers = {f"{op}/{name}": array for op, own in lowered.weights.items() for name, array in own.items()}
@@ -132,20 +132,20 @@ def check_range(name: str, lowered: Lowered, e: Sequence[int]) -> None:
                 raise UserError(f"{seen.layer}: activations reach {seen.largest:.3g}, too large for {name}")
 
 
-def _costs(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+def _costs(runs: Mapping[str, Sequence[Mapping[str, float]]], compile_seconds: float) -> Costs:
     """Of each party's queries, the first of which warms up."""
 
     def median(party: str, what: str) -> float:
         return statistics.median(run[what] for run in runs[party][1:])
 
-    total = {
-        "seconds": median("client", "seconds"),
-        **{f"bytes_to_{party}": median(party, "received") for party in runs},
-        "rounds": min(median("client", "messages_sent"), median("client", "messages_received")) + 1,
-        **{f"cpu_{party}": median(party, "cpu") for party in runs},
-    }
-    seconds = [run["seconds"] for run in runs["client"]]
-    return {"total": total, "seconds": seconds[1:], "cold_seconds": seconds[0]}
+    total = Cost(
+        seconds=median("client", "seconds"),
+        sent={party: median(party, "received") for party in runs},
+        rounds=min(median("client", "messages_sent"), median("client", "messages_received")) + 1,
+        cpu={party: median(party, "cpu") for party in runs},
+    )
+    cold, *seconds = (run["seconds"] for run in runs["client"])
+    return Costs(total=total, seconds=tuple(seconds), cold_seconds=cold, compile_seconds=compile_seconds)
 
 
 def _free_ports(count: int) -> list[int]:

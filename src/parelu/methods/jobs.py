@@ -1,0 +1,128 @@
+"""What a method asks of its run: networks to train, and searches for masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from parelu.masks.optimizer import MaskOptions
+from parelu.network.metrics import Role, Tags
+from parelu.network.plan import Plan
+from parelu.network.spec import Spec
+from parelu.training.callback import CallbackOptions
+from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
+from parelu.training.schedule import Training
+
+TEACHER = "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+    """Fresh weights."""
+
+    @property
+    def key(self) -> str:
+        return ""
+
+    def folder(self, run: Path) -> None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class FromJob:
+    """The weights of another job's network."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    def folder(self, run: Path) -> Path:
+        return run / "candidates" / self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class FromSearch:
+    """What a search left for a budget."""
+
+    search: str
+    budget: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.search}/{self.budget}"
+
+    def folder(self, run: Path) -> Path:
+        return run / "searches" / self.key
+
+
+@dataclasses.dataclass(frozen=True)
+class FromKept:
+    """A network that was put into the run folder, not trained there."""
+
+    name: str
+    entry: str = "kept"
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}/{self.entry}"
+
+    def folder(self, run: Path) -> Path:
+        return run / "searches" / self.key
+
+
+# Whose weights a job starts from. `folder`: where in a run they are; `key`: what a job's identity has of it.
+Start = Fresh | FromJob | FromSearch | FromKept
+FRESH, FROM_TEACHER = Fresh(), FromJob(TEACHER)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Attributes:
+        name: of its folder in the run, unique there.
+        training: None for a network that takes its weights as they are.
+        objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
+        tags: what its metrics carry on.
+        start: whose weights it starts from; of another architecture it takes the layers that have the same names.
+        callback: moves something beside the weights, such as a buffer of the network.
+    """
+
+    name: str
+    role: Role
+    spec: Spec
+    plan: Plan
+    training: Training | None
+    objective: CrossEntropy | Distillation | DecoupledDistillation
+    tags: Tags
+    start: Start = FRESH
+    callback: CallbackOptions | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A training of the full-ReLU network in which a mask optimizer takes its ReLUs away.
+
+    Attributes:
+        name: unique in the run.
+        plan: where ReLUs may stand.
+        budgets: ReLUs to stop at, the largest first: as the search passes each, its masks are projected onto exactly
+            that budget (at most, for channels and layers) and kept with the weights of the moment.
+    """
+
+    name: str
+    spec: Spec
+    plan: Plan
+    training: Training
+    objective: CrossEntropy | Distillation
+    optimizer: MaskOptions
+    budgets: tuple[int, ...]
+
+    def start_of(self, budget: int) -> FromSearch:
+        """For `Job.start`."""
+        return FromSearch(self.name, budget)
+
+
+Task = Job | Search

@@ -1,0 +1,38 @@
+"""What the engines compute with: images as integers, and a secret op's integers as a map and a summand of the ring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from parelu.network.preprocessing import normalise
+from parelu.private.crypto.ring import LinearMap, Ring, encode
+from parelu.private.lowering.lower import Integers
+from parelu.private.lowering.program import Conv, Linear, Op, Program
+
+
+def encode_images(program: Program, images: Tensor) -> NDArray[np.int64]:
+    """uint8 (N, C, H, W) → the input's integers, normalised as the network was trained."""
+    mean, std = (tuple(program.preprocessing[name]) for name in ("mean", "std"))
+    return np.rint(normalise(images, mean, std).double().numpy() * 2.0**program.fraction).astype(np.int64)
+
+
+def linear_map(op: Op, integers: Integers) -> Callable[[Ring], Ring]:
+    """W of a secret op as a function of (batch, …) ring elements, modulo 2^64; the bias is left out."""
+    match op:
+        case Conv():
+            return LinearMap(integers["weight"], op.stride, op.padding, op.groups)
+        case Linear():
+            return LinearMap(integers["weight"])
+        case _:
+            factor = encode(integers["weight"])
+            return lambda x: x * factor
+
+
+def bias_of(op: Op, integers: Integers) -> NDArray[np.int64]:
+    """As it is added to (batch, …)."""
+    bias = integers["bias"]
+    return bias[:, None, None] if isinstance(op, Conv) and bias.ndim == 1 else bias

@@ -1,0 +1,109 @@
+"""What a method gets from the run it works in; what the run folder holds already is read, not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from parelu.methods.jobs import TEACHER, FromKept, Job, Search, Task
+from parelu.network import storage
+from parelu.network.candidate import Candidate
+from parelu.network.count import count, skeleton
+from parelu.runs import mask_search
+from parelu.runs.executor import Do, Executor, Watcher, Work
+from parelu.training.evaluation import slope_gradients
+from parelu.training.schedule import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """The `Context` of a run.
+
+    Attributes:
+        training: of a candidate, as the experiment has it.
+        do: does what the run folder does not hold.
+    """
+
+    work: Work
+    training: Training
+    watcher: Watcher
+    do: Do
+
+    @property
+    def teacher(self) -> Candidate:
+        """The full-ReLU network; it must be there."""
+        return self._teacher
+
+    @functools.cached_property
+    def _teacher(self) -> Candidate:
+        return self.work.run.candidate(TEACHER)
+
+    @property
+    def seed(self) -> int:
+        return self.work.seed
+
+    def train(self, jobs: Sequence[Job]) -> list[Candidate]:
+        """Train the jobs that the run folder does not hold finished; returns all their candidates, in order.
+
+        Raises:
+            UserError: the first that a training raised; what others finished is kept.
+        """
+        assert len({job.name for job in jobs}) == len(jobs), "a job's name is its folder"
+        self._do_missing(jobs)
+        return [self.work.run.candidate(job.name) for job in jobs]
+
+    def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
+        """Do the searches that the run folder does not hold finished; for each: budget → candidate."""
+        self._do_missing(searches)
+        run = self.work.run
+        return [{budget: mask_search.found(run, one, budget) for budget in one.budgets} for one in searches]
+
+    def _do_missing(self, tasks: Sequence[Task]) -> None:
+        missing = [task for task in tasks if not self.work.is_finished(task)]
+        for task in tasks:
+            self.watcher.queued(task, cost(task) if task in missing else 0)
+            if task not in missing:
+                self.watcher.finished(task.name, self.work.outcome(task), resumed=True)
+        self.do(missing, len(tasks))
+
+    def slope_gradients(self, images: int) -> dict[str, Tensor]:
+        """Of the teacher; kept in the run folder: a resumed run must choose the same masks, whatever its threads."""
+        name, folder = f"slope-gradients-{images}", self.work.run.path / "records"
+        header = {"job": self.teacher.trained.job}
+        if (folder / f"{name}.json").exists() and storage.read_header(folder, name).get("job") == header["job"]:
+            kept = storage.read(folder, name)[1]
+            return {site: kept[site] for site in self.teacher.plan.sites}
+        gradients = slope_gradients(self.teacher.network(), self.work.dataset, images, self.seed)
+        storage.write(folder, name, header, gradients)
+        return gradients
+
+    def keep(self, name: str, candidate: Candidate) -> FromKept:
+        """A job's identity has the name alone: a method that is asked for the same must keep the same."""
+        start = FromKept(name)
+        candidate.save(start.folder(self.work.run.path))
+        return start
+
+    def record(self, name: str, value: Any) -> None:
+        self.work.run.record(name, value)
+
+
+@contextmanager
+def in_run(work: Work, training: Training, watcher: Watcher, executor: Executor) -> Iterator[RunContext]:
+    """Hold a run folder for this process, and give the context in which its tasks are done by an executor.
+
+    Raises:
+        UserError: another process works in the folder.
+    """
+    with work.run.locked(), executor.at(work, watcher) as do:
+        yield RunContext(work, training, watcher, do)
+
+
+def cost(task: Task) -> float:
+    """Work of a training in arbitrary units, for the estimate of the time left."""
+    counts = count(skeleton(task.spec))
+    return (task.training.epochs if task.training else 0) * (counts.macs + 200 * counts.relus)

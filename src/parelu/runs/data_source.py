@@ -1,0 +1,83 @@
+"""Where a run's images come from: a named data set, which each process loads itself, or tensors in memory."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from parelu import data
+from parelu.data.dataset import Dataset
+from parelu.errors import UserError
+from parelu.network import storage
+from parelu.runs.folder import Run
+
+IN_MEMORY = "in memory"  # in a run's configuration, in place of a name or a path
+
+
+class DataSource(abc.ABC):
+    """Gives a data set to whatever process asks."""
+
+    @property
+    @abc.abstractmethod
+    def input(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+
+    @abc.abstractmethod
+    def load(self) -> Dataset: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(DataSource):
+    """A data set by its name, and at what shape: see `data.load`."""
+
+    name: str
+    folder: Path | None
+    images: int | None
+    shape: tuple[int, int, int]
+
+    @property
+    def input(self) -> tuple[int, int, int]:
+        return self.shape
+
+    def load(self) -> Dataset:
+        return data.load(self.name, folder=self.folder, images=self.images, input_shape=self.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory(DataSource):
+    """A data set of the caller's. Worker processes are given it as they start, in memory that all share."""
+
+    dataset: Dataset
+
+    @property
+    def input(self) -> tuple[int, int, int]:
+        return self.dataset.input_shape
+
+    def load(self) -> Dataset:
+        return self.dataset
+
+
+def digest(dataset: Dataset) -> str:
+    """Of all that a training reads of a data set, which has no name to go by."""
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    tensors = {f"{name}.{part}": tensor for name, split in splits.items() for part, tensor in vars(split).items()}
+    others: list[Any] = [dataset.classes, dataset.mean, dataset.std, dataclasses.asdict(dataset.augmentation)]
+    return storage.digest([storage.tensors_digest(tensors), *others])
+
+
+def source_of(run: Run, shape: tuple[int, int, int], dataset: Dataset | None = None) -> DataSource:
+    """What a run was trained on, with images of a shape, (C, H, W).
+
+    dataset: the same as then, where it was in memory.
+
+    Raises:
+        UserError: it was in memory, and is not given or another.
+    """
+    if run.config["data"] != IN_MEMORY:
+        folder = run.config.get("data_folder")
+        return Named(run.config["data"], Path(folder) if folder else None, run.config["images"], shape)
+    if dataset is None or digest(dataset) != run.config["data_sha256"]:
+        raise UserError(f"{run.path} was trained on a data set in memory; give the same one again, from Python")
+    return InMemory(dataset)

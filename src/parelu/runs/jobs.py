@@ -1,0 +1,144 @@
+"""One job of a run: training its network, measuring it, and the identity by which it is found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from parelu.data.dataset import Dataset
+from parelu.errors import UserError
+from parelu.methods.jobs import TEACHER, Job
+from parelu.network import storage
+from parelu.network.candidate import Candidate, load_shared_weights, load_weights
+from parelu.network.count import count, skeleton
+from parelu.network.instrument import instrument
+from parelu.network.metrics import Metrics, Tags
+from parelu.network.plan import Plan
+from parelu.network.sites import Network
+from parelu.network.spec import Spec
+from parelu.runs.folder import Run
+from parelu.training.batches import device
+from parelu.training.evaluation import accuracy, ranges, recalibrate
+from parelu.training.history import Epoch
+from parelu.training.loop import Progress, train
+from parelu.training.objectives import CrossEntropy
+from parelu.training.schedule import Training
+from parelu.training.teacher import Teacher
+
+
+def full_job(spec: Spec, training: Training) -> Job:
+    """The full-ReLU network of a spec, trained on the labels alone: the teacher of a run."""
+    objective = CrossEntropy(training.label_smoothing)
+    return Job(TEACHER, "teacher", spec, Plan.of(skeleton(spec)), training, objective, Tags("train"))
+
+
+def identity(job: Job) -> str:
+    """A digest of all that decides a job's outcome."""
+    objective = {type(job.objective).__name__: dataclasses.asdict(job.objective)}
+    training = dataclasses.asdict(job.training) if job.training else None
+    callback = [{type(job.callback).__name__: dataclasses.asdict(job.callback)}] if job.callback else []
+    return storage.digest(
+        [job.spec.to_json(), job.plan.digest(), training, objective, job.tags.to_json(), job.start.key, *callback]
+    )
+
+
+def is_finished(run: Run, job: Job) -> bool:
+    """Raises `UserError` where the job's folder holds a network of other settings."""
+    folder = run.folder(job.name)
+    if not (folder / "candidate.json").exists():
+        return False
+    if storage.read_header(folder, "candidate")["metrics"].get("job") != identity(job):
+        raise UserError(f"{folder} holds a network of other settings; delete it or give another --run")
+    return True
+
+
+def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[Progress], None]) -> Candidate:
+    """Train a job's network, unless it has no training, and write its candidate, then drop its checkpoint.
+
+    seed: of the order of the images, and with the job's name of fresh weights.
+    """
+    folder = run.folder(job.name)
+    teacher = teacher_of(run) if job.training and not isinstance(job.objective, CrossEntropy) else None
+    torch.manual_seed(int(hashlib.sha256(f"{seed} {job.name}".encode()).hexdigest()[:15], 16))
+    network = instrument(job.spec.module(), job.spec.input)
+    job.plan.apply(network)
+    network.to(device())
+    if start := job.start.folder(run.path):
+        first = Candidate.load(start)
+        load = load_weights if first.spec == job.spec else load_shared_weights
+        load(network, first.weights)
+    history: list[Epoch] = []
+    if job.training:
+        history = train(
+            network,
+            dataset,
+            job.training,
+            job.objective,
+            seed=seed,
+            folder=folder,
+            teacher=teacher,
+            watch=watch,
+            callback=job.callback and job.callback.build(network),
+        )
+        if job.plan.squares:
+            recalibrate(network, dataset, job.training, seed)
+    full = None if job.role == "teacher" else run.candidate(TEACHER).trained
+    candidate = evaluated(network, job, dataset, seed, history, full)
+    candidate.save(folder)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    return candidate
+
+
+def teacher_of(run: Run) -> Teacher:
+    """The run's full-ReLU network, for others to learn from."""
+    full = run.candidate(TEACHER)
+    return Teacher(full.network(), run.path / "teacher-logits" / full.trained.job[:16])
+
+
+def adopt(run: Run, job: Job, dataset: Dataset, seed: int, weights: Mapping[str, Tensor]) -> None:
+    """Take a network that was trained elsewhere as a finished job; raises `UserError` where the weights do not fit."""
+    network = instrument(job.spec.module(), job.spec.input)
+    load_weights(network, weights)
+    evaluated(network, job, dataset, seed, [], None).save(run.folder(job.name))
+
+
+def evaluated(
+    network: Network,
+    job: Job,
+    dataset: Dataset,
+    seed: int,
+    history: Sequence[Epoch],
+    full: Metrics | None,
+) -> Candidate:
+    """A trained network as a candidate: its counts, and the one reading of the test set.
+
+    full: metrics of the run's full-ReLU network; None where it is this one.
+    """
+    counts = count(network)
+    metrics = Metrics.of(
+        job.tags,
+        counts,
+        role=job.role,
+        seed=seed,
+        relus_full=full.relus if full else counts.relus,
+        stages_full=full.stages_full if full else {name: stage.relus for name, stage in counts.stages.items()},
+        validation_accuracy=accuracy(network, dataset.validation, dataset),
+        test_accuracy=accuracy(network, dataset.test, dataset),
+        epochs=len(history),
+        seconds=sum(epoch.seconds for epoch in history),
+        job=identity(job),
+        ranges=ranges(network, dataset.validation, dataset) if job.plan.squares else None,
+    )
+    preprocessing = {
+        "dataset": dataset.name,
+        "image": list(dataset.input_shape),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+    }
+    weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    return Candidate(job.spec, job.plan, weights, metrics, preprocessing)

@@ -1,0 +1,144 @@
+"""Tasks side by side: one process a core, each single-threaded where there are enough tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
+
+import torch
+from torch import nn
+
+from parelu.errors import UserError
+from parelu.methods.jobs import Task
+from parelu.models import external, in_memory
+from parelu.runs.data_source import DataSource
+from parelu.runs.environment import cores
+from parelu.runs.executor import Do, Executor, Watcher, Work
+from parelu.runs.folder import Run
+from parelu.training.loop import Progress
+
+ENVIRONMENT = {  # of the workers
+    # Threads that spin while they wait slow down each other and whatever else runs: 8× on a busy machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc keeps the memory of activations instead of giving it back each step: up to 15 % of a step's time.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+Events = SimpleQueue[tuple[str, Progress]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What this process was given to build networks with, for its workers."""
+
+    permitted: frozenset[str] = dataclasses.field(default_factory=external.permitted)
+    modules: Mapping[str, nn.Module] = dataclasses.field(default_factory=in_memory.modules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes(Executor):
+    """Worker processes on this machine.
+
+    Attributes:
+        workers: how many; if left out one a core, or one where there is a GPU.
+    """
+
+    workers: int | None = None
+
+    @contextmanager
+    def at(self, work: Work, watcher: Watcher) -> Iterator[Do]:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        context = multiprocessing.get_context("spawn")
+        events: Events = context.SimpleQueue()
+        stop = context.Event()
+        number = self.workers or (1 if torch.cuda.is_available() else cores())
+        start = (events, stop, Known(), work.run, work.source, work.seed)
+        pool = ProcessPoolExecutor(number, context, _start_worker, start)  # starts none before a task
+
+        def do(tasks: Sequence[Task], of: int) -> None:
+            # Threads by the number of all, not of the missing ones: a resumed run must add floats in the same order.
+            threads = max(1, cores() // min(number, of or 1))
+            try:
+                with _deaf_to_interrupts():  # the first call starts the workers
+                    futures = {pool.submit(_do, task, threads): task for task in tasks}
+                pending = set(futures)
+                while pending:
+                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    while not events.empty():
+                        watcher.moved(*events.get())
+                    for future in done:
+                        future.result()
+                        watcher.finished(futures[future].name, work.outcome(futures[future]), resumed=False)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a training process was killed, perhaps for want of memory; run the same command again to go on"
+                ) from error
+
+        try:
+            yield do
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, and let the processes started meanwhile inherit that: the parent alone says when to stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Stopped(Exception):
+    """Raised inside a worker when the run was interrupted."""
+
+
+_events: Events
+_stop: Event
+_work: Work
+
+
+def _start_worker(events: Events, stop: Event, known: Known, run: Run, source: DataSource, seed: int) -> None:
+    global _events, _stop, _work
+    external.permit(known.permitted)
+    in_memory.give(known.modules)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _events, _stop, _work = events, stop, Work(run, source, seed)
+
+
+def _end_with_parent() -> None:
+    """A worker that waits for work does not notice that its parent was killed; this thread does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _do(task: Task, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _work.do(task, _watch(task.name))
+
+
+def _watch(name: str) -> Callable[[Progress], None]:
+    def watch(progress: Progress) -> None:
+        if _stop.is_set():
+            raise _Stopped
+        if progress.step % 8 == 0 or progress.step == progress.steps:
+            _events.put((name, progress))
+
+    return watch

@@ -1,0 +1,50 @@
+"""Sweeps: one experiment each for networks of several widths, compared at equal ReLUs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from parelu.errors import UserError
+from parelu.methods.base import methods
+from parelu.methods.budget import parse_budget
+from parelu.network.count import count, skeleton
+from parelu.runs.experiment import Experiment, Reduction, prepare
+
+
+def sweep(
+    base: Experiment, m: Sequence[int], multipliers: Sequence[str], names: Sequence[str], budgets: Sequence[int]
+) -> list[Experiment]:
+    """An experiment a network, each with the budgets that are at most its ReLUs.
+
+    Args:
+        base: all but the network and the methods; its model is the name of a ResNet without a width.
+        m: base widths; multipliers: of the stages' widths, such as "4x4x4x", for each base width.
+        names: of methods, with their default options.
+
+    Raises:
+        UserError: a network or a method is unknown.
+    """
+    known = methods()
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown method {name!r}; known are {', '.join(known)}")
+    networks = [f"{base.model} {multiplier} m={width}" for width in m for multiplier in multipliers]
+    return [_reduced(dataclasses.replace(base, model=network), names, budgets) for network in networks]
+
+
+def _reduced(one: Experiment, names: Sequence[str], budgets: Sequence[int]) -> Experiment:
+    full = count(skeleton(prepare(one)[1])).relus
+    within = tuple(str(budget) for budget in budgets if budget <= full)
+    chosen = [methods()[name] for name in names]
+    reductions = [Reduction(method(), within if method.needs_budget else ()) for method in chosen]
+    kept = tuple(r for r in reductions if r.budgets or not r.method.needs_budget)
+    return dataclasses.replace(one, reductions=kept)
+
+
+def parse_budgets(texts: Sequence[str]) -> list[int]:
+    """Numbers of ReLUs; raises `UserError` for a fraction, which is another number in each network."""
+    if any(0 < float(text) < 1 for text in texts if text.replace(".", "").isdigit()):
+        raise UserError("--budget of a sweep is a number of ReLUs, not a fraction: it compares at equal ReLUs")
+    return [parse_budget(text, sys.maxsize) for text in texts]

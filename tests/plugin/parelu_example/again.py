@@ -1,0 +1,27 @@
+"""An offline mode: the dealer's, under a name of its own."""
+
+from typing import ClassVar
+
+from parelu.private.offline.dealer import Dealt
+from parelu.private.offline.mode import Mode
+
+
+class Again(Mode):
+    name: ClassVar[str] = "again"
+    threat_model: ClassVar[str] = Dealt.threat_model
+    comparisons: ClassVar[str] = Dealt.comparisons
+
+    def __init__(self):
+        self.dealer = Dealt()
+
+    def server(self, channel, context, model):
+        return self.dealer.server(channel, context, model)
+
+    def client(self, channel, context, terms):
+        return self.dealer.client(channel, context, terms)
+
+    def serve(self, channel, state, model):
+        return self.dealer.serve(channel, state, model)
+
+    def fetch(self, channel, state):
+        return self.dealer.fetch(channel, state)

@@ -1,0 +1,42 @@
+"""A ReLU protocol, without any privacy: the client sends its shares, and the server computes in the clear."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from parelu.private.crypto.codec import Encodable
+from parelu.private.crypto.ring import Ring, decode, encode, reduce
+from parelu.private.protocol.relu import Relu
+from parelu.private.transport.channel import ring_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Client(Encodable, kind="exposed, client"):
+    share: Ring
+    mask: Ring
+
+
+class Exposed(Relu):
+    name: ClassVar[str] = "exposed"
+
+    def prepare_client(self, offline, number, first, share, bits):
+        return _Client(share, offline.stream(number, "mask").ring(len(share)))
+
+    def prepare_server(self, offline, number, first, count, bits):
+        return None
+
+    def open(self, channel, material, share):
+        channel.send("xpos")
+        return share
+
+    def answer(self, channel, material):
+        channel.receive("xpos", 0)
+        return material.share, material.mask
+
+    def answer_bytes(self, count):
+        return 2 * 8 * count
+
+    def close(self, material, opened, answer):
+        share, mask = np.split(ring_of(answer), 2)
+        return reduce(encode(np.maximum(decode(reduce(opened + share)), 0)) - mask)

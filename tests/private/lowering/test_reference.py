@@ -1,0 +1,153 @@
+"""The oracle against the engine: the same integers by other arithmetic, and every mistake of the engine is seen."""
+
+import numpy as np
+import pytest
+import torch
+import two_parties
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from two_parties import Pair, Residual, images_of, lowered_of, ready
+
+from parelu.private.crypto.prg import Stream
+from parelu.private.crypto.ring import decode, encode, reduce
+from parelu.private.lowering import encode as engine
+from parelu.private.lowering import reference
+from parelu.private.lowering.program import (
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Linear,
+    Multiply,
+    Pool,
+    Scale,
+    Slice,
+    local,
+    sources,
+)
+from parelu.private.protocol import delphi
+
+
+class Given:
+    """What encoding asks of a program."""
+
+    def __init__(self, mean, std, fraction):
+        self.preprocessing, self.fraction = {"mean": mean, "std": std}, fraction
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0.01, 3)), min_size=1, max_size=3), st.integers(1, 24))
+def test_every_byte_is_encoded_alike(statistics, fraction):
+    program = Given(*map(list, zip(*statistics, strict=True)), fraction)
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, len(statistics), 16, 16)
+    assert np.array_equal(reference.integers_of(program, images), engine.encode_images(program, images))
+
+
+@st.composite
+def linear_ops(draw):
+    """(op, integers, shape of the source)."""
+    stream = Stream(draw(st.integers(0, 2**31)).to_bytes(16, "little"), "weights")
+
+    def numbers(*shape):
+        return (stream.ring(*shape) % np.uint64(4001)).astype(np.int64) - 2000
+
+    kind, groups = draw(st.sampled_from(("conv", "linear", "multiply"))), draw(st.integers(1, 3))
+    ins, outs = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    height, width = draw(st.integers(3, 7)), draw(st.integers(3, 7))
+    if kind == "linear":
+        return Linear(0, outs), {"weight": numbers(outs, ins), "bias": numbers(outs)}, (ins,)
+    if kind == "multiply":
+        shape = (ins, height, width)
+        return Multiply(0), {"weight": numbers(*shape), "bias": numbers(*shape)}, shape
+    pairs = [draw(st.tuples(st.integers(*ends), st.integers(*ends))) for ends in ((1, 3), (1, 3), (0, 2))]
+    op = Conv(0, outs, *pairs, groups)
+    shape = (ins, height, width)
+    bias = numbers(*op.shape(shape)) if draw(st.booleans()) else numbers(outs)
+    return op, {"weight": numbers(*op.weight_shape(shape)), "bias": bias}, shape
+
+
+@settings(max_examples=100)
+@given(linear_ops(), st.integers(0, 2**31))
+def test_linear_ops_are_alike(case, seed):
+    """In float64 for small values, by integers that wrap for any."""
+    op, integers, shape = case
+    stream = Stream(seed.to_bytes(16, "little"), "values")
+    small, large = (decode(stream.ring(2, *shape)) >> bits for bits in (40, 0))
+    layer, apply = reference.ExactLinear(op, integers), engine.linear_map(op, integers)
+
+    def expected(x):
+        return decode(reduce(apply(encode(x)) + encode(engine.bias_of(op, integers))))
+
+    assert np.array_equal(layer(small), expected(small))
+    with pytest.raises(OverflowError, match="reaches 2"):
+        layer(np.where(large < 0, large, 1 << 58))
+    products = reference._modular_products(op, integers["weight"], large) + reference._bias(op, integers)
+    assert np.array_equal(reference._wrapped(products), expected(large))
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(3, 6), st.integers(3, 7), st.data())
+def test_ops_without_a_secret_are_alike(seed, channels, height, width, data):
+    stream = Stream(seed.to_bytes(16, "little"), "values")
+    values = [stream.ring(2, channels, height, width) for _ in range(2)]
+    windows = [data.draw(st.tuples(st.integers(*ends), st.integers(*ends))) for ends in ((1, 3), (1, 3), (0, 1))]
+    start = data.draw(st.integers(0, channels - 1))
+    factor = data.draw(st.integers(1, 2**31 - 1)) * data.draw(st.sampled_from((-1, 1)))
+    for op in (Add(0, 1), Concat(0, 1), Slice(0, start, channels), Pool(0, *windows), Scale(0, factor), Flatten(0)):
+        expected = local(op, *values[: len(sources(op))])
+        found = reference._rearranged(op, [value.astype(np.int64) for value in values[: len(sources(op))]])
+        assert np.array_equal(reference._wrapped(found), decode(reduce(expected))), op.kind
+
+
+def polynomial(channels):
+    """Identity, degree 1 and degree 2 in turn."""
+    c = torch.tensor([[0.0, 1.0, 0.0], [0.1, 0.7, 0.0], [0.05, 0.5, 0.2], [-0.1, 0.9, -0.15]])
+    return c[torch.arange(channels) % 4].T.contiguous()
+
+
+LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.5, polynomial))
+
+
+def of_local(kind, change):
+    """What an op without a secret makes, changed for one kind."""
+    return lambda local: lambda op, *values: change(local(op, *values)) if isinstance(op, kind) else local(op, *values)
+
+
+def of_weights(kind, change):
+    def changed(linear_map):
+        def mapped(op, own):
+            return linear_map(op, {"weight": change(own["weight"]) if isinstance(op, kind) else own["weight"]})
+
+        return mapped
+
+    return changed
+
+
+def flipped(weight):
+    return np.ascontiguousarray(weight[:, :, ::-1, ::-1])
+
+
+MUTANTS = {
+    "its normalisation": (engine, "normalise", lambda f: lambda images, mean, std: f(images, mean, (1.01 * std[0],))),
+    "its rounding": (two_parties, "encode_images", lambda f: lambda program, images: f(program, images) - 1),
+    "its kernels": (delphi, "linear_map", of_weights(Conv, flipped)),
+    "its matrices": (delphi, "linear_map", of_weights(Linear, lambda weight: weight + 1)),
+    "its factors": (delphi, "linear_map", of_weights(Multiply, lambda weight: weight + 1)),
+    "no bias": (delphi, "bias_of", lambda f: lambda op, integers: 0 * f(op, integers)),
+    "its pools": (delphi, "local", of_local(Pool, lambda x: x - x[:, :, ::-1, :1])),
+    "its sums": (delphi, "local", of_local(Add, lambda x: x << np.uint64(1))),
+    "the client's truncation": (delphi, "truncate_client", lambda f: lambda share, bits: f(share, bits - 1)),
+    "the server's truncation": (delphi, "truncate_server", lambda f: lambda share, bits: reduce(share) >> bits),
+    "its squares": (delphi, "_square", lambda f: lambda integers, *rest: f({**integers, "c0": -integers["c0"]}, *rest)),
+}
+
+
+@pytest.mark.parametrize("mutant", [None, *MUTANTS])
+def test_a_mistake_of_the_engine_is_seen(mutant, monkeypatch):
+    if mutant:
+        module, name, change = MUTANTS[mutant]
+        monkeypatch.setattr(module, name, change(getattr(module, name)))
+    with Pair(LOWERED) as pair:
+        (image,) = images_of(1, (1, 6, 6), seed=1)
+        result, shares = pair.infer(image)
+    assert np.array_equal(result, reference.replay(LOWERED, image, shares, "sign")) == (mutant is None)
