@@ -121,17 +121,17 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--network", choices=[name for name in LINKS if name != "loopback"], default="wan")
+    parser.add_argument("--link", choices=[name for name in LINKS if name != "loopback"], default="wan")
     arguments = parser.parse_args()
     inside = tuple(["ip", "netns", "exec", name] for name in HOSTS)
     with tempfile.TemporaryDirectory(prefix="parelu-hosts-") as folder:
         candidate = untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
         lowered = lower(candidate.network(), noise(64, INPUT, seed=2), candidate.preprocessing)
         lowered.save(Path(folder))
-        asked = LINKS[arguments.network]
+        asked = LINKS[arguments.link]
         with two_hosts(asked) as shaped:
             said = f"{shaped.bandwidth / 1e6:g} Mb/s, {1e3 * shaped.round_trip:g} ms"
-            print(f"the kernel shapes {said} of {arguments.network}", flush=True)
+            print(f"the kernel shapes {said} of {arguments.link}", flush=True)
             for relu in ("sign", "fss"):
                 kernel = measured(folder, relu, tuple(HOSTS.values()), inside, arguments.repeat, LINKS["loopback"])
                 own = measured(folder, relu, ("127.0.0.1",) * 2, ([], []), arguments.repeat, shaped)

@@ -239,10 +239,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK|LABEL", help="train these alone")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--offline", choices=modes(), default="he")
-    parser.add_argument("--network", default="loopback", help="loopback, lan or wan")
+    parser.add_argument("--link", default="loopback", help="loopback, lan or wan")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
-    offline, network = arguments.offline, arguments.network
+    offline, network = arguments.offline, arguments.link
     if arguments.action == "run":
         run(arguments.out, setting, arguments.seeds, arguments.only)
     elif arguments.action == "measure":

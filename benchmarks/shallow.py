@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--offline", choices=list(modes()), default="he")
-    parser.add_argument("--network", choices=("loopback", "lan", "wan"), default="loopback")
+    parser.add_argument("--link", choices=("loopback", "lan", "wan"), default="loopback")
     arguments = parser.parse_args()
     folders = [arguments.out / f"seed{seed}" for seed in arguments.seeds]
     if arguments.action == "run":
@@ -175,9 +175,9 @@ def main() -> None:
             experiment.run_experiment(SETTINGS[arguments.setting].experiment(seed), folder, Lines())
     elif arguments.action == "measure":
         for folder in folders:
-            measure_all(Run.open(folder), arguments.offline, arguments.network, arguments.repeat)
+            measure_all(Run.open(folder), arguments.offline, arguments.link, arguments.repeat)
     else:
-        print(table([Run.open(folder) for folder in folders], arguments.offline, arguments.network))
+        print(table([Run.open(folder) for folder in folders], arguments.offline, arguments.link))
 
 
 if __name__ == "__main__":

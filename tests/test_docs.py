@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import parelu
 from parelu import data
 from parelu.methods.fixed import FixedMasks
 from parelu.network.instrument import instrument
@@ -44,6 +45,24 @@ def _script(path):
 
 generate = _script(ROOT / "docs/generate.py")
 PAGES = [*generate.pages(), *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
+
+
+@pytest.mark.slow
+def test_the_example_of_a_users_own_network_runs(capsys, tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(import parelu.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for line in example.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(lines) <= 10
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    full, best, seconds = capsys.readouterr().out.splitlines()
+    relus, accuracy = best.split()
+    assert (full, relus) == ("1600", "100")
+    assert float(accuracy) > 60 and float(seconds) > 0
+    assert names["result"].report() == Path("runs/mine/report.html")
+    again = parelu.load("runs/mine/candidates/snl-100", names["model"])
+    assert again.plan == names["best"].plan
 
 
 def test_the_python_example_runs(capsys):
@@ -116,7 +135,7 @@ def test_a_table_that_is_out_of_date_is_written_anew():
 
 
 def test_every_data_set_is_named_in_the_help():
-    help_text = (ROOT / "src/parelu/cli/main.py").read_text()
+    help_text = (ROOT / "src/parelu/cli/training.py").read_text()
     assert all(name in help_text for name in data.names())
 
 

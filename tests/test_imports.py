@@ -22,6 +22,7 @@ ORDER = (
     "private",
     "runs",
     "report",
+    "api",
     "cli",
     "__main__",
 )
@@ -69,6 +70,24 @@ def test_private_inference_knows_the_network_and_fusion_alone():
                 assert PRIVATE.index(below[0]) <= PRIVATE.index(name.split(".")[1]), f"{name} imports {other}"
             else:
                 assert room in GROUND, f"{name} imports {other}"
+
+
+def test_the_command_line_calls_the_api():
+    """And writes what comes out by `report`; at its top it imports nothing heavy."""
+    for name, path in FILES.items():
+        if name.split(".")[0] == "cli":
+            rooms = {other.split(".")[0] for other in imported(path)}
+            assert rooms <= {"cli", "api", "report", "errors"}, f"{name} imports {rooms}"
+            top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+            assert {str(node.module).split(".")[0] for node in top} <= {
+                "__future__",
+                "collections",
+                "concurrent",
+                "parelu",
+                "pathlib",
+                "types",
+                "typing",
+            }
 
 
 def test_no_module_imports_one_that_imports_it():

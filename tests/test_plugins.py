@@ -11,15 +11,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 
 from parelu import registry
 from parelu.methods.base import Method, methods
-from parelu.network.spec import families, spec_of
-from parelu.private.bench import bench
+from parelu.network.spec import families
 from parelu.private.engines.base import engines
-from parelu.private.fresh import noise, untrained
-from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.relu import relus
 from parelu.runs.folder import Run
@@ -114,30 +110,12 @@ def test_a_method_and_a_network_by_the_command_line(installed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the command line offers the ReLU protocols and offline modes of parelu alone")
 def test_a_protocol_an_offline_mode_and_an_engine_by_the_command_line(installed):
     installed(GROUPS)
     options = ("--input", "1x8x8", "--images", "2", "--json", "--relu", "exposed", "--offline", "again")
     rows = json.loads(parelu("bench", "tinynet m=2", *options, "--engine", "delphi,cleartext").stdout)
     assert [row["engine"] for row in rows] == ["delphi", "cleartext"]
     assert (rows[0]["relu"], rows[0]["offline_mode"]) == ("exposed", "again")
-
-
-@pytest.mark.slow
-def test_a_protocol_an_offline_mode_and_an_engine_measured(installed):
-    """Two processes, which find the plugins as this one does; the protocol's result is the ring's but for what
-    truncation rounds."""
-    installed(GROUPS)
-    spec = spec_of("tinynet m=2", (1, 8, 8), 10)
-    candidate, images = untrained(spec, 0.5, seed=0), noise(2, spec.input, seed=1)
-    lowered = lower(candidate.network(), images, candidate.preprocessing)
-    row = bench(lowered, candidate, images, relu="exposed", offline="again")
-    clear = bench(lowered, candidate, images, engine="cleartext")
-    assert (row.engine, row.relu, row.offline_mode) == ("delphi", "exposed", "again")
-    assert clear.ring.largest == 0
-    assert row.ring.largest < 0.02
-    assert torch.tensor(row.logits).std() > 0.1
-    assert row.costs.online.sent["server"] > 16 * row.relus
 
 
 @pytest.mark.parametrize(

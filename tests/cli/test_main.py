@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from commands import refused, run
 from conftest import Silent
 from safetensors.torch import save_file
 
+from parelu import api
 from parelu.cli import main as cli
+from parelu.cli import training
 from parelu.network import storage
 from parelu.network.spec import spec_of
+from parelu.report import latency
 from parelu.runs import recipes
 from parelu.runs.folder import Run
 from parelu.training.schedule import SHORT
@@ -23,9 +27,9 @@ TINY = ["--model", "resnet10 m=2", "--data", "digits", "--training", "short", "-
 
 
 def test_epochs_and_learning_rate_stand_in_for_the_trainings_own():
-    command = cli.Train("resnet10", training="short", epochs=3, lr=0.05)
-    assert command.study(()).training == dataclasses.replace(SHORT, epochs=3, lr=0.05)
-    assert cli.Train("resnet10", training="short").study(()).training == SHORT
+    command = training.Train("resnet10", training="short", epochs=3, lr=0.05)
+    assert command.experiment().training == dataclasses.replace(SHORT, epochs=3, lr=0.05)
+    assert training.Train("resnet10", training="short").experiment().training == SHORT
 
 
 def test_the_package_runs_as_a_module():
@@ -256,19 +260,19 @@ def test_help_has_an_example(capsys, command):
 
 
 def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(cli.data, "available", lambda name, download: False)
-    monkeypatch.setattr(cli, "_conduct", lambda one, folder: seen.append(one) or one)
-    monkeypatch.setattr(cli, "_print_frontier", lambda runs: None)
-    monkeypatch.setattr(cli, "_write_report", lambda runs, path: None)
-    monkeypatch.setattr(cli.private, "measure_run", lambda run: seen.append("measured"))
-    monkeypatch.setattr(cli.private, "side_by_side", lambda run, dataset: "side by side")
+    seen, measured = [], SimpleNamespace(test=SimpleNamespace(labels=[7]))
+    monkeypatch.setattr(api.data, "available", lambda name, download: False)
+    monkeypatch.setattr(api, "run_experiment", lambda one, folder, progress: seen.append(one) or Run(folder, {}))
+    monkeypatch.setattr(training, "print_frontier", lambda runs: None)
+    monkeypatch.setattr(training, "save_report", lambda runs, path: None)
+    monkeypatch.setattr(training, "measure_frontier", lambda run, options, others: seen.append("measured") or measured)
+    monkeypatch.setattr(latency, "full_and_knee_text", lambda records, truth: f"side by side, class {truth}")
     assert run("quickstart", "--run", str(tmp_path)) == 0
     assert seen[0].data == "digits"
     assert seen[0] == recipes.read_recipe("quickstart-digits")[1][0]
     assert seen[1] == "measured"
     shown = capsys.readouterr()
-    assert "the bundled digits stand in" in shown.err and "side by side" in shown.out
+    assert "the bundled digits stand in" in shown.err and "side by side, class 7" in shown.out
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

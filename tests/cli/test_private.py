@@ -16,12 +16,12 @@ from commands import refused, run
 from PIL import Image
 
 from parelu import data
-from parelu.cli import private
 from parelu.private.crypto.ring import decode
 from parelu.private.engines import base as engines
 from parelu.private.engines.base import Measurement
 from parelu.private.lowering import reference
 from parelu.private.rows import Cost, Costs
+from parelu.report.latency import full_and_knee_text
 from parelu.report.page import write_report
 from parelu.runs import measurement
 from parelu.runs.folder import Run
@@ -43,7 +43,7 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
 )
 def test_bench_prints_a_row(capsys, relu, offline, network):
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
-    assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--network", network) == 0
+    assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--link", network) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["engine"], row["relu"], row["offline_mode"], row["network"]) == ("delphi", relu, offline, network)
     trust = {"he": "no third party", "dealer": "no privacy against it"}
@@ -78,7 +78,7 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
     before = {record.name: record.private for record in measured}
     assert run("bench", str(study.path), "--offline", "dealer", "--json") == 0  # again: nothing is measured twice
     assert {record.name: record.private for record in study.candidates() if record.private} == before
-    text = private.side_by_side(study, data.load("digits"))
+    text = full_and_knee_text(study.candidates(), int(test.labels[0]))
     assert "private inference of test image 0" in text and "online time" in text
 
 
@@ -193,7 +193,7 @@ def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
         (("infer", "localhost:1", "a.png"), "is `parelu serve` running there?"),
         (("infer", "localhost:1"), "no image given"),
         (("bench", "resnet10 m=2", "--engine", "delphi,spu"), "unknown engine 'spu'; known are delphi, spu-aby3"),
-        (("bench", "resnet10 m=2", "--engine", "spu-semi2k", "--network", "lan"), "spu-semi2k cannot shape a network"),
+        (("bench", "resnet10 m=2", "--engine", "spu-semi2k", "--link", "lan"), "spu-semi2k cannot shape a link"),
         (("bench", "resnet10 m=2", "--batch", "2"), "give a number that divides --images 5"),
         (("serve", "nowhere", "--processes", "2", "--port", "0"), "a --port of your own"),
         (("prepare", "localhost:1", "0", "--stock-dir", "s"), "give a count from 1 to 10000"),

@@ -34,7 +34,7 @@ class InMemory(Spec):
     (`InMemory.of`, `parelu.load(folder, model=module)`).
 
     Attributes:
-        target: name of the module's class.
+        target: name of the module's class, which may be imported from another place next time.
         structure: digest of the names and shapes of its parameters and buffers.
     """
 
@@ -50,7 +50,7 @@ class InMemory(Spec):
         shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in module.state_dict().items()]
         layers = [f"{name} {type(part).__qualname__}" for name, part in module.named_modules()]
         structure = hashlib.sha256("\n".join([*shapes, *layers]).encode()).hexdigest()[:16]
-        spec = cls(input, classes, f"{type(module).__module__}:{type(module).__qualname__}", structure)
+        spec = cls(input, classes, type(module).__qualname__, structure)
         _modules[structure] = copy.deepcopy(module).cpu().float()
         return spec
 

@@ -155,7 +155,7 @@ def test_every_engine_says_whom_it_trusts():
 def test_engines_that_cannot_be_had_are_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="unknown engine 'spu'; known are delphi, spu-aby3, spu-cheetah, spu-semi2k"):
         chosen(["delphi", "spu"], Options())
-    with pytest.raises(UserError, match="spu-aby3 cannot shape a network; leave --network at loopback"):
+    with pytest.raises(UserError, match="spu-aby3 cannot shape a link; leave --link at loopback"):
         chosen(["spu-aby3"], Options(link="wan"))
     environment.interpreter.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))

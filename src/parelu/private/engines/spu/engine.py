@@ -55,7 +55,7 @@ class Spu(Engine):
 
     def check(self, options: Options) -> None:
         if options.link != "loopback":
-            raise UserError(f"{self.name} cannot shape a network; leave --network at loopback")
+            raise UserError(f"{self.name} cannot shape a link; leave --link at loopback")
         environment.interpreter(RECIPE)
 
     def run(self, lowered: Lowered, images: Tensor, options: Options) -> Measurement:
