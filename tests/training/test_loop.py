@@ -176,7 +176,11 @@ def test_an_interruption_leaves_no_trace_in_a_callback(digits, tmp_path, at):
     assert same_weights(whole, resumed)
     per_epoch = len(digits.train) // SHORT.batch
     assert int(callback.steps) == 3 * per_epoch
-    assert [epoch.parts["counted"] for epoch in read_history(tmp_path / "b")] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+    assert [epoch.parts["counted"] for epoch in read_history(tmp_path / "b")] == [
+        per_epoch,
+        2 * per_epoch,
+        3 * per_epoch,
+    ]
 
 
 def test_a_callback_is_told_of_every_step_and_epoch(digits, tmp_path):

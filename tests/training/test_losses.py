@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parelu.training.losses import dkd, kd, pram, tails
-from parelu.training.objectives import Batch, DecoupledDistillation, Distillation
+from parelu.training.objectives import Batch, CrossEntropy, DecoupledDistillation, Distillation
 
 logits = st.integers(0, 10_000).map(lambda seed: torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)))
 
@@ -73,6 +73,38 @@ def test_decoupled_distillation_warms_up():
         objective(x, Batch(labels))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_is_that_of_smoothed_labels_written_out(smoothing):
+    x, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    target = (1 - smoothing) * F.one_hot(labels, 3) + smoothing / 3
+    terms = CrossEntropy(smoothing)(x, Batch(labels))
+    assert list(terms) == ["ce"]
+    torch.testing.assert_close(terms["ce"], -(target * x.log_softmax(1)).sum(1).mean())
+    assert CrossEntropy() == CrossEntropy(0.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "maps", "auxiliary"),
+    [
+        (CrossEntropy(), False, False),
+        (DecoupledDistillation(), False, False),
+        (Distillation(), False, False),
+        (Distillation(mismatch=1.0), True, False),
+        (Distillation(tails=1.0), True, False),
+        (Distillation(auxiliary=1.0), False, True),
+    ],
+)
+def test_objectives_ask_for_what_they_read_alone(objective, maps, auxiliary):
+    assert (objective.reads_maps, objective.reads_auxiliary) == (maps, auxiliary)
+
+
+def test_distillation_needs_a_teacher():
+    x, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    for batch in (Batch(labels), Batch(labels, teacher=lambda: x), Batch(labels, teacher_maps=dict)):
+        with pytest.raises(ValueError, match="needs a teacher"):
+            Distillation()(x, batch)
+
+
 def test_distillation_weighs_its_terms():
     x, y = torch.randn(4, 3), torch.randn(4, 3)
     labels = torch.tensor([0, 1, 2, 0])
@@ -108,3 +140,15 @@ def test_tails_are_images_that_stand_out():
     maps[0] *= 3  # energies 9, 1, 1, 1 of mean 3: one is a whole mean above twice the mean
     assert tails({"a": maps, "b": maps}) == pytest.approx(2 * 1 / 4)
     assert tails({"a": 100 * maps}) == pytest.approx(1 / 4), "the scale does not matter"
+
+
+def test_tails_push_on_the_images_that_stand_out_alone():
+    """The batch's mean is a yardstick: the others are not pulled up to it."""
+    maps = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    maps[1] *= 5
+    maps.requires_grad_()
+    tails({"a": maps}).backward()
+    energies = maps.detach().flatten(1).square().mean(1)
+    expected = 2 * maps.detach() / (2 * 3 * 3) / energies.mean() / 6
+    torch.testing.assert_close(maps.grad[1], expected[1])
+    assert not maps.grad[[0, 2, 3, 4, 5]].any()
