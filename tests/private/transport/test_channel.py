@@ -224,6 +224,16 @@ def test_memory_does_not_grow_by_what_a_header_claims():
     two.close()
 
 
+def test_a_message_of_more_than_is_reserved_at_once_arrives_whole():
+    one, two = pair()
+    body = os.urandom((1 << 25) + 3)
+    thread = threading.Thread(target=one.send, args=("kind", body))
+    thread.start()
+    assert two.receive("kind", len(body)).tobytes() == body
+    thread.join()
+    closed(one, two)
+
+
 def test_a_shaped_link_takes_its_time():
     one, two = pair("wan")
     start = time.monotonic()
