@@ -3,6 +3,7 @@
 # make lint         style and types
 # make docs         the tables in README.md and docs/ that follow from the code
 # make site         the guide and the API reference as a site, in build/site
+# make mutants      which small changes to the code the tests do not notice, an hour; ROOMS="gate masks" for some rooms
 
 PYTHON ?= python3
 INSTALLED = .venv/.installed
@@ -28,8 +29,11 @@ site: .venv/.site
 	cp benchmarks/README.md build/pages/benchmarks
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
-.venv/.site: $(INSTALLED)
-	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[site]'
+mutants: .venv/.mutants
+	.venv/bin/python benchmarks/mutants.py $(ROOMS)
+
+.venv/.site .venv/.mutants: .venv/.%: $(INSTALLED)
+	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,4 +42,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: quickstart test lint docs site
+.PHONY: quickstart test lint docs site mutants

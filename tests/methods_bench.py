@@ -48,6 +48,7 @@ class DryBench:
         self.searches: list[Search] = []
         self.records: dict[str, object] = {}
         self.kept: dict[str, Candidate] = {}
+        self.images_asked: list[int] = []
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         self.jobs += jobs
@@ -67,6 +68,7 @@ class DryBench:
         return Candidate(search.spec, plan, {}, SearchMetrics(0, 0.0, plan.relus, plan.squares, 10.0))
 
     def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
+        self.images_asked.append(images)
         generator = torch.Generator().manual_seed(self.seed)
         sites = self.teacher.plan.sites.items()
         return {name: torch.randn(site.mask.shape, generator=generator) for name, site in sites}

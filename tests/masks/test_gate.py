@@ -47,6 +47,43 @@ def test_the_loops_compute_what_torch_computes(shape, seed, channels_last, squar
     torch.testing.assert_close(fast.open.grad, plain.open.grad, rtol=1e-4, atol=1e-4)
 
 
+CUTS = [lambda x: x[:, ::2], lambda x: x[..., 1:], lambda x: x.transpose(2, 3), lambda x: x[::2]]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_loops_take_any_layout(cut):
+    generator = torch.Generator().manual_seed(0)
+    x = cut(torch.randn(6, 4, 5, 5, generator=generator)).detach()
+    plain = x.contiguous()
+    gate = gate_of(tuple(x.shape[1:]), torch.randn(3, x.shape[1], generator=generator), 0)
+    assert torch.equal(gate(x), gate(plain))
+    gradients = [
+        torch.autograd.grad(gate(value.requires_grad_()).square().sum(), (value, gate.open)) for value in (x, plain)
+    ]
+    for mine, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_half_of_the_input_is_kept_for_the_backward_pass(channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    gate, x = gate_of((3, 4, 5), torch.zeros(3, 3), 0), torch.randn(2, 3, 4, 5).contiguous(memory_format=layout)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes), lambda nothing: nothing):
+        gate(x.requires_grad_())
+    assert sum(kept) == x.nbytes // 2
+
+
+def test_a_gate_leaves_its_site_as_it_was():
+    site = Site("site", (2, 3, 3))
+    gate = Gate(site)
+    gate.follow_inputs(2)
+    gate(torch.randn(4, 2, 3, 3))
+    gate.open.data.zero_()
+    gate.allowed.zero_()
+    assert site.mask.all() and site.coefficients.T.tolist() == [[0, 1, 0]] * 2
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("coefficients", [(0.0, 1.0, 0.0), (0.3, 0.5, 0.1)])
 def test_a_closed_or_open_gate_is_a_site(channels_last, coefficients):
@@ -107,6 +144,34 @@ def test_running_statistics_are_those_of_the_inputs():
     before = gate.coefficients.clone()
     gate.eval()(100 * torch.randn(32, 4, 16, 16))
     assert torch.equal(gate.coefficients, before), "statistics move in training mode only"
+
+
+def test_running_statistics_are_the_plain_mean_of_ten_batches_then_move_by_tenths():
+    gate = Gate(Site("site", (2, 3, 3)))
+    gate.follow_inputs(2)
+    generator = torch.Generator().manual_seed(0)
+    batches = [3 * torch.randn(5, 2, 3, 3, generator=generator) + i for i in range(14)]
+    means = [x.mean((0, 2, 3)) for x in batches]
+    deviations = [x.std((0, 2, 3), correction=0) for x in batches]
+    mean = std = torch.zeros(2)
+    for number, x in enumerate(batches, start=1):
+        gate(x)
+        if number <= 10:
+            mean, std = (torch.stack(seen[:number]).mean(0) for seen in (means, deviations))
+        else:
+            mean, std = (0.9 * old + 0.1 * seen[number - 1] for old, seen in ((mean, means), (std, deviations)))
+        torch.testing.assert_close(gate.mean, mean)
+        torch.testing.assert_close(gate.std, std)
+
+
+def test_running_statistics_are_those_of_64_images_of_a_batch():
+    x = torch.randn(80, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    whole, part, less = (Gate(Site("site", (2, 3, 3))) for _ in range(3))
+    for gate, images in ((whole, x), (part, x[:64]), (less, x[:63])):
+        gate.follow_inputs(1)
+        gate(images)
+    assert torch.equal(whole.mean, part.mean) and torch.equal(whole.std, part.std)
+    assert not torch.equal(whole.mean, less.mean)
 
 
 def least_squares(u: float, v: float, degree: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from parelu.methods.fisher import Ranked
 from parelu.methods.senet import Mismatch, allocate, sensitivities
 from parelu.methods.snl import Slopes
 from parelu.network.instrument import instrument
-from parelu.network.sites import Network
+from parelu.network.sites import Network, observed
 from parelu.network.spec import spec_of
 from parelu.training.callback import Step
 
@@ -467,6 +467,37 @@ def test_mismatch_keeps_each_layers_budget_where_the_networks_differ():
         difference, stands = mismatch.difference[name], gate.open.detach() > 0
         assert difference[stands].min() >= difference[~stands].max()
     assert mismatch.network.training
+
+
+def test_mismatches_add_up_over_every_fourth_step_and_choose_after_an_epoch():
+    options = Mismatch(7 * len(LAYERS), layers=dict.fromkeys(LAYERS, 7))
+    mismatch = on_resnet(options)
+    gates = mismatch.gates
+    torch.manual_seed(1)
+    spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
+    teacher = instrument(spec.module(), spec.input).eval()
+    total = {name: torch.zeros(gate.shape) for name, gate in gates.items()}
+    stands = {name: torch.zeros(gate.shape) for name, gate in gates.items()}  # at the first look none does
+    for number in range(10):
+        now = step(number, teacher=teacher)
+        mismatch.after_step(now)
+        if number % 4 == 0:
+            alone = on_resnet(options)
+            for name, gate in alone.gates.items():
+                gate.open.copy_(stands[name])
+            alone.network.eval()
+            with torch.no_grad(), observed(teacher.sites) as full, observed(alone.gates) as partial:
+                teacher(now.images)
+                alone.network(now.images)
+            for name in total:
+                total[name] += (full[name] - partial[name]).abs().mean(0)
+        for name, gate in gates.items():
+            torch.testing.assert_close(mismatch.difference[name], total[name])
+            assert number == 0 or torch.equal(gate.open, stands[name]), "the mask stands until the epoch is over"
+        stands = {name: gate.open.clone() for name, gate in gates.items()}
+    mismatch.after_epoch(1)
+    for name, gate in gates.items():
+        assert torch.equal(gate.open > 0, project({name: total[name]}, 7)[name])
 
 
 def test_what_a_search_leaves_is_the_network_with_its_plan():

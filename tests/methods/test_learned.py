@@ -11,7 +11,7 @@ from parelu.methods.bcd import BCD, Blocks
 from parelu.methods.delphi import Delphi
 from parelu.methods.fisher import Fisher, Ranked
 from parelu.methods.gated import Gated
-from parelu.methods.learned import FINETUNE_CLIP, LearnedMasks, Polynomials
+from parelu.methods.learned import LearnedMasks, Polynomials
 from parelu.methods.safenet import SAFENet
 from parelu.methods.senet import SENet
 from parelu.methods.snl import SNL, Slopes
@@ -70,8 +70,23 @@ def test_options_reach_the_search_and_the_finetuning(name):
     assert search.objective == objective
     finetuning = dataclasses.replace(objective, mismatch=options.get("pram", 0.0))
     assert [job.objective for job in jobs] == [finetuning] * len(jobs)
-    assert search.training.clip == options.get("clip", 0.0)
-    assert {job.training.clip for job in jobs} == {options.get("clip", FINETUNE_CLIP)} and FINETUNE_CLIP > 0
+    searched = "senet" if name == "gated" else name
+    assert search.name == (searched if LEARNED[name].shares_search else f"{searched}-97")
+    if "clip" in options:
+        assert {one.training.clip for one in (search, *jobs)} == {0.3}
+
+
+@pytest.mark.parametrize("given", [0.0, 2.0])
+@pytest.mark.parametrize("name", LEARNED)
+def test_finetuning_is_clipped_as_the_search_is_and_at_a_half_where_that_is_not(name, given):
+    """A network of few ReLUs can be lost at the rate of fresh weights (docs/decisions.md)."""
+    bench = DryBench()
+    bench.training = dataclasses.replace(bench.training, clip=given)
+    LEARNED[name]().reduce(bench, (97,))
+    (search,) = bench.searches
+    own = 0.5 if issubclass(LEARNED[name], Polynomials) else given
+    assert search.training.clip == own
+    assert {job.training.clip for job in bench.jobs} == {own or 0.5}
 
 
 def test_searches_train_at_a_constant_rate_but_senets():
@@ -98,4 +113,4 @@ def test_only_squares_are_trained_against_tails(name):
 def test_a_note_says_what_is_not_usual(method, note):
     bench = DryBench()
     method.reduce(bench, (97,))
-    assert {job.tags["note"] for job in bench.jobs} == {note}
+    assert {job.tags.note for job in bench.jobs} == {note}

@@ -1,15 +1,53 @@
-"""What methods are made of: criticality, budgets, masks."""
+"""What methods are made of: criticality, budgets, masks, and their papers' defaults."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from methods_bench import DryBench
 
 from parelu.errors import UserError
+from parelu.methods.autorep import Indicators
+from parelu.methods.bcd import BCD
 from parelu.methods.budget import parse_budget
 from parelu.methods.deepreduce import candidate_steps, criticality
+from parelu.methods.jobs import FROM_TEACHER
 from parelu.methods.random import Random
+from parelu.methods.snip import Snip
+from parelu.methods.snl import Slopes
 from parelu.methods.uniform import Uniform
+from parelu.training.objectives import DecoupledDistillation, Distillation
+from parelu.training.schedule import Training
+
+DEFAULTS = [
+    (
+        "DeepReDuce, section 4",
+        Training(),
+        {"epochs": 120, "batch": 128, "lr": 0.1, "schedule": "step", "momentum": 0.9, "weight_decay": 4e-4}
+        | {"label_smoothing": 0.0, "optimizer": "sgd", "clip": 0.0, "begin": 0.0, "end": 1.0},
+    ),
+    (
+        "DeepReDuce, section 4",
+        Distillation(),
+        {"temperature": 4.0, "weight": 0.9, "mismatch": 0.0, "tails": 0.0, "auxiliary": 0.0},
+    ),
+    (
+        "DeepReShape, Appendix J: a warm-up of 20 in 220 epochs",
+        DecoupledDistillation(),
+        {"temperature": 4.0, "alpha": 1.0, "beta": 1.0, "warmup": 0.09},
+    ),
+    ("SNL, section 4", Slopes(1), {"lam": 1e-5, "lr": 1e-3, "granularity": "pixel", "degree": 0}),
+    (
+        "AutoReP, section 4: μ from 40 to 200",
+        Indicators(1),
+        {"mu": 80.0, "threshold": 0.003, "lr": 1e-3, "spread": 1.0, "wide": 1.0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "made", "values"), DEFAULTS, ids=lambda value: type(value).__name__)
+def test_defaults_are_those_of_their_papers(source, made, values):
+    assert {name: getattr(made, name) for name in values} == values, source
 
 
 def test_criticality_of_the_least_stage_is_zero_and_order_follows_accuracy_at_equal_counts():
@@ -74,3 +112,21 @@ def test_random_masks_of_smaller_budgets_lie_inside():
     small, large = Random().masks(sizes, 20, 3), Random().masks(sizes, 90, 3)
     assert all(bool((large[name] | ~small[name]).all()) for name in sizes)
     assert not torch.equal(Random().masks(sizes, 20, 4)["a"], small["a"])
+
+
+@pytest.mark.parametrize(("method", "images"), [(BCD(), 1024), (Snip(), 1024), (Snip(saliency_images=77), 77)])
+def test_what_the_loss_feels_is_the_mean_over_so_many_images(method, images):
+    bench = DryBench()
+    method.reduce(bench, (97, 40))
+    assert set(bench.images_asked) == {images}
+
+
+def test_snip_keeps_the_largest_gradients_whatever_their_sign():
+    bench = DryBench()
+    gradients = bench.slope_gradients(1024)
+    (candidate,) = Snip().reduce(bench, (97,))
+    kept = torch.cat([gradients[name].abs()[site.mask] for name, site in candidate.plan.sites.items()])
+    gone = torch.cat([gradients[name].abs()[~site.mask] for name, site in candidate.plan.sites.items()])
+    assert len(kept) == 97 and kept.min() >= gone.max()
+    (job,) = bench.jobs
+    assert (job.start, job.objective) == (FROM_TEACHER, Distillation(4.0, 0.9))

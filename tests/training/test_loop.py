@@ -6,107 +6,22 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from small_networks import SHORT, network, quadratic, same_weights
 from torch import nn
 
 from parelu import data
 from parelu.errors import UserError
 from parelu.network import storage
-from parelu.network.instrument import instrument
-from parelu.network.spec import spec_of
 from parelu.training.batches import memory_format
 from parelu.training.callback import Callback
-from parelu.training.evaluation import accuracy, ranges, recalibrate, slope_gradients
+from parelu.training.evaluation import accuracy
 from parelu.training.history import read_history
 from parelu.training.loop import train
-from parelu.training.losses import dkd, kd, pram, tails
-from parelu.training.objectives import Batch, CrossEntropy, DecoupledDistillation, Distillation
+from parelu.training.objectives import CrossEntropy, Distillation
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
-
-SHORT = Training(epochs=3, batch=128, lr=0.1, schedule="one-cycle")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-def network(seed: int = 0, name: str = "resnet10 m=2", classes: int = 10):
-    torch.manual_seed(seed)
-    spec = spec_of(name, (1, 8, 8), classes)
-    return instrument(spec.module(), spec.input)
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
-
-
-logits = st.integers(0, 10_000).map(lambda seed: torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)))
-
-
-@given(logits, logits, st.sampled_from([1.0, 2.0, 4.0]))
-def test_kd_is_the_divergence_written_out(student, teacher, temperature):
-    p, q = (torch.softmax(x / temperature, 1) for x in (teacher, student))
-    expected = temperature**2 * (p * (p / q).log()).sum(1).mean()
-    torch.testing.assert_close(kd(student, teacher, temperature), expected)
-    assert kd(teacher, teacher, temperature).abs() < 1e-5
-
-
-labels = st.integers(0, 10_000).map(lambda seed: torch.randint(7, (5,), generator=torch.Generator().manual_seed(seed)))
-
-
-@given(logits, logits, labels, st.sampled_from([1.0, 4.0]), st.floats(0, 2), st.floats(0, 8))
-def test_decoupled_kd_is_the_divergences_written_out(student, teacher, labels, temperature, alpha, beta):
-    expected = 0.0
-    for mine, its, label in zip(student.double(), teacher.double(), labels.tolist(), strict=True):
-        q, p = (torch.softmax(x / temperature, 0) for x in (mine, its))
-        other = [c for c in range(7) if c != label]
-        target = p[label] * (p[label] / q[label]).log() + (1 - p[label]) * ((1 - p[label]) / (1 - q[label])).log()
-        p_rest, q_rest = p[other] / p[other].sum(), q[other] / q[other].sum()
-        expected += temperature**2 * (alpha * target + beta * (p_rest * (p_rest / q_rest).log()).sum()) / 5
-    found = dkd(student.double(), teacher.double(), labels, temperature, alpha, beta)
-    torch.testing.assert_close(found, torch.as_tensor(expected))
-
-
-@given(logits, logits, labels)
-def test_kd_is_decoupled_kd_with_the_teachers_doubt_as_beta(student, teacher, labels):
-    """Zhao et al. 2022, eq. 5; image by image, as each has a weight of its own."""
-    doubt = 1 - torch.softmax(teacher / 4, 1).gather(1, labels[:, None]).squeeze(1)
-    parts = [
-        dkd(student[i : i + 1], teacher[i : i + 1], labels[i : i + 1], 4.0, 1.0, float(doubt[i])) for i in range(5)
-    ]
-    torch.testing.assert_close(torch.stack(parts).mean(), kd(student, teacher, 4.0), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("size", [1.0, 1e4])
-def test_decoupled_kd_has_no_logarithm_of_zero(classes, size):
-    """A certain teacher, right or wrong, and a certain student; of two classes the rest is one."""
-    labels = torch.arange(4) % classes
-    student = size * F.one_hot((labels + 1) % classes, classes).float()
-    student.requires_grad_()
-    teacher = size * F.one_hot(labels, classes).float()
-    loss = dkd(student, teacher, labels, 4.0, 1.0, 8.0)
-    loss.backward()
-    assert loss.isfinite() and loss > 0 and student.grad is not None and student.grad.isfinite().all()
-    if classes == 2:
-        torch.testing.assert_close(loss, kd(student, teacher, 4.0))
-
-
-def test_decoupled_distillation_warms_up():
-    x, y, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
-    objective = DecoupledDistillation(beta=2.0, warmup=0.2)
-    full = dkd(x, y, labels, 4.0, 1.0, 2.0)
-    for progress, weight in ((0.05, 0.25), (0.2, 1.0), (1.0, 1.0)):
-        terms = objective(x, Batch(labels, teacher=lambda: y, progress=progress))
-        torch.testing.assert_close(terms["dkd"], weight * full)
-        torch.testing.assert_close(terms["ce"], F.cross_entropy(x, labels))
-    with pytest.raises(ValueError, match="needs a teacher"):
-        objective(x, Batch(labels))
 
 
 def test_the_loop_says_how_far_it_is(digits, tmp_path):
@@ -119,70 +34,6 @@ def test_the_loop_says_how_far_it_is(digits, tmp_path):
 
     train(network(), digits, dataclasses.replace(SHORT, epochs=2), Told(), seed=0, folder=tmp_path)
     assert told == pytest.approx([(step + 1) / len(told) for step in range(len(told))])
-
-
-def test_distillation_weighs_its_terms():
-    x, y = torch.randn(4, 3), torch.randn(4, 3)
-    labels = torch.tensor([0, 1, 2, 0])
-    terms = Distillation(4.0, 0.9)(x, Batch(labels, {}, lambda: y, dict))
-    torch.testing.assert_close(terms["ce"], 0.1 * F.cross_entropy(x, labels))
-    torch.testing.assert_close(terms["kd"], 0.9 * kd(x, y, 4.0))
-
-
-def test_distillation_adds_what_it_reads_of_the_maps():
-    x, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    mine, theirs = ({"a": torch.randn(4, 2, 3, 3), "b": torch.randn(4, 5)} for _ in range(2))
-    batch = Batch(labels, mine, lambda: x, lambda: theirs)
-    assert not Distillation().reads_maps
-    objective = Distillation(mismatch=1000.0, tails=0.5)
-    assert objective.reads_maps
-    terms = objective(x, batch)
-    torch.testing.assert_close(terms["pram"], 500 * pram(mine, theirs))
-    torch.testing.assert_close(terms["tails"], 0.5 * tails(mine))
-
-
-def test_pram_is_the_distance_of_normalised_maps():
-    mine, theirs = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
-    expected = 0.0
-    for a, b in zip(mine, theirs, strict=True):
-        expected += ((a / a.norm() - b / b.norm()) ** 2).sum() / (2 * 12)
-    torch.testing.assert_close(pram({"a": mine}, {"a": theirs}), torch.as_tensor(expected))
-    assert pram({"a": mine}, {"a": 3 * mine}) == pytest.approx(0, abs=1e-12)
-
-
-def test_tails_are_images_that_stand_out():
-    maps = torch.ones(4, 2, 3, 3)
-    assert tails({"a": maps}) == 0
-    maps[0] *= 3  # energies 9, 1, 1, 1 of mean 3: one is a whole mean above twice the mean
-    assert tails({"a": maps, "b": maps}) == pytest.approx(2 * 1 / 4)
-    assert tails({"a": 100 * maps}) == pytest.approx(1 / 4), "the scale does not matter"
-
-
-class Slope(nn.Module):
-    """a·relu(x) + (1 − a)·x, written out."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.ones(shape))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.a * F.relu(x) + (1 - self.a) * x
-
-
-def test_slope_gradients_are_those_of_slopes_written_out(digits):
-    full = network()
-    found = slope_gradients(full, digits, 300, seed=1, batch=64)
-    slopes = network()
-    for name, site in slopes.sites.items():
-        slopes.set_submodule(name, Slope(site.shape))
-    chosen = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(1))[:300]
-    images = data.normalise(digits.train.images[chosen], digits.mean, digits.std)
-    F.cross_entropy(slopes.eval()(images), digits.train.labels[chosen]).backward()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, slopes.get_submodule(name).a.grad, rtol=1e-3, atol=1e-6)
-    assert any(gradient.abs().max() > 1e-4 for gradient in found.values())
-    more = slope_gradients(full, digits, 10**6, seed=1)
-    assert set(more) == set(found)
 
 
 def test_schedules():
@@ -325,7 +176,11 @@ def test_an_interruption_leaves_no_trace_in_a_callback(digits, tmp_path, at):
     assert same_weights(whole, resumed)
     per_epoch = len(digits.train) // SHORT.batch
     assert int(callback.steps) == 3 * per_epoch
-    assert [epoch["counted"] for epoch in read_history(tmp_path / "b")] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+    assert [epoch.parts["counted"] for epoch in read_history(tmp_path / "b")] == [
+        per_epoch,
+        2 * per_epoch,
+        3 * per_epoch,
+    ]
 
 
 def test_a_callback_is_told_of_every_step_and_epoch(digits, tmp_path):
@@ -369,7 +224,7 @@ def test_a_callback_is_told_of_every_step_and_epoch(digits, tmp_path):
     shapes = [training.shape(n / steps) for n in range(steps)]
     values = [value for kind, value in told if kind == "before"]
     assert values == pytest.approx([1 - 0.5 * sum(shapes[:n]) for n in range(steps)])
-    assert [epoch["lr"] for epoch in history] == pytest.approx([0.1 * shapes[per_epoch - 1], 0.1 * shapes[-1]])
+    assert [epoch.lr for epoch in history] == pytest.approx([0.1 * shapes[per_epoch - 1], 0.1 * shapes[-1]])
 
 
 def test_what_a_callback_moves_is_no_weight(digits, tmp_path):
@@ -449,15 +304,6 @@ def test_what_does_not_fit_is_said(digits, tmp_path):
         train(network(), digits, dataclasses.replace(SHORT, batch=100_000), CrossEntropy(), seed=0, folder=tmp_path)
 
 
-def test_accuracy_counts_and_restores_the_mode(digits):
-    net = network().train()
-    images = data.normalise(digits.test.images, digits.mean, digits.std)
-    got = accuracy(net, digits.test, digits, batch=100)
-    assert net.training
-    expected = (net.eval()(images).argmax(1) == digits.test.labels).float().mean() * 100
-    assert got == pytest.approx(float(expected))
-
-
 def test_cached_teacher_is_the_live_one(digits, tmp_path, monkeypatch):
     results = []
     for largest in (0, Teacher.LARGEST):
@@ -494,54 +340,6 @@ def test_layouts_agree(name, layout):
         gradients.append([p.grad for p in copy.parameters()])
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-2)
-
-
-def quadratic(network):
-    """The network with a ReLU at every second position and a square at the others."""
-    for site in network.sites.values():
-        mask = torch.arange(site.mask.numel()).view(site.shape) % 2 == 0
-        site.assign(mask, (0.1, 0.5, 0.2))
-    return network
-
-
-def test_ranges_are_those_of_the_inputs_of_squares(digits):
-    net = quadratic(network())
-    first = next(iter(net.sites.values()))
-    first.assign(torch.ones(first.shape, dtype=torch.bool))
-    images = data.normalise(digits.validation.images, digits.mean, digits.std)
-    seen = {}
-    for site in net.sites.values():
-        site.register_forward_pre_hook(lambda module, args: seen.__setitem__(module.name, args[0].detach()))
-    net.eval()(images)
-    expected = {name: (float(x.min()), float(x.max())) for name, x in seen.items() if name != first.name}
-    found = ranges(net, digits.validation, digits, batch=50)
-    assert list(found) == list(expected)
-    for name, (low, high) in found.items():
-        assert (low, high) == pytest.approx(expected[name], rel=1e-4)
-
-
-def test_recalibrated_statistics_do_not_follow_one_image(digits):
-    training = dataclasses.replace(SHORT, epochs=1, batch=16)
-    plain = torch.full_like(digits.train.images[:320], round(255 * digits.mean[0]))
-    plain += torch.randint(0, 8, plain.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    loud = plain.clone()
-    loud[7] = 255
-    found = []
-    for images in (plain, loud):
-        net = network()
-        norm = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
-        seen = []
-        hook = norm.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].var((0, 2, 3))))
-        split = dataclasses.replace(digits.train, images=images, labels=digits.train.labels[:320])
-        flat = dataclasses.replace(digits, train=split, augmentation=data.Augmentation())
-        recalibrate(net, flat, training, seed=0)
-        hook.remove()
-        found.append((norm.running_var.clone(), torch.stack(seen).mean(0)))
-        assert norm.momentum == 0.1
-        assert not net.training
-    (quiet, quiet_mean), (with_loud, loud_mean) = found
-    assert bool((loud_mean > 2 * quiet_mean).all()), "a mean over batches follows the image"
-    torch.testing.assert_close(with_loud, quiet, rtol=0.1, atol=0)
 
 
 def test_squares_that_blow_up_are_named(digits, tmp_path):

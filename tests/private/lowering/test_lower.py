@@ -87,6 +87,41 @@ def test_many_squares_take_fewer_bits(monkeypatch):
         lowered_of(network, 32)
 
 
+class Loud(nn.Module):
+    """Reaches 2·weight at its ReLU, for a pixel of 255."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1, bias=False)
+        self.conv.weight.data.fill_(weight)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_the_wrap_bound_is_four_times_the_mean_of_each_truncated_integer_over_the_ring():
+    network = instrument(Loud(0.7), (1, 4, 4)).eval()
+    images, seen = images_of(16, (1, 4, 4)), []
+    network.get_submodule("conv").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    float_logits(network, images)
+    lowered = lowered_of(network, 16, cost=nothing)
+    (truncated,) = (r for r in lowered.ranges if r.kind == "truncate")
+    unit = 2.0 ** -(10 + 12)  # an activation's fraction and the bits of 0.7
+    assert (truncated.unit, truncated.elements, truncated.bits) == (unit, 16, 12)
+    assert truncated.mean == pytest.approx(float(seen[0].abs().mean()))
+    assert truncated.largest == pytest.approx(float(seen[0].abs().max()))
+    assert lowered.wrap_bound == pytest.approx(16 * 4 * float(seen[0].abs().mean()) / unit / 2**59)
+
+
+@pytest.mark.parametrize(("power", "message"), [(45, "may wrap with probability"), (46, "more than the ring holds")])
+def test_a_relu_takes_59_bits_at_the_most(power, message):
+    network = instrument(Loud(1.5 * 2.0**power), (1, 4, 4)).eval()
+    with pytest.raises(UserError, match=message):
+        lowered_of(network)
+
+
 def test_an_input_outside_of_the_calibrated_range_is_counted():
     network = ready(Residual(), (1, 6, 6))
     lowered = lowered_of(network)

@@ -4,16 +4,17 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parelu.errors import ProtocolError
+from parelu.errors import ProtocolError, UserError
 from parelu.private.serving.session import FORMAT, _load
 from parelu.private.transport import tls
-from parelu.private.transport.channel import FAIL, HEADER, LINGER, Channel, bits_of, pack_bits, ring_of
+from parelu.private.transport.channel import FAIL, HEADER, LINGER, Channel, bits_of, connect, pack_bits, ring_of
 from parelu.private.transport.link import LINKS, Link, shaped
 
 
@@ -62,6 +63,69 @@ def test_another_header_ends_the_connection_before_its_body(header, message):
     one.socket.sendall(HEADER.pack(*header))
     with pytest.raises(ProtocolError, match=message):
         two.receive("kind", 8)
+    closed(one, two)
+
+
+def test_a_message_up_to_a_length_is_taken_and_a_longer_one_refused():
+    for size in (0, 4, 5, 6):
+        one, two = pair()
+        one.send("kind", bytes(size))
+        if size <= 5:
+            assert two.receive_up_to("kind", 5) == bytes(size)
+        else:
+            with pytest.raises(ProtocolError, match="message 0, 'kind' has 6 bytes, not at most 5"):
+                two.receive_up_to("kind", 5)
+        closed(one, two)
+
+
+def test_a_length_that_is_not_said_is_none():
+    one, two = pair()
+    one.send("kind", b"x")
+    with pytest.raises(ProtocolError, match="has 1 bytes, not at most 0"):
+        two.expect("kind", None)
+    closed(one, two)
+
+
+def test_a_connection_sends_small_messages_at_once_and_says_where_nobody_answers():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with connect("127.0.0.1", port, 1.0) as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert connection.getpeername() == ("127.0.0.1", port) and connection.gettimeout() == 1.0
+    for nobodys in (port, 1 << 17):
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{nobodys}: .*; is `parelu serve` running there\?"):
+            connect("127.0.0.1", nobodys, 1.0)
+
+
+def test_closing_again_or_what_is_broken_is_no_error():
+    one, two = pair()
+    for _ in range(2):
+        closed(one, two)
+
+    def close():
+        raise OSError("not connected")
+
+    Channel(SimpleNamespace(settimeout=lambda seconds: None, close=close)).close()
+
+
+def test_turns_are_changes_of_direction_and_a_clock_stands_still_inside_another(clock):
+    one, two = pair()
+    with one.measured("online", "outer"):
+        clock.now += 1
+        with one.measured("online", "inner"):
+            clock.now += 10
+            one.send("kind", b"x")
+            one.send("kind", b"y")
+        clock.now += 100
+        two.receive("kind", 1)
+        two.send("kind", b"zz")
+        one.receive("kind", 2)
+        one.send("kind")
+    clock.now += 1000
+    outer, inner = one.traffic["online", "outer"], one.traffic["online", "inner"]
+    assert (outer.seconds, outer.cpu, inner.seconds, inner.cpu) == (101, 101, 10, 10)
+    assert (outer.sent, outer.received, outer.turns) == (HEADER.size, HEADER.size + 2, 2)
+    assert (inner.sent, inner.received, inner.turns) == (2 * HEADER.size + 2, 0, 1)
     closed(one, two)
 
 
@@ -160,6 +224,16 @@ def test_memory_does_not_grow_by_what_a_header_claims():
     two.close()
 
 
+def test_a_message_of_more_than_is_reserved_at_once_arrives_whole():
+    one, two = pair()
+    body = os.urandom((1 << 25) + 3)
+    thread = threading.Thread(target=one.send, args=("kind", body))
+    thread.start()
+    assert two.receive("kind", len(body)).tobytes() == body
+    thread.join()
+    closed(one, two)
+
+
 def test_a_shaped_link_takes_its_time():
     one, two = pair("wan")
     start = time.monotonic()
@@ -187,22 +261,6 @@ def test_a_link_may_delay_only_or_limit_only(link, least):
     closed(one, two)
 
 
-def test_what_is_sent_waits_until_the_link_is_free():
-    """Messages sent at once arrive one after another, each 20 ms at 4 Mb/s."""
-    one, two = (Channel(shaped(end, Link(4e6, 0.02))) for end in socket.socketpair())
-    body, arrivals = bytes(10_000), []
-    start = time.monotonic()
-    for _ in range(4):
-        one.send("kind", body)
-    for _ in range(4):
-        two.receive("kind", len(body))
-        arrivals.append(time.monotonic() - start)
-    taken = 8 * len(body) / 4e6
-    assert all(arrival >= (number + 1) * taken + 0.01 for number, arrival in enumerate(arrivals))
-    assert arrivals[-1] < 4 * taken + 0.01 + 1
-    closed(one, two)
-
-
 def test_a_shaped_link_carries_the_same_messages():
     """Parts of any size, a reason at the end, and a peer that closes."""
     one, two = pair("lan")
@@ -217,6 +275,63 @@ def test_a_shaped_link_carries_the_same_messages():
         two.receive("kind", 1)
     two.close()
     thread.join()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves while a channel sleeps, and by hand."""
+    clock = SimpleNamespace(now=100.0)
+
+    def sleep(seconds):
+        clock.now += seconds
+
+    told = {name: lambda: clock.now for name in ("monotonic", "perf_counter", "process_time")}
+    for module in ("link", "traffic"):
+        monkeypatch.setattr(f"parelu.private.transport.{module}.time", SimpleNamespace(sleep=sleep, **told))
+    return clock
+
+
+def arrivals(clock, link, *sent, size=984, timeout=60.0):
+    """When messages of 16 + size bytes that were sent at these times arrive, from the clock's start."""
+    one, two = (Channel(shaped(end, link), timeout) for end in socket.socketpair())
+    start, found = clock.now, []
+    for at in sent:
+        clock.now = start + at
+        one.send("kind", bytes(size))
+    for _ in sent:
+        two.receive("kind", size)
+        found.append(clock.now - start)
+    closed(one, two)
+    return found
+
+
+def test_messages_queue_on_a_shaped_link(clock):
+    """8 kbit/s, 2 s there and back: a message of 1,000 bytes takes a second, and a second more to arrive."""
+    slow = Link(bandwidth=8e3, round_trip=2.0)
+    assert arrivals(clock, slow, 0, 0, 0) == pytest.approx([2, 3, 4])
+    assert arrivals(clock, slow, 0, 0.5, 10) == pytest.approx([10, 10, 12]), "read late; the link was long free"
+    assert arrivals(clock, slow, 0, 0, size=1984) == pytest.approx([3, 5])
+    assert arrivals(clock, Link(bandwidth=8e3), 0, 0) == pytest.approx([1, 2])
+    assert arrivals(clock, Link(round_trip=2.0), 0, 0) == pytest.approx([1, 1])
+    assert arrivals(clock, Link(), 0, 0) == pytest.approx([0, 0])
+    assert arrivals(clock, slow, 0, timeout=0.5) == pytest.approx([0.5]), "never longer than the timeout"
+
+
+def test_the_named_links_are_shaped_as_they_say(clock):
+    """1 Gb/s and 0.5 ms, 100 Mb/s and 40 ms."""
+    for name, seconds in (("lan", 25_000 * 8 / 1e9 + 0.25e-3), ("wan", 25_000 * 8 / 100e6 + 20e-3), ("loopback", 0)):
+        assert arrivals(clock, LINKS[name], 0, size=24_984) == pytest.approx([seconds])
+
+
+def test_a_message_from_the_future_is_as_one_that_was_sent_now(clock):
+    """A peer's clock cannot hold up the link."""
+    one, two = (Channel(shaped(end, Link(round_trip=2.0))) for end in socket.socketpair())
+    clock.now += 50
+    one.send("kind")
+    clock.now -= 50
+    two.receive("kind", 0)
+    assert clock.now == pytest.approx(101)
+    closed(one, two)
 
 
 @settings(max_examples=4000)
