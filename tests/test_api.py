@@ -202,7 +202,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, changes, message):
         "method": Random(),
         "budget": 0.5,
         "training": ONCE,
-        "progress": False,
     }
     with pytest.raises(UserError) as error:
         parelu.reduce(run=tmp_path / "run", progress=False, **{**given, **changes})
