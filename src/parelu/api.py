@@ -210,13 +210,7 @@ def reduce(
     training: Training | str = "short",
     pretrained: bool = True,
     weights: Mapping[str, Tensor] | str | Path | None = None,
-    test: Any = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augmentation: data.Augmentation | None = None,
     input_shape: Shape | None = None,
-    images: int | None = None,
-    data_folder: str | Path | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -225,8 +219,8 @@ def reduce(
 
     Args:
         model: a module that `torch.fx` can trace, or a network's name such as "resnet10 m=8".
-        dataset: a name such as "cifar10", (images, labels), or a map-style torch data set; see
-            `parelu.data.memory.from_memory`, also for `test`, `mean`, `std` and `augmentation`.
+        dataset: a name such as "cifar10", (images, labels), a map-style torch data set, or what `parelu.data.load` and
+            `parelu.data.from_memory` give, which take a folder, a test set, a normalisation, an augmentation.
         method: such as `SNL()`, or its name.
         budget: ReLUs to keep: 5000, "50k", or a fraction of the network's such as 0.1.
         run: the run folder.
@@ -235,7 +229,6 @@ def reduce(
             first, from fresh weights. A name's network is trained first unless it has `weights`.
         weights: of the trained full-ReLU network: a state dict, a candidate's folder, or a .safetensors file.
         input_shape: (C, H, W) of the network, where the images are of another shape.
-        images: training images kept of a named set; data_folder: where its files are.
         seed: of fresh weights and of the order of the images.
         workers: processes that train side by side; left out, one a core for a named network on a named data set, and
             this process alone for what is in memory.
@@ -248,9 +241,9 @@ def reduce(
     schedule = _training(training)
     if isinstance(dataset, str):
         source: Any = dataset
-        own = data.load(dataset, folder=_path(data_folder), images=images, input_shape=input_shape)
+        own = data.load(dataset, input_shape=input_shape)
     else:
-        source = own = from_memory(dataset, test, mean=mean, std=std, augmentation=augmentation)
+        source = own = from_memory(dataset)
     network: Any = model
     if not isinstance(model, str):
         module = _module(model)
@@ -265,8 +258,6 @@ def reduce(
         training=schedule,
         seed=seed,
         input=input_shape,
-        images=images,
-        data_folder=_path(data_folder),
         weights=_path(weights) if isinstance(weights, str) else weights,
     )
     in_memory = not isinstance(model, str) or not isinstance(dataset, str)
@@ -279,7 +270,6 @@ def bench(
     candidate: Candidate,
     dataset: Any = None,
     *,
-    test: Any = None,
     images: int = 5,
     engine: str = "delphi",
     relu: str = "sign",
@@ -303,7 +293,7 @@ def bench(
     if dataset is None:
         known = measurement.dataset_of(candidate)
     else:
-        known = data.load(dataset) if isinstance(dataset, str) else from_memory(dataset, test)
+        known = data.load(dataset) if isinstance(dataset, str) else from_memory(dataset)
     return workload_on(candidate, known, images).run(options, engine)
 
 

@@ -8,7 +8,19 @@ for images, labels in batches(data.train, 256, seed=0, epoch=0, augmentation=dat
 from parelu.data.augmentation import Augmentation
 from parelu.data.batches import batches
 from parelu.data.dataset import Dataset, available, load, names
+from parelu.data.memory import from_memory
 from parelu.data.readers.base import Split
 from parelu.network.preprocessing import normalise, resize
 
-__all__ = ["Augmentation", "Dataset", "Split", "available", "batches", "load", "names", "normalise", "resize"]
+__all__ = [
+    "Augmentation",
+    "Dataset",
+    "Split",
+    "available",
+    "batches",
+    "from_memory",
+    "load",
+    "names",
+    "normalise",
+    "resize",
+]

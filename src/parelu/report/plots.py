@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,22 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
     rows = frontier_rows(records)
     figure = Figure(figsize=(9.6, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    full = [row for row in rows if row.method == "train"]
-    methods = sorted({row.method for row in rows} - {"train"}, key=lambda method: (method != "deepreduce", method))
     positive = [row.relus for row in rows if row.relus] or [1]
     # A network without a ReLU has no place on a log scale: it stands left of the others, and says so.
     x_of = {row.relus: row.relus or min(positive) / 2 for row in rows}
+    _draw_methods(axes, rows, x_of)
+    _draw_frontiers(axes, rows, x_of)
+    _draw_full(axes, [row for row in rows if row.method == "train"], x_of)
+    for row in (row for row in rows if not row.relus):
+        axes.annotate("no ReLU", (x_of[0], row.test), (0, -16), textcoords="offset points", ha="center", fontsize=9.5)
+    _set_scales(axes, wide=max(positive) >= 8 * min(positive))
+    figure.legend(loc="outside upper left", ncols=6, frameon=False, handletextpad=0.4, columnspacing=1.6)
+    return figure, [(axes, x_of[row.relus], row.test, _tip(row)) for row in rows]
+
+
+def _draw_methods(axes: Axes, rows: Sequence[Row], x_of: Mapping[int, float]) -> None:
+    """A marker for each network, a colour and a form for each method, with the range over seeds."""
+    methods = sorted({row.method for row in rows} - {"train"}, key=lambda method: (method != "deepreduce", method))
     for index, method in enumerate(methods):
         of_method = [row for row in rows if row.method == method]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
@@ -91,21 +102,21 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
             markeredgewidth=1.4 if hollow else 0.9,
             label=f"{method}, with squares" if hollow else method,
         )
+
+
+def _draw_frontiers(axes: Axes, rows: Sequence[Row], x_of: Mapping[int, float]) -> None:
+    """The steps of the frontier, and of the one with squares."""
     for squares, style, label in ((False, "-", "frontier (by validation)"), (True, ":", "frontier with squares")):
         best = [row for row in rows if row.on_frontier and bool(row.squares) == squares]
         best = sorted(best, key=lambda row: row.relus)
         if best:
-            axes.plot(
-                [x_of[r.relus] for r in best],
-                [r.test for r in best],
-                style,
-                color=INK,
-                linewidth=1.1,
-                alpha=0.55,
-                drawstyle="steps-post",
-                zorder=1,
-                label=label,
-            )
+            x, y = [x_of[row.relus] for row in best], [row.test for row in best]
+            steps = {"color": INK, "linewidth": 1.1, "alpha": 0.55, "drawstyle": "steps-post", "zorder": 1}
+            axes.plot(x, y, style, label=label, **steps)
+
+
+def _draw_full(axes: Axes, full: Sequence[Row], x_of: Mapping[int, float]) -> None:
+    """A line at the accuracy of each network with all ReLUs."""
     for index, row in enumerate(full):
         axes.axhline(row.test, color=INK, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
         axes.plot(x_of[row.relus], row.test, "*", color=INK, markersize=14, label="" if index else "all ReLUs")
@@ -118,11 +129,11 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
             color="#666666",
             fontsize=9.5,
         )
-    for row in (row for row in rows if not row.relus):
-        axes.annotate("no ReLU", (x_of[0], row.test), (0, -16), textcoords="offset points", ha="center", fontsize=9.5)
+
+
+def _set_scales(axes: Axes, *, wide: bool) -> None:
+    """A log scale of ReLUs; wide: its ticks are at 1, 2, 5, 10, …, which leaves a narrow range without one."""
     axes.set_xscale("log")
-    # 1, 2, 5, 10, … leaves a narrow range without a tick.
-    wide = max(positive) >= 8 * min(positive)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -133,8 +144,6 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
     axes.set_ylabel("test accuracy, %")
     axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper left", ncols=6, frameon=False, handletextpad=0.4, columnspacing=1.6)
-    return figure, [(axes, x_of[row.relus], row.test, _tip(row)) for row in rows]
 
 
 def _tip(row: Row) -> str:
