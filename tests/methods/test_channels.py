@@ -77,7 +77,7 @@ def test_half_the_relus_cost_about_a_quarter_of_the_macs(name):
     half = count(skeleton(job.spec))
     assert 0.4 * full.relus < half.relus <= full.relus // 2
     assert half.macs < 0.4 * full.macs
-    start = bench.kept[job.start]
+    start = bench.kept[job.start.name]
     assert start.spec == job.spec and start.network()(torch.randn(2, 1, 16, 16)).shape == (2, 10)
 
 
@@ -88,7 +88,7 @@ def test_the_smallest_filters_go():
     weight[::2] *= 1e-3
     methods()["channels"]().reduce(bench, (count(skeleton(bench.teacher.spec)).relus // 2,))
     (job,) = bench.jobs
-    left = bench.kept[job.start].weights["layer2.0.conv1.weight"]
+    left = bench.kept[job.start.name].weights["layer2.0.conv1.weight"]
     assert left.shape[0] == 4 and left.abs().sum((1, 2, 3)).min() > 100 * weight[::2].abs().sum((1, 2, 3)).max() / 4
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from parelu import data
 from parelu.errors import UserError
 from parelu.methods.gated import Blend, Gated
+from parelu.methods.jobs import FromJob, FromSearch
 from parelu.methods.senet import SENet
 from parelu.models.resnet import ResNet
 from parelu.network.candidate import load_shared_weights
@@ -190,7 +191,9 @@ def test_what_is_trained_for_a_candidate():
     first, second = bench.jobs
     assert (first.name, second.name) == ("gated-97-branches", "gated-97")
     assert (first.role, second.role) == ("scaffold", "candidate")
-    assert first.start == bench.searches[0].start_of(97) == "senet-97/97" and second.start == first.name
+    assert first.start == bench.searches[0].start_of(97) == FromSearch("senet-97", 97) and second.start == FromJob(
+        first.name
+    )
     parts = [(job.training.epochs, job.training.begin, job.training.end) for job in bench.jobs]
     assert parts == [(2, 0.0, 0.4), (3, 0.4, 1.0)], "one schedule of the learning rate"
     assert {job.training.lr for job in bench.jobs} == {bench.training.lr}
@@ -218,7 +221,7 @@ def test_with_an_auxiliary_classifier_each_exit_is_a_candidate():
     for job in bench.jobs[:3]:
         assert job.role == "scaffold" and job.spec.exits == "both" and job.objective.reads_auxiliary
     for job in bench.jobs[3:]:
-        assert job.role == "candidate" and job.training is None and job.start.endswith("-both")
+        assert job.role == "candidate" and job.training is None and job.start.name.endswith("-both")
     assert bench.jobs[4].plan.relus < bench.jobs[3].plan.relus <= 97
 
 
