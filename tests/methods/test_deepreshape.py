@@ -147,6 +147,14 @@ def test_an_equalised_network_is_thinned_whole_and_what_cannot_be_halved_is_left
     assert all(isinstance(job.objective, Distillation) and "-kd-" in job.name for job in bench.jobs)
 
 
+def test_the_least_critical_stage_goes_only_where_it_has_more_relus_than_every_other():
+    bench = dry("hrn-4x4x4x m=4")
+    stages = count(skeleton(bench.teacher.spec)).stages
+    assert len({stages[f"S{number}"].relus for number in (1, 2, 3, 4)}) == 1
+    methods()["deepreshape"](order="S3>S2>S4>S1").reduce(bench, ())
+    assert {job.tags.steps.split(";")[0] for job in bench.jobs} == {"thin all"}
+
+
 def test_trainings_of_one_network_can_stand_in_one_run():
     bench = dry("hrn-2x2x2x m=4")
     reshape = methods()["deepreshape"]

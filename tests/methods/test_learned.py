@@ -89,6 +89,18 @@ def test_finetuning_is_clipped_as_the_search_is_and_at_a_half_where_that_is_not(
     assert {job.training.clip for job in bench.jobs} == {own or 0.5}
 
 
+@pytest.mark.parametrize("name", [*LEARNED, "snip"])
+def test_a_network_that_was_thinned_says_so(name):
+    for thin, steps, label in ((False, "", name), (True, "thin all", f"{name}-thin")):
+        if name == "gated" and thin:
+            continue  # thinning leaves no main branch
+        bench = DryBench()
+        methods()[name](thin=thin).reduce(bench, (97,))
+        (job,) = [job for job in bench.jobs if job.role == "candidate"]
+        assert (job.tags.method, job.tags.steps, job.tags.budget) == (name, steps, 97)
+        assert job.name == f"{label}-97"
+
+
 def test_searches_train_at_a_constant_rate_but_senets():
     for name, cls in LEARNED.items():
         training = cls().search_training(Training(schedule="one-cycle"))

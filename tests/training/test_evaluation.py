@@ -93,7 +93,7 @@ def test_recalibrated_statistics_do_not_follow_one_image(digits):
 @pytest.mark.parametrize(("options", "batches"), [({"batches": 7}, 7), ({}, 40)])
 def test_recalibrated_statistics_are_the_medians_over_batches(digits, options, batches):
     """Of as many batches as are asked for, as the last epoch draws them, whatever mode the network was in."""
-    training, net = dataclasses.replace(SHORT, epochs=2, batch=32), network().eval()
+    training, net = dataclasses.replace(SHORT, epochs=2, batch=24), network().eval()
     norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
     seen = {name: [] for name in norms}
     hooks = [
@@ -109,7 +109,7 @@ def test_recalibrated_statistics_are_the_medians_over_batches(digits, options, b
         variances = torch.stack([x.var((0, 2, 3)) for x in seen[name]])
         torch.testing.assert_close(norm.running_mean, means.median(0).values, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(norm.running_var, variances.median(0).values, rtol=1e-4, atol=1e-6)
-    stream = data.batches(digits.train, 32, seed=4, epoch=1, augmentation=digits.augmentation)
+    stream = data.batches(digits.train, 24, seed=4, epoch=1, augmentation=digits.augmentation)
     images = data.normalise(next(iter(stream))[0], digits.mean, digits.std)
     first = net.get_submodule("conv1")
     torch.testing.assert_close(next(iter(seen.values()))[0], first(images), rtol=1e-4, atol=1e-5)
