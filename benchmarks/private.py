@@ -37,7 +37,7 @@ from parelu.private.crypto.prg import fresh_seed
 from parelu.private.crypto.ring import LinearMap
 from parelu.private.fresh import fresh, noise, untrained
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.lowering.program import Activation, Conv
+from parelu.private.lowering.ops import Activation, Conv
 
 MODEL, INPUT, SITE = "resnet20", (3, 32, 32), (1, 250, 400)
 IMAGES, FEW = 10, 3

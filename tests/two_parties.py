@@ -14,7 +14,7 @@ from parelu.network.sites import Network
 from parelu.private.crypto.ring import reduce
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.lowering.program import Activation
+from parelu.private.lowering.ops import Activation
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus

@@ -23,7 +23,7 @@ from parelu.private.engines.spu.evaluate import PRECISION, evaluate, exponents, 
 from parelu.private.lowering import reference
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered
-from parelu.private.lowering.program import Scale, Truncate
+from parelu.private.lowering.ops import Scale, Truncate
 from parelu.private.rows import Difference
 
 SPU = environment.made(RECIPE)  # before the tests have a cache of their own

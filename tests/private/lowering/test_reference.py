@@ -12,19 +12,7 @@ from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import decode, encode, reduce
 from parelu.private.lowering import encode as engine
 from parelu.private.lowering import reference
-from parelu.private.lowering.program import (
-    Add,
-    Concat,
-    Conv,
-    Flatten,
-    Linear,
-    Multiply,
-    Pool,
-    Scale,
-    Slice,
-    local,
-    sources,
-)
+from parelu.private.lowering.ops import Add, Concat, Conv, Flatten, Linear, Multiply, Pool, Scale, Slice, local, sources
 from parelu.private.protocol import delphi
 
 

@@ -13,7 +13,7 @@ from parelu.fusion.packing import packing
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
 from parelu.private.crypto.ring import BITS, LinearMap, encode, reduce
-from parelu.private.lowering.program import Conv, Linear
+from parelu.private.lowering.ops import Conv, Linear
 from parelu.private.offline import he as mode
 from parelu.private.offline.he import convolution
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer

@@ -11,7 +11,8 @@ from torch import Tensor
 from parelu.network.preprocessing import normalise
 from parelu.private.crypto.ring import LinearMap, Ring, encode
 from parelu.private.lowering.lower import Integers
-from parelu.private.lowering.program import Conv, Linear, Op, Program
+from parelu.private.lowering.ops import Conv, Linear, Op
+from parelu.private.lowering.program import Program
 
 
 def encode_images(program: Program, images: Tensor) -> NDArray[np.int64]:

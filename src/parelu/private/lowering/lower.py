@@ -21,7 +21,7 @@ from parelu.network.ops import Unsupported
 from parelu.network.sites import IDENTITY, Network, Site
 from parelu.private.crypto.ring import BITS
 from parelu.private.lowering.calibrate import Calibration, Seen, calibrate, spread, squares
-from parelu.private.lowering.program import (
+from parelu.private.lowering.ops import (
     Activation,
     Add,
     Concat,
@@ -31,11 +31,11 @@ from parelu.private.lowering.program import (
     Multiply,
     Op,
     Pool,
-    Program,
     Scale,
     Slice,
     Truncate,
 )
+from parelu.private.lowering.program import Program
 
 FRACTION = 10  # bits after the point of an activation
 WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parelu.private.lowering.lower import Integers, Lowered
-from parelu.private.lowering.program import (
+from parelu.private.lowering.ops import (
     Activation,
     Add,
     Concat,
@@ -29,12 +29,12 @@ from parelu.private.lowering.program import (
     Linear,
     Op,
     Pool,
-    Program,
     Scale,
     Slice,
     Truncate,
     sources,
 )
+from parelu.private.lowering.program import Program
 
 BATCH = 50
 MODULUS = 1 << 59  # of the ring

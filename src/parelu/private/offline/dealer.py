@@ -17,7 +17,7 @@ from parelu.private.crypto.garbling import with_colour
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Ring, reduce
-from parelu.private.lowering.program import Op
+from parelu.private.lowering.ops import Op
 from parelu.private.offline.mode import Mode, Package
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server

@@ -23,7 +23,8 @@ from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
 from parelu.private.crypto.ring import BITS, Ring, encode, reduce
 from parelu.private.lowering.lower import Lowered
-from parelu.private.lowering.program import Conv, Linear, Op, Program, Shape
+from parelu.private.lowering.ops import Conv, Linear, Op, Shape
+from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.mode import Mode
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer

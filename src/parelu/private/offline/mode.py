@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from parelu import registry
 from parelu.errors import UserError
 from parelu.private.crypto.ring import BITS
-from parelu.private.lowering.program import Activation, Program
+from parelu.private.lowering.ops import Activation
+from parelu.private.lowering.program import Program
 from parelu.private.protocol.correlations import ClientOffline
 from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu

@@ -16,7 +16,7 @@ from parelu.private.crypto.dcf import Key
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks, Stream
 from parelu.private.crypto.ring import Ring
-from parelu.private.lowering.program import Op
+from parelu.private.lowering.ops import Op
 
 
 class ClientOffline(abc.ABC):

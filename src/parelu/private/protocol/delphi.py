@@ -22,7 +22,8 @@ from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
 from parelu.private.lowering.encode import bias_of, linear_map
 from parelu.private.lowering.lower import Integers, Lowered
-from parelu.private.lowering.program import Activation, Conv, Op, Program, Truncate, local, sources
+from parelu.private.lowering.ops import Activation, Conv, Op, Truncate, local, sources
+from parelu.private.lowering.program import Program
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import Relu
 from parelu.private.protocol.reveal import Reveal
