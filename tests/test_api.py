@@ -1,18 +1,22 @@
 """The verbs: a user's own module and data, in memory, and one clear line for what cannot be."""
 
+import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils import data as torch_data
 
 import parelu
-from parelu import api
+from parelu import api, data
 from parelu.errors import UserError
 from parelu.methods import SNL, Random
+from parelu.models.in_memory import InMemory
 from parelu.network.candidate import Candidate
 from parelu.network.sites import Network
 from parelu.network.spec import spec_of
@@ -41,6 +45,46 @@ class Choosy(Own):
 
     def forward(self, x):
         return super().forward(x) if x.sum() > 0 else self.fc(x.flatten(1))
+
+
+class Tied(nn.Module):
+    """One whose weights a plain state dict does not describe: tied, called under two names, and one never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.third, self.again = nn.Conv2d(4, 4, 3, padding=1), self.second
+        self.third.weight = self.second.weight
+        self.unused, self.fc = nn.Linear(2, 2), nn.Linear(4 * 6 * 6, 3)
+        self.register_buffer("shift", torch.tensor(0.5), persistent=False)
+
+    def forward(self, x):
+        for layer in (self.first, self.second, self.third, self.again):
+            x = torch.relu(layer(x) - self.shift)
+        return self.fc(x.flatten(1))
+
+
+class Lazy(nn.Module):
+    """One whose layers have no shape before the first image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.LazyConv2d(4, 3, padding=1), nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
+class Pair(Own):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Less(Own):
+    """As Own in every layer, not in what it computes."""
+
+    def forward(self, x):
+        return self.fc(torch.relu(-self.bn(self.conv(x))).flatten(1))
 
 
 def lights(count: int = 240) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,6 +163,54 @@ def test_a_trained_module_keeps_its_weights(own, tmp_path):
     assert result.full.trained.test_accuracy == own[1].full.trained.test_accuracy
 
 
+@pytest.mark.parametrize(
+    "model",
+    [Tied(), Own().double(), Own().half(), Own().eval().requires_grad_(False), Lazy()],
+    ids=["tied", "double", "half", "frozen", "lazy"],
+)
+def test_a_module_of_any_make_keeps_what_it_computes(tmp_path, model):
+    images = lights(30)[0].float() / 255
+    used_to = data.from_memory(lights(), mean=[0.0], std=[1.0])
+    result = parelu.reduce(
+        model, used_to, method="random", budget=0.5, run=tmp_path / "run", training=ONCE, progress=False
+    )
+    found = result.full.network()(images)
+    assert torch.allclose(found, model.eval().float()(images), atol=1e-5)
+    reduced = result.best(relus=result.full.plan.relus // 2)
+    assert any(not torch.equal(tensor, reduced.weights[name]) for name, tensor in result.full.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Own(), Less()),
+        (
+            nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
+            nn.Sequential(nn.Conv2d(1, 1, 3, padding=2, dilation=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
+        ),
+    ],
+    ids=["a call", "an option"],
+)
+def test_modules_of_the_same_shapes_are_not_one_network(first, second):
+    specs = [InMemory.of(model, (1, 6, 6), 3) for model in (first, second, copy.deepcopy(first))]
+    assert specs[0] == dataclasses.replace(specs[1], target=specs[0].target, structure=specs[2].structure)
+    assert specs[0].structure != specs[1].structure
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport parelu\n"
+        "from test_api import ONCE, Own, lights\n"
+        f"parelu.reduce(Own(), lights(), method='random', budget=1, run={str(tmp_path / 'run')!r}, training=ONCE, "
+        "pretrained=False, workers=2)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'keep what it does under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert "another process works" not in done.stderr
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_networks(own, tmp_path):
     model, _ = own
@@ -126,9 +218,15 @@ def test_worker_processes_give_the_same_networks(own, tmp_path):
     for workers in (None, 2):
         torch.set_num_threads(1)
         result = parelu.reduce(
-            model, torch_data.TensorDataset(*lights()), method=Random(), budget=[0.5, 20], run=tmp_path / str(workers),
-            training=ONCE, progress=False, workers=workers,
-        )  # fmt: off
+            model,
+            torch_data.TensorDataset(*lights()),
+            method=Random(),
+            budget=[0.5, 20],
+            run=tmp_path / str(workers),
+            training=ONCE,
+            progress=False,
+            workers=workers,
+        )
         found.append({record.name: result.candidate(record.name) for record in result.records})
     for name, candidate in found[0].items():
         for path, tensor in candidate.weights.items():
@@ -184,6 +282,15 @@ def test_bench_measures_what_was_reduced(own):
         ({"model": Choosy()}, "cannot be traced"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(9, 3))}, "the network does not take an input of shape 1x6x6"),
         ({"model": nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 3))}, "0: MaxPool2d is not supported"),
+        ({"model": Pair()}, "the network returns a tuple, not one tensor (batch, classes)"),
+        ({"model": Own(2)}, "the network gives (2,) outputs, the data set has 3 classes"),
+        ({"seed": 1.5}, "seed is 1.5; it should be a whole number"),
+        ({"workers": 0}, "workers is 0; it should be a whole number, 1 or more"),
+        ({"workers": "two"}, "workers is 'two'; it should be a whole number"),
+        ({"method": "deepreduce"}, "deepreduce drops whole stages, and this network has 1"),
+        ({"budget": 1.0}, "budget '1.0' is one ReLU, or all of them? write 1, or a fraction below 1"),
+        ({"budget": None}, "budget 'None' is not a number of ReLUs"),
+        ({"weights": Own()}, "weights is a Own; give a state dict"),
         ({"method": "snll"}, "unknown method 'snll'; known are autorep, bcd"),
         ({"method": 5}, "unknown method 5; known are autorep, bcd"),
         ({"budget": ()}, "random needs a budget; give --budget, for example --budget 0.1"),
@@ -208,7 +315,35 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, changes, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_other_verbs_refuse_in_one_line(tmp_path):
+def test_numbers_of_other_libraries_are_numbers(tmp_path):
+    for number, budget in enumerate((np.int64(5), np.float32(0.5), torch.tensor(5), np.array([5, 0.5]))):
+        result = parelu.reduce(
+            Own(),
+            lights(60),
+            method="random",
+            budget=budget,
+            run=str(tmp_path / str(number)),
+            training=ONCE,
+            seed=np.int64(3),
+            progress=False,
+        )
+        assert api.Result(Run.open(str(tmp_path / str(number)))).best().trained.seed == result.best().trained.seed == 3
+
+
+def test_other_verbs_refuse_in_one_line(own, tmp_path):
+    with pytest.raises(UserError, match=r"input shape '1x6x6' is no tuple; give \(channels, height, width\)"):
+        parelu.instrument(Own(), "1x6x6")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"the model is a str; give a torch\.nn\.Module"):
+        parelu.instrument("resnet18", (1, 6, 6))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="was trained on a data set in memory; give the same again, from Python"):
+        parelu.bench(own[1].best())
+    with pytest.raises(UserError, match="the candidate is a Own; give one of a run"):
+        parelu.bench(own[0], lights())  # pyright: ignore[reportArgumentType]
+    for name, what in (("relu", "ReLU protocol"), ("offline", "offline mode"), ("link", "link")):
+        with pytest.raises(UserError, match=f"unknown {what} 'x'; known are"):
+            parelu.bench(own[1].best(), lights(), **{name: "x"})
+    with pytest.raises(UserError, match="a batch of 0 images; it should be 1 or more"):
+        parelu.bench(own[1].best(), lights(), batch=0)
     with pytest.raises(UserError, match=r"count needs the shape of one image: parelu.count\(model, \(3, 32, 32\)\)"):
         parelu.count(Own())
     with pytest.raises(UserError, match="holds no candidate"):

@@ -10,6 +10,7 @@ The command line calls what stands here, and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -238,7 +239,7 @@ def reduce(
         UserError: no data set, a module that cannot be traced, an unknown method, a budget that cannot be had.
     """
     reduction = Reduction(_method(method), _budgets(budget))
-    schedule = _training(training)
+    schedule, seed = _training(training), _whole("seed", seed)
     if isinstance(dataset, str):
         source: Any = dataset
         own = data.load(dataset, input_shape=input_shape)
@@ -246,11 +247,12 @@ def reduce(
         source = own = from_memory(dataset)
     network: Any = model
     if not isinstance(model, str):
-        module = _module(model)
-        network = InMemory.of(module, _shape(input_shape or own.input_shape), own.classes)
-        count(module, network.input)  # refuse, before anything is trained, what cannot be traced or counted
+        module, shape = _module(model), _shape(input_shape or own.input_shape)
+        traced = instrument(module, shape)
+        count(traced)  # refuse, before anything is trained, what cannot be counted
+        network = InMemory.of(module, shape, own.classes)
         if weights is None and pretrained:
-            weights = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+            weights = {name: _single(tensor.detach().cpu()) for name, tensor in traced.state_dict().items()}
     experiment = Experiment(
         model=network,
         data=source,
@@ -258,10 +260,10 @@ def reduce(
         training=schedule,
         seed=seed,
         input=input_shape,
-        weights=_path(weights) if isinstance(weights, str) else weights,
+        weights=_path(weights),
     )
     in_memory = not isinstance(model, str) or not isinstance(dataset, str)
-    executor = InProcess() if in_memory and workers is None else Processes(workers)
+    executor = InProcess() if in_memory and workers is None else Processes(workers and _whole("workers", workers))
     with TerminalProgress(quiet=not progress) as watcher:
         return Result(run_experiment(experiment, Path(run), watcher, executor))
 
@@ -288,12 +290,16 @@ def bench(
     Raises:
         UserError: a name is unknown, or an op of the network cannot be run privately.
     """
+    if not isinstance(candidate, Candidate):
+        raise UserError(
+            f"the candidate is a {type(candidate).__name__}; give one of a run: result.best(), or parelu.load(folder)"
+        )
     options = Options(relu, offline, link, batch)
     chosen([engine], options)
-    if dataset is None:
-        known = measurement.dataset_of(candidate)
+    if dataset is None or isinstance(dataset, str):
+        known = data.load(dataset) if dataset else measurement.dataset_of(candidate)
     else:
-        known = data.load(dataset) if isinstance(dataset, str) else from_memory(dataset)
+        known = from_memory(dataset)
     return workload_on(candidate, known, images).run(options, engine)
 
 
@@ -371,8 +377,22 @@ def server_of(
 
 
 def _budgets(budget: int | float | str | Sequence[int | float | str]) -> tuple[str, ...]:
-    several = [budget] if isinstance(budget, (int, float, str)) else list(budget)
-    return tuple(str(one) for one in several)
+    try:
+        several = [budget] if isinstance(budget, str) else list(budget)  # pyright: ignore[reportArgumentType]
+    except TypeError:  # a number, of Python, numpy or torch
+        several = [budget]
+    return tuple(str(one.item() if hasattr(one, "item") else one) for one in several)  # pyright: ignore
+
+
+def _whole(name: str, number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise UserError(f"{name} is {number!r}; it should be a whole number") from None
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _method(method: Method | str) -> Method:

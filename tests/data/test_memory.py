@@ -91,6 +91,12 @@ def test_normalisation_is_the_users_or_the_images_own():
         ((IMAGES, LABELS[:7]), "labels are torch.int64 (7,); they should be 60 whole numbers"),
         ((IMAGES, LABELS.float()), "labels are torch.float32 (60,); they should be 60 whole numbers"),
         ((IMAGES, LABELS - 1), "label -1 is below 0"),
+        ((IMAGES, ["cat"] * 60), "labels are no array of numbers"),
+        ((IMAGES, torch.ones(60).to(torch.uint16)), "no training image is of class 0"),
+        (Items([(IMAGES[0], "cat")]), "the label of item 0 is 'cat', not a whole number from 0"),
+        (Items([(IMAGES[0], 1.7)]), "the label of item 0 is 1.7, not a whole number from 0"),
+        (Items([(IMAGES[0], torch.tensor([0, 1]))]), "the label of item 0 is tensor([0, 1]), not a whole number"),
+        ((IMAGES[:1], LABELS[:1]), "the data set has 1 images; give more, for training, validation and test"),
         ((IMAGES, LABELS * 2), "5 classes and no training image is of class 1; labels are 0 to 4"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
@@ -102,8 +108,13 @@ def test_what_is_no_data_set_is_named(source, message):
 
 
 def test_options_that_do_not_fit():
-    with pytest.raises(UserError, match=r"std is \(1.0, 0.0, 1.0\); it should be 3 numbers"):
+    with pytest.raises(UserError, match=r"std is \[1, 0, 1\]; it should be 3 numbers above 0, at most 1"):
         from_memory((IMAGES, LABELS), std=[1, 0, 1])
+    for wrong in ([127.0, 127.0, 127.0], 0.5, [0.5], "abc", [float("nan")] * 3):
+        with pytest.raises(UserError, match="it should be 3 numbers from 0 to 1, one a channel, where 1 is the full"):
+            from_memory((IMAGES, LABELS), mean=wrong)
+    with pytest.raises(UserError, match="mean is given beside a data set of parelu, which has its own"):
+        from_memory(from_memory((IMAGES, LABELS)), mean=[0, 0, 0])
     with pytest.raises(UserError, match="the test images are"):
         from_memory((IMAGES, LABELS), (IMAGES[:, :1], LABELS))
     with pytest.raises(UserError, match="2 classes and a label is too large"):

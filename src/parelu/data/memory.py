@@ -43,8 +43,13 @@ def from_memory(
         UserError: it is no data set, an image is no image, or a class has no training image.
     """
     if isinstance(train, Dataset):
+        for name, given in (("test", test), ("mean", mean), ("std", std), ("augmentation", augmentation)):
+            if given is not None:
+                raise UserError(f"{name} is given beside a data set of parelu, which has its own; leave it out")
         return train
     rest = _split(train, "the data set")
+    if len(rest) < 3:
+        raise UserError(f"the data set has {len(rest)} images; give more, for training, validation and test")
     if test is None:
         rest, tested = hold_out(NAME, rest, None)
     else:
@@ -76,10 +81,17 @@ def from_memory(
 def _numbers(name: str, given: Sequence[float] | None, own: tuple[float, ...]) -> tuple[float, ...]:
     if given is None:
         return own
-    numbers = tuple(float(number) for number in given)
-    if len(numbers) != len(own) or not np.isfinite(numbers).all() or (name == "std" and min(numbers) <= 0):
-        raise UserError(f"{name} is {numbers}; it should be {len(own)} numbers, one a channel")
+    try:
+        numbers = tuple(float(number) for number in given)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != len(own) or not all(0 <= number <= 1 for number in numbers) or (name == "std" and 0 in numbers):
+        what = "one a channel, where 1 is the full range of a pixel"
+        raise UserError(f"{name} is {given!r}; it should be {len(own)} {_MOMENTS[name]}, {what}")
     return numbers
+
+
+_MOMENTS = {"mean": "numbers from 0 to 1", "std": "numbers above 0, at most 1"}
 
 
 def _split(source: Any, what: str) -> Split:
@@ -94,7 +106,7 @@ def _pair(source: Any, what: str) -> tuple[Tensor, Tensor]:
     if isinstance(source, torch_data.TensorDataset):
         source = source.tensors
     if isinstance(source, (tuple, list)) and len(source) == 2 and hasattr(source[0], "shape"):
-        return torch.as_tensor(source[0]), torch.as_tensor(source[1])
+        return _tensor(source[0], f"{what}: images"), _tensor(source[1], f"{what}: labels")
     if isinstance(source, torch_data.IterableDataset) or not (
         hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, (str, bytes, Tensor))
     ):
@@ -107,11 +119,26 @@ def _pair(source: Any, what: str) -> tuple[Tensor, Tensor]:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise UserError(f"{what}: item {number} is a {type(item).__name__}, not a pair (image, label)")
         images.append(_image(item[0], number, what))
-        labels.append(int(item[1]))
+        labels.append(_label(item[1], number, what))
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise UserError(f"{what} has images of shapes {sorted(shapes)[:3]}; bring them to one shape")
     return torch.stack(images), torch.tensor(labels)
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} are no array of numbers ({str(error).splitlines()[0]}); give tensors") from error
+
+
+def _label(label: Any, number: int, what: str) -> int:
+    array = np.asarray(label)  # a number of Python or of numpy, or a tensor of one
+    if array.size != 1 or array.dtype.kind not in "iu":
+        shown = " ".join(repr(label).split())[:40]
+        raise UserError(f"{what}: the label of item {number} is {shown}, not a whole number from 0")
+    return int(array.item())
 
 
 def _image(image: Any, number: int, what: str) -> Tensor:
@@ -142,10 +169,11 @@ def _bytes(images: Tensor, what: str) -> Tensor:
 
 def _whole(labels: Tensor, count: int, what: str) -> Tensor:
     """int64 (N,)."""
-    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(
             f"{what}: labels are {labels.dtype} {tuple(labels.shape)}; they should be {count} whole numbers"
         )
+    labels = labels.long()
     if int(labels.min()) < 0:
         raise UserError(f"{what}: label {int(labels.min())} is below 0; labels count from 0")
-    return labels.long()
+    return labels

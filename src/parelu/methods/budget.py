@@ -24,6 +24,8 @@ def parse_budget(text: str, relus: int) -> int:
         value = math.nan
     if not math.isfinite(value):
         raise UserError(f"budget {text!r} is not a number of ReLUs; write 50k, 50000, or a fraction such as 0.1")
+    if unit == 1 and value == 1 and "." in number:
+        raise UserError(f"budget {text!r} is one ReLU, or all of them? write 1, or a fraction below 1 such as 0.9")
     if unit == 1 and 0 < value < 1:
         value = value * relus
     budget = round(value)

@@ -12,8 +12,10 @@ from parelu.methods.jobs import Job
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
 from parelu.network.metrics import Role
+from parelu.network.spec import Spec
 from parelu.network.steps import stages_of
 from parelu.training.objectives import Distillation
+from parelu.training.schedule import Training
 
 RESHAPINGS = ("", "; channels 0.5", "; fmap 0.5", "; channels 0.5; fmap 0.5")  # section 3.3
 
@@ -38,6 +40,11 @@ class DeepReDuce(Method):
     w: float = 0.07  # section 3.1
     temperature: float = 4.0  # section 4
     kd_weight: float = 0.9  # section 4
+
+    def check(self, spec: Spec, training: Training) -> None:
+        stages = stages_of(skeleton(spec))
+        if len(stages) < 2:
+            raise UserError(f"deepreduce drops whole stages, and this network has {len(stages)}; take another method")
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         order = self.least_critical_first(context)

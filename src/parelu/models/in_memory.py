@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from torch import nn
+from torch import fx, nn
 
 from parelu.errors import UserError
 from parelu.network.spec import Spec
+from parelu.network.trace import trace
 
 _modules: dict[str, nn.Module] = {}
 
@@ -35,7 +36,7 @@ class InMemory(Spec):
 
     Attributes:
         target: name of the module's class, which may be imported from another place next time.
-        structure: digest of the names and shapes of its parameters and buffers.
+        structure: digest of its layers with their options, the shapes of its parameters and buffers, and its calls.
     """
 
     family: ClassVar[str] = "in-memory"
@@ -46,12 +47,13 @@ class InMemory(Spec):
 
     @classmethod
     def of(cls, module: nn.Module, input: tuple[int, int, int], classes: int) -> InMemory:
-        """The spec of a module, whose architecture is remembered for as long as the process lives."""
-        shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in module.state_dict().items()]
-        layers = [f"{name} {type(part).__qualname__}" for name, part in module.named_modules()]
-        structure = hashlib.sha256("\n".join([*shapes, *layers]).encode()).hexdigest()[:16]
+        """The spec of a module, whose architecture is remembered for as long as the process lives.
+
+        Its copy computes in single precision, and all of its parameters are trained, also frozen ones.
+        """
+        structure = hashlib.sha256("\n".join(_lines(module)).encode()).hexdigest()[:16]
         spec = cls(input, classes, type(module).__qualname__, structure)
-        _modules[structure] = copy.deepcopy(module).cpu().float()
+        _modules[structure] = copy.deepcopy(module).cpu().float().requires_grad_(True)
         return spec
 
     @classmethod
@@ -77,3 +79,18 @@ class InMemory(Spec):
             if callable(reset):
                 reset()
         return module
+
+
+def _lines(module: nn.Module) -> Iterator[str]:
+    """What tells one architecture from another: two that differ in a stride or in one call are not the same."""
+    for name, tensor in module.state_dict().items():
+        yield f"{name} {tuple(tensor.shape)}"
+    for name, part in module.named_modules():
+        yield f"{name} {type(part).__qualname__} {part.extra_repr()}"
+    for node in trace(module).graph.nodes:
+        yield f"{node.name} {node.op} {_target(node)} {node.args} {node.kwargs}"
+
+
+def _target(node: fx.Node) -> str:
+    """Of a function its name: its text has an address."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", type(node.target).__name__)

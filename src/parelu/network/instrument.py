@@ -27,6 +27,8 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     Raises:
         UserError: the module cannot be traced, or does not take the input, or changes when its calls are separated.
     """
+    if isinstance(input_shape, str):
+        raise UserError(f"input shape {input_shape!r} is no tuple; give (channels, height, width), such as (3, 32, 32)")
     traced = trace.trace(module, leaves=(Site,))
     expected = trace.propagate_shapes(traced, input_shape)
     notes = list(_replace_calls(traced))

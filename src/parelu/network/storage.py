@@ -57,10 +57,21 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def write(folder: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write `kind.safetensors`, then `kind.json`: the header's presence says that both are whole."""
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    data = save(_apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     write_atomic(folder / f"{kind}.safetensors", data)
     full = {"format": f"parelu-{kind}-1", **header, "tensors_sha256": hashlib.sha256(data).hexdigest()}
     write_json(folder / f"{kind}.json", {**full, "sha256": digest(full)})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each in memory of its own, as the format wants it: tied weights are written twice."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return found
 
 
 def read_header(folder: Path, kind: str) -> dict[str, Any]:

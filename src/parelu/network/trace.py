@@ -32,6 +32,8 @@ class _Tracer(fx.Tracer):
 
 def trace(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
     """The module as an fx graph; raises `UserError` with the module path where control flow depends on data."""
+    if not isinstance(module, nn.Module):
+        raise UserError(f"the model is a {type(module).__name__}; give a torch.nn.Module")
     tracer = _Tracer(leaves)
     try:
         graph = tracer.trace(module)
@@ -71,14 +73,14 @@ def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> t
 
     The run is one random image in evaluation mode without gradients; on meta tensors nothing is computed.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
-    image = torch.rand((1, *input_shape), generator=generator, device=device)
+    first = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = None if first.is_meta else torch.Generator(first.device).manual_seed(0)
+    image = torch.rand((1, *input_shape), generator=generator, device=first.device, dtype=first.dtype)
     was_training = [m for m in network.modules() if m.training]
     network.eval()
     try:
         with torch.no_grad():
-            return _Shapes(network).run(image)
+            output = _Shapes(network).run(image)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: "
@@ -87,6 +89,17 @@ def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> t
     finally:
         for m in was_training:
             m.training = True
+    if not isinstance(output, torch.Tensor):
+        raise UserError(
+            f"the network returns a {type(output).__name__}, not one tensor (batch, classes); wrap it in a module "
+            "that returns the logits alone"
+        )
+    return output
+
+
+def output_shape(network: fx.GraphModule) -> tuple[int, ...]:
+    """Of one image's output, where `propagate_shapes` wrote shapes."""
+    return next(node.meta["shape"] for node in reversed(network.graph.nodes) if node.op == "output")
 
 
 def longest_path(network: fx.GraphModule, weight: Callable[[fx.Node], int]) -> int:

@@ -21,6 +21,7 @@ from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.spec import Spec, spec_of
 from parelu.network.storage import tensors_digest
+from parelu.network.trace import output_shape
 from parelu.runs.context import in_run
 from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest
 from parelu.runs.executor import Executor, Watcher, Work
@@ -120,7 +121,13 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
     """
     source, spec = prepare(experiment)
-    full = count(skeleton(spec)).relus
+    network = skeleton(spec)
+    full = count(network).relus
+    outputs = output_shape(network)
+    if outputs != (spec.classes,):
+        raise UserError(
+            f"the network gives {outputs} outputs, the data set has {spec.classes} classes; build it for these"
+        )
     budgets = [[parse_budget(text, full) for text in r.budgets] for r in experiment.reductions]
     for reduction, given in zip(experiment.reductions, budgets, strict=True):
         _check(reduction, given, spec, experiment.training)
@@ -181,6 +188,8 @@ def _read_weights(path: Path | Mapping[str, Tensor] | None) -> Mapping[str, Tens
     """A state dict as given, or from a candidate's folder or a safetensors file."""
     if path is None or isinstance(path, Mapping):
         return path
+    if not isinstance(path, Path):
+        raise UserError(f"weights is a {type(path).__name__}; give a state dict, such as model.state_dict(), or a path")
     if path.is_dir():
         return Candidate.load(path).weights
     if not path.is_file():

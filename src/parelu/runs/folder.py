@@ -74,8 +74,9 @@ class Run:
         return cls(path, config)
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: str | Path) -> Run:
         """A folder that `start` made."""
+        path = Path(path)
         file = path / "config.json"
         if not file.is_file():
             raise UserError(f"{path} is no run folder (it has no config.json); make one with `parelu reduce`")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from parelu import data
+from parelu.data import memory
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
@@ -40,6 +41,11 @@ def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset
     name = candidate.preprocessing.get("dataset")
     if not isinstance(name, str):
         raise UserError("the candidate does not say what data it was trained on; train it with parelu")
+    if name == memory.NAME:
+        raise UserError(
+            "the network was trained on a data set in memory; give the same again, from Python: "
+            "parelu.bench(candidate, dataset)"
+        )
     native = candidate.preprocessing.get("image")
     return data.load(name, folder=folder, input_shape=tuple(native) if native else None)
 

@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -54,15 +55,21 @@ class Processes(Executor):
 
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers is {self.workers}; it should be a whole number, 1 or more")
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            sys.exit(1)  # a worker reads the script that starts it, which does so unconditionally: its parent says so
+
     @contextmanager
     def at(self, work: Work, watcher: Watcher) -> Iterator[Do]:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
         events: Events = context.SimpleQueue()
-        stop = context.Event()
+        started, stop = context.Event(), context.Event()
         number = self.workers or (1 if torch.cuda.is_available() else cores())
-        start = (events, stop, Known(), work.run, work.source, work.seed)
+        start = (events, started, stop, Known(), work.run, work.source, work.seed)
         pool = ProcessPoolExecutor(number, context, _start_worker, start)  # starts none before a task
 
         def do(tasks: Sequence[Task], of: int) -> None:
@@ -80,6 +87,11 @@ class Processes(Executor):
                         future.result()
                         watcher.finished(futures[future].name, work.outcome(futures[future]), resumed=False)
             except BrokenProcessPool as error:
+                if not started.is_set():
+                    raise UserError(
+                        "no training process could start: each imports the script anew; keep what it does under "
+                        '`if __name__ == "__main__":`, in a file (or leave workers= out, for what is in memory)'
+                    ) from error
                 raise UserError(
                     "a training process was killed, perhaps for want of memory; run the same command again to go on"
                 ) from error
@@ -113,12 +125,15 @@ _stop: Event
 _work: Work
 
 
-def _start_worker(events: Events, stop: Event, known: Known, run: Run, source: DataSource, seed: int) -> None:
+def _start_worker(
+    events: Events, started: Event, stop: Event, known: Known, run: Run, source: DataSource, seed: int
+) -> None:
     global _events, _stop, _work
     external.permit(known.permitted)
     in_memory.give(known.modules)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _events, _stop, _work = events, stop, Work(run, source, seed)
+    started.set()
 
 
 def _end_with_parent() -> None:

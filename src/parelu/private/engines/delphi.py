@@ -45,6 +45,18 @@ TIMEOUT = 600.0  # seconds of silence
 class Delphi(Engine):
     name = "delphi"
 
+    def check(self, options: Options) -> None:
+        choices = (
+            ("ReLU protocol", options.relu, relus()),
+            ("offline mode", options.offline, modes()),
+            ("link", options.link, LINKS),
+        )
+        for what, name, known in choices:
+            if name not in known:
+                raise UserError(f"unknown {what} {name!r}; known are {', '.join(known)}")
+        if options.batch < 1:
+            raise UserError(f"a batch of {options.batch} images; it should be 1 or more")
+
     def described(self, options: Options) -> dict[str, str]:
         mode = modes()[options.offline]
         return {
