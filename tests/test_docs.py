@@ -182,7 +182,10 @@ def test_the_site_has_every_page_and_every_module_of_the_reference():
 
 
 def test_the_version_is_the_same_everywhere():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = parelu.__version__
+    packaging = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert packaging["project"]["dynamic"] == ["version"]
+    assert packaging["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "parelu.__version__"}
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
 
