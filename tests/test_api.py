@@ -1,5 +1,6 @@
 """The verbs: a user's own module and data, in memory, and one clear line for what cannot be."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,9 @@ def test_other_verbs_refuse_in_one_line(tmp_path):
         parelu.load(tmp_path)
     candidate: Candidate = untrained(spec_of("resnet10 m=2", (1, 8, 8), 10), 0.1, 0)
     with pytest.raises(UserError, match="does not say what data it was trained on"):
+        parelu.bench(candidate)
+    candidate = dataclasses.replace(candidate, preprocessing={"dataset": "in memory"})
+    with pytest.raises(UserError, match="was trained on a data set in memory; measure it from Python"):
         parelu.bench(candidate)
     with pytest.raises(UserError, match="unknown engine 'abacus'"):
         parelu.bench(candidate, lights(), engine="abacus")

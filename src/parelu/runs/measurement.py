@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from parelu import data
+from parelu.data.memory import NAME
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
@@ -40,6 +41,8 @@ def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset
     name = candidate.preprocessing.get("dataset")
     if not isinstance(name, str):
         raise UserError("the candidate does not say what data it was trained on; train it with parelu")
+    if name == NAME:
+        raise UserError("the candidate was trained on a data set in memory; measure it from Python, with that data set")
     native = candidate.preprocessing.get("image")
     return data.load(name, folder=folder, input_shape=tuple(native) if native else None)
 
