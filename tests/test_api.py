@@ -351,6 +351,9 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
     candidate: Candidate = untrained(spec_of("resnet10 m=2", (1, 8, 8), 10), 0.1, 0)
     with pytest.raises(UserError, match="does not say what data it was trained on"):
         parelu.bench(candidate)
+    candidate = dataclasses.replace(candidate, preprocessing={"dataset": "in memory"})
+    with pytest.raises(UserError, match="was trained on a data set in memory; give the same again, from Python"):
+        parelu.bench(candidate)
     with pytest.raises(UserError, match="unknown engine 'abacus'"):
         parelu.bench(candidate, lights(), engine="abacus")
     with pytest.raises(UserError, match="the images have 3 channels, the network takes 1"):

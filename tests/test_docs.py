@@ -17,6 +17,8 @@ import yaml
 
 import parelu
 from parelu import data
+from parelu.masks import optimizer
+from parelu.methods import snl
 from parelu.methods.fixed import FixedMasks
 from parelu.network.instrument import instrument
 from parelu.network.spec import spec_of
@@ -31,6 +33,7 @@ from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.server import Server
 from parelu.private.transport.tls import make_certificates
 from parelu.runs.recipes import recipes
+from parelu.training import callback
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +66,24 @@ def test_the_example_of_a_users_own_network_runs(capsys, tmp_path, monkeypatch):
     assert names["result"].report() == Path("runs/mine/report.html")
     again = parelu.load("runs/mine/candidates/snl-100", names["model"])
     assert again.plan == names["best"].plan
+
+
+@pytest.mark.slow
+def test_the_guide_to_the_api_runs(capsys, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "python.md", "exec"), names)
+        for shown in re.findall(r"print\(.*\)  # (.*)", block):
+            assert shown in capsys.readouterr().out
+    assert [record.metrics.relus for record in names["result"].records] == [512, 102, 40]
+    assert names["best"].trained.validation_accuracy > 60
+    assert names["again"].plan.relus == 40
+    assert names["row"].agreement == 1
+    again = parelu.reduce(names["network"](), (names["images"], names["labels"]), pretrained=False, **names["options"])
+    assert again.records == names["result"].records
 
 
 def test_the_python_example_runs(capsys):
@@ -166,6 +187,16 @@ def test_the_example_of_a_family_is_that_of_the_plugin():
     assert shown in (ROOT / "tests/plugin/parelu_example/tinynet.py").read_text()
 
 
+def test_the_example_of_a_mask_optimizer_is_one():
+    (example,) = re.findall(r"```python\n(class Magnitudes.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    names = {**vars(optimizer), "Step": callback.Step}
+    exec(compile(example, "extending.md", "exec"), names)
+    network = instrument(spec_of("resnet10 m=2", (1, 8, 8), 10).module(), (1, 8, 8))
+    magnitudes = names["Magnitudes"](network, snl.Slopes(20))
+    assert set(magnitudes.state_dict()) == set(magnitudes.gates)
+    assert sum(int(mask.sum()) for mask in magnitudes.project(20).values()) == 20
+
+
 def test_groups_of_entry_points_are_those_that_are_looked_for():
     named = set(re.findall(r"^\| .* \| `(parelu[\w.]+)` \|", (ROOT / "docs/extending.md").read_text(), re.MULTILINE))
     sources = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
@@ -182,7 +213,10 @@ def test_the_site_has_every_page_and_every_module_of_the_reference():
 
 
 def test_the_version_is_the_same_everywhere():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = parelu.__version__
+    packaging = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert packaging["project"]["dynamic"] == ["version"]
+    assert packaging["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "parelu.__version__"}
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
 
