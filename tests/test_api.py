@@ -325,7 +325,7 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
         parelu.instrument(Own(), "1x6x6")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"the model is a str; give a torch\.nn\.Module"):
         parelu.instrument("resnet18", (1, 6, 6))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="was trained on a data set in memory; give the same again, from Python"):
+    with pytest.raises(UserError, match="was trained on a data set in memory, which no file has; run it from Python"):
         parelu.bench(own[1].best())
     with pytest.raises(UserError, match="the candidate is a Own; give one of a run"):
         parelu.bench(own[0], lights())  # pyright: ignore[reportArgumentType]
