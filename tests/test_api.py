@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,10 +313,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, changes, message):
 
 
 def test_numbers_of_other_libraries_are_numbers(tmp_path):
-    for number, budget in enumerate((np.int64(5), np.float32(0.5), torch.tensor(5), np.array([5, 0.5]))):
+    budgets: list[Any] = [np.int64(5), np.float32(0.5), torch.tensor(5), np.array([5, 0.5])]
+    seed: Any = np.int64(3)
+    for number, budget in enumerate(budgets):
         result = parelu.reduce(
             Own(), lights(60), method="random", budget=budget, run=str(tmp_path / str(number)), training=ONCE,
-            seed=np.int64(3), progress=False,
+            seed=seed, progress=False,
         )  # fmt: off
         assert api.Result(Run.open(str(tmp_path / str(number)))).best().trained.seed == result.best().trained.seed == 3
 
@@ -333,7 +336,7 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
         parelu.bench(own[1].best(), "digits", test=lights(9))
     for name, what in (("relu", "ReLU protocol"), ("offline", "offline mode"), ("link", "link")):
         with pytest.raises(UserError, match=f"unknown {what} 'x'; known are"):
-            parelu.bench(own[1].best(), lights(), **{name: "x"})
+            parelu.bench(own[1].best(), lights(), **dict[str, Any]({name: "x"}))
     with pytest.raises(UserError, match="a batch of 0 images; it should be 1 or more"):
         parelu.bench(own[1].best(), lights(), batch=0)
     with pytest.raises(UserError, match=r"count needs the shape of one image: parelu.count\(model, \(3, 32, 32\)\)"):
