@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from parelu.network.candidate import Candidate
 from parelu.network.sites import Network
 from parelu.network.spec import spec_of
 from parelu.private.fresh import untrained
-from parelu.runs.folder import Run
 from parelu.training.schedule import Training
 
 ONCE = Training(epochs=1, batch=32, lr=0.05, schedule="one-cycle")
@@ -316,7 +316,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, changes, message):
 
 
 def test_numbers_of_other_libraries_are_numbers(tmp_path):
-    for number, budget in enumerate((np.int64(5), np.float32(0.5), torch.tensor(5), np.array([5, 0.5]))):
+    budgets: list[Any] = [np.int64(5), np.float32(0.5), torch.tensor(5), np.array([5, 0.5])]
+    seed: Any = np.int64(3)
+    for number, budget in enumerate(budgets):
         result = parelu.reduce(
             Own(),
             lights(60),
@@ -324,10 +326,10 @@ def test_numbers_of_other_libraries_are_numbers(tmp_path):
             budget=budget,
             run=str(tmp_path / str(number)),
             training=ONCE,
-            seed=np.int64(3),
+            seed=seed,
             progress=False,
         )
-        assert api.Result(Run.open(str(tmp_path / str(number)))).best().trained.seed == result.best().trained.seed == 3
+        assert parelu.Result.open(str(tmp_path / str(number))).best().trained.seed == result.best().trained.seed == 3
 
 
 def test_other_verbs_refuse_in_one_line(own, tmp_path):
@@ -335,13 +337,13 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
         parelu.instrument(Own(), "1x6x6")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"the model is a str; give a torch\.nn\.Module"):
         parelu.instrument("resnet18", (1, 6, 6))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="was trained on a data set in memory; give the same again, from Python"):
+    with pytest.raises(UserError, match="was trained on a data set in memory, which no file has; run it from Python"):
         parelu.bench(own[1].best())
     with pytest.raises(UserError, match="the candidate is a Own; give one of a run"):
         parelu.bench(own[0], lights())  # pyright: ignore[reportArgumentType]
     for name, what in (("relu", "ReLU protocol"), ("offline", "offline mode"), ("link", "link")):
         with pytest.raises(UserError, match=f"unknown {what} 'x'; known are"):
-            parelu.bench(own[1].best(), lights(), **{name: "x"})
+            parelu.bench(own[1].best(), lights(), **dict[str, Any]({name: "x"}))
     with pytest.raises(UserError, match="a batch of 0 images; it should be 1 or more"):
         parelu.bench(own[1].best(), lights(), batch=0)
     with pytest.raises(UserError, match=r"count needs the shape of one image: parelu.count\(model, \(3, 32, 32\)\)"):
@@ -352,11 +354,11 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
     with pytest.raises(UserError, match="does not say what data it was trained on"):
         parelu.bench(candidate)
     candidate = dataclasses.replace(candidate, preprocessing={"dataset": "in memory"})
-    with pytest.raises(UserError, match="was trained on a data set in memory; give the same again, from Python"):
+    with pytest.raises(UserError, match="was trained on a data set in memory, which no file has; run it from Python"):
         parelu.bench(candidate)
     with pytest.raises(UserError, match="unknown engine 'abacus'"):
         parelu.bench(candidate, lights(), engine="abacus")
     with pytest.raises(UserError, match="the images have 3 channels, the network takes 1"):
         parelu.bench(candidate, (torch.zeros(30, 3, 8, 8), torch.arange(30) % 3))
     with pytest.raises(UserError, match="is no run folder"):
-        api.Result(Run.open(tmp_path))
+        parelu.Result.open(tmp_path)

@@ -165,10 +165,15 @@ class Result:
     """What a run holds: the full-ReLU network and its reduced candidates.
 
     Attributes:
-        run: the folder; `Result(Run.open(path))` opens one that is there.
+        run: the folder.
     """
 
     run: Run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Result:
+        """The result in a run folder; raises `UserError` where there is none."""
+        return cls(Run.open(Path(folder)))
 
     @property
     def records(self) -> list[Record]:
@@ -208,7 +213,7 @@ def reduce(
     method: Method | str,
     budget: int | float | str | Sequence[int | float | str] = (),
     run: str | Path,
-    training: Training | str = "short",
+    training: Training | str = "paper",
     pretrained: bool = True,
     weights: Mapping[str, Tensor] | str | Path | None = None,
     input_shape: Shape | None = None,
@@ -225,14 +230,16 @@ def reduce(
         method: such as `SNL()`, or its name.
         budget: ReLUs to keep: 5000, "50k", or a fraction of the network's such as 0.1.
         run: the run folder.
-        training: of each network: "short", "paper", or a `Training`.
+        training: of each network: "paper", the papers' 120 epochs; "short", some epochs of one-cycle training; or a
+            `Training`.
         pretrained: whether the module's own weights are those of the trained full-ReLU network; else it is trained
             first, from fresh weights. A name's network is trained first unless it has `weights`.
         weights: of the trained full-ReLU network: a state dict, a candidate's folder, or a .safetensors file.
         input_shape: (C, H, W) of the network, where the images are of another shape.
         seed: of fresh weights and of the order of the images.
-        workers: processes that train side by side; left out, one a core for a named network on a named data set, and
-            this process alone for what is in memory.
+        workers: processes that train side by side, from a script that is guarded by `if __name__ == "__main__":`; 1 is
+            this process alone. Left out, one a core for a named network on a named data set, and 1 for what is in
+            memory. Equal numbers of threads give equal bits.
         progress: bars on a terminal, a line for each network elsewhere.
 
     Raises:
@@ -263,7 +270,8 @@ def reduce(
         weights=_path(weights),
     )
     in_memory = not isinstance(model, str) or not isinstance(dataset, str)
-    executor = InProcess() if in_memory and workers is None else Processes(workers and _whole("workers", workers))
+    alone = workers == 1 or (in_memory and workers is None)
+    executor = InProcess() if alone else Processes(workers and _whole("workers", workers))
     with TerminalProgress(quiet=not progress) as watcher:
         return Result(run_experiment(experiment, Path(run), watcher, executor))
 

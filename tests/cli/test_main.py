@@ -175,6 +175,7 @@ def test_a_disk_that_cannot_be_written(capsys, tmp_path, monkeypatch, code):
         message = refused(capsys, "train", *TINY, "--run", str(tmp_path / "run"))
     assert os.strerror(code) in message
     assert ("free some space" in message) == (code == errno.ENOSPC)
+    assert ("give another place" in message) == (code != errno.ENOSPC)
 
 
 @pytest.mark.slow

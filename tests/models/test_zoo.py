@@ -1,6 +1,7 @@
 """Every family goes the whole way: inspect, reduce, lower, the ring reference, secure inference."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import Silent
 from two_parties import Pair, images_of
 
 from parelu import data
+from parelu.errors import UserError
 from parelu.methods.base import methods
 from parelu.network.spec import spec_of
 from parelu.private.fresh import untrained
@@ -75,3 +77,27 @@ def test_an_untrained_network_has_a_program(name):
     result = reference.run(lowered, images_of(8, spec.input, seed=1))
     assert lowered.program.relus == candidate.plan.relus and lowered.wrap_bound < 1e-5
     assert np.isfinite(result.logits).all() and result.logits.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = = 1", "own:build failed: SyntaxError: invalid syntax"),
+        ("raise RuntimeError('no')", "own:build failed: RuntimeError: no ("),
+        ("def build():\n    raise ValueError('bad\\nworse')", "own.py, line 2); mend it and run again"),
+        (
+            "def build(width): ...",
+            "own:build failed: TypeError: build() missing 1 required positional argument: 'width'",
+        ),
+        ("build = 3", "own:build failed: TypeError: 3 is not a callable object"),
+        ("", "own:build: module 'own' has no attribute 'build'; is its folder on PYTHONPATH?"),
+    ],
+    ids=["syntax", "import", "call", "argument", "no callable", "no name"],
+)
+def test_a_users_builder_that_fails_is_one_line(tmp_path, monkeypatch, code, message):
+    (tmp_path / "own.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    with pytest.raises(UserError) as error:
+        spec_of("own:build", (3, 8, 8), 10).module()
+    assert message in str(error.value) and "\n" not in str(error.value)

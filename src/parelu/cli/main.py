@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give another --run"
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give another place"
         what = f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
         sys.exit(_fail(f"{what}; {remedy} and run the same command again: finished networks are kept"))
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -82,8 +83,24 @@ def _built(path: str, name: str, classes: int) -> object:
         builder = getattr(importlib.import_module(path), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{path}:{name}: {error}; is its folder on PYTHONPATH?") from error
-    takes_classes = "num_classes" in inspect.signature(builder).parameters
-    return builder(num_classes=classes) if takes_classes else builder()
+    except Exception as error:  # whatever a user's code raises, a SyntaxError among it
+        raise _failed(path, name, error) from error
+    try:
+        takes_classes = "num_classes" in inspect.signature(builder).parameters
+        return builder(num_classes=classes) if takes_classes else builder()
+    except UserError:
+        raise
+    except Exception as error:
+        raise _failed(path, name, error) from error
+
+
+def _failed(path: str, name: str, error: Exception) -> UserError:
+    """With the place of the error, as far as it is in the user's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    reason = (str(error).splitlines() or [""])[0]
+    return UserError(f"{path}:{name} failed: {type(error).__name__}: {reason}{place}; mend it and run again")
 
 
 def _torchvision(name: str, channels: int, classes: int) -> object:

@@ -43,7 +43,7 @@ def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset
         raise UserError("the candidate does not say what data it was trained on; train it with parelu")
     if name == memory.NAME:
         raise UserError(
-            "the network was trained on a data set in memory; give the same again, from Python: "
+            "the network was trained on a data set in memory, which no file has; run it from Python: "
             "parelu.bench(candidate, dataset)"
         )
     native = candidate.preprocessing.get("image")
