@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,36 +22,31 @@ from parelu.data.dataset import Dataset
 from parelu.data.images import read_image
 from parelu.data.memory import from_memory
 from parelu.errors import UserError
-from parelu.methods import deepreshape
 from parelu.methods.base import Method, methods
 from parelu.models.in_memory import InMemory
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, skeleton
 from parelu.network.count import count as count_network
 from parelu.network.instrument import instrument
-from parelu.network.ops import Unsupported
-from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
-from parelu.network.steps import apply_steps
 from parelu.private.engines.base import Options, chosen
-from parelu.private.fresh import sketch
-from parelu.private.lowering.lower import Lowered, problems
 from parelu.private.offline.mode import modes
-from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.rows import PrivateInference, Row
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.serving.server import ServerOptions
 from parelu.private.transport.link import LINKS
 from parelu.private.transport.tls import make_certificates
 from parelu.report.page import write_report
 from parelu.report.tables import Axis, frontier_rows
 from parelu.runs import measurement
+from parelu.runs.deployment import server_of
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input, prepare, run_experiment
 from parelu.runs.folder import Record, Run
+from parelu.runs.inspection import Subject, designs, measured_order, program_of, subject
 from parelu.runs.measurement import measure_run
 from parelu.runs.merging import merge
 from parelu.runs.processes import Processes
@@ -309,79 +304,6 @@ def bench(
     else:
         known = from_memory(dataset)
     return workload_on(candidate, known, images).run(options, engine)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A network that a command looks at. folder, candidate: where it is a trained one."""
-
-    spec: Spec
-    plan: Plan
-    candidate: Candidate | None = None
-    folder: Path | None = None
-
-
-def subject(network: str, input_shape: Shape, classes: int, steps: str = "none") -> Subject:
-    """A candidate's folder, or a network's name with steps, such as "cull S1; thin S2+S3"."""
-    folder = Path(network)
-    if (folder / "candidate.json").exists():
-        candidate = Candidate.load(folder)
-        return Subject(candidate.spec, candidate.plan, candidate, folder)
-    reduced = apply_steps(spec_of(network, input_shape, classes), steps)
-    return Subject(reduced.spec, reduced.plan)
-
-
-def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...]]:
-    """The fixed-point program of a network, or the ops that have no secure lowering.
-
-    An untrained one gets fresh weights and ranges from noise.
-    """
-    network = skeleton(subject.spec)
-    subject.plan.apply(network)
-    unsupported = problems(network)
-    if unsupported:
-        return None, unsupported
-    if subject.candidate and subject.folder:
-        return measurement.lowered(subject.folder, subject.candidate), ()
-    return sketch(subject.spec, subject.plan), ()
-
-
-def designs(
-    base: str, order: str, m: int, by: Literal["width", "depth"], input_shape: Shape, classes: int
-) -> list[tuple[str, Spec]]:
-    """Name → spec of the networks that ReLU equalisation makes of a base ResNet (DeepReShape, Algorithm 1)."""
-    names = deepreshape.designs(base, order, m, by)
-    return [(name, spec_of(name, input_shape, classes)) for name in names]
-
-
-def measured_order(run: Run) -> str:
-    """The order of criticality that a run of deepreduce or deepreshape measured, the most critical stage first."""
-    record = run.records().get("criticality")
-    if record is None:
-        raise UserError(f"{run.path} has no criticality; give a run of `parelu reduce deepreduce`, or --order")
-    return ">".join(reversed(record["order"]))
-
-
-def server_of(
-    folder: Path,
-    address: tuple[str, int],
-    certificates: Path | None,
-    options: ServerOptions,
-    *,
-    relu: str = "sign",
-    offline: str = "he",
-    reveal: str = "logits",
-    data_folder: Path | None = None,
-    log: Callable[[str], None] = lambda line: None,
-) -> Server:
-    """A server of the candidate in a folder, listening; its program is made and kept there at the first start.
-
-    certificates: folder with ca.pem, server.pem and server.key; None for plain connections. log: is told of each
-    connection that ends. data_folder: where the data set's files are, to calibrate.
-    """
-    lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
-    model = Model(lowered, relus()[relu], REVEALS[reveal])
-    return Server(model, modes()[offline], address, certificates, options, log=log)
 
 
 def _budgets(budget: int | float | str | Sequence[int | float | str]) -> tuple[str, ...]:

@@ -142,6 +142,7 @@ def test_only_those_who_move_gates_by_gradients_get_one(options):
 
 @pytest.mark.parametrize("options", EACH, ids=lambda options: type(options).__name__)
 def test_polynomials_are_fitted_where_there_is_a_degree(options):
+    assert (options.degree, options.wide) == (0, 1.0)
     optimizer = on_resnet(dataclasses.replace(options, degree=2, wide=3.0))
     optimizer.network(step(0).images)
     for gate in optimizer.gates.values():

@@ -1,0 +1,36 @@
+"""From a candidate's folder to a server that listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from parelu.network.candidate import Candidate
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import REVEALS
+from parelu.private.serving.server import Server, ServerOptions
+from parelu.runs import measurement
+
+
+def server_of(
+    folder: Path,
+    address: tuple[str, int],
+    certificates: Path | None,
+    options: ServerOptions,
+    *,
+    relu: str = "sign",
+    offline: str = "he",
+    reveal: str = "logits",
+    data_folder: Path | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Server:
+    """A server of the candidate in a folder, listening; its program is made and kept there at the first start.
+
+    certificates: folder with ca.pem, server.pem and server.key; None for plain connections. log: is told of each
+    connection that ends. data_folder: where the data set's files are, to calibrate.
+    """
+    lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
+    model = Model(lowered, relus()[relu], REVEALS[reveal])
+    return Server(model, modes()[offline], address, certificates, options, log=log)

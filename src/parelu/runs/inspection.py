@@ -1,0 +1,73 @@
+"""What is looked at without training: a network or a candidate, its program, and designs from a run's measurements."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from parelu.errors import UserError
+from parelu.methods import deepreshape
+from parelu.network.candidate import Candidate
+from parelu.network.count import skeleton
+from parelu.network.ops import Unsupported
+from parelu.network.plan import Plan
+from parelu.network.spec import Spec, spec_of
+from parelu.network.steps import apply_steps
+from parelu.private.fresh import sketch
+from parelu.private.lowering.lower import Lowered, problems
+from parelu.runs import measurement
+from parelu.runs.folder import Run
+
+Shape = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network that a command looks at. folder, candidate: where it is a trained one."""
+
+    spec: Spec
+    plan: Plan
+    candidate: Candidate | None = None
+    folder: Path | None = None
+
+
+def subject(network: str, input_shape: Shape, classes: int, steps: str = "none") -> Subject:
+    """A candidate's folder, or a network's name with steps, such as "cull S1; thin S2+S3"."""
+    folder = Path(network)
+    if (folder / "candidate.json").exists():
+        candidate = Candidate.load(folder)
+        return Subject(candidate.spec, candidate.plan, candidate, folder)
+    reduced = apply_steps(spec_of(network, input_shape, classes), steps)
+    return Subject(reduced.spec, reduced.plan)
+
+
+def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...]]:
+    """The fixed-point program of a network, or the ops that have no secure lowering.
+
+    An untrained one gets fresh weights and ranges from noise.
+    """
+    network = skeleton(subject.spec)
+    subject.plan.apply(network)
+    unsupported = problems(network)
+    if unsupported:
+        return None, unsupported
+    if subject.candidate and subject.folder:
+        return measurement.lowered(subject.folder, subject.candidate), ()
+    return sketch(subject.spec, subject.plan), ()
+
+
+def designs(
+    base: str, order: str, m: int, by: Literal["width", "depth"], input_shape: Shape, classes: int
+) -> list[tuple[str, Spec]]:
+    """Name → spec of the networks that ReLU equalisation makes of a base ResNet (DeepReShape, Algorithm 1)."""
+    names = deepreshape.designs(base, order, m, by)
+    return [(name, spec_of(name, input_shape, classes)) for name in names]
+
+
+def measured_order(run: Run) -> str:
+    """The order of criticality that a run of deepreduce or deepreshape measured, the most critical stage first."""
+    record = run.records().get("criticality")
+    if record is None:
+        raise UserError(f"{run.path} has no criticality; give a run of `parelu reduce deepreduce`, or --order")
+    return ">".join(reversed(record["order"]))
