@@ -3,7 +3,7 @@
 # make lint         style and types
 # make docs         the tables in README.md and docs/ that follow from the code
 # make site         the guide and the API reference as a site, in build/site
-# make mutants      which small changes to the code the tests do not notice, an hour; ROOMS="gate masks" for some rooms
+# make mutants      which small changes to the code the tests do not notice, half an hour; ROOMS="gate masks" for some rooms
 
 PYTHON ?= python3
 INSTALLED = .venv/.installed

@@ -218,7 +218,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings.register_profile("mutants", deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="parelu-mutants-") as folder:
         copy = Path(folder)
         for part in PARTS:
             (shutil.copytree if (ROOT / part).is_dir() else shutil.copy2)(ROOT / part, copy / part)

@@ -91,13 +91,13 @@ def test_tables_of_the_documentation_are_of_parelu_alone(installed):
 
 @pytest.mark.slow
 def test_a_method_and_a_network_by_the_command_line(installed, tmp_path):
-    """Beside a plugin that raises on import, which is one line of each command."""
+    """Beside a plugin that raises on import, which is one line of a command that asks for methods."""
     broken = {"broken": "parelu_example.broken"}
     installed({**GROUPS, "parelu.methods": {**GROUPS["parelu.methods"], **broken}})
     line = "parelu: plugin broken of parelu-example is left out: ImportError: no module named 'something'"
     counted = parelu("inspect", "tinynet m=2", "--input", "1x8x8", "--json")
     assert json.loads(counted.stdout)["relus"] == 2 * 8 * 8 + 4 * 4 * 4
-    assert counted.stderr.splitlines() == [line]
+    assert counted.stderr == ""
     run, network = tmp_path / "run", ("--model", "tinynet m=2", "--data", "digits", "--images", "300")
     done = parelu(
         "reduce", "first", *network, "--training", "short", "--epochs", "1", "--budget", "100", "--run", str(run)

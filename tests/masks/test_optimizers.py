@@ -153,6 +153,20 @@ def test_polynomials_are_fitted_where_there_is_a_degree(options):
         assert gate.coefficients.T.tolist() == [[0, 1, 0]] * gate.shape[0]
 
 
+@pytest.mark.parametrize("granularity", ["pixel", "channel", "layer"])
+def test_an_optimizer_projects_in_its_granularity_onto_what_is_allowed(granularity):
+    optimizer = on_resnet(Ranked(FULL, granularity=granularity))
+    draw = torch.Generator().manual_seed(0)
+    scores = {}
+    for name, gate in optimizer.gates.items():
+        optimizer.score[name].copy_(torch.rand(gate.shape, generator=draw))
+        gate.allowed.copy_(torch.rand(gate.shape, generator=draw) < 0.5)
+        scores[name] = optimizer.score[name].where(gate.allowed, torch.tensor(-math.inf))
+    expected, found = project(scores, 100, granularity), optimizer.project(100)
+    assert all(torch.equal(found[name], mask) for name, mask in expected.items())
+    assert all(bool((gate.allowed | ~found[name]).all()) for name, gate in optimizer.gates.items())
+
+
 def test_the_relus_that_stand_are_reported():
     ranked, draw = on_resnet(Ranked(FULL)), torch.Generator().manual_seed(0)
     counts: dict[str, int] = {}

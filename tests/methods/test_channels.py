@@ -93,6 +93,20 @@ def test_the_smallest_filters_go():
 
 
 @with_torch_pruning
+def test_small_is_the_sum_of_magnitudes():
+    """Not their Euclidean norm: a filter with one large weight goes before one with many small ones."""
+    bench = DryBench(spec=spec_of("resnet10 m=4", (1, 8, 8), 10))
+    weight = bench.teacher.weights["layer2.0.conv1.weight"]
+    weight.fill_(0.5)
+    weight[::2] = 0.0
+    weight[::2, 0, 1, 1] = 10.0
+    methods()["channels"]().reduce(bench, (count(skeleton(bench.teacher.spec)).relus // 2,))
+    (job,) = bench.jobs
+    left = bench.kept[job.start.name].weights["layer2.0.conv1.weight"]
+    assert left.shape[0] == 4 and left.unique().tolist() == [0.5]
+
+
+@with_torch_pruning
 @pytest.mark.slow
 def test_an_experiment_finetunes_what_is_left(tmp_path):
     training = Training(epochs=1, batch=128, lr=0.05)

@@ -63,7 +63,8 @@ def test_widths_are_all_minimal_solutions(order, depths):
     every = [pair for pair in itertools.product(range(2, 30), repeat=2) if in_order(order, depths, pair)]
     minimal = [a for a in every if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in every)]
     if not minimal:
-        with pytest.raises(UserError, match="no multipliers of at least 2"):
+        written = ">".join(f"S{stage}" for stage in order)
+        with pytest.raises(UserError, match=rf"no multipliers of at least 2 .* the order {written};"):
             equalise_width(order, depths)
     else:
         assert equalise_width(order, depths) == sorted(minimal)

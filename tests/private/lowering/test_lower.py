@@ -188,6 +188,19 @@ def test_slices_and_concatenations_are_lowered():
     assert np.abs(reference.run(lowered, images).logits - float_logits(network, images)).max() < 0.02
 
 
+@pytest.mark.parametrize("nothing_much", [nn.Identity(), nn.Dropout(), nn.Dropout2d()])
+def test_what_does_nothing_at_inference_costs_nothing(nothing_much):
+    images = images_of(8, (1, 6, 6))
+    torch.manual_seed(0)
+    with_it = ready(Bad(nn.Sequential(nothing_much, nn.ReLU(), nothing_much)), (1, 6, 6))
+    without = ready(Bad(nn.ReLU()), (1, 6, 6))
+    without.load_state_dict({name.replace("op.1.", "op."): value for name, value in with_it.state_dict().items()})
+    found = [lowered_of(network, 8) for network in (with_it, without)]
+    assert len({tuple(op.kind for op in lowered.program.ops) for lowered in found}) == 1
+    logits = [reference.run(lowered, images).logits for lowered in found]
+    assert np.array_equal(*logits) and np.abs(logits[0] - float_logits(without, images)).max() < 0.02
+
+
 class Bad(nn.Module):
     def __init__(self, op):
         super().__init__()
