@@ -66,7 +66,10 @@ class External(Spec):
 
     def module(self) -> nn.Module:
         if self.target not in _permitted:
-            raise UserError(f"this network is built by {self.target}; give --model {self.target} to run that code")
+            raise UserError(
+                f"this network is built by {self.target}, and a file does not decide which code runs; "
+                f"name it yourself: --model {self.target} where a command trains, spec_of({self.target!r}, …) in Python"
+            )
         path, _, name = self.target.partition(":")
         with torch.device("cpu"):  # also where only a skeleton is wanted: a user's code may read its initial values
             if path in _LIBRARIES:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from parelu import data
+from parelu.data import memory
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.runs.folder import Run
 
-IN_MEMORY = "in memory"  # in a run's configuration, in place of a name or a path
+IN_MEMORY = memory.NAME  # in a run's configuration, in place of a name or a path
 
 
 class DataSource(abc.ABC):
