@@ -48,7 +48,7 @@ class Serving:
         )
 
     def client(self, folder) -> Client:
-        return Client("127.0.0.1", self.server.port, stock=folder, timeout=20)
+        return Client("127.0.0.1", self.server.port, stock=folder, timeout=20, offline=self.server.mode.name)
 
     def __enter__(self) -> "Serving":
         self.thread = threading.Thread(target=self.server.run)

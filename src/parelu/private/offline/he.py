@@ -154,6 +154,7 @@ class _Client(ObliviousClient):
 class HomomorphicEncryption(Mode):
     name: ClassVar[str] = "he"
     threat_model: ClassVar[str] = "semi-honest; no third party"
+    third_party: ClassVar[bool] = False
     comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
     most_bits: ClassVar[int] = MOST_BITS
 
@@ -170,7 +171,7 @@ class HomomorphicEncryption(Mode):
     def client(self, channel: Channel, context: bytes, terms: Terms) -> _Client:
         return _Client(channel, context, terms.program)
 
-    def serve(self, channel: Channel, state: _Server, model: Model) -> Material:
+    def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:
         state.seed = fresh_seed()
         return prepare_server(model, state, functools.partial(channel.measured, "offline"))
 

@@ -6,7 +6,7 @@ import abc
 from typing import Any, ClassVar
 
 from parelu import registry
-from parelu.errors import UserError
+from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import BITS
 from parelu.private.lowering.ops import Activation
 from parelu.private.lowering.program import Program
@@ -24,15 +24,22 @@ class Package(abc.ABC):
         """Send the client's part; returns the server's."""
 
 
+class Deviation(ProtocolError):
+    """The peer's messages of an offline phase were not those of the protocol."""
+
+
 class Mode(abc.ABC):
     """An offline mode.
 
-    threat_model: whom the privacy of its rows rests on. packages: whether material can be made before a client comes.
+    threat_model: whom the privacy of its rows rests on; third_party: whether that is anybody but the two.
+    audits: whether a phase can be opened and checked. packages: whether material can be made before a client comes.
     comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
     """
 
     name: ClassVar[str]
     threat_model: ClassVar[str]
+    third_party: ClassVar[bool]
+    audits: ClassVar[bool] = False
     packages: ClassVar[bool] = False
     comparisons: ClassVar[str]
     most_bits: ClassVar[int] = BITS
@@ -72,12 +79,20 @@ class Mode(abc.ABC):
         """The other end; returns the state for `fetch`."""
 
     @abc.abstractmethod
-    def serve(self, channel: Channel, state: Any, model: Model) -> Material:
-        """Make the material of one inference with the client."""
+    def serve(self, channel: Channel, state: Any, model: Model, *, audited: bool = False) -> Material:
+        """Make the material of one inference with the client; where it `audits`, audited keeps what `audit` needs."""
 
     @abc.abstractmethod
     def fetch(self, channel: Channel, state: Any) -> ClientOffline:
         """The client's end of `serve`, or of a package's delivery: what `prepare_client` asks of the server."""
+
+    def audit(self, channel: Channel, state: Any, model: Model) -> None:
+        """Check what the client shows of the phase just served, whose material is never used; raises Deviation."""
+        raise NotImplementedError(f"offline mode {self.name} has no audit")
+
+    def show(self, channel: Channel, state: Any) -> None:
+        """The client's end of `audit`."""
+        raise NotImplementedError(f"offline mode {self.name} has no audit")
 
 
 def modes() -> dict[str, Mode]:

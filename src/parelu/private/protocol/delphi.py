@@ -46,6 +46,7 @@ class Terms:
     program: Program
     relu: Relu
     reveal: Reveal
+    truncation: str = "local"
 
     @property
     def most_prepared(self) -> int:
