@@ -1,6 +1,8 @@
 """The deployed pair: TLS, several clients at once, stock, and what is left behind."""
 
 import contextlib
+import datetime
+import errno
 import os
 import re
 import socket
@@ -12,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
@@ -23,6 +28,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving import server as server_module
 from parelu.private.serving.client import Client
+from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 
@@ -229,6 +235,95 @@ def test_nobody_listens():
         Client("127.0.0.1", port)
     with serving() as (server, _), pytest.raises(UserError, match="cannot listen"):
         Server(server.model, server.mode, ("127.0.0.1", server.port))
+
+
+def test_a_plain_connection_stays_on_this_machine(certificates):
+    """Also from Python, not by the command line alone."""
+    model = Model(LOWERED, relus()["sign"], REVEALS["logits"])
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.test"):
+        with pytest.raises(UserError, match=f"{host} is not this machine's own address: it needs TLS"):
+            Server(model, modes()["dealer"], (host, 0))
+        with pytest.raises(UserError, match="it needs TLS"):
+            Client(host, 7000)
+    for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
+        tls.check_plain(host, None)
+    tls.check_plain("example.test", certificates)
+
+
+def test_a_server_without_descriptors_waits(monkeypatch):
+    """To ask again at once would keep a core busy."""
+    with serving() as (server, lines):
+        asked, accept = [], server._listener.accept
+
+        class Full:
+            def accept(self):
+                asked.append(time.monotonic())
+                if len(asked) <= 3:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return accept()
+
+            def __getattr__(self, name):
+                return getattr(listener, name)
+
+        listener = server._listener
+        server._listener = Full()
+        with Client("127.0.0.1", server.port, offline="dealer") as client:  # the call that was waiting
+            client.predict(IMAGES[:1])
+        with Client("127.0.0.1", server.port, offline="dealer") as client:
+            assert client.predict(IMAGES[:1]).shape == (1, 5)
+        assert asked[3] - asked[0] > 0.5
+        assert sum("was not accepted: [Errno 24] Too many open files" in line for line in lines) == 3
+
+
+def test_a_renewed_certificate_keeps_name_stock_and_budget(certificates, tmp_path):
+    """A client is known by the subject that the authority named."""
+    authority = Authority(tmp_path / "first")
+    options = {"stock": tmp_path / "server", "ahead": 5, "budget": 3, "ledger": tmp_path / "clients.sqlite"}
+    with serving(tmp_path / "first", **options) as (server, lines):
+        ours = {"stock": tmp_path / "client", "offline": "dealer"}
+        with Client("localhost", server.port, tmp_path / "first", **ours) as client:
+            client.session.add_to_stock()
+            client.session.add_to_stock()
+            client.predict(IMAGES[:1])
+        authority.issue(tmp_path / "first", "CN=Ada,O=Clinic")
+        with Client("localhost", server.port, tmp_path / "first", **ours) as client:
+            assert client.session.in_stock == 1 and client.session.left == 2
+        authority.issue(tmp_path / "first", "CN=Eve,O=Clinic")
+        with Client("localhost", server.port, tmp_path / "first", **ours) as client:
+            assert client.session.in_stock == 0 and client.session.left == 3
+        assert until(lambda: len(lines) == 3)
+    assert lines[0].endswith("1 inferences, 2 offline phases, CN=Ada,O=Clinic; by CN=an authority"), lines
+    assert len(Ledger(tmp_path / "clients.sqlite").records()) == 2
+
+
+class Authority:
+    """One that can name several clients."""
+
+    def __init__(self, folder):
+        """folder: gets the server's files too, for localhost."""
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name.from_rfc4514_string("CN=an authority")
+        folder.mkdir()
+        extension = x509.BasicConstraints(ca=True, path_length=0)
+        own = self._signed(self.name, self.key.public_key()).add_extension(extension, True)
+        (folder / "ca.pem").write_bytes(own.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        self.issue(folder, "CN=a server", "server")
+        self.issue(folder, "CN=Ada,O=Clinic")
+
+    def issue(self, folder, subject, party="client"):
+        folder.mkdir(exist_ok=True)
+        key, names = ec.generate_private_key(ec.SECP256R1()), x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        builder = self._signed(x509.Name.from_rfc4514_string(subject), key.public_key()).add_extension(names, False)
+        pem = builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        (folder / f"{party}.pem").write_bytes(pem)
+        plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        (folder / f"{party}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+
+    def _signed(self, subject, key):
+        now = datetime.datetime.now(datetime.UTC)
+        dates = now - datetime.timedelta(hours=1), now + datetime.timedelta(days=1)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key)
+        return builder.serial_number(x509.random_serial_number()).not_valid_before(dates[0]).not_valid_after(dates[1])
 
 
 def descriptors():

@@ -31,7 +31,7 @@ NAME_BYTES = 16
 NONCE_BYTES = 12
 KEY_BYTES = 32
 STOCKS = 16  # of one client's name
-UNUSED = 30 * 86400.0  # seconds after which a stock makes room for another
+UNUSED, IDLE = 30 * 86400.0, 3600.0  # seconds after which a stock makes room for another, and an empty one
 
 
 def key_of(folder: Path) -> bytes:
@@ -154,13 +154,15 @@ class ServerStocks:
 def _has_room(own: Path) -> bool:
     """For one more stock of a client; those that are empty, or were not used for long, make it."""
     stocks = [path for path in own.iterdir() if path.is_dir()] if own.is_dir() else []
-    idle = [path for path in stocks if _age(path) < time.time_ns() - UNUSED * 1e9 or not any(path.iterdir())]
+    now = time.time_ns()
+    idle = [path for path in stocks if now - _age(path) > 1e9 * (UNUSED if any(path.iterdir()) else IDLE)]
     for path in sorted(idle, key=_age)[: max(0, len(stocks) - STOCKS + 1)]:
         shutil.rmtree(path, ignore_errors=True)
     return sum(path.is_dir() for path in stocks) < STOCKS
 
 
 def _age(path: Path) -> int:
+    """When it was changed, in nanoseconds; 0 where it is gone."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
