@@ -11,6 +11,7 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.transport import tls
 from parelu.runs import measurement
 
 
@@ -31,6 +32,9 @@ def server_of(
     certificates: folder with ca.pem, server.pem and server.key; None for plain connections. log: is told of each
     connection that ends. data_folder: where the data set's files are, to calibrate.
     """
+    mode = modes()[offline]
+    tls.check_plain(address[0], certificates)
+    options.check(mode)
     lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
     model = Model(lowered, relus()[relu], REVEALS[reveal])
-    return Server(model, modes()[offline], address, certificates, options, log=log)
+    return Server(model, mode, address, certificates, options, log=log)

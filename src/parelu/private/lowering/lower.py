@@ -97,7 +97,7 @@ class Lowered:
         for op, integers in sorted(self.weights.items()):
             for name, values in sorted(integers.items()):
                 digest.update(f"{op}/{name} {values.shape} ".encode())
-                digest.update(np.ascontiguousarray(values, "<i8"))
+                digest.update(values.astype("<i8").tobytes())
         return digest.hexdigest()
 
     @property

@@ -71,8 +71,8 @@ class Offer:
 class Accepted:
     """What a client goes along with; None where it leaves the choice to the server, but to no third party.
 
-    pin: `Offer.pin`, as the operator publishes it; relu, offline, reveal, truncation: names. Raises UserError for a pin
-    that is none.
+    pin: `Offer.pin`, as the operator publishes it; relu, offline, reveal, truncation: as the offer has them, or the
+    first word. Raises UserError for a pin that is none.
     """
 
     pin: str | None = None
@@ -91,7 +91,7 @@ class Accepted:
         """Raises ProtocolError where the offer is another."""
         for name in CHOICES:
             wanted, offered = getattr(self, name), getattr(offer, name)
-            if wanted is not None and wanted != offered:
+            if wanted is not None and wanted not in (offered, offered.partition(" ")[0]):
                 raise ProtocolError(
                     f"the server offers {name} {offered[:40]!r}, and {wanted!r} was asked for; nothing was sent"
                 )

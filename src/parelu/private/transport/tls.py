@@ -88,9 +88,7 @@ def peer_of(connection: socket.socket) -> str:
 def check_plain(host: str, certificates: Path | None) -> None:
     """Raises UserError where a plain connection would leave this machine."""
     if certificates is None and not is_loopback(host):
-        raise UserError(
-            f"{host} is not this machine's own address: it needs TLS, a folder with certificates (parelu certs DIR)"
-        )
+        raise UserError(f"{host} is not this machine's own address, and needs TLS: give --tls DIR (parelu certs DIR)")
 
 
 def is_loopback(host: str) -> bool:
