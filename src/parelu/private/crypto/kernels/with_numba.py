@@ -107,6 +107,20 @@ def _transpose_blocks(block: Any) -> None:
 
 
 @_loop
+def fold(leaves: Any, columns: Any) -> None:
+    for first in range(0, columns.shape[1], 512):
+        last = min(first + 512, columns.shape[1])
+        half = len(leaves)
+        for b in range(len(columns)):
+            half //= 2
+            for k in range(half):
+                for i in range(first, last):
+                    odd = leaves[2 * k + 1, i]
+                    columns[b, i] = odd if k == 0 else columns[b, i] ^ odd
+                    leaves[k, i] = leaves[2 * k, i] ^ odd
+
+
+@_loop
 def descend(operands: Any, permuted: Any, paths: Any, shift: int, correction: Any, sums: Any) -> None:
     now, ahead, one = np.uint64(shift), np.uint64(shift - 1), np.uint64(1)
     for i in range(len(paths)):
