@@ -2,9 +2,9 @@
 
 Masny and Rindal 2019 (CCS), with Diffie and Hellman's key agreement: the sender sends A = aG; the receiver, for its
 choice c, a uniform point R_{1−c} and R_c = bG − H_c(R_{1−c}). The sender's seeds are F_i(a·(R_i + H_i(R_{1−i}))), the
-receiver's is F_c(bA). Both points are uniform whatever the choice is. H hashes to the group, F to a seed; both are bound
-to the connection and the number of the transfer, F also to A and both points. In the random-oracle model; the
-receiver cannot have both seeds if the gap Diffie–Hellman problem is hard.
+receiver's is F_c(bA). Both points are uniform whatever the choice is. H hashes to the group, F to a seed; both are
+bound to the connection and the number of the transfer, F also to A and both points. In the random-oracle model, a
+receiver that had both seeds would solve the gap Diffie–Hellman problem.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def _digest(person: bytes, size: int, context: bytes, *parts: bytes) -> bytes:
 def hash_to_group(context: bytes, number: int, choice: int, point: bytes) -> bytes:
     """H_choice(point): a uniform point of the prime-order group whose logarithm nobody knows.
 
-    The sum of two images of Elligator's map, which of itself reaches only some of the points, as in RFC 9380, section 3.
-    libsodium's map takes 32 bytes, the top bit as the sign, and multiplies by the cofactor.
+    The sum of two images of Elligator's map, which alone does not reach all points (RFC 9380, section 3). libsodium's
+    takes 32 bytes, the top bit as the sign, and multiplies by the cofactor.
     """
     digest = _digest(b"parelu-point", 64, context, number.to_bytes(4, "little"), bytes([choice]), point)
     halves = (bindings.crypto_core_ed25519_from_uniform(half) for half in (digest[:32], digest[32:]))

@@ -15,6 +15,7 @@ passes where it guesses the bits of Δ of the groups in which it did.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,22 @@ def _groups(width: int) -> list[slice]:
     return list(chunks(BASE, width))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """Of some transfers that are made together: the parts of the message, and columns (128, bytes) of t or q."""
+
+    transfers: slice
+    corrections: NDArray[np.uint8]
+    hashed: NDArray[np.uint8]
+    digest: NDArray[np.uint8]
+    columns: NDArray[np.uint8]
+
+    def rows(self, out: Blocks) -> None:
+        """The columns as rows; those that are sacrificed go where the next step's will, or behind all others."""
+        length = 8 * self.columns.shape[1]
+        kernels.transpose_bits(self.columns.view(np.uint64), out[self.transfers.start :][:length])
+
+
 class _Extension:
     """What both parties do. leaves: of each group, those that this party has, by number, the last ones of 2^k.
 
@@ -73,35 +90,35 @@ class _Extension:
         self.width, self._context, self._number = width, context, 0
         self._streams = [[Stream(seed.tobytes(), "extension") for seed in seeds] for seeds in leaves]
 
-    def _steps(self, count: int, message: NDArray[np.uint8]) -> Iterator[tuple[slice, NDArray[np.uint8], Sequence]]:
-        """Of each step its transfers, the corrections (groups, bytes), and the two parts of the check."""
-        position = 0
-        for step in chunks(count, STEP):
-            size = step.stop - step.start
+    def _steps(self, count: int, message: NDArray[np.uint8]) -> Iterator[_Step]:
+        buffer, position = np.empty(BASE * _rows(min(count, STEP)) // 8, np.uint8), 0
+        for transfers in chunks(count, STEP):
+            size = transfers.stop - transfers.start
             part = message[position:][: _step_bytes(size, self.width)]
             position += len(part)
             corrections = part[: -LINEAR_BYTES - DIGEST].reshape(len(self._streams), -1)
-            yield step, corrections, (part[-LINEAR_BYTES - DIGEST : -DIGEST], part[-DIGEST:])
+            columns = buffer[: BASE * corrections.shape[1]].reshape(BASE, -1)
+            yield _Step(transfers, corrections, part[-LINEAR_BYTES - DIGEST : -DIGEST], part[-DIGEST:], columns)
 
-    def _folded(self, columns: NDArray[np.uint8]) -> Iterator[tuple[int, slice, NDArray[np.uint8]]]:
-        """Of each group its number, bits, and the sum of its streams; columns: (128, bytes), written."""
+    def _sums(self, columns: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        """Of each group the sum of its streams; its columns are added to."""
         length = columns.shape[1]
-        leaves = np.zeros((1 << self.width, length + 16), np.uint8)  # with bytes to spare that the cipher asks for
+        leaves = np.empty((1 << self.width, length + 16), np.uint8)  # with bytes to spare that the cipher asks for
         zeros = bytes(length)
-        for number, (bits, streams) in enumerate(zip(_groups(self.width), self._streams, strict=True)):
+        for bits, streams in zip(_groups(self.width), self._streams, strict=True):
             used = leaves[: 1 << bits.stop - bits.start]
             used[0] = 0
             for row, stream in zip(used[-len(streams) :], streams, strict=True):
                 stream.fill(row, zeros)
             kernels.fold(used.view(np.uint64), columns[bits].view(np.uint64))
-            yield number, bits, used[0, :length]
+            yield used[0, :length]
 
     def _challenge(self, corrections: NDArray[np.uint8]) -> bytes:
-        """The key of the linear hash of the next step."""
+        """The key, 16 bytes, of the linear hash of the next step."""
         self._number += 1
         digest = hashlib.sha256(self._context + self._number.to_bytes(8, "little"))
-        digest.update(corrections)
-        return digest.digest()
+        digest.update(corrections)  # pyright: ignore[reportArgumentType]
+        return digest.digest()[:16]
 
 
 def _check(key: bytes, hashes: NDArray[np.uint8]) -> bytes:
@@ -116,7 +133,7 @@ class ExtensionReceiver(_Extension):
     """
 
     def __init__(self, pairs: NDArray[np.uint8], context: bytes, width: int = WIDTH) -> None:
-        grown = [puncture.grow(pairs[bits][::-1], context, k) for k, bits in enumerate(_groups(width))]
+        grown = [puncture.grow(pairs[bits][::-1], context, number) for number, bits in enumerate(_groups(width))]
         leaves, messages, checks = zip(*grown, strict=True)
         self.trees = b"".join(messages) + hashlib.sha256(b"".join(checks)).digest()
         super().__init__(leaves, _bound(context, self.trees), width)
@@ -125,19 +142,19 @@ class ExtensionReceiver(_Extension):
         """choices: uint8 (n,) of 0 and 1 → the message and t, (n, 2)."""
         n = len(choices)
         message, rows = np.empty(message_bytes(n, self.width), np.uint8), np.empty((_rows(n), 2), np.uint64)
-        for step, corrections, (hashed, digest) in self._steps(n, message):
-            columns = np.empty((BASE, corrections.shape[1]), np.uint8)
-            chosen = np.zeros_like(columns[0])
-            packed = np.packbits(choices[step], bitorder="little")
+        for step in self._steps(n, message):
+            packed = np.packbits(choices[step.transfers], bitorder="little")
+            chosen = np.zeros_like(step.columns[0])
             chosen[: len(packed)] = packed
-            for number, _, total in self._folded(columns):
+            step.columns[:] = 0
+            for number, total in enumerate(self._sums(step.columns)):
                 if not number:  # the sacrificed choices are what this group's streams say
                     chosen[-SACRIFICED // 8 :] = total[-SACRIFICED // 8 :]
-                np.bitwise_xor(total, chosen, out=corrections[number])
-            key = self._challenge(corrections)
-            hashed[:] = linear_hash(key, chosen[None])[0]
-            digest[:] = np.frombuffer(_check(key, linear_hash(key, columns)), np.uint8)
-            kernels.transpose_bits(columns.view(np.uint64), rows[step.start :][: _rows(step.stop - step.start)])
+                np.bitwise_xor(total, chosen, out=step.corrections[number])
+            key = self._challenge(step.corrections)
+            step.hashed[:] = linear_hash(key, chosen[None])[0]
+            step.digest[:] = np.frombuffer(_check(key, linear_hash(key, step.columns)), np.uint8)
+            step.rows(rows)
         return message, rows[:n]
 
 
@@ -146,7 +163,7 @@ class ExtensionSender(_Extension):
     base transfers' transcript; trees: the receiver's. Raises ProtocolError where the trees are not consistent."""
 
     def __init__(
-        self, choices: NDArray[np.uint8], seeds: NDArray[np.uint8], trees: bytes, context: bytes, width: int = WIDTH
+        self, choices: NDArray[np.uint8], seeds: NDArray[np.uint8], context: bytes, trees: bytes, width: int = WIDTH
     ) -> None:
         assert choices[-1] == 1, "Δ needs colour 1"
         if len(trees) != trees_bytes(width):
@@ -167,20 +184,19 @@ class ExtensionSender(_Extension):
     def extend(self, message: NDArray[np.uint8], n: int) -> Blocks:
         """q = t ⊕ choice·Δ, (n, 2); raises ProtocolError where the message has another length, or the choices were not
         the same for all groups."""
-        if len(message) != message_bytes(n, self.width):
-            raise ProtocolError(
-                f"{len(message)} bytes for {n} oblivious transfers, not {message_bytes(n, self.width)}"
-            )
+        if len(message) != (due := message_bytes(n, self.width)):
+            raise ProtocolError(f"{len(message)} bytes for {n} oblivious transfers, not {due}")
         rows = np.empty((_rows(n), 2), np.uint64)
-        for step, corrections, (hashed, digest) in self._steps(n, message):
-            columns = np.empty((BASE, corrections.shape[1]), np.uint8)
-            for number, bits, _ in self._folded(columns):
-                columns[bits] ^= self._masks[bits] & corrections[number]
-            key = self._challenge(corrections)
-            expected = _check(key, linear_hash(key, columns) ^ (self._masks & hashed))
-            if not hmac.compare_digest(expected, digest.tobytes()):
+        for step in self._steps(n, message):
+            for bits, correction in zip(_groups(self.width), step.corrections, strict=True):
+                np.bitwise_and(self._masks[bits], correction, out=step.columns[bits])
+            for _ in self._sums(step.columns):
+                pass
+            key = self._challenge(step.corrections)
+            expected = _check(key, linear_hash(key, step.columns) ^ (self._masks & step.hashed))
+            if not hmac.compare_digest(expected, step.digest.tobytes()):
                 raise ProtocolError("the peer's choices of oblivious transfers are not consistent")
-            kernels.transpose_bits(columns.view(np.uint64), rows[step.start :][: _rows(step.stop - step.start)])
+            step.rows(rows)
         return rows[:n]
 
 

@@ -41,7 +41,9 @@ def grow(pairs: Seeds, context: bytes, number: int) -> tuple[Seeds, bytes, bytes
     return leaves, message + np.bitwise_xor.reduce(checks, 0).tobytes(), checks.tobytes()
 
 
-def regrow(seeds: Seeds, choices: NDArray[np.uint8], message: bytes, context: bytes, number: int) -> tuple[Seeds, bytes]:
+def regrow(
+    seeds: Seeds, choices: NDArray[np.uint8], message: bytes, context: bytes, number: int
+) -> tuple[Seeds, bytes]:
     """The leaves (2^h, 16) by z, the first of which is missing, and all checks, which `grow` must have had.
 
     seeds: (h, 16), the chosen ones; choices: (h,) of 0 and 1.
@@ -74,7 +76,9 @@ def _leaves(nodes: Seeds, context: bytes, number: int) -> tuple[Seeds, Seeds]:
 def _hashed(nodes: Iterable[Seeds], size: int, person: bytes, context: bytes, number: int) -> NDArray[np.uint8]:
     """BLAKE2b of each node, (n, size)."""
     salt = number.to_bytes(16, "little")
-    hashed = (hashlib.blake2b(node, digest_size=size, key=context, salt=salt, person=person) for node in nodes)
+    hashed = (
+        hashlib.blake2b(node.tobytes(), digest_size=size, key=context, salt=salt, person=person) for node in nodes
+    )
     return np.frombuffer(bytearray(b"".join(each.digest() for each in hashed)), np.uint8).reshape(-1, size)
 
 
