@@ -223,9 +223,15 @@ def test_integers_times_values(width, monkeypatch):
     values = stream().ring(50)
     abstract = {"linear": None, "square": None}
     end = type("Server", (ObliviousServer,), abstract), type("Client", (ObliviousClient,), abstract)
+
+    def begun(side, channel):
+        state = end[side](channel, bytes(16))
+        state.begin()
+        return state
+
     both = Ends(
-        lambda channel: end[1](channel, bytes(16)).multiply(values, width),
-        lambda channel: end[0](channel, bytes(16)).multiply(encode(factors), width),
+        lambda channel: begun(1, channel).multiply(values, width),
+        lambda channel: begun(0, channel).multiply(encode(factors), width),
     )
     got = reduce(both.results["client"] + both.results["server"])
     np.testing.assert_array_equal(got, reduce(encode(factors) * values))

@@ -20,7 +20,7 @@ from parelu.fusion.composition import Convolution
 from parelu.fusion.packing import Packing, packing
 from parelu.network import ops
 from parelu.private.crypto import he
-from parelu.private.crypto.prg import Stream, fresh_seed
+from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import BITS, Ring, encode, reduce
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.ops import Conv, Linear, Op, Shape
@@ -172,9 +172,9 @@ class HomomorphicEncryption(Mode):
         return _Client(channel, context, terms.program)
 
     def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:
-        state.seed = fresh_seed()
+        state.begin()
         return prepare_server(model, state, functools.partial(channel.measured, "offline"))
 
     def fetch(self, channel: Channel, state: _Client) -> _Client:
-        state.seed = fresh_seed()
+        state.begin()
         return state
