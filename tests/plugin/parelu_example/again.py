@@ -20,8 +20,8 @@ class Again(Mode):
     def client(self, channel, context, terms):
         return self.dealer.client(channel, context, terms)
 
-    def serve(self, channel, state, model):
-        return self.dealer.serve(channel, state, model)
+    def serve(self, channel, state, model, *, audited=False):
+        return self.dealer.serve(channel, state, model, audited=audited)
 
     def fetch(self, channel, state):
         return self.dealer.fetch(channel, state)

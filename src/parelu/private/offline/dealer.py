@@ -197,7 +197,7 @@ class Dealt(Mode):
     def client(self, channel: Channel, context: bytes, terms: Terms) -> None:
         return None
 
-    def serve(self, channel: Channel, state: None, model: Model) -> Material:
+    def serve(self, channel: Channel, state: None, model: Model, *, audited: bool = False) -> Material:
         with channel.measured("offline", "dealer"):
             package = self.package(model)
         return package.deliver(channel)
