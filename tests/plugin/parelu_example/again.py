@@ -22,7 +22,7 @@ class Again(Mode):
         return self.dealer.client(channel, context, terms)
 
     def serve(self, channel, state, model, *, audited=False):
-        return self.dealer.serve(channel, state, model)
+        return self.dealer.serve(channel, state, model, audited=audited)
 
     def fetch(self, channel, state):
         return self.dealer.fetch(channel, state)

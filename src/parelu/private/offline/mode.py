@@ -16,6 +16,10 @@ from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
 
 
+class Deviation(ProtocolError):
+    """The client's messages of an offline phase were not those of an honest one."""
+
+
 class Package(abc.ABC):
     """An inference's material that was made without the client, waiting to be delivered once."""
 
@@ -24,23 +28,21 @@ class Package(abc.ABC):
         """Send the client's part; returns the server's."""
 
 
-class Deviation(ProtocolError):
-    """The peer's messages of an offline phase were not those of the protocol."""
-
-
 class Mode(abc.ABC):
     """An offline mode.
 
     threat_model: whom the privacy of its rows rests on; third_party: whether that is anybody but the two.
-    audits: whether a phase can be opened and checked. packages: whether material can be made before a client comes.
+    packages: whether material can be made before a client comes.
     comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
+    audits: whether a phase can be opened when it is over: the client shows what it drew, the server checks that its
+    messages were honest, and both drop the phase's material.
     """
 
     name: ClassVar[str]
     threat_model: ClassVar[str]
     third_party: ClassVar[bool]
-    audits: ClassVar[bool] = False
     packages: ClassVar[bool] = False
+    audits: ClassVar[bool] = False
     comparisons: ClassVar[str]
     most_bits: ClassVar[int] = BITS
 
@@ -80,19 +82,25 @@ class Mode(abc.ABC):
 
     @abc.abstractmethod
     def serve(self, channel: Channel, state: Any, model: Model, *, audited: bool = False) -> Material:
-        """Make the material of one inference with the client; where it `audits`, audited keeps what `audit` needs."""
+        """Make the material of one inference with the client.
+
+        audited: keep of the client's messages what `audit` needs; the client must not be able to tell.
+        """
 
     @abc.abstractmethod
     def fetch(self, channel: Channel, state: Any) -> ClientOffline:
         """The client's end of `serve`, or of a package's delivery: what `prepare_client` asks of the server."""
 
     def audit(self, channel: Channel, state: Any, model: Model) -> None:
-        """Check what the client shows of the phase just served, whose material is never used; raises Deviation."""
-        raise NotImplementedError(f"offline mode {self.name} has no audit")
+        """Right after `serve(audited=True)`, where `audits`: check the client's messages with what it shows.
+
+        The phase's material must never be used. Raises Deviation where they were not an honest client's.
+        """
+        raise NotImplementedError(f"offline mode {self.name} cannot be audited")
 
     def show(self, channel: Channel, state: Any) -> None:
-        """The client's end of `audit`."""
-        raise NotImplementedError(f"offline mode {self.name} has no audit")
+        """The client's end of `audit`, for the phase of the last `fetch`, whose material must never be used."""
+        raise NotImplementedError(f"offline mode {self.name} cannot be audited")
 
 
 def modes() -> dict[str, Mode]:
