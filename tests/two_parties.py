@@ -140,8 +140,9 @@ class Pair:
         pin: str | None = None,
         timeout: float = 20.0,
         wrap: Callable[[Any], Any] = lambda s: s,
+        truncation: str = "local",
     ) -> None:
-        self.model = Model(lowered, relus()[relu], REVEALS[reveal])
+        self.model = Model(lowered, relus()[relu], REVEALS[reveal], truncation)
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)
         self.server_error: Exception | None = None
