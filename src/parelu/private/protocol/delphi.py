@@ -44,7 +44,7 @@ def unmeasured(layer: str) -> contextlib.AbstractContextManager[None]:
 def check_truncation(truncation: str, relu: Relu) -> None:
     """Raises UserError where there is no such truncation, or the ReLU protocol has it not."""
     if truncation not in TRUNCATIONS:
-        raise UserError(f"unknown truncation {truncation!r}; known are {', '.join(TRUNCATIONS)}")
+        raise UserError(f"unknown truncation {truncation[:20]!r}; known are {', '.join(TRUNCATIONS)}")
     if truncation == "exact" and not relu.truncates:
         able = " or ".join(name for name, other in relus().items() if other.truncates)
         raise UserError(f"ReLU {relu.name} does not truncate exactly: give --relu {able}, or --truncation local")
