@@ -72,7 +72,7 @@ class Session:
             ours = _dump(hello)
             channel.send("helo", ours)
             theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-            reply = _load(theirs, ("nonce", "engine", "relu", "offline", "reveal", "digest", "room"))
+            reply = _load(theirs, ("nonce", "engine", "relu", "offline", "reveal", "truncation", "digest", "room"))
             body = channel.receive_up_to("prog", LARGEST_PROGRAM)
             digest = hashlib.sha256(body).digest()
             if pin and digest.hex() != pin:
@@ -85,9 +85,10 @@ class Session:
             except ValueError as error:
                 raise ProtocolError(f"the server's program is refused: {error}") from error
             channel.send("redy", digest)
-        self.terms = Terms(program, _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal"))
+        relu, reveal = _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal")
         self.mode: Mode = _named(modes(), reply, "offline")
         try:
+            self.terms = Terms(program, relu, reveal, reply["truncation"])
             self.mode.check_terms(program, self.terms.relu)
         except UserError as error:
             raise ProtocolError(f"the server's terms do not go together: {error}") from error
@@ -317,6 +318,7 @@ def _greet(channel: Channel, model: Model, mode: Mode, room: int) -> tuple[bytes
                 "relu": terms.relu.name,
                 "offline": mode.name,
                 "reveal": terms.reveal.name,
+                "truncation": terms.truncation,
                 "digest": digest,
                 "room": str(room),
             }
@@ -332,7 +334,8 @@ def _greet(channel: Channel, model: Model, mode: Mode, room: int) -> tuple[bytes
 
 def _use(terms: Terms, mode: Mode) -> str:
     """What material is for."""
-    return f"{FORMAT} delphi {terms.relu.name} {terms.reveal.name} {mode.name} {terms.program.digest}"
+    protocols = f"{terms.relu.name} {terms.truncation} {terms.reveal.name} {mode.name}"
+    return f"{FORMAT} delphi {protocols} {terms.program.digest}"
 
 
 def _context(client_hello: bytes, server_hello: bytes, digest: bytes) -> bytes:
