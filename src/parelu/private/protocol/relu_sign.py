@@ -9,8 +9,8 @@ With a bit c drawn by the client offline and e = d ⊕ c sent online,
 so that one round trip is enough: 16m + 8 bytes down, 8⅛ up.
 
 **Truncating.** Where x is still to be divided by 2^f, let y_c and y_s be its shares as integers from 0 to 2^59 − 1, the
-server's after it added 2^f/2. They add up to x + 2^f/2 + 2^59, but for a wrap, of probability |x|/2^59. With κ the carry
-of that addition into bit f,
+server's after it added 2^f/2. They add up to x + 2^f/2 + 2^59, but for a wrap, of probability |x|/2^59. With κ the
+carry of that addition into bit f,
 
     x / 2^f, rounded to the nearest, = ⌊y_c/2^f⌋ + (⌊y_s/2^f⌋ − 2^(59 − f)) + κ.
 
