@@ -143,8 +143,9 @@ class Pair:
         timeout: float = 20.0,
         wrap: Callable[[Any], Any] = lambda s: s,
         service: Service = SERVICE,
+        truncation: str = "local",
     ) -> None:
-        self.model = Model(lowered, relus()[relu], REVEALS[reveal])
+        self.model = Model(lowered, relus()[relu], REVEALS[reveal], truncation)
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)
         self.server_error: Exception | None = None

@@ -199,8 +199,8 @@ def use(server: str, offer: Offer) -> str:
 def _terms(program: Program, offer: Offer) -> tuple[Terms, Mode]:
     relu, reveal = _named(relus(), "relu", offer.relu), _named(REVEALS, "reveal", offer.reveal)
     mode: Mode = _named(modes(), "offline", offer.offline)
-    terms = Terms(program, relu, reveal, offer.truncation)
     try:
+        terms = Terms(program, relu, reveal, offer.truncation)
         mode.check_terms(program, relu)
     except UserError as error:
         raise ProtocolError(f"the server's terms do not go together: {error}") from error
