@@ -18,7 +18,7 @@ from parelu.private.lowering.ops import Activation
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.session import Session, serve
 from parelu.private.transport.channel import Channel, ring_of
 
@@ -136,12 +136,12 @@ class Pair:
         lowered: Lowered,
         relu: str = "sign",
         offline: str = "dealer",
-        reveal: str = "logits",
+        reveal: str = "exact",
         pin: str | None = None,
         timeout: float = 20.0,
         wrap: Callable[[Any], Any] = lambda s: s,
     ) -> None:
-        self.model = Model(lowered, relus()[relu], REVEALS[reveal])
+        self.model = Model(lowered, relus()[relu], reveal_of(reveal))
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)
         self.server_error: Exception | None = None

@@ -41,11 +41,14 @@ def unmeasured(layer: str) -> contextlib.AbstractContextManager[None]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Terms:
-    """What both parties agree on before they start."""
+    """What both parties agree on before they start; raises UserError where they do not go together."""
 
     program: Program
     relu: Relu
     reveal: Reveal
+
+    def __post_init__(self) -> None:
+        self.reveal.check(self.program)
 
     @property
     def most_prepared(self) -> int:
@@ -229,7 +232,7 @@ def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], 
     """The client's online phase; images of one query share its rounds, and have a material each.
 
     images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
-    reveal: the last values, (N, classes), or the labels, (N, 1).
+    reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1).
     """
     program: Program = terms.program
     contents: list[_ClientMaterial] = [material.take() for material in materials]

@@ -37,7 +37,7 @@ from parelu.private.lowering.program import LARGEST_PROGRAM, Program
 from parelu.private.offline.mode import Mode, Package, modes
 from parelu.private.protocol.delphi import Material, Model, Terms, infer_client, infer_server, prepare_client
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.stock import NAME_BYTES, ClientStocks, Stock
 from parelu.private.transport.channel import Channel
 from parelu.private.transport.traffic import Traffic
@@ -85,11 +85,12 @@ class Session:
             except ValueError as error:
                 raise ProtocolError(f"the server's program is refused: {error}") from error
             channel.send("redy", digest)
-        self.terms = Terms(program, _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal"))
         self.mode: Mode = _named(modes(), reply, "offline")
+        relu = _named(relus(), reply, "relu")
         try:
-            self.mode.check_terms(program, self.terms.relu)
-        except UserError as error:
+            self.terms = Terms(program, relu, reveal_of(reply["reveal"]))
+            self.mode.check_terms(program, relu)
+        except (UserError, ValueError) as error:
             raise ProtocolError(f"the server's terms do not go together: {error}") from error
         self.room = int(reply["room"]) if reply["room"].isdecimal() else 0
         self._stock = stocks.of(_use(self.terms, self.mode)) if stocks and self.room else None
@@ -316,7 +317,7 @@ def _greet(channel: Channel, model: Model, mode: Mode, room: int) -> tuple[bytes
                 "engine": "delphi",
                 "relu": terms.relu.name,
                 "offline": mode.name,
-                "reveal": terms.reveal.name,
+                "reveal": terms.reveal.text,
                 "digest": digest,
                 "room": str(room),
             }
@@ -332,7 +333,7 @@ def _greet(channel: Channel, model: Model, mode: Mode, room: int) -> tuple[bytes
 
 def _use(terms: Terms, mode: Mode) -> str:
     """What material is for."""
-    return f"{FORMAT} delphi {terms.relu.name} {terms.reveal.name} {mode.name} {terms.program.digest}"
+    return f"{FORMAT} delphi {terms.relu.name} {terms.reveal.text} {mode.name} {terms.program.digest}"
 
 
 def _context(client_hello: bytes, server_hello: bytes, digest: bytes) -> bytes:
