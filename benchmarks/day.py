@@ -35,7 +35,7 @@ from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.stock import Stock
@@ -61,7 +61,7 @@ def note_uses(folder: Path, party: str) -> None:
 
 def serve(folder: Path, port: int, offline: str) -> None:
     note_uses(folder, "server")
-    model = Model(Lowered.load(folder), relus()["sign"], REVEALS["logits"])
+    model = Model(Lowered.load(folder), relus()["sign"], Exact())
     server = Server(
         model, modes()[offline], ("127.0.0.1", port), options=ServerOptions(ROOM, folder / "server", timeout=TIMEOUT)
     )

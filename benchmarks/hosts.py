@@ -28,7 +28,7 @@ from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import LINKS, Link
@@ -38,7 +38,7 @@ HOSTS = {"parelu-server": "10.77.0.1", "parelu-client": "10.77.0.2"}
 
 
 def serve(folder: str, host: str, relu: str, link: Link) -> None:
-    model = Model(Lowered.load(Path(folder)), relus()[relu], REVEALS["logits"])
+    model = Model(Lowered.load(Path(folder)), relus()[relu], Exact())
     server = Server(model, modes()["dealer"], (host, PORT), options=ServerOptions(link=link))
     print("ready", flush=True)
     server.run()

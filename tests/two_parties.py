@@ -18,7 +18,7 @@ from parelu.private.lowering.ops import Activation
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.session import Service, Session, serve
 from parelu.private.transport.channel import Channel, ring_of
@@ -138,14 +138,14 @@ class Pair:
         lowered: Lowered,
         relu: str = "sign",
         offline: str = "dealer",
-        reveal: str = "logits",
+        reveal: str = "exact",
         accepted: Accepted | None = None,
         timeout: float = 20.0,
         wrap: Callable[[Any], Any] = lambda s: s,
         service: Service = SERVICE,
         truncation: str = "local",
     ) -> None:
-        self.model = Model(lowered, relus()[relu], REVEALS[reveal], truncation)
+        self.model = Model(lowered, relus()[relu], reveal_of(reveal), truncation)
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)
         self.server_error: Exception | None = None

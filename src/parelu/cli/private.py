@@ -158,8 +158,12 @@ class Serve:
     """the address to listen on; 0.0.0.0 for all"""
     tls: Path | None = None
     """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
-    reveal: RevealName = "logits"
-    """what a client learns"""
+    reveal: RevealName = "label"
+    """what a client learns; label: the arg-max; logits: in steps; exact: all bits of the logits, for your own data.
+    Labels and steps are dithered"""
+    step: float | None = None
+    """of labels and logits: a label whose margin exceeds it does not change; left out, 1/64 to 1/32 of the largest
+    logit; 0: labels without a dither"""
     relu: ReluName = "sign"
     """as bench has them; fss without a dealer up to m = 16 bits"""
     offline: OfflineName = "he"
@@ -209,6 +213,7 @@ class Serve:
             relu=self.relu,
             offline=self.offline,
             reveal=self.reveal,
+            step=self.step,
             data_folder=self.data_folder,
             log=say,
         )

@@ -19,7 +19,7 @@ from parelu.private.offline.mode import Deviation
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
 LOWERED = lowered_of(ready(Residual(), (1, 6, 6)))
@@ -115,7 +115,7 @@ def test_a_choice_that_is_none_is_refused(stated, monkeypatch):
         def send(self, kind, *parts):
             super().send(kind, *((stated,) if kind == "size" else parts))
 
-    model = Model(LOWERED, relus()["sign"], REVEALS["logits"])
+    model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
     both = Ends(
         lambda channel: MODE.client(channel, bytes(32), model.terms),
         lambda channel: MODE.server(Plain(channel.socket, timeout=10), bytes(32), model),
@@ -131,7 +131,7 @@ class Audited:
     """
 
     def __init__(self, deviate=lambda client: None, phases: int = 1) -> None:
-        model = Model(LOWERED, relus()["sign"], REVEALS["label"])
+        model = Model(LOWERED, relus()["sign"], reveal_of("label"))
         self.rounds, self.keys = 0, []
 
         def client(channel: Channel) -> None:
@@ -219,7 +219,7 @@ def test_an_audit_finds_every_deviation(how, message):
 
 def test_the_wire_does_not_tell_which_phase_will_be_opened():
     """Neither messages nor their sizes, until it is."""
-    model = Model(LOWERED, relus()["sign"], REVEALS["label"])
+    model = Model(LOWERED, relus()["sign"], reveal_of("label"))
     sent: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
 
     def client(channel: Channel) -> None:
@@ -237,7 +237,7 @@ def test_the_wire_does_not_tell_which_phase_will_be_opened():
 
 
 def test_uploads_are_kept_for_an_audit_alone_and_dropped_after_it():
-    model = Model(LOWERED, relus()["sign"], REVEALS["label"])
+    model = Model(LOWERED, relus()["sign"], reveal_of("label"))
     kept = []
 
     def server(channel: Channel) -> None:

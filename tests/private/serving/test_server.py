@@ -25,7 +25,7 @@ from parelu.private.offline.he import HomomorphicEncryption
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact, reveal_of
 from parelu.private.serving import server as server_module
 from parelu.private.serving.client import Client
 from parelu.private.serving.ledger import Ledger
@@ -45,9 +45,9 @@ def certificates(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(certificates=None, offline="dealer", reveal="logits", relu="sign", **options):
+def serving(certificates=None, offline="dealer", reveal="exact", relu="sign", **options):
     lines, options = [], ServerOptions(**options)
-    model = Model(LOWERED, relus()[relu], REVEALS[reveal])
+    model = Model(LOWERED, relus()[relu], reveal_of(reveal))
     server = Server(model, modes()[offline], ("127.0.0.1", 0), certificates, options, log=lines.append)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -112,7 +112,7 @@ def test_images_of_the_data_sets_size_are_resized():
 
     lowered = lower(network, IMAGES, {"mean": [0.5], "std": [0.25], "image": [1, 12, 12]})
     large = images_of(2, (1, 12, 12))
-    model = Model(lowered, relus()["sign"], REVEALS["logits"])
+    model = Model(lowered, relus()["sign"], Exact())
     server = Server(model, modes()["dealer"], ("127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -239,8 +239,8 @@ def test_nobody_listens():
 
 def test_a_plain_connection_stays_on_this_machine(certificates):
     """Also from Python, not by the command line alone."""
-    model = Model(LOWERED, relus()["sign"], REVEALS["logits"])
-    for host in ("0.0.0.0", "::", "192.0.2.1", "example.test"):
+    model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
+    for host in ("192.0.2.1", "2001:db8::1", "example.test"):
         with pytest.raises(UserError, match=f"{host} is not this machine's own address, and needs TLS"):
             Server(model, modes()["dealer"], (host, 0))
         with pytest.raises(UserError, match="and needs TLS"):
@@ -394,7 +394,7 @@ def test_a_server_killed_between_preparing_and_using_repeats_nothing():
         "from two_parties import *\n"
         "from parelu.private.offline.dealer import Dealt\n"
         "lowered = lowered_of(ready(Residual(), (1, 6, 6)))\n"
-        "package = Dealt().package(Model(lowered, relus()['sign'], REVEALS['logits']))\n"
+        "package = Dealt().package(Model(lowered, relus()['sign'], reveal_of('exact')))\n"
         "print(package.dealer.mirror.seed.hex(), package.dealer.seed.hex(), package.dealer.key.hex(), flush=True)\n"
         "import time; time.sleep(60)\n"
     )
@@ -420,7 +420,7 @@ def test_no_secret_comes_from_anything_but_the_operating_system():
     def package(source, relu):
         original, os.urandom = os.urandom, source
         try:
-            dealt = Dealt().package(Model(LOWERED, relus()[relu], REVEALS["logits"]))
+            dealt = Dealt().package(Model(LOWERED, relus()[relu], Exact()))
         finally:
             os.urandom = original
         return b"".join(tables.tobytes() for _, tables in dealt.dealer.outgoing)

@@ -17,7 +17,7 @@ from parelu.private.offline.he import HomomorphicEncryption
 from parelu.private.offline.mode import Deviation, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.greeting import Accepted, Offer
 from parelu.private.serving.ledger import MOST_UNANSWERED, Ledger
 from parelu.private.serving.session import COMMAND, Service, Session
@@ -64,7 +64,7 @@ def test_a_dealer_is_refused_before_anything_is_sent():
     [
         ("relu", "full", "sign"),
         ("offline", "he", "dealer"),
-        ("reveal", "label", "logits"),
+        ("reveal", "label", "exact"),
         ("truncation", "no", "local"),
     ],
 )
@@ -77,18 +77,19 @@ def test_a_pin_covers_all_that_is_offered():
     lighter = dataclasses.replace(LOWERED, weights={**LOWERED.weights, 0: {**LOWERED.weights[0]}})
     lighter.weights[0]["weight"] = LOWERED.weights[0]["weight"] - 1
     again = dataclasses.replace(LOWERED, salt=bytes(32))
+    reveals = ("label", "label 2^3", "label 2^4", "logits 2^3", "exact")
     pins = {
-        pin_of(Model(lowered, relus()[relu], REVEALS[reveal]), offline)
+        pin_of(Model(lowered, relus()[relu], reveal_of(reveal)), offline)
         for lowered in (LOWERED, lighter, again)
         for relu in ("sign", "full")
-        for reveal in REVEALS
+        for reveal in reveals
         for offline in modes()
     }
-    assert len(pins) == 3 * 2 * len(REVEALS) * len(modes())
-    model = Model(LOWERED, relus()["sign"], REVEALS["logits"])
+    assert len(pins) == 3 * 2 * len(reveals) * len(modes())
+    model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
     with Pair(LOWERED, accepted=Accepted(pin_of(model), offline="dealer")) as pair:
         pair.infer(IMAGE)
-    other = pin_of(Model(LOWERED, relus()["full"], REVEALS["logits"]))
+    other = pin_of(Model(LOWERED, relus()["full"], reveal_of("exact")))
     refused("is not the pinned .*; nothing was sent: ask the operator", Accepted(other, offline="dealer"))
     with pytest.raises(ProtocolError, match="is not the pinned"):
         Pair(lighter, accepted=Accepted(pin_of(model), offline="dealer"))

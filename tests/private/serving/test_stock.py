@@ -20,7 +20,7 @@ from parelu.private.lowering import reference
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Material, Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.client import Client
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.server import Server, ServerOptions
@@ -39,9 +39,9 @@ class Serving:
     """A server in this process; a stock folder makes it keep material."""
 
     def __init__(
-        self, folder, room: int = 5, relu: str = "sign", reveal: str = "logits", offline: str = "dealer"
+        self, folder, room: int = 5, relu: str = "sign", reveal: str = "exact", offline: str = "dealer"
     ) -> None:
-        model = Model(LOWERED, relus()[relu], REVEALS[reveal])
+        model = Model(LOWERED, relus()[relu], reveal_of(reveal))
         self.lines: list[str] = []
         self.server = Server(
             model,
@@ -173,7 +173,8 @@ def test_stocks_of_one_name_do_not_drop_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("relu", "reveal", "offline"), [("sign", "logits", "he"), ("full", "label", "dealer"), ("fss", "logits", "dealer")]
+    ("relu", "reveal", "offline"),
+    [("sign", "exact", "he"), ("full", "label", "dealer"), ("fss", "logits 2^12", "dealer")],
 )
 def test_kept_material_serves_another_connection(tmp_path, relu, reveal, offline):
     ours, theirs = tmp_path / "client", tmp_path / "server"

@@ -30,7 +30,7 @@ from parelu.private.lowering.lower import Lowered
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact
 from parelu.private.rows import Cost, Costs, LayerCost
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
@@ -185,7 +185,7 @@ def peak_mb() -> float:
 
 
 def _server(folder: Path, relu: str, offline: str, link: str) -> None:
-    model = Model(Lowered.load(folder), relus()[relu], REVEALS["logits"])
+    model = Model(Lowered.load(folder), relus()[relu], Exact())
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
     server = Server(

@@ -66,6 +66,7 @@ class Terms:
 
     def __post_init__(self) -> None:
         check_truncation(self.truncation, self.relu)
+        self.reveal.check(self.program)
 
     def reads(self, op: Activation) -> tuple[int, int]:
         """(number of the value that its ReLUs read, bits by which they truncate it)."""
@@ -261,7 +262,7 @@ def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], 
     """The client's online phase; images of one query share its rounds, and have a material each.
 
     images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
-    reveal: the last values, (N, classes), or the labels, (N, 1).
+    reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1).
     """
     program: Program = terms.program
     contents: list[_ClientMaterial] = [material.take() for material in materials]

@@ -98,7 +98,8 @@ class Client:
         """Run uint8 images (N, C, H, W); `batch` of them a query share its rounds: more a second, each later.
 
         Images of the size that the data set has are brought to the network's, as in training. Returns
-        float64 logits (N, classes), or int64 labels (N,) where the server reveals only these.
+        float64 logits (N, classes), in steps unless the server reveals them exactly, or int64 labels (N,) where it
+        reveals only these: `session.terms.reveal`.
 
         Raises:
             UserError: images of another type or size; a batch larger than `session.terms.most_prepared`.

@@ -23,7 +23,7 @@ from parelu.private.lowering.program import LARGEST_PROGRAM, Program
 from parelu.private.offline.mode import Mode, modes
 from parelu.private.protocol.delphi import Model, Terms
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
 FORMAT = "parelu-session-3"
@@ -56,7 +56,7 @@ class Offer:
             weights=model.lowered.commitment,
             relu=terms.relu.name,
             offline=mode.name,
-            reveal=terms.reveal.name,
+            reveal=terms.reveal.text,
             truncation=terms.truncation,
         )
 
@@ -197,12 +197,11 @@ def use(server: str, offer: Offer) -> str:
 
 
 def _terms(program: Program, offer: Offer) -> tuple[Terms, Mode]:
-    relu, reveal = _named(relus(), "relu", offer.relu), _named(REVEALS, "reveal", offer.reveal)
-    mode: Mode = _named(modes(), "offline", offer.offline)
+    relu, mode = _named(relus(), "relu", offer.relu), _named(modes(), "offline", offer.offline)
     try:
-        terms = Terms(program, relu, reveal, offer.truncation)
+        terms = Terms(program, relu, reveal_of(offer.reveal), offer.truncation)
         mode.check_terms(program, relu)
-    except UserError as error:
+    except (UserError, ValueError) as error:
         raise ProtocolError(f"the server's terms do not go together: {error}") from error
     return terms, mode
 
