@@ -345,8 +345,11 @@ def summary(found: list[dict[str, Any]]) -> bool:
         reasons = Counter(reason(line[party]) for line in sessions)
         print(f"\nthe {party} says", *(f"{count:>7}  {text}" for text, count in reasons.most_common(12)), sep="\n")
     print("\nspoilt", dict(Counter(kind for line in sessions for kind in line["spoilt"]).most_common()))
-    for line in grown:
-        print(f"{line['setting']}: after {line['sessions']} sessions grown by {line['grown']}")
+    print("\nthe most that a process holds more after all of a setting's sessions than after fifty; memory in KiB")
+    for setting in map(str, SETTINGS):
+        own = [line["grown"] for line in grown if line["setting"] == setting]
+        if own:
+            print(f"{setting:<18}", {what: max(line[what] for line in own) for what in own[0]})
     bad = [
         line
         for line in sessions
