@@ -14,7 +14,7 @@ from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.network import storage
-from parelu.private.crypto.codec import dump, load
+from parelu.private.crypto.codec import FORMAT, dump, load
 from parelu.private.crypto.hash import Hash
 from parelu.private.lowering import reference
 from parelu.private.offline.mode import modes
@@ -204,7 +204,7 @@ def test_a_stock_of_another_version_is_dropped_in_one_line(tmp_path, party, monk
 
     def of_another_version(self, name, content):
         is_other = tmp_path / party in self.folder.parents
-        put(self, name, content.replace(b"parelu-material-2", b"parelu-material-1", 1) if is_other else content)
+        put(self, name, content.replace(FORMAT.encode(), b"parelu-material-1", 1) if is_other else content)
 
     with Serving(tmp_path / "server") as serving:
         with monkeypatch.context() as patch, serving.client(tmp_path / "client") as client:
