@@ -223,7 +223,7 @@ def test_a_client_that_vanishes_when_it_should_show_is_barred(audited):
         pair.client.channel.close()
         pair.thread.join()
     with Pair(LOWERED, offline="audited", service=Service(account=account)) as pair:
-        ended(pair, "4 offline phases were not shown", pair.client.prepare)
+        ended(pair, "8 offline phases were not shown", pair.client.prepare)
 
 
 def test_a_server_that_opens_everything_is_left(audited, monkeypatch):

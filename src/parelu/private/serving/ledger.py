@@ -18,7 +18,7 @@ from pathlib import Path
 
 from parelu.errors import ProtocolError, UserError
 
-MOST_UNANSWERED = 4
+MOST_UNANSWERED = 8
 INFERENCES, PHASES, OPENED = "inferences", "offline phases", "opened"
 WAIT = 30.0  # seconds for another process that writes
 TABLE = """CREATE TABLE IF NOT EXISTS clients (
