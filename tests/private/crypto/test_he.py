@@ -205,6 +205,27 @@ def test_two_answers_to_one_upload_share_nothing(parties):
     assert (words[0] == words[1]).all(1).mean() < 0.001
 
 
+def test_c1_is_a_ring_lwe_sample_of_the_servers():
+    """a·u + e for a ternary u and a binomial e of its stream, where the weights are zero."""
+    client, seed = he.Client(USUAL, stream()), fresh_seed()
+    context, key = client.context, array(client.public_key())
+    server = he.Server(USUAL, key, Stream(seed, "answers"))
+    body = answer(server, array(client.encrypt(stream().ring(DEGREE))), np.zeros(DEGREE, np.int64))
+
+    own = Stream(seed, "answers")
+    u = noise.ternary(own, DEGREE)
+    noise.flooding(own, USUAL.flood_bits, DEGREE, context.primes)
+    e = context.residues(noise.binomial(own, DEGREE))
+    opened = context.ciphertext(he._received(USUAL, key), key[-he.SEED_BYTES :].tobytes(), ntt=True)
+    product = context.product(opened, context.factor(u))
+    context.evaluator.transform_from_ntt_inplace(product)
+    found = context.ciphertext((context.words(product) + np.stack([0 * e, e])) % context.moduli)
+    context.evaluator.mod_switch_to_next_inplace(found)
+    widths = USUAL.widths[:2]
+    expected = array(he._pack(context.words(found)[1], widths))
+    np.testing.assert_array_equal(body[: DEGREE * sum(widths)], expected)
+
+
 def test_zero_weights_take_the_same_operations(parties, monkeypatch):
     """What SEAL is asked to do, and on how many bytes, does not depend on which blocks of weights are zero."""
     client, server = parties
@@ -331,10 +352,9 @@ def test_an_audit_wants_zero_of_a_key_and_the_same_error_modulo_every_prime():
     upload = array(client.encrypt(he.ONE.astype(np.uint64)))
     assert audit.is_fresh(upload)
     assert not audit.is_fresh(upload, is_key=True)
-    c0 = he._received(USUAL, upload)[0].copy()
-    c0[1] = (c0[1] + np.uint64(1)) % client.context.moduli[1]
-    altered = np.concatenate([array(he._pack(c0, USUAL.widths)), upload[-he.SEED_BYTES :]])
-    assert not audit.is_fresh(altered)
+    for prime in client.context.primes:
+        assert not audit.is_fresh(shifted(client, upload, prime)), "no error at all modulo this prime"
+        assert not audit.is_fresh(shifted(client, upload, prime << 35))
 
 
 def test_another_secret_key_opens_nothing():

@@ -142,13 +142,12 @@ class Client:
         context, seed = self.context, self._stream.bytes(SEED_BYTES).tobytes()
         message = np.zeros((2, len(context.primes), DEGREE), np.uint64)
         message[0] = context.residues(noise.binomial(self._stream, DEGREE))
-        message[1, :, 0] = 1  # SEAL adds to nothing that has no c1
+        message[1, :, 0] = 1  # SEAL wants a c1
         total = context.ciphertext(message)
         context.evaluator.add_plain_inplace(total, context.plaintext(values))
         context.evaluator.transform_to_ntt_inplace(total)
-        masked = context.ciphertext(np.zeros((1, *message.shape[1:]), np.uint64), seed, ntt=True)
-        mask = context.words(context.product(masked, self._factor))[1]
-        return _pack((context.words(total)[0] + context.moduli - mask) % context.moduli, self.parameters.widths) + seed
+        c0 = (context.words(total)[0] + context.moduli - _times(context, seed, self._factor)) % context.moduli
+        return _pack(c0, self.parameters.widths) + seed
 
     def public_key(self) -> bytes:
         """`upload_bytes`: an encryption of zero."""
@@ -235,11 +234,9 @@ class Audit:
 
         The values may be any, but are zero in a public key.
         """
-        context, found = self.context, _received(self.parameters, upload)
-        product = context.product(context.ciphertext(found, upload[-SEED_BYTES:].tobytes(), ntt=True), self._factor)
-        opened = np.zeros((2, *found.shape[1:]), np.uint64)
-        opened[0] = (found[0] + context.words(product)[1]) % context.moduli
-        opened[1] = 1  # the polynomial 1: SEAL decrypts nothing that has no c1, and the secret itself is no noise
+        context, seed = self.context, upload[-SEED_BYTES:].tobytes()
+        opened = np.ones((2, len(context.primes), DEGREE), np.uint64)  # c1 = 1: SEAL wants one
+        opened[0] = (_received(self.parameters, upload)[0] + _times(context, seed, self._factor)) % context.moduli
         total = context.ciphertext(opened, ntt=True)
         context.evaluator.transform_from_ntt_inplace(total)
         values = context.decrypt(self._decryptor, total)
@@ -253,3 +250,9 @@ class Audit:
 def _received(parameters: Parameters, upload: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """c0 of a fresh ciphertext, (1, primes, N)."""
     return _unpack(upload, parameters.widths, context(parameters).primes, DEGREE)[None]
+
+
+def _times(context: Context, seed: bytes, secret: Any) -> NDArray[np.uint64]:
+    """(primes, N) residues of c1·secret in NTT form, c1 stretched from the seed."""
+    nothing = np.zeros((1, len(context.primes), DEGREE), np.uint64)
+    return context.words(context.product(context.ciphertext(nothing, seed, ntt=True), secret))[1]
