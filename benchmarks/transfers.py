@@ -3,17 +3,22 @@
     python benchmarks/transfers.py --repeat 15
 
 Nanoseconds of CPU a transfer, each party's, for correlated transfers and with the hash that makes them random; bytes a
-transfer, all of them the receiver's. All variants in turn, so many times; the median, and the range. Then what a
-connection pays once: base transfers and trees, each way.
+transfer, all of them the receiver's. All variants in turn, so many times; the median, and the range. Then what a byte
+costs both ends' processors by TLS on this machine, and what a connection pays once: base transfers and trees.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import os
+import socket
 import statistics
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,8 @@ from parelu.private.crypto.ot_extension import (
     random_ot_sender,
 )
 from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, fresh_seed
+from parelu.private.transport import tls
+from parelu.private.transport.channel import Channel
 
 CONTEXT = bytes(32)
 
@@ -144,6 +151,29 @@ def once(repeat: int, widths: list[int]) -> None:
         print(f"trees, k = {width}: {len(own.trees):,} bytes, ms: receiver {theirs}, sender {ours}")
 
 
+def wire(repeat: int, size: int = 1 << 24) -> None:
+    """A message by TLS over loopback, from one thread to another."""
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+        certificates = Path(folder) / "certs"
+        tls.make_certificates(certificates)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            accepted = pool.submit(lambda: tls.handshake(tls.server_context(certificates), listener.accept()[0]))
+            connection = socket.create_connection(listener.getsockname())
+            client = Channel(tls.handshake(tls.client_context(certificates), connection, "127.0.0.1"))
+            server = Channel(accepted.result())
+    body, times = os.urandom(size), []
+    for _ in range(repeat):
+        started = time.process_time()
+        sending = threading.Thread(target=client.send, args=("data", body))
+        sending.start()
+        server.receive("data", size)
+        sending.join()
+        times.append(1e9 * (time.process_time() - started) / size)
+    for end in (client, server):
+        end.close()
+    print(f"a byte by TLS, both ends: {statistics.median(times):.2f} ns ({min(times):.2f}–{max(times):.2f})")
+
+
 def _milliseconds(times: Any) -> str:
     return f"{1e3 * statistics.median(times):.1f} ({1e3 * min(times):.1f}–{1e3 * max(times):.1f})"
 
@@ -156,6 +186,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for count in arguments.count:
         extensions(count, arguments.repeat, arguments.widths)
+    wire(arguments.repeat)
     once(arguments.repeat, arguments.widths)
 
 

@@ -22,7 +22,6 @@ TORSION = [  # the points of order 2, 4, 4, 8, 8, 8, 8
     "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
     "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
 ]
-IDENTITY = "01" + 31 * "00"
 
 
 def is_on_the_curve(y: int) -> bool:
@@ -44,7 +43,7 @@ def bad_points() -> dict[str, bytes]:
     not_reduced = {f"{y} + p, sign {s}": encoded(y + P, s) for y in range(19) for s in (0, 1)}
     off = {f"off the curve {y}": encoded(y) for y in range(2, 30) if not is_on_the_curve(y)}
     named = {
-        "identity": bytes.fromhex(IDENTITY),
+        "identity": base_ot.IDENTITY,
         "identity with a sign": encoded(1, 1),
         "order 2 with a sign": encoded(P - 1, 1),
         "short": some_point()[:31],
@@ -91,8 +90,8 @@ def test_a_malformed_point_ends_the_connection(name, point):
 
 def test_a_point_that_undoes_the_hash_is_refused():
     other = some_point()
-    undone = bindings.crypto_core_ed25519_sub(bytes.fromhex(IDENTITY), base_ot.hash_to_group(b"", 0, 0, other))
-    with pytest.raises(ProtocolError):
+    undone = bindings.crypto_core_ed25519_sub(base_ot.IDENTITY, base_ot.hash_to_group(b"", 0, 0, other))
+    with pytest.raises(ProtocolError, match="undoes"):
         base_ot.Sender(1, b"").seeds(undone + other)
 
 
@@ -114,7 +113,7 @@ def test_libsodiums_map_lands_in_the_prime_order_group():
     ends = [bytes(32), b"\1" + bytes(31), bytes(31) + b"\x80", 32 * b"\xff", (P - 1).to_bytes(32, "little")]
     for data in ends + [hashlib.sha256(bytes([k])).digest() for k in range(50)]:
         point = bindings.crypto_core_ed25519_from_uniform(data)
-        assert point == bytes.fromhex(IDENTITY) or bindings.crypto_core_ed25519_is_valid_point(point)
+        assert point == base_ot.IDENTITY or bindings.crypto_core_ed25519_is_valid_point(point)
 
 
 def test_the_seeds_are_their_definition():

@@ -21,6 +21,7 @@ from parelu.private.crypto.prg import SEED_BYTES
 
 POINT_BYTES = 32
 RESPONSE_BYTES = 2 * POINT_BYTES  # of a transfer
+IDENTITY = b"\1" + bytes(31)
 
 
 def _scalar() -> bytes:
@@ -86,8 +87,9 @@ class Sender:
             points = _checked(sent[:POINT_BYTES]), _checked(sent[POINT_BYTES:])
             for choice, point in enumerate(points):
                 hashed = hash_to_group(self.context, number, choice, points[1 - choice])
-                # The identity, which an honest receiver meets with probability 2^−252, is refused as well.
-                key = _checked(bindings.crypto_core_ed25519_add(point, hashed))
+                key = bindings.crypto_core_ed25519_add(point, hashed)
+                if key == IDENTITY:  # an honest receiver meets it with probability 2^−252
+                    raise ProtocolError("a point of a base oblivious transfer undoes its hash")
                 shared = bindings.crypto_scalarmult_ed25519_noclamp(self._secret, key)
                 seeds[number, choice] = _seed(self.context, number, choice, self._point, sent, shared)
         self.transcript = _transcript(self.context, self._point, response)
