@@ -119,7 +119,7 @@ def test_of_any_input_a_truncating_protocol_makes_what_the_reference_replays(nam
 def test_the_server_sees_no_bit_of_signs_circuit(cut, outputs, sign):
     """Not even with its own π and ρ taken off, whether the sign and the carry are 0 for sure or are not."""
     count = 2000
-    site = Site("sign", np.full(count, sign << 18), 12, cut)
+    site = Site("sign", np.full(count, sign << (5 + cut)), 12, cut)
     bits = bits_of(site.answer[8 * count :], outputs * count).reshape(outputs, count) ^ site.material.permutation
     assert np.abs(bits.mean(1) - 0.5).max() < 5 * 0.5 / np.sqrt(count)
 
