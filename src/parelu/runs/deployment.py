@@ -23,6 +23,7 @@ def server_of(
     relu: str = "sign",
     offline: str = "he",
     reveal: str = "logits",
+    truncation: str = "local",
     data_folder: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Server:
@@ -32,5 +33,5 @@ def server_of(
     connection that ends. data_folder: where the data set's files are, to calibrate.
     """
     lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
-    model = Model(lowered, relus()[relu], REVEALS[reveal])
+    model = Model(lowered, relus()[relu], REVEALS[reveal], truncation)
     return Server(model, modes()[offline], address, certificates, options, log=log)
