@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,47 +10,56 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_parties import Residual, lowered_of, ready
 
+from parelu.errors import UserError
 from parelu.private.crypto.prg import Stream, fresh_seed
 from parelu.private.crypto.ring import BITS, decode, encode, reduce
+from parelu.private.lowering.reference import _divided
 from parelu.private.offline.dealer import Dealer, DealtClient, Mirror
+from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import HEADER, Channel
 
 RELUS = list(relus())
+TRUNCATING = [name for name, relu in relus().items() if relu.truncates]
 
 
 class Site:
-    """relu of (n,) integers by two threads, with a dealer's material. `relu`: the result; `traffic`: the client's."""
+    """relu of (n,) integers by two threads, with a dealer's material.
 
-    def __init__(self, name: str, x: Any, bits: int) -> None:
-        self.protocol, self.bits = relus()[name], bits
+    relu: the result; share: the client's, of x; traffic: the client's.
+    """
+
+    def __init__(self, name: str, x: Any, bits: int, cut: int = 0) -> None:
+        self.protocol, self.bits, self.cut = relus()[name], bits, cut
         mirror, count = Mirror(fresh_seed()), len(x)
-        share = Stream(fresh_seed(), "share").ring(count)
-        self.protocol.prepare_client(mirror, 1, 0, share, bits)
+        self.share = share = Stream(fresh_seed(), "share").ring(count)
+        self.protocol.prepare_client(mirror, 1, 0, share, bits, cut)
         program: Any = SimpleNamespace(terms=SimpleNamespace(program=SimpleNamespace(layers=("relu",))))
         dealer = Dealer(mirror, program)
-        material = self.protocol.prepare_server(dealer, 1, 0, count, bits)
+        material = self.protocol.prepare_server(dealer, 1, 0, count, bits, cut)
         ours, theirs = (Channel(end) for end in socket.socketpair())
         thread = threading.Thread(target=self._serve, args=(theirs, dealer, material, reduce(encode(x) - share)))
         thread.start()
         try:
-            client = self.protocol.prepare_client(DealtClient(mirror.seed, dealer.key, ours), 1, 0, share, bits)
+            client = self.protocol.prepare_client(DealtClient(mirror.seed, dealer.key, ours), 1, 0, share, bits, cut)
             with ours.measured("online", "relu"):
                 ours.send("mask", *self.protocol.answer(ours, client))
         finally:
             thread.join()
             ours.close()
             theirs.close()
-        self.relu = decode(reduce(self.share + client.mask))
+        self.relu = decode(reduce(self.closed + client.mask))
         self.traffic = ours.traffic["online", "relu"]
 
     def _serve(self, channel: Channel, dealer: Dealer, material: Any, share: Any) -> None:
         for _, tables in dealer.outgoing:
             channel.send("tabl", tables)
         opened = self.protocol.open(channel, material, share)
-        answer = channel.receive("mask", self.protocol.answer_bytes(len(share)))
-        self.share = self.protocol.close(material, opened, answer)
+        answer = channel.receive("mask", self.protocol.answer_bytes(len(share), self.cut))
+        self.closed = self.protocol.close(material, opened, answer)
 
 
 @pytest.mark.parametrize("name", RELUS)
@@ -76,7 +86,41 @@ def test_one_message_each_way(name):
     count = 40
     site = Site(name, np.arange(count), 18)
     assert site.traffic.turns == 1  # from receiving, as the tables were, to sending
-    assert site.traffic.sent == HEADER.size + site.protocol.answer_bytes(count)
+    assert site.traffic.sent == HEADER.size + site.protocol.answer_bytes(count, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "cut"),
+    [(name, *width) for name in TRUNCATING for width in [(2, 1), (2, 5), (3, 2), (5, 4), (12, 13), (16, 18)]]
+    + [("full", 20, 38), ("full", 29, 30)],  # where shares wrap, only this one is exact
+)
+def test_truncated_exactly_for_every_input_in_range(name, bits, cut):
+    """All that becomes less than 2^(m − 1), the ends and halves among it: no bit depends on a mask."""
+    half, end = 1 << (cut - 1), 1 << (bits + cut - 1)
+    ends = [-end, -end + 1, -half - 1, -half, -half + 1, -1, 0, 1, half - 1, half, half + 1, end - half - 1]
+    x = np.arange(-end, end - half) if bits + cut < 10 else np.array(ends)
+    x = np.tile(x, 1 + 300 // len(x)).astype(np.int64)
+    assert np.array_equal(Site(name, x, bits, cut).relu, np.maximum((x + half) >> cut, 0))
+
+
+@settings(max_examples=15)
+@given(st.sampled_from(TRUNCATING), st.data(), st.integers(2, BITS), st.integers(1, 30))
+def test_of_any_input_a_truncating_protocol_makes_what_the_reference_replays(name, data, bits, cut):
+    """Also where the shares wrap, or bit m + cut − 1 is no sign."""
+    x = np.array(data.draw(st.lists(st.integers(-(1 << (BITS - 1)), (1 << (BITS - 1)) - 1), min_size=1, max_size=20)))
+    site = Site(name, x, bits, cut)
+    replayed = _divided(x, site.share.astype(np.int64), cut, bits, name)
+    assert np.array_equal(site.relu, decode(encode(replayed)))
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_who_truncates_says_so(name):
+    """The others are refused before anything runs, and the line names what to give."""
+    lowered = lowered_of(ready(Residual(), (1, 6, 6)))
+    with nullcontext() if name in TRUNCATING else pytest.raises(UserError, match=r"give --relu .*sign"):
+        assert Model(lowered, relus()[name], reveal_of("exact"), "exact").terms.truncation == "exact"
+    with pytest.raises(UserError, match="unknown truncation 'near'"):
+        Model(lowered, relus()[name], reveal_of("exact"), "near")
 
 
 @pytest.mark.parametrize("bits", [2, 18, 32, BITS])

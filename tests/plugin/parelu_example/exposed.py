@@ -20,10 +20,10 @@ class _Client(Encodable, kind="exposed, client"):
 class Exposed(Relu):
     name: ClassVar[str] = "exposed"
 
-    def prepare_client(self, offline, number, first, share, bits):
+    def prepare_client(self, offline, number, first, share, bits, cut):
         return _Client(share, offline.stream(number, "mask").ring(len(share)))
 
-    def prepare_server(self, offline, number, first, count, bits):
+    def prepare_server(self, offline, number, first, count, bits, cut):
         return None
 
     def open(self, channel, material, share):
@@ -34,7 +34,7 @@ class Exposed(Relu):
         channel.receive("xpos", 0)
         return material.share, material.mask
 
-    def answer_bytes(self, count):
+    def answer_bytes(self, count, cut):
         return 2 * 8 * count
 
     def close(self, material, opened, answer):

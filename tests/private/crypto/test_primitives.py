@@ -127,19 +127,22 @@ def signed(value: int, m: int) -> int:
 class Garbled:
     """One run of a circuit on m-bit inputs: garbled with some kernels, evaluated with others."""
 
-    def __init__(self, circuit: Circuit, inputs: Sequence[Any], m: int, garbler: str, evaluator: str) -> None:
+    def __init__(
+        self, circuit: Circuit, inputs: Sequence[Any], m: int, garbler: str, evaluator: str, *options: int
+    ) -> None:
         clear, count, seed = garbling.Clear(), len(inputs[0]), Stream(SEED, "garbling")
-        self.expected = circuit(clear, *(bits_of(x, m) for x in inputs))
+        self.expected = circuit(clear, *(bits_of(x, m) for x in inputs), *options)
         self.gates, self.tables = clear.gates, np.zeros((clear.blocks, 2), np.uint64)
         delta, zeros = garbling.with_colour(seed.blocks()), seed.blocks(len(inputs), m, count)
         with using(garbler):
             machine = garbling.Garbler(Hash(SEED), delta, 1000, self.tables)
-            self.zeros = circuit(machine, *(list(x) for x in zeros))
+            self.zeros = circuit(machine, *(list(x) for x in zeros), *options)
             active = np.empty_like(zeros)
             for k, values in enumerate(inputs):
                 garbling.kernels.select_labels(zeros[k], delta, values, active[k])
         with using(evaluator):
-            self.active = circuit(garbling.Evaluator(Hash(SEED), 1000, self.tables), *(list(x) for x in active))
+            machine = garbling.Evaluator(Hash(SEED), 1000, self.tables)
+            self.active = circuit(machine, *(list(x) for x in active), *options)
         self.delta = delta
 
     def decoded(self) -> list[Any]:
@@ -185,6 +188,36 @@ def test_masked_relu(garbler, evaluator, drawn):
     expected = [(x - int(mask)) % (1 << m) for x, mask in zip(sums, r, strict=True)]
     assert numbers(run.decoded()) == numbers(run.expected) == expected
     assert run.gates == 3 * (m - 1)
+
+
+@pytest.mark.parametrize("m", [2, 3, 5])
+def test_a_cut_of_all_pairs(m):
+    """The sign and its carry, and the ReLU of the shifted sum, in the clear: every pair, cut and some masks."""
+    a, b = (grid.reshape(-1).astype(np.uint64) for grid in np.meshgrid(*[np.arange(1 << m)] * 2))
+    total = np.array([signed(int(x) + int(y), m) for x, y in zip(a, b, strict=True)])
+    for cut in range(1, m):
+        clear = garbling.Clear()
+        is_positive, both = garbling.sign_and_carry(clear, bits_of(a, m), bits_of(b, m), cut)
+        assert clear.gates == m
+        carry = [(int(x) % (1 << cut) + int(y) % (1 << cut)) >> cut for x, y in zip(a, b, strict=True)]
+        assert np.array_equal(is_positive, total >= 0) and np.array_equal(both, (total >= 0) & np.array(carry))
+        for mask in range(1 << m):
+            clear = garbling.Clear()
+            masks = np.full_like(a, mask)
+            found = garbling.masked_relu(clear, *(bits_of(x, m) for x in (a, b, masks)), cut)
+            assert clear.gates == 3 * (m - 1) - cut
+            assert np.array_equal(numbers(found), (np.maximum(total >> cut, 0) - mask) % (1 << m))
+
+
+@pytest.mark.parametrize(("garbler", "evaluator"), PAIRS)
+@few
+@given(widths_and_values(3), st.data())
+def test_a_cut_is_garbled_as_it_is_in_the_clear(garbler, evaluator, drawn, data):
+    m, inputs = drawn
+    cut = data.draw(st.integers(1, m - 1))
+    for circuit, count in ((garbling.sign_and_carry, 2), (garbling.masked_relu, 3)):
+        run = Garbled(circuit, inputs[:count], m, garbler, evaluator, cut)
+        assert numbers(run.decoded()) == numbers(run.expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 16])

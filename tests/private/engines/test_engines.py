@@ -19,11 +19,11 @@ from parelu.private.bench import difference
 from parelu.private.engines import environment
 from parelu.private.engines.base import Options, chosen, engines
 from parelu.private.engines.spu.engine import RECIPE, check_range
-from parelu.private.engines.spu.evaluate import PRECISION, evaluate, exponents, numbers
+from parelu.private.engines.spu.evaluate import PRECISION, evaluate, exponents, numbers, truncations
 from parelu.private.lowering import reference
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered
-from parelu.private.lowering.ops import Scale, Truncate
+from parelu.private.lowering.ops import Scale
 from parelu.private.rows import Difference
 
 SPU = environment.made(RECIPE)  # before the tests have a cache of their own
@@ -102,13 +102,13 @@ def test_a_program_on_numbers_is_the_ring_reference(seed, keep, odd):
 @given(st.integers(0, 2**31), st.floats(0, 1))
 def test_where_truncations_leave_no_rest_they_are_equal(seed, keep):
     lowered = lowered_of(ready(Residual(width=4, seed=seed), (1, 6, 6), lambda u: u < keep))
-    bits = {op.source - 1: op.bits for op in lowered.program.ops if isinstance(op, Truncate)}
+    bits = truncations(json.loads(lowered.program.to_bytes()))
     ops = tuple(
-        dataclasses.replace(op, factor=3 << bits[i]) if isinstance(op, Scale) else op
-        for i, op in enumerate(lowered.program.ops)
+        dataclasses.replace(op, factor=3 << bits[number]) if isinstance(op, Scale) else op
+        for number, op in enumerate(lowered.program.ops, start=1)
     )
     weights = {
-        i: {name: (values % 5 - 2) << bits.get(i, 0) for name, values in own.items()}
+        i: {name: (values % 5 - 2) << bits.get(i + 1, 0) for name, values in own.items()}
         for i, own in lowered.weights.items()
     }
     whole = Lowered(dataclasses.replace(lowered.program, ops=ops), weights, lowered.ranges)

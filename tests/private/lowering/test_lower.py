@@ -201,6 +201,54 @@ def test_what_does_nothing_at_inference_costs_nothing(nothing_much):
     assert np.array_equal(*logits) and np.abs(logits[0] - float_logits(without, images)).max() < 0.02
 
 
+class Sums(nn.Module):
+    """Sums of products of different bits, of a product and what a ReLU gave, and of a product that another op reads."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convs = nn.ModuleList(nn.Conv2d(width, 4, 3, padding=1) for width in (1, 1, 1, 4, 4, 4))
+        self.convs[1].weight.data /= 32
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(3))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.relus[0](self.convs[0](x) + self.convs[1](x) + self.convs[2](x))
+        x = self.relus[1](self.convs[3](x) + x)
+        y = self.convs[4](x)
+        return self.fc(self.relus[2](self.convs[5](y) + y).mean((2, 3)))
+
+
+def test_a_truncation_waits_for_an_addition_that_alone_reads_it():
+    network = ready(Sums(), (1, 6, 6))
+    program = lowered_of(network, cost=nothing).program
+    ops = dict(enumerate(program.ops, start=1))
+    sums = [op for op in ops.values() if op.kind == "add"]
+    assert [{ops[number].kind for number in (op.source, op.other)} for op in sums] == [
+        {"conv", "scale"},  # the second's weights are smaller, so that they have more bits
+        {"add", "scale"},
+        {"conv", "scale"},
+        {"conv", "scale"},
+    ]
+    assert [op.kind for op in ops.values()].count("truncate") == 4, "one a sum that is read, and y's own"
+    assert all(ops[op.source].kind == "truncate" for op in ops.values() if op.kind == "activation")
+    read_twice = ops[ops[sums[-1].other].source]
+    assert read_twice.kind == "truncate" and ops[read_twice.source].kind == "conv"
+
+
+def test_where_a_wrap_would_be_too_likely_truncations_do_not_wait(monkeypatch):
+    network, images = ready(Sums(), (1, 6, 6)), images_of(64, (1, 6, 6), seed=1)
+    late = lowered_of(network, 64, cost=nothing)
+    monkeypatch.setattr(lower_module, "LARGEST_WRAP", 0.999 * late.wrap_bound)
+    early = lowered_of(network, 64, cost=nothing)
+    assert early.wrap_bound < late.wrap_bound
+    found = [[op.kind for op in lowered.program.ops].count("truncate") for lowered in (late, early)]
+    assert found == [4, 6]
+    expected = float_logits(network, images)
+    errors = [np.abs(reference.run(lowered, images).logits - expected).max() for lowered in (late, early)]
+    assert max(errors) < 0.02
+
+
 class Bad(nn.Module):
     def __init__(self, op):
         super().__init__()

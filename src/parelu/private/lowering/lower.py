@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +45,7 @@ FRACTION = 10  # bits after the point of an activation
 WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site
 LEAST_SQUARE_BITS = 6  # c2 takes fewer, down to this, where many squares would make a wrap too likely
 SPARE_BITS = 1  # the calibrated range may be exceeded so often by a factor of two
+SALT_BYTES = 32
 LARGEST_WRAP = 1e-4  # bound on the probability that a truncation wraps, an inference
 
 # Why an op that can be counted cannot be lowered: the remedy, and what it is.
@@ -78,11 +83,23 @@ class Lowered:
     Attributes:
         weights: number of the op → its integers.
         ranges: what calibration saw at the truncations and activations.
+        salt: hides the weights in their commitment.
     """
 
     program: Program
     weights: Mapping[int, Integers]
     ranges: tuple[Range, ...]
+    salt: bytes = dataclasses.field(default_factory=lambda: os.urandom(SALT_BYTES))
+
+    @functools.cached_property
+    def commitment(self) -> str:
+        """SHA-256 of the salt and all integers, which binds to the weights and tells nothing of them."""
+        digest = hashlib.sha256(self.salt)
+        for op, integers in sorted(self.weights.items()):
+            for name, values in sorted(integers.items()):
+                digest.update(f"{op}/{name} {values.shape} ".encode())
+                digest.update(values.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     @property
     def wrap_bound(self) -> float:
@@ -101,6 +118,7 @@ class Lowered:
             "program": self.program.to_bytes().decode(),
             "ranges": [dataclasses.asdict(r) for r in self.ranges],
             "candidate": candidate,
+            "salt": self.salt.hex(),
         }
         storage.write(folder, "program", header, tensors)
 
@@ -115,9 +133,12 @@ class Lowered:
         try:
             program = Program.from_bytes(header["program"].encode())
             ranges = tuple(Range(**entry) for entry in header["ranges"])
+            salt = bytes.fromhex(header["salt"])
+            if len(salt) != SALT_BYTES:
+                raise ValueError(f"a salt of {len(salt)} bytes")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{folder}/program.json is not a program of this version ({error})") from error
-        return cls(program, weights, ranges)
+        return cls(program, weights, ranges, salt)
 
 
 def problems(network: Network) -> tuple[Unsupported, ...]:
@@ -193,29 +214,44 @@ def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *,
     native = preprocessing.get("image", network.input_shape)
     seen = calibrate(fused, images, mean, std)
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
-    square_bits, lowered = WEIGHT_BITS, _Lowering(fused, seen, WEIGHT_BITS).result(described)
-    while lowered.wrap_bound > LARGEST_WRAP and square_bits > LEAST_SQUARE_BITS:
-        square_bits -= 1
-        lowered = _Lowering(fused, seen, square_bits).result(described)
-    if lowered.wrap_bound <= LARGEST_WRAP:
-        return lowered
+    tried: list[float] = []
+    for square_bits, is_late in itertools.product(range(WEIGHT_BITS, LEAST_SQUARE_BITS - 1, -1), (True, False)):
+        lowered = _Lowering(fused, seen, square_bits, is_late).result(described)
+        if lowered.wrap_bound <= LARGEST_WRAP:
+            return lowered
+        tried.append(lowered.wrap_bound)
     raise UserError(
-        f"a truncation may wrap with probability {lowered.wrap_bound:.1e} an inference, more than "
+        f"a truncation may wrap with probability {min(tried):.1e} an inference, more than "
         f"{LARGEST_WRAP:g}; keep activations and the number of squares smaller"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
+    """waiting: bits of a truncation that is still to come."""
+
     number: int
     unit: float
+    waiting: int = 0
+
+    @property
+    def truncated_unit(self) -> float:
+        return self.unit * 2.0**self.waiting
+
+    def has_unit_of(self, other: _Value) -> bool:
+        """Once both are truncated."""
+        return math.isclose(self.truncated_unit, other.truncated_unit, rel_tol=1e-12)
 
 
 class _Lowering:
-    """Walks the fused graph and writes ops; `values` has the number and unit of each node's tensor."""
+    """Walks the fused graph and writes ops; `values` has the number and unit of each node's tensor.
 
-    def __init__(self, network: Network, seen: Calibration, square_bits: int) -> None:
-        self.network, self.seen, self.square_bits = network, seen, square_bits
+    is_late: whether a truncation waits until behind an addition that alone reads its value. A sum is then rounded
+    once, and what a residual block's ReLU reads comes from a truncation, which a ReLU protocol can do exactly.
+    """
+
+    def __init__(self, network: Network, seen: Calibration, square_bits: int, is_late: bool) -> None:
+        self.network, self.seen, self.square_bits, self.is_late = network, seen, square_bits, is_late
         self.ops: list[Op] = []
         self.layers: list[str] = []
         self.weights: dict[int, Integers] = {}
@@ -266,8 +302,7 @@ class _Lowering:
             case ops.BatchNorm(norm):
                 return self._batch_norm(node, norm, source)
             case ops.Addition(left, right):
-                first, second = self._same_unit(node, self.values[left], self.values[right])
-                return _Value(self._emit(node, Add(first.number, second.number)), first.unit)
+                return self._sum(node, self.values[left], self.values[right])
             case ops.Concat(parts):
                 return self._concat(node, [self.values[part] for part in parts])
             case ops.Slice(start, stop):
@@ -298,11 +333,16 @@ class _Lowering:
         self.weights[number - 1] = {"weight": _rounded(real * 2.0**bits), "bias": _rounded(summand * scale)}
         if node is self.output:
             return _Value(number, 1 / scale)
-        return self._truncate(node, number, 1 / scale, bits)
+        value = _Value(number, 1 / scale, bits)
+        return value if self.is_late and _is_only_added(node) else self._truncate(node, value)
 
-    def _truncate(self, node: fx.Node, number: int, unit: float, bits: int) -> _Value:
-        self._range(node, "truncate", self.seen.values[node], unit, math.prod(node.meta["shape"]), bits)
-        return _Value(self._emit(node, Truncate(number, bits)), unit * 2.0**bits)
+    def _truncate(self, node: fx.Node, value: _Value) -> _Value:
+        """What waits is done now."""
+        if not value.waiting:
+            return value
+        elements = math.prod(node.meta["shape"])
+        self._range(node, "truncate", self.seen.values[node], value.unit, elements, value.waiting)
+        return _Value(self._emit(node, Truncate(value.number, value.waiting)), value.truncated_unit)
 
     def _batch_norm(self, node: fx.Node, module: Any, source: _Value) -> _Value:
         """One that could not be folded: a depthwise 1×1 convolution, or a diagonal."""
@@ -316,24 +356,38 @@ class _Lowering:
         op = Conv(source.number, shape[0], (1, 1), (1, 1), (0, 0), shape[0])
         return self._linear(node, op, source.unit, factor.view(-1, 1, 1, 1), summand)
 
-    def _same_unit(self, node: fx.Node, left: _Value, right: _Value) -> tuple[_Value, _Value]:
-        """Bring two values to one unit: a public factor, then a truncation (after an average pool)."""
-        if math.isclose(left.unit, right.unit, rel_tol=1e-12):
-            return left, right
-        target = 2.0**-FRACTION
+    def _same_unit(self, node: fx.Node, *values: _Value) -> list[_Value]:
+        """Bring values to one unit, once all are truncated: a public factor (after an average pool)."""
+        if values[0].has_unit_of(values[1]):
+            return list(values)
+        target = _Value(0, 2.0**-FRACTION)
 
         def rescaled(value: _Value) -> _Value:
-            if math.isclose(value.unit, target, rel_tol=1e-12):
+            if value.has_unit_of(target):
                 return value
-            number = self._emit(node, Scale(value.number, round(value.unit / target * 2.0**WEIGHT_BITS)))
-            return self._truncate(node, number, target / 2.0**WEIGHT_BITS, WEIGHT_BITS)
+            number = self._emit(node, Scale(value.number, round(value.unit / target.unit * 2.0**WEIGHT_BITS)))
+            return _Value(number, target.unit / 2.0**WEIGHT_BITS, WEIGHT_BITS)
 
-        return rescaled(left), rescaled(right)
+        return [rescaled(value) for value in values]
+
+    def _sum(self, node: fx.Node, left: _Value, right: _Value) -> _Value:
+        """Emit an addition, and the truncation that its terms wait for, if any."""
+        terms = self._same_unit(node, left, right)
+        if not self.is_late:
+            terms = [self._truncate(node, term) for term in terms]
+        waiting = max(term.waiting for term in terms)
+        first, second = (self._raised(node, term, waiting - term.waiting) for term in terms)
+        total = _Value(self._emit(node, Add(first, second)), terms[0].truncated_unit / 2.0**waiting, waiting)
+        return total if _is_only_added(node) else self._truncate(node, total)
+
+    def _raised(self, node: fx.Node, value: _Value, bits: int) -> int:
+        """The number of the value times 2^bits."""
+        return self._emit(node, Scale(value.number, 1 << bits)) if bits else value.number
 
     def _concat(self, node: fx.Node, parts: Sequence[_Value]) -> _Value:
         joined = parts[0]
         for part in parts[1:]:
-            left, right = self._same_unit(node, joined, part)
+            left, right = (self._truncate(node, value) for value in self._same_unit(node, joined, part))
             joined = _Value(self._emit(node, Concat(left.number, right.number)), left.unit)
         return joined
 
@@ -343,6 +397,7 @@ class _Lowering:
         relus, positions = (_positions(where) for where in (site.mask, squares(site)))
         if not (len(relus) or len(positions)):
             return source
+        source = self._truncate(node, source)
         seen = self.seen.relus[node]
         bits = 1 + SPARE_BITS + _bits(seen.largest / source.unit)
         if bits > BITS:
@@ -380,6 +435,11 @@ class _Lowering:
 
     def _range(self, node: fx.Node, kind: str, seen: Seen, unit: float, elements: int, bits: int) -> None:
         self.ranges.append(Range(str(node.target), kind, seen.largest, seen.mean, unit, elements, bits))
+
+
+def _is_only_added(node: fx.Node) -> bool:
+    """Whether nothing but one addition reads the value."""
+    return [type(ops.read(user)) for user in node.users] == [ops.Addition]
 
 
 def _positions(where: Tensor) -> NDArray[np.int64]:

@@ -158,12 +158,15 @@ def _rounded(x: Signed, bits: int) -> Signed:
     return (x + (np.int64(1) << np.int64(bits - 1))) >> np.int64(bits)
 
 
-def replay(lowered: Lowered, image: Tensor, client: Mapping[int, NDArray[Any]], relu: str) -> NDArray[np.uint64]:
+def replay(
+    lowered: Lowered, image: Tensor, client: Mapping[int, NDArray[Any]], relu: str, truncation: str = "local"
+) -> NDArray[np.uint64]:
     """The last value of one inference, (classes,) below 2^59, given the client's shares of it.
 
     client: number of a value → the client's share, flat: of the input and of each linear op's output, and of an
     activation's output at its ReLUs, then its squares; the squares' own share before truncation under −number.
-    relu: "full" looks at all bits of the input, every other protocol at m.
+    relu: "full" looks at all bits of the input, every other protocol at m. truncation: "exact" has a ReLU divide what
+    the truncation in front of it reads.
     """
     program = lowered.program
     given = {number: share.astype(np.int64) for number, share in client.items()}
@@ -178,6 +181,10 @@ def replay(lowered: Lowered, image: Tensor, client: Mapping[int, NDArray[Any]], 
             y, share = _truncated(x, c, op.bits)
         elif isinstance(op, Activation):
             y, share = _replayed_activation(op, integers, x, c, given, number + 1, relu)
+            before = program.ops[op.source - 1] if op.source else op
+            if truncation == "exact" and isinstance(before, Truncate):
+                whole, own = (both[before.source].reshape(-1)[op.relus] for both in (values, shares))
+                y.reshape(-1)[op.relus] = _divided(whole, own, before.bits, op.bits, relu)
         else:
             y, share = (_rearranged(op, [both[i] for i in sources(op)]) for both in (values, shares))
         values.append(_wrapped(y))
@@ -205,6 +212,16 @@ def _truncated(x: Signed, client: Signed, bits: int) -> tuple[Signed, Signed]:
     """
     share = client % MODULUS >> bits
     return share - ((client - x) % MODULUS >> bits), share
+
+
+def _divided(x: Signed, client: Signed, cut: int, bits: int, relu: str) -> Signed:
+    """relu(x / 2^cut), rounded to the nearest, as the parties find it given the client's share of x."""
+    x = x + (np.int64(1) << np.int64(cut - 1))
+    if relu == "full":
+        return np.maximum(_wrapped(x), 0) >> cut
+    total = client % MODULUS + (x - client) % MODULUS  # x + 2^59, but for a wrap
+    negative = x >> (min(bits + cut, 59) - 1) & 1
+    return np.where(negative, 0, (total - MODULUS) >> cut)
 
 
 def _wrapped(x: Signed) -> Signed:

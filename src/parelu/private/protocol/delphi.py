@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parelu.errors import UserError
 from parelu.private.crypto.codec import Encodable, dump, load
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
@@ -25,12 +26,13 @@ from parelu.private.lowering.lower import Integers, Lowered
 from parelu.private.lowering.ops import Activation, Conv, Op, Truncate, local, sources
 from parelu.private.lowering.program import Program
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
-from parelu.private.protocol.relu import Relu
+from parelu.private.protocol.relu import Relu, relus
 from parelu.private.protocol.reveal import Reveal
 from parelu.private.transport.channel import Channel, ring_of
 
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
+TRUNCATIONS = ("local", "exact")
 MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # of these ReLUs each takes some 600 B of the server's memory
 
 
@@ -39,13 +41,39 @@ def unmeasured(layer: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def check_truncation(truncation: str, relu: Relu) -> None:
+    """Raises UserError where there is no such truncation, or the ReLU protocol has it not."""
+    if truncation not in TRUNCATIONS:
+        raise UserError(f"unknown truncation {truncation[:20]!r}; known are {', '.join(TRUNCATIONS)}")
+    if truncation == "exact" and not relu.truncates:
+        able = " or ".join(name for name, other in relus().items() if other.truncates)
+        raise UserError(f"ReLU {relu.name} does not truncate exactly: give --relu {able}, or --truncation local")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Terms:
-    """What both parties agree on before they start."""
+    """What both parties agree on before they start.
+
+    truncation: "local", each party on its own share, 1 off in a way that depends on the client's share; or "exact",
+    inside the ReLUs that read a truncation, where it tells the client nothing. Identities and squares are local.
+    Raises UserError where the ReLU protocol does not truncate exactly.
+    """
 
     program: Program
     relu: Relu
     reveal: Reveal
+    truncation: str = "local"
+
+    def __post_init__(self) -> None:
+        check_truncation(self.truncation, self.relu)
+        self.reveal.check(self.program)
+
+    def reads(self, op: Activation) -> tuple[int, int]:
+        """(number of the value that its ReLUs read, bits by which they truncate it)."""
+        before = self.program.ops[op.source - 1] if op.source else None
+        if self.truncation == "exact" and isinstance(before, Truncate):
+            return before.source, before.bits
+        return op.source, 0
 
     @property
     def most_prepared(self) -> int:
@@ -56,8 +84,8 @@ class Terms:
 class Model:
     """What the server has: the terms, the secret integers, and the linear layers ready to apply."""
 
-    def __init__(self, lowered: Lowered, relu: Relu, reveal: Reveal) -> None:
-        self.lowered, self.terms = lowered, Terms(lowered.program, relu, reveal)
+    def __init__(self, lowered: Lowered, relu: Relu, reveal: Reveal, truncation: str = "local") -> None:
+        self.lowered, self.terms = lowered, Terms(lowered.program, relu, reveal, truncation)
         ops = enumerate(lowered.program.ops, start=1)
         self.maps = {number: linear_map(op, lowered.weights[number - 1]) for number, op in ops if op.is_secret}
         self.followers = _followers(lowered.program, self.maps)
@@ -125,13 +153,13 @@ class _ServerMaterial(Encodable, kind="inference, server"):
     output: Any
 
 
-def _walk(program: Program, first_value: Ring, make: Callable[[int, Op, Ring], Ring]) -> Ring:
-    """One party's share of the last value; `make` gives those of secret ops, truncations and activations."""
+def _walk(program: Program, first_value: Ring, make: Callable[[int, Op, Sequence[Ring]], Ring]) -> Ring:
+    """One party's share of the last value; `make` gives those of secret ops, truncations and activations, given the
+    number, the op, and the values before it."""
     values = [first_value]
     for number, op in enumerate(program.ops, start=1):
-        source = values[op.source]
         if op.is_secret or isinstance(op, (Truncate, Activation)):
-            values.append(make(number, op, source))
+            values.append(make(number, op, values))
         else:
             values.append(local(op, *(values[i] for i in sources(op))))
     return values[-1]
@@ -160,22 +188,26 @@ class _ClientWalk:
             output = reveal.prepare_client(self.offline, number, first, last, program.output_bits)
         return Material(_ClientMaterial(mask, self.relus, self.squares, output))
 
-    def _share(self, number: int, op: Op, source: Ring) -> Ring:
-        """Of the value that the op makes of this share."""
+    def _share(self, number: int, op: Op, values: Sequence[Ring]) -> Ring:
+        """Of the value that the op makes of these shares."""
+        source = values[op.source]
         if isinstance(op, Truncate):
             return truncate_client(source, op.bits)
         program = self.terms.program
         shape = (1, *program.shapes[number])
         with self.measure(program.layers[number - 1]):
             if isinstance(op, Activation):
-                return self._activation(number, op, reduce(source.reshape(-1))).reshape(shape)
+                return self._activation(number, op, values).reshape(shape)
             return self.offline.linear(number, op, source, math.prod(shape)).reshape(shape)
 
-    def _activation(self, number: int, op: Activation, flat: Ring) -> Ring:
+    def _activation(self, number: int, op: Activation, values: Sequence[Ring]) -> Ring:
+        flat = reduce(values[op.source].reshape(-1))
         out = flat.copy()
         if len(op.relus):
             first = self.offline.numbers(len(op.relus))
-            ready = self.terms.relu.prepare_client(self.offline, number, first, flat[op.relus], op.bits)
+            read, cut = self.terms.reads(op)
+            share = reduce(values[read].reshape(-1)[op.relus])
+            ready = self.terms.relu.prepare_client(self.offline, number, first, share, op.bits, cut)
             self.relus[number] = ready
             out[op.relus] = ready.mask
         if len(op.squares):
@@ -218,7 +250,8 @@ class _ServerWalk:
         elif isinstance(op, Activation):
             if len(op.relus):
                 first, count = self.offline.numbers(len(op.relus)), len(op.relus)
-                ready = self.model.terms.relu.prepare_server(self.offline, number, first, count, op.bits)
+                _, cut = self.model.terms.reads(op)
+                ready = self.model.terms.relu.prepare_server(self.offline, number, first, count, op.bits, cut)
                 self.relus[number] = ready
             if len(op.squares):
                 c1, c2 = (encode(integers[name]) for name in ("c1", "c2"))
@@ -229,7 +262,7 @@ def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], 
     """The client's online phase; images of one query share its rounds, and have a material each.
 
     images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
-    reveal: the last values, (N, classes), or the labels, (N, 1).
+    reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1).
     """
     program: Program = terms.program
     contents: list[_ClientMaterial] = [material.take() for material in materials]
@@ -266,12 +299,13 @@ def infer_server(channel: Channel, model: Model, materials: Sequence[Material]) 
     with channel.measured("online", INPUT):
         share = ring_of(channel.receive("inpt", 8 * math.prod(shape))).reshape(shape)
 
-    def make(number: int, op: Op, source: Ring) -> Ring:
+    def make(number: int, op: Op, values: Sequence[Ring]) -> Ring:
+        source = values[op.source]
         if isinstance(op, Truncate):
             return truncate_server(source, op.bits)
         with channel.measured("online", program.layers[number - 1]):
             if isinstance(op, Activation):
-                return _activate(channel, model, number, op, contents, reduce(source), ahead)
+                return _activate(channel, model, number, op, contents, values, ahead)
             product = ahead.pop(number) if number in ahead else model.maps[number](source)
             return product + np.stack([content.summands[number] for content in contents])
 
@@ -287,16 +321,18 @@ def _activate(
     number: int,
     op: Activation,
     contents: Sequence[_ServerMaterial],
-    shares: Ring,
+    values: Sequence[Ring],
     ahead: dict[int, Ring],
 ) -> Ring:
-    """The server's shares of the activation's outputs.
+    """The server's shares of the activation's outputs; values: its shares of those before.
 
     While the client works on its answer, the convolutions that follow are applied to the identity positions, whose
     shares are known; `ahead` gets their products, complete when this returns.
     """
-    flat, layers = shares.reshape(len(shares), -1), model.terms.program.layers
-    at_relus, at_squares = flat[:, op.relus], flat[:, op.squares]
+    (read, cut), layers = model.terms.reads(op), model.terms.program.layers
+    shares = reduce(values[op.source])
+    flat = shares.reshape(len(shares), -1)
+    at_relus, at_squares = reduce(values[read].reshape(len(shares), -1)[:, op.relus]), flat[:, op.squares]
     opens = [
         _open(channel, model.terms.relu, number, op, content, *at)
         for content, *at in zip(contents, at_relus, at_squares, strict=True)
@@ -306,7 +342,7 @@ def _activate(
     for follower, map_ in followers.items():
         with channel.measured("online", layers[follower - 1]):
             ahead[follower] = map_(shares)
-    relus_due = model.terms.relu.answer_bytes(len(op.relus)) if len(op.relus) else 0
+    relus_due = model.terms.relu.answer_bytes(len(op.relus), cut) if len(op.relus) else 0
     answers = channel.receive("mask", len(shares) * (relus_due + 8 * len(op.squares))).reshape(len(shares), -1)
     for index, (content, (compared, opened), answer) in enumerate(zip(contents, opens, answers, strict=True)):
         if len(op.relus):

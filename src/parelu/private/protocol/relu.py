@@ -19,7 +19,7 @@ from parelu.private.crypto.garbling import CHUNK, Clear, Evaluator, Garbler, Mac
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.prg import Blocks, Stream
-from parelu.private.crypto.ring import Ring
+from parelu.private.crypto.ring import Ring, reduce
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.transport.channel import Channel
 
@@ -27,17 +27,22 @@ Circuit = Callable[[Machine, Sequence[Any], Sequence[Any]], list[Any]]  # (clien
 
 
 class Relu(abc.ABC):
-    """A ReLU protocol. It is stateless: what a party keeps for an inference is in the material it prepares."""
+    """A ReLU protocol. It is stateless: what a party keeps for an inference is in the material it prepares.
+
+    Its output is relu(x / 2^cut), rounded to the nearest, halves up: with a cut above 0 it does the truncation that is
+    in front of it, exactly. bits: m, |x / 2^cut| < 2^(m − 1).
+    """
 
     name: ClassVar[str]
     compares: ClassVar[bool] = False  # it consumes `comparison` of the offline phase
+    truncates: ClassVar[bool] = False  # it takes a cut above 0
 
     @abc.abstractmethod
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> Any:
+    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int, cut: int) -> Any:
         """Material for n ReLUs whose share, (n,), the client knows; `.mask` is its share of the outputs."""
 
     @abc.abstractmethod
-    def prepare_server(self, offline: ServerOffline, number: int, first: int, count: int, bits: int) -> Any:
+    def prepare_server(self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int) -> Any:
         """The server's material for the same ReLUs."""
 
     @abc.abstractmethod
@@ -50,7 +55,7 @@ class Relu(abc.ABC):
         """Client: read what the server opened; returns what `close` needs, sent by the caller as one message."""
 
     @abc.abstractmethod
-    def answer_bytes(self, count: int) -> int:
+    def answer_bytes(self, count: int, cut: int) -> int:
         """Length of the answer."""
 
     @abc.abstractmethod
@@ -66,6 +71,11 @@ def relus() -> dict[str, Relu]:
 def planes(values: Ring, bits: int) -> NDArray[np.uint8]:
     """The lowest bits of (n,) values as (bits, n) of 0 and 1."""
     return ((values >> np.arange(bits, dtype=np.uint64)[:, None]) & np.uint64(1)).astype(np.uint8)
+
+
+def halved(share: Ring, cut: int) -> Ring:
+    """The server's share of x + 2^cut/2: rounded down after that, x / 2^cut is rounded to the nearest."""
+    return reduce(share + np.uint64(1 << cut >> 1))
 
 
 def words(bits: NDArray[np.uint8]) -> Ring:

@@ -68,11 +68,15 @@ class Fss(Relu):
     name: ClassVar[str] = "fss"
     compares: ClassVar[bool] = True
 
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> _Client:
+    def prepare_client(
+        self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int, cut: int
+    ) -> _Client:
         mask = offline.stream(number, "mask").ring(len(share))
         return _Client(share, mask, *offline.comparison(number, share, bits))
 
-    def prepare_server(self, offline: ServerOffline, number: int, first: int, count: int, bits: int) -> _Server:
+    def prepare_server(
+        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int
+    ) -> _Server:
         return _Server(*offline.comparison(number, count, bits))
 
     def open(self, channel: Channel, material: _Server, share: Ring) -> Ring:
@@ -85,7 +89,7 @@ class Fss(Relu):
         output = _relu(0, material.key, material.r, material.top, opened, material.share)
         return (reduce(output - material.mask),)
 
-    def answer_bytes(self, count: int) -> int:
+    def answer_bytes(self, count: int, cut: int) -> int:
         return 8 * count
 
     def close(self, material: _Server, opened: Ring, answer: NDArray[np.uint8]) -> Ring:

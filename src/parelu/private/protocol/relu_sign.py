@@ -7,23 +7,50 @@ With a bit c drawn by the client offline and e = d ⊕ c sent online,
     b·x_s = π·x_s + e(1 − 2π)·x_s + (1 − 2e)·[c(1 − 2π)·x_s]     the bracket costs one correction online
 
 so that one round trip is enough: 16m + 8 bytes down, 8⅛ up.
+
+**Truncating.** Where x is still to be divided by 2^f, let y_c and y_s be its shares as integers from 0 to 2^59 − 1, the
+server's after it added 2^f/2. They add up to x + 2^f/2 + 2^59, but for a wrap, of probability |x|/2^59. With κ the
+carry of that addition into bit f,
+
+    x / 2^f, rounded to the nearest, = ⌊y_c/2^f⌋ + (⌊y_s/2^f⌋ − 2^(59 − f)) + κ.
+
+Local truncation takes 1 for κ, and a client, which knows y_c, learns of x where it sees the difference. Here the first
+two are the shares that are multiplied, as above, and the circuit sees m + f bits: its adder has κ, and gives
+g = (b ∧ κ) ⊕ ρ besides, ρ the server's. With another bit c' of the client's, e' = g ⊕ c' sent online and τ = c' ⊕ ρ,
+
+    b·κ = e' + (1 − 2e')·τ     τ = c' + ρ − 2·[c'·ρ]     the bracket is shared offline
+
+m + f ANDs, 16(m + f) + 8 bytes down, 8¼ up. What leaves the circuit is masked by π and ρ, what the client answers by c,
+c' and its share of the output: each is fresh and uniform, whatever the other party does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parelu.private.crypto.codec import Encodable
-from parelu.private.crypto.garbling import sign
+from parelu.private.crypto.garbling import Machine, sign, sign_and_carry
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks
-from parelu.private.crypto.ring import Ring, reduce
+from parelu.private.crypto.ring import BITS, Ring, reduce
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
-from parelu.private.protocol.relu import Relu, evaluate, garble, open_bytes, open_labels, planes, table_blocks
+from parelu.private.protocol.relu import (
+    Circuit,
+    Relu,
+    evaluate,
+    garble,
+    halved,
+    open_bytes,
+    open_labels,
+    planes,
+    table_blocks,
+)
 from parelu.private.transport.channel import Channel, bits_of, pack_bits, ring_of
 
 
@@ -31,14 +58,16 @@ from parelu.private.transport.channel import Channel, bits_of, pack_bits, ring_o
 class _Client(Encodable, kind="sign, client"):
     hash: Hash
     first: int
-    bits: int
-    share: Ring
+    bits: int  # that the circuit sees
+    cut: int
+    share: Ring  # without its lowest bits
     mask: Ring
     labels: Blocks
     tables: Blocks
-    choices: NDArray[np.uint8]
+    choices: NDArray[np.uint8]  # c, and c' with a cut: (1 or 2, n)
     chosen: Ring
     product: Ring
+    carry: Ring | None  # of τ
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,10 +75,20 @@ class _Server(Encodable, kind="sign, server"):
     seed: bytes
     number: int
     bits: int
+    cut: int
     delta: Blocks
-    permutation: NDArray[np.uint8]
+    permutation: NDArray[np.uint8]  # π, and ρ with a cut: (1 or 2, n)
     difference: Ring  # of the two random elements
     constant: Ring
+    carry: Ring | None
+
+
+@functools.cache
+def _circuit(cut: int) -> Circuit:
+    def circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> list[Any]:
+        return sign_and_carry(machine, client, server, cut)
+
+    return circuit if cut else sign
 
 
 def _signed(bits: NDArray[np.uint8]) -> Ring:
@@ -57,53 +96,76 @@ def _signed(bits: NDArray[np.uint8]) -> Ring:
     return np.uint64(1) - np.uint64(2) * bits
 
 
+def _exclusive_or(bit: NDArray[np.uint8], product: Ring) -> Ring:
+    """A party's share of c' ⊕ ρ, from its bit and its share of the product."""
+    return reduce(bit - np.uint64(2) * product)
+
+
 class Sign(Relu):
     name: ClassVar[str] = "sign"
+    truncates: ClassVar[bool] = True
 
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> _Client:
-        count = len(share)
+    def prepare_client(
+        self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int, cut: int
+    ) -> _Client:
+        count, outputs, bits = len(share), 2 if cut else 1, min(bits + cut, BITS)
         mask = offline.stream(number, "mask").ring(count)
-        choices = offline.stream(number, "choice").bits(count)
+        choices = offline.stream(number, "choice").bits(outputs * count).reshape(outputs, count)
         labels = offline.labels(number, first, planes(share, bits))
-        chosen = offline.random_ot(number, first, choices)
-        tables = offline.tables(number, table_blocks(sign, bits, bits, count))
-        product = offline.product(number, first, reduce(_signed(choices) * share))
-        return _Client(offline.hash, first, bits, share, mask, labels, tables, choices, chosen, product)
+        chosen = offline.random_ot(number, first, choices[0])
+        tables = offline.tables(number, table_blocks(_circuit(cut), bits, bits, count))
+        share = share >> np.uint64(cut)
+        values = np.concatenate([reduce(_signed(choices[0]) * share), *choices[1:].astype(np.uint64)])
+        product, *rest = offline.product(number, offline.numbers(len(values)), values).reshape(outputs, count)
+        carry = _exclusive_or(choices[1], *rest) if cut else None
+        return _Client(offline.hash, first, bits, cut, share, mask, labels, tables, choices, chosen, product, carry)
 
-    def prepare_server(self, offline: ServerOffline, number: int, first: int, count: int, bits: int) -> _Server:
+    def prepare_server(
+        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int
+    ) -> _Server:
+        bits = min(bits + cut, BITS)
         zeros = offline.labels(number, first, bits, count)
         zero_choice, one_choice = offline.random_ot(number, first, count)
-        tables, permutation = garble(sign, offline, number, first, zeros, bits)
+        tables, permutation = garble(_circuit(cut), offline, number, first, zeros, bits)
         offline.send_tables(number, tables)
-        product = offline.product(number, first, permutation[0])
-        return _Server(
-            offline.seed, number, bits, offline.delta, permutation[0], zero_choice - one_choice, product - zero_choice
-        )
+        flat = permutation.reshape(-1)
+        product, *rest = offline.product(number, offline.numbers(len(flat)), flat).reshape(permutation.shape)
+        difference, constant = zero_choice - one_choice, product - zero_choice
+        carry = _exclusive_or(permutation[1], *rest) if cut else None
+        return _Server(offline.seed, number, bits, cut, offline.delta, permutation, difference, constant, carry)
 
     def open(self, channel: Channel, material: _Server, share: Ring) -> Ring:
+        """Returns the server's share without its lowest bits."""
         channel.announce("sign", open_bytes(len(share), material.bits) + 8 * len(share))
-        open_labels(channel, material.seed, material.number, material.delta, share, material.bits)
-        channel.send_part(reduce(material.difference + _signed(material.permutation) * share))
+        rounded = halved(share, material.cut)
+        open_labels(channel, material.seed, material.number, material.delta, rounded, material.bits)
+        share = (rounded >> np.uint64(material.cut)) - np.uint64(1 << (BITS - material.cut))
+        channel.send_part(reduce(material.difference + _signed(material.permutation[0]) * share))
         return share
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
-        count = len(material.share)
+        count, circuit = len(material.share), _circuit(material.cut)
         channel.expect("sign", open_bytes(count, material.bits) + 8 * count)
         decided = evaluate(
-            sign, material.hash, channel, material.first, material.labels, material.bits, material.tables
-        )[0]
+            circuit, material.hash, channel, material.first, material.labels, material.bits, material.tables
+        )
         corrections = ring_of(channel.receive_part(8 * count))
         flips = decided ^ material.choices
-        brackets = material.product + material.chosen + material.choices * corrections
-        share = decided * material.share + _signed(flips) * brackets
-        return reduce(share - material.mask), pack_bits(flips)
+        brackets = material.product + material.chosen + material.choices[0] * corrections
+        share = decided[0] * material.share + _signed(flips[0]) * brackets
+        if material.carry is not None:
+            share += flips[1] + _signed(flips[1]) * material.carry
+        return reduce(share - material.mask), pack_bits(flips.reshape(-1))
 
-    def answer_bytes(self, count: int) -> int:
-        return 8 * count + -(-count // 8)
+    def answer_bytes(self, count: int, cut: int) -> int:
+        return 8 * count + -(-(2 if cut else 1) * count // 8)
 
     def close(self, material: _Server, opened: Ring, answer: NDArray[np.uint8]) -> Ring:
         share, count = opened, len(opened)
-        masked, flips = ring_of(answer[: 8 * count]), bits_of(answer[8 * count :], count)
         permutation = material.permutation
-        own = permutation * share + flips * (_signed(permutation) * share) + _signed(flips) * material.constant
-        return reduce(own + masked)
+        flips = bits_of(answer[8 * count :], permutation.size).reshape(permutation.shape)
+        own = permutation[0] * share + flips[0] * (_signed(permutation[0]) * share)
+        own += _signed(flips[0]) * material.constant
+        if material.carry is not None:
+            own += _signed(flips[1]) * material.carry
+        return reduce(own + ring_of(answer[: 8 * count]))

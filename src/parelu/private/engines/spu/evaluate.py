@@ -30,7 +30,7 @@ Convolve = Callable[[Any, Any, tuple[int, int], tuple[int, int], int], Any]
 def exponents(program: Program) -> list[int]:
     """e of each value, the input's first."""
     fraction, ops = program["fraction"], program["ops"]
-    truncated = {op["source"]: op["bits"] for op in ops if op["kind"] == "truncate"}
+    truncated = truncations(program)
     logits = round(-math.log2(program["output_unit"])) - fraction  # the last linear op has no truncation
     found = [fraction]
     for number, op in enumerate(ops, start=1):
@@ -42,6 +42,20 @@ def exponents(program: Program) -> list[int]:
         elif op["kind"] == "add":
             e = min(e, found[op["other"]])
         found.append(e)
+    return found
+
+
+def truncations(program: Program) -> dict[int, int]:
+    """Value → bits of the truncation behind it, also behind additions and public powers of two."""
+    found: dict[int, int] = {}
+    for number, op in reversed(list(enumerate(program["ops"], start=1))):
+        bits = found.get(number)
+        if op["kind"] == "truncate":
+            found[op["source"]] = op["bits"]
+        elif op["kind"] == "add" and bits is not None:
+            found |= {op["source"]: bits, op["other"]: bits}
+        elif op["kind"] == "scale" and bits is not None:
+            found[op["source"]] = bits - round(math.log2(abs(op["factor"])))
     return found
 
 
