@@ -32,6 +32,7 @@ from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
 from parelu.private.engines.base import Options, chosen
 from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.rows import PrivateInference, Row
@@ -61,6 +62,7 @@ __all__ = [
     "LINKS",
     "REVEALS",
     "TRAININGS",
+    "TRUNCATIONS",
     "Axis",
     "Client",
     "Dataset",
@@ -283,6 +285,7 @@ def bench(
     offline: str = "he",
     link: str = "loopback",
     batch: int = 1,
+    truncation: str = "local",
 ) -> Row:
     """Measure private inference of a candidate between two processes: seconds, bytes, rounds, per layer and in all.
 
@@ -290,7 +293,7 @@ def bench(
         dataset: that the ranges are calibrated on and the images taken from, as `reduce` takes it; left out, the named
             set that the candidate was trained on.
         images: inferences, after one that warms up; `batch` of them share a query.
-        engine, relu, offline, link: names, as `parelu bench --help` has them.
+        engine, relu, offline, link, truncation: names, as `parelu bench --help` has them.
 
     Raises:
         UserError: a name is unknown, or an op of the network cannot be run privately.
@@ -299,7 +302,7 @@ def bench(
         raise UserError(
             f"the candidate is a {type(candidate).__name__}; give one of a run: result.best(), or parelu.load(folder)"
         )
-    options = Options(relu, offline, link, batch)
+    options = Options(relu, offline, link, batch, truncation)
     chosen([engine], options)
     if dataset is None or isinstance(dataset, str):
         known = data.load(dataset) if dataset else measurement.dataset_of(candidate)

@@ -20,7 +20,7 @@ from parelu.private.offline.dealer import Dealer, DealtClient, Mirror
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
-from parelu.private.transport.channel import HEADER, Channel
+from parelu.private.transport.channel import HEADER, Channel, bits_of
 
 RELUS = list(relus())
 TRUNCATING = [name for name, relu in relus().items() if relu.truncates]
@@ -58,8 +58,9 @@ class Site:
         for _, tables in dealer.outgoing:
             channel.send("tabl", tables)
         opened = self.protocol.open(channel, material, share)
-        answer = channel.receive("mask", self.protocol.answer_bytes(len(share), self.cut))
-        self.closed = self.protocol.close(material, opened, answer)
+        self.material = material
+        self.answer = channel.receive("mask", self.protocol.answer_bytes(len(share), self.cut))
+        self.closed = self.protocol.close(material, opened, self.answer)
 
 
 @pytest.mark.parametrize("name", RELUS)
@@ -111,6 +112,16 @@ def test_of_any_input_a_truncating_protocol_makes_what_the_reference_replays(nam
     site = Site(name, x, bits, cut)
     replayed = _divided(x, site.share.astype(np.int64), cut, bits, name)
     assert np.array_equal(site.relu, decode(encode(replayed)))
+
+
+@pytest.mark.parametrize(("cut", "outputs"), [(0, 1), (13, 2)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_server_sees_no_bit_of_signs_circuit(cut, outputs, sign):
+    """Not even with its own π and ρ taken off, whether the sign and the carry are 0 for sure or are not."""
+    count = 2000
+    site = Site("sign", np.full(count, sign << (5 + cut)), 12, cut)
+    bits = bits_of(site.answer[8 * count :], outputs * count).reshape(outputs, count) ^ site.material.permutation
+    assert np.abs(bits.mean(1) - 0.5).max() < 5 * 0.5 / np.sqrt(count)
 
 
 @pytest.mark.parametrize("name", RELUS)

@@ -9,10 +9,10 @@ from two_parties import Residual, lowered_of, ready
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
-MODEL = Model(lowered_of(ready(Residual(), (1, 6, 6))), relus()["sign"], REVEALS["label"])
+MODEL = Model(lowered_of(ready(Residual(), (1, 6, 6))), relus()["sign"], reveal_of("label"))
 CONTEXT = bytes(32)
 
 

@@ -76,10 +76,11 @@ RING = {
 }
 
 
-@pytest.mark.parametrize("value", [OF_DELPHI, OF_SPU])
+@pytest.mark.parametrize("value", [OF_DELPHI, OF_SPU, {**OF_DELPHI, "truncation": "exact"}])
 def test_a_row_of_a_file_is_written_as_it_was(value):
     row = Row.from_json(value)
     assert json.dumps(row.to_json()) == json.dumps(value)
+    assert ("with exact truncation" in row.setting) == ("truncation" in value)
     assert row.link == "wan" and row.costs.total.seconds == value["total"]["seconds"]
     assert row.costs.total.bytes == sum(n for name, n in value["total"].items() if name.startswith("bytes_to_"))
 
@@ -110,6 +111,7 @@ rows = st.builds(
     logits=st.lists(st.lists(numbers).map(tuple)).map(tuple),
     max_error=numbers,
     agreement=numbers,
+    truncation=st.sampled_from(("local", "exact")),
 )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from parelu.api import Client, Dataset, Options, PrivateInference, Run, Workload
 
-    ReluName = OfflineName = LinkName = RevealName = str
+    ReluName = OfflineName = LinkName = RevealName = TruncationName = str
 
 A_CONNECTION = 4  # inferences that `parelu prepare` makes before it reports and connects again
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -35,6 +35,7 @@ def resolve() -> None:
     from parelu import api
 
     names = {"ReluName": api.relus(), "OfflineName": api.modes(), "LinkName": api.LINKS, "RevealName": api.REVEALS}
+    names["TruncationName"] = api.TRUNCATIONS
     globals().update({name: Literal[tuple(known)] for name, known in names.items()})
 
 
@@ -70,6 +71,9 @@ class Bench:
     process, for development"""
     link: LinkName = "loopback"
     """lan: 1 Gb/s and 0.5 ms round trip; wan: 100 Mb/s and 40 ms; shaped on this machine"""
+    truncation: TruncationName = "local"
+    """local: each party divides its share by itself, and what is 1 off tells a client of the weights; exact: inside the
+    ReLUs of sign and full that read a truncation, where nothing is off"""
     images: int = 5
     """inferences, after one that warms up; the medians are reported"""
     batch: int = 1
@@ -87,7 +91,7 @@ class Bench:
         if not 1 <= self.batch <= self.images or self.images % self.batch:
             raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
         names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
-        options = api.Options(self.relu, self.offline, self.link, self.batch)
+        options = api.Options(self.relu, self.offline, self.link, self.batch, self.truncation)
         api.chosen(names, options)
         if (Path(self.network_or_candidate) / "config.json").exists():
             self._measure_run(options, names)
@@ -168,6 +172,8 @@ class Serve:
     """as bench has them; fss without a dealer up to m = 16 bits"""
     offline: OfflineName = "he"
     """he: no third party; dealer: for development, no privacy against this process"""
+    truncation: TruncationName = "local"
+    """as bench has them; exact keeps from clients what local truncation tells of the weights"""
     stock: int = 0
     """inferences whose offline material is prepared ahead; with --stock-dir, for each client (parelu prepare)"""
     stock_dir: Path | None = None
@@ -214,6 +220,7 @@ class Serve:
             offline=self.offline,
             reveal=self.reveal,
             step=self.step,
+            truncation=self.truncation,
             data_folder=self.data_folder,
             log=say,
         )

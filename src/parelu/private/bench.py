@@ -29,13 +29,14 @@ def bench(
     offline: str = "he",
     link: str = "loopback",
     batch: int = 1,
+    truncation: str = "local",
 ) -> Row:
     """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row.
 
     The first query is run once more beforehand, to warm up. Errors of the logits are against the float network's and
     the ring reference's. Raises UserError where the engine is not known or cannot run this, or a party fails.
     """
-    options = Options(relu, offline, link, batch)
+    options = Options(relu, offline, link, batch, truncation)
     (runner,) = chosen([engine], options)
     measured = runner.run(lowered, images, options)
     logits, program = measured.logits, lowered.program

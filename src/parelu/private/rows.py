@@ -115,7 +115,7 @@ class Row:
     """One engine's private inference of one network, `batch` images a query.
 
     max_error, agreement: of the logits and of the top-1 against the float network's; ring: against the ring reference.
-    labels, logits: of each image.
+    labels, logits: of each image. truncation: local, or exact at the ReLUs.
     """
 
     engine: str
@@ -133,13 +133,20 @@ class Row:
     ring: Difference
     labels: tuple[int, ...]
     logits: tuple[tuple[float, ...], ...]
+    truncation: str = "local"
+
+    @property
+    def relu_setting(self) -> str:
+        """The ReLU protocol, and the truncation where it is not local."""
+        return self.relu if self.truncation == "local" else f"{self.relu} with {self.truncation} truncation"
 
     @property
     def setting(self) -> str:
         """Engine, protocols and link."""
-        return f"{self.engine}, ReLU {self.relu}, offline {self.offline_mode}, {self.link}"
+        return f"{self.engine}, ReLU {self.relu_setting}, offline {self.offline_mode}, {self.link}"
 
     def to_json(self) -> dict[str, Any]:
+        """Without the truncation where it is local, as in the rows of versions that had no other."""
         value: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             each = getattr(self, field.name)
@@ -152,6 +159,8 @@ class Row:
                     value["ring"] = dataclasses.asdict(each)
                 case "logits":
                     value["logits"] = [list(logits) for logits in each]
+                case "truncation" if each == "local":
+                    pass
                 case name:
                     value[name] = list(each) if isinstance(each, tuple) else each
         return value
@@ -165,6 +174,7 @@ class Row:
             "ring": Difference(**value["ring"]),
             "labels": tuple(value["labels"]),
             "logits": tuple(map(tuple, value["logits"])),
+            "truncation": value.get("truncation", "local"),
         }
         plain = (field.name for field in dataclasses.fields(cls) if field.name not in made)
         return cls(**made, **{name: value[name] for name in plain})

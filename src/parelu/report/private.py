@@ -113,7 +113,7 @@ def side_by_side_text(rows: Sequence[Row], difference: Difference) -> str:
 def _engine(row: Row, parties: Sequence[str]) -> tuple[str, ...]:
     total, online = row.costs.total, row.costs.online
     return (
-        f"{row.engine}, {row.relu}, {row.offline_mode}" if online else row.engine,
+        f"{row.engine}, {row.relu_setting}, {row.offline_mode}" if online else row.engine,
         duration(online.seconds) if online else "–",
         duration(total.seconds),
         *(size(total.sent[party]) if party in total.sent else "–" for party in parties),

@@ -25,6 +25,7 @@ def server_of(
     offline: str = "he",
     reveal: str = "label",
     step: float | None = None,
+    truncation: str = "local",
     data_folder: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Server:
@@ -38,5 +39,5 @@ def server_of(
     tls.check_plain(address[0], certificates)
     options.check(mode)
     lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
-    model = Model(lowered, relus()[relu], reveal_for(reveal, lowered.program, step))
+    model = Model(lowered, relus()[relu], reveal_for(reveal, lowered.program, step), truncation)
     return Server(model, mode, address, certificates, options, log=log)

@@ -101,8 +101,8 @@ def measure(
     header = storage.read_header(folder, "candidate")
     known = run_folder.read_private_inference(folder, header)
     others_known = dict(known.others) if known else {}
-    wanted = options.relu, options.offline, options.link
-    if known and (known.row.relu, known.row.offline_mode, known.row.link) != wanted:
+    wanted = options.relu, options.offline, options.link, options.truncation
+    if known and (known.row.relu, known.row.offline_mode, known.row.link, known.row.truncation) != wanted:
         known = None
     if known and set(others) <= set(others_known):
         return known
@@ -112,7 +112,15 @@ def measure(
         ring, row = known.ring, known.row
     else:
         ring = ring_accuracy(program, candidate, dataset.test, progress)
-        row = bench(program, candidate, images, relu=options.relu, offline=options.offline, link=options.link)
+        row = bench(
+            program,
+            candidate,
+            images,
+            relu=options.relu,
+            offline=options.offline,
+            link=options.link,
+            truncation=options.truncation,
+        )
     missing = [name for name in others if name not in others_known]
     found = {name: bench(program, candidate, images, engine=name) for name in missing}
     value = PrivateInference(ring, row, others_known | found)

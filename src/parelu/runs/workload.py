@@ -41,6 +41,7 @@ class Workload:
             offline=options.offline,
             link=options.link,
             batch=options.batch,
+            truncation=options.truncation,
         )
 
     def difference(self, rows: Sequence[Row]) -> Difference:

@@ -1,5 +1,6 @@
 """Primitives of the protocol: against slow definitions, plain integers, and between both sets of kernels."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -264,7 +265,15 @@ def test_argmax(count):
     assert index == values.argmax()
 
 
-@pytest.mark.parametrize(("circuit", "inputs"), [(garbling.sign, 2), (garbling.masked_relu, 3)])
+CIRCUITS = [
+    (garbling.sign, 2),
+    (garbling.masked_relu, 3),
+    (functools.partial(garbling.sign_and_carry, cut=5), 2),
+    (functools.partial(garbling.masked_relu, cut=5), 3),
+]
+
+
+@pytest.mark.parametrize(("circuit", "inputs"), CIRCUITS)
 def test_both_sets_of_kernels_make_the_same_tables(circuit, inputs):
     m = 17
     values = list(Stream(SEED, "values").ring(inputs, 300) & np.uint64((1 << m) - 1))
@@ -275,7 +284,7 @@ def test_both_sets_of_kernels_make_the_same_tables(circuit, inputs):
         assert ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.parametrize(("circuit", "inputs"), [(garbling.sign, 2), (garbling.masked_relu, 3)])
+@pytest.mark.parametrize(("circuit", "inputs"), CIRCUITS)
 def test_no_tweak_is_used_twice(circuit, inputs, monkeypatch):
     calls, halves = [], Hash.halves
 

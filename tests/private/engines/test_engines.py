@@ -147,7 +147,8 @@ def test_every_engine_says_whom_it_trusts():
     page = (ROOT / "docs/private-inference.md").read_text()
     for name, engine in found.items():
         said = engine.described(Options())
-        assert set(said) == {"relu", "offline_mode", "threat_model"}
+        assert set(said) - {"truncation"} == {"relu", "offline_mode", "threat_model"}
+        assert said.get("truncation") == ("local" if name == "delphi" else None)
         assert said["threat_model"].startswith("semi-honest")
         assert f"`{name}`" in page
 
@@ -157,6 +158,8 @@ def test_engines_that_cannot_be_had_are_one_line(monkeypatch, tmp_path):
         chosen(["delphi", "spu"], Options())
     with pytest.raises(UserError, match="spu-aby3 cannot shape a link; leave --link at loopback"):
         chosen(["spu-aby3"], Options(link="wan"))
+    with pytest.raises(UserError, match=r"^ReLU fss does not truncate exactly: give --relu full or sign, or --trunc"):
+        chosen(["delphi"], Options(relu="fss", truncation="exact"))
     environment.interpreter.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"spu needs an environment of its own, made with python3.11 or python3.10 and"):

@@ -17,7 +17,7 @@ from parelu.private.lowering import reference
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
-from parelu.private.protocol.delphi import Material
+from parelu.private.protocol.delphi import TRUNCATIONS, Material
 from parelu.private.protocol.relu import relus
 from parelu.private.transport.channel import HEADER
 
@@ -194,14 +194,14 @@ class Recorder:
         return getattr(self.socket, name)
 
 
-def record(lowered, image, relu="sign", offline="dealer"):
+def record(lowered, image, relu="sign", offline="dealer", truncation="local"):
     recorders = []
 
     def wrap(socket):
         recorders.append(Recorder(socket))
         return recorders[0]
 
-    with Pair(lowered, relu, offline, wrap=wrap) as pair:
+    with Pair(lowered, relu, offline, wrap=wrap, truncation=truncation) as pair:
         pair.client.prepare()
         start = len(recorders[0].sent), len(recorders[0].received)
         pair.client.infer(encode_images(lowered.program, image[None]))
@@ -218,20 +218,27 @@ def frames(stream):
     return found
 
 
-@pytest.mark.parametrize("relu", RELUS)
-def test_what_crosses_the_wire_looks_uniform(relu):
+@pytest.mark.parametrize(
+    ("relu", "truncation"),
+    [(name, how) for name, relu in relus().items() for how in TRUNCATIONS if how == "local" or relu.truncates],
+)
+def test_what_crosses_the_wire_looks_uniform(relu, truncation):
     """Masked openings of a black and of a white image, over enough runs that a biased bit would show."""
     lowered = lowered_of(residual(1, 0.8))
     for level in (0, 255):
         image = torch.full((1, 6, 6), level, dtype=torch.uint8)
         opened = {"inpt": [], "mask": [], "sqre": [], "outp": []} | ({"open": []} if relu == "fss" else {})
+        answers, flips = 2 if truncation == "exact" else 1, []
         for _ in range(40):
-            sent, received = record(lowered, image, relu)
+            sent, received = record(lowered, image, relu, truncation=truncation)
             activations = [op for op in lowered.program.ops if op.kind == "activation"]
             for kind, body in frames(sent) + frames(received):
                 if kind == "mask" and relu == "sign":  # packed bits stand between the ReLUs' and the squares' elements
                     count = len(activations.pop(0).relus)
-                    body = body[: 8 * count] + body[8 * count + -(-count // 8) :]
+                    end = 8 * count + -(-answers * count // 8)
+                    packed = np.frombuffer(body[8 * count : end], np.uint8)
+                    flips.append(np.unpackbits(packed, count=answers * count, bitorder="little").reshape(answers, -1))
+                    body = body[: 8 * count] + body[end:]
                 if kind in opened:
                     opened[kind].append(np.frombuffer(body, np.uint64))
         for kind, parts in opened.items():
@@ -240,6 +247,8 @@ def test_what_crosses_the_wire_looks_uniform(relu):
             bits = (elements[:, None] >> np.arange(59, dtype=np.uint64)) & np.uint64(1)
             assert np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(elements)), kind
             assert (elements >> np.uint64(59) == 0).all(), kind
+        for answered in np.concatenate(flips, axis=1) if flips else ():
+            assert len(answered) > 150 and abs(answered.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(answered))
 
 
 @pytest.mark.parametrize(("relu", "offline"), PAIRS)

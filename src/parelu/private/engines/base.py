@@ -21,13 +21,15 @@ from parelu.private.rows import Costs
 class Options:
     """What a measurement is asked for; an engine leaves aside what it has no choice of.
 
-    relu: ReLU protocol; offline: offline mode; link: a name of `transport.link.LINKS`; batch: images a query.
+    relu: ReLU protocol; offline: offline mode; link: a name of `transport.link.LINKS`; batch: images a query;
+    truncation: of `protocol.delphi.TRUNCATIONS`.
     """
 
     relu: str = "sign"
     offline: str = "he"
     link: str = "loopback"
     batch: int = 1
+    truncation: str = "local"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def described(self, options: Options) -> dict[str, str]:
-        """relu, offline_mode and threat_model of its rows."""
+        """relu, offline_mode and threat_model of its rows; truncation, where it has the choice."""
 
     @abc.abstractmethod
     def run(self, lowered: Lowered, images: Tensor, options: Options) -> Measurement:

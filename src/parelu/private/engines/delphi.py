@@ -28,7 +28,7 @@ from parelu.network import storage
 from parelu.private.engines.base import Engine, Measurement, Options
 from parelu.private.lowering.lower import Lowered
 from parelu.private.offline.mode import modes
-from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.delphi import Model, check_truncation
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
 from parelu.private.rows import Cost, Costs, LayerCost
@@ -56,6 +56,7 @@ class Delphi(Engine):
                 raise UserError(f"unknown {what} {name!r}; known are {', '.join(known)}")
         if options.batch < 1:
             raise UserError(f"a batch of {options.batch} images; it should be 1 or more")
+        check_truncation(options.truncation, relus()[options.relu])
 
     def described(self, options: Options) -> dict[str, str]:
         mode = modes()[options.offline]
@@ -63,6 +64,7 @@ class Delphi(Engine):
             "relu": options.relu,
             "offline_mode": options.offline,
             "threat_model": mode.trust(relus()[options.relu]),
+            "truncation": options.truncation,
         }
 
     def run(self, lowered: Lowered, images: Tensor, options: Options) -> Measurement:
@@ -72,7 +74,7 @@ class Delphi(Engine):
             lowered.save(folder)
             warm = torch.cat([images[: options.batch], images])
             storage.write(folder, "images", {"batch": options.batch}, {"images": warm})
-            server, client = _run_parties(folder, options.relu, options.offline, options.link)
+            server, client = _run_parties(folder, options)
         runs = client["runs"][1:], server["runs"][1:]
         costs = Costs(
             offline=_cost(("offline",), *runs),
@@ -87,13 +89,14 @@ class Delphi(Engine):
         return Measurement(np.array(client["logits"])[len(warm) - len(images) :], costs)
 
 
-def _run_parties(folder: Path, relu: str, offline: str, link: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    with _party("server", folder, relu, offline, link) as server:
+def _run_parties(folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    link = options.link
+    with _party("server", folder, options.relu, options.offline, link, options.truncation) as server:
         assert server.stdout is not None
         first = server.stdout.readline()
         if not first:
             raise UserError(f"the server's process failed: {_last_line(server)}")
-        with _party("client", folder, str(json.loads(first)["port"]), offline, link) as client:
+        with _party("client", folder, str(json.loads(first)["port"]), options.offline, link) as client:
             out, error = client.communicate()
         rest = server.stdout.readline()
         if not rest:
@@ -184,8 +187,8 @@ def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _server(folder: Path, relu: str, offline: str, link: str) -> None:
-    model = Model(Lowered.load(folder), relus()[relu], Exact())
+def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -> None:
+    model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
     server = Server(

@@ -354,8 +354,8 @@ def _activate(
     positions = np.concatenate([op.relus, op.squares])
     for follower, map_ in followers.items():
         with channel.measured("online", layers[follower - 1]):
-            for out, values in zip(ahead[follower], flat, strict=True):
-                map_.add(out[None], shares.shape[1:], positions, values[positions])
+            for out, share in zip(ahead[follower], flat, strict=True):
+                map_.add(out[None], shares.shape[1:], positions, share[positions])
     return shares
 
 
