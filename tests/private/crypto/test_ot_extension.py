@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_sets import kernels_named, random_bits, slow_hash, using
+from kernel_sets import random_bits, slow_hash, using
 
 from parelu.errors import ProtocolError
 from parelu.private.crypto import base_ot, garbling, kernels, ot_extension, puncture
@@ -50,66 +50,6 @@ class Parties:
     def extend(self, bits: Any) -> tuple[Any, Any, Any]:
         message, t = self.receiver.extend(bits)
         return message, t, self.sender.extend(message, len(bits))
-
-
-# Trees
-
-
-@few
-@given(st.data())
-def test_a_regrown_tree_lacks_one_leaf(data):
-    height = data.draw(st.integers(1, 8))
-    choices = np.array(data.draw(st.lists(st.integers(0, 1), min_size=height, max_size=height)), np.uint8)
-    pairs = np.frombuffer(os.urandom(32 * height), np.uint8).reshape(height, 2, 16)
-    leaves, message, checks = puncture.grow(pairs, CONTEXT, 5)
-    chosen = pairs[np.arange(height), choices]
-    theirs, their_checks = puncture.regrow(chosen, choices, message, CONTEXT, 5)
-    missing = int("".join(map(str, choices)), 2)
-    assert len(message) == puncture.message_bytes(height)
-    assert leaves.shape == theirs.shape == (1 << height, 16)
-    assert their_checks == checks
-    same = [np.array_equal(leaves[z ^ missing], theirs[z]) for z in range(1 << height)]
-    assert same == [False] + [True] * ((1 << height) - 1)
-    assert len(np.unique(leaves, axis=0)) == 1 << height
-
-
-def test_trees_of_other_contexts_and_numbers_share_nothing():
-    pairs = np.frombuffer(os.urandom(64), np.uint8).reshape(2, 2, 16)
-    grown = [puncture.grow(pairs, *each)[0] for each in ((CONTEXT, 0), (CONTEXT, 1), (bytes(32), 0))]
-    assert len(np.unique(np.concatenate(grown), axis=0)) == 12
-
-
-# Extension
-
-
-@pytest.mark.parametrize("name", kernels.NAMES)
-@pytest.mark.parametrize(("height", "words"), [(1, 2), (2, 130), (4, 128), (8, 4)])
-def test_sums_of_leaves(name, height, words):
-    leaves = Stream(SEED, "leaves").bytes((1 << height) * (words + 2) * 8).view(np.uint64).reshape(-1, words + 2)
-    columns = Stream(SEED, "columns").bytes(height * words * 8).view(np.uint64).reshape(height, words)
-    expected = columns.copy()
-    for number, leaf in enumerate(leaves):
-        for bit in range(height):
-            expected[bit] ^= leaf[:words] * np.uint64(number >> bit & 1)
-    total = np.bitwise_xor.reduce(leaves[:, :words], 0)
-    kernels_named(name).fold(leaves, columns)
-    assert np.array_equal(columns, expected)
-    assert np.array_equal(leaves[0, :words], total)
-
-
-def slow_transpose(columns: Any) -> Any:
-    bits = np.unpackbits(columns.view(np.uint8), axis=1, bitorder="little")
-    return np.ascontiguousarray(np.packbits(bits.T, axis=1, bitorder="little")).view(np.uint64)
-
-
-@pytest.mark.parametrize("name", kernels.NAMES)
-@pytest.mark.parametrize("words", [1, 2, 31, 32, 33, 70])
-def test_transposition(name, words):
-    columns = Stream(SEED, "columns").bytes(BASE * words * 8).view(np.uint64).reshape(BASE, words)
-    before, out = columns.copy(), np.zeros((64 * words, 2), np.uint64)
-    kernels_named(name).transpose_bits(columns, out)
-    assert np.array_equal(out, slow_transpose(columns))
-    assert np.array_equal(columns, before)
 
 
 @pytest.mark.parametrize("name", kernels.NAMES)

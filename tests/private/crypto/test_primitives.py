@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_sets import slow_hash, using
+from kernel_sets import kernels_named, slow_hash, using
 
 from parelu.private.crypto import garbling, kernels
 from parelu.private.crypto.hash import OT_DOMAIN, Hash, linear_hash
@@ -104,6 +104,39 @@ def test_the_linear_hash_is_its_definition_and_linear(length):
     assert np.array_equal(got[2], got[0] ^ got[1])
     assert not linear_hash(SEED, np.zeros((1, length), np.uint8)).any()
     assert not np.array_equal(got, linear_hash(bytes(16), rows))
+
+
+# Columns of bits
+
+
+def slow_transpose(columns: Any) -> Any:
+    bits = np.unpackbits(columns.view(np.uint8), axis=1, bitorder="little")
+    return np.ascontiguousarray(np.packbits(bits.T, axis=1, bitorder="little")).view(np.uint64)
+
+
+@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize("words", [1, 2, 31, 32, 33, 70])
+def test_transposition(name, words):
+    columns = Stream(SEED, "columns").bytes(128 * words * 8).view(np.uint64).reshape(128, words)
+    before, out = columns.copy(), np.zeros((64 * words, 2), np.uint64)
+    kernels_named(name).transpose_bits(columns, out)
+    assert np.array_equal(out, slow_transpose(columns))
+    assert np.array_equal(columns, before)
+
+
+@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize(("height", "words"), [(1, 2), (2, 130), (4, 128), (8, 4)])
+def test_sums_of_leaves(name, height, words):
+    leaves = Stream(SEED, "leaves").bytes((1 << height) * (words + 2) * 8).view(np.uint64).reshape(-1, words + 2)
+    columns = Stream(SEED, "columns").bytes(height * words * 8).view(np.uint64).reshape(height, words)
+    expected = columns.copy()
+    for number, leaf in enumerate(leaves):
+        for bit in range(height):
+            expected[bit] ^= leaf[:words] * np.uint64(number >> bit & 1)
+    total = np.bitwise_xor.reduce(leaves[:, :words], 0)
+    kernels_named(name).fold(leaves, columns)
+    assert np.array_equal(columns, expected)
+    assert np.array_equal(leaves[0, :words], total)
 
 
 # Garbled circuits

@@ -149,12 +149,16 @@ def test_no_tweak_is_used_twice(quick, monkeypatch):
 
 
 def test_each_inference_has_its_own_seed_and_permutation():
-    state, seen = transfers._Inferences(CONTEXT), set()
+    labels, products = bytes(32), bytes(range(32))
+    state, seen = transfers._Inferences(labels, products), set()
     for _ in range(5):
         state.begin()
         seen |= {state.seed, state.permutation, state.hash.key}
-    other = transfers._Inferences(CONTEXT)
+    other = transfers._Inferences(labels, products)
     other.begin()
+    apart = transfers._Inferences(products, labels)
+    apart.begin()
+    assert apart.hash.key not in seen
     assert len(seen) == 15
     assert other.hash.key in seen
     assert other.permutation in seen

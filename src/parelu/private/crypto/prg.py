@@ -25,7 +25,7 @@ def fresh_seed() -> bytes:
 
 
 def derive(seed: bytes, *labels: str | int) -> bytes:
-    """A key for one purpose: keyed BLAKE2b of the labels, each with its length, cut to 16 bytes."""
+    """A key for one purpose, 16 bytes: BLAKE2b of the labels, each with its length, keyed by a seed of at most 64."""
     parts = [str(label).encode() for label in labels]
     message = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
     return hashlib.blake2b(message, key=seed, digest_size=SEED_BYTES, person=b"parelu-prg").digest()

@@ -25,7 +25,7 @@ from parelu.private.crypto.ot_extension import (
     random_ot_sender,
     trees_bytes,
 )
-from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
+from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import BITS, Ring, reduce
 from parelu.private.offline import comparisons
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
@@ -36,21 +36,21 @@ AT_ONCE = 1 << 18  # transfers of a product of integers
 
 
 class _Inferences:
-    """What both parties derive of their connection's context for each inference."""
+    """What both parties derive for each inference from the transcripts of their base transfers, 32 bytes each."""
 
     hash: Hash
     permutation: bytes
 
-    def __init__(self, context: bytes) -> None:
-        self._context, self._begun = context[:SEED_BYTES], 0
+    def __init__(self, labels: bytes, products: bytes) -> None:
+        self._transcripts, self._begun = labels + products, 0
         self.seed, self._multiplied = b"", 0
         self.compared = 0  # transfers that made keys
 
     def begin(self) -> None:
         """Start an inference: a fresh seed, and keys of its own. Both parties do so at the same point."""
         self.seed = fresh_seed()
-        self.hash = Hash(derive(self._context, "garbling", self._begun))
-        self.permutation = derive(self._context, "comparison", self._begun)
+        self.hash = Hash(derive(self._transcripts, "garbling", self._begun))
+        self.permutation = derive(self._transcripts, "comparison", self._begun)
         self._begun += 1
 
 
@@ -58,7 +58,6 @@ class ObliviousServer(_Inferences, ServerOffline):
     """The server of one connection; `begin` starts an inference."""
 
     def __init__(self, channel: Channel, context: bytes) -> None:
-        super().__init__(context)
         choices = _delta()
         with channel.measured("offline", "base OTs"):
             receiver = Receiver(choices, context + b"labels")
@@ -70,6 +69,7 @@ class ObliviousServer(_Inferences, ServerOffline):
             self.receiver = ExtensionReceiver(sender.seeds(points), sender.transcript)
             channel.send("tree", self.receiver.trees)
             self.sender = ExtensionSender(choices, receiver.seeds(), receiver.transcript, trees)
+        super().__init__(labels=receiver.transcript, products=sender.transcript)
         self.channel, self.delta = channel, self.sender.delta
 
     def labels(self, number: int, first: int, wires: int, count: int) -> Blocks:
@@ -117,7 +117,6 @@ class ObliviousClient(_Inferences, ClientOffline):
     """The client of one connection; `begin` starts an inference."""
 
     def __init__(self, channel: Channel, context: bytes) -> None:
-        super().__init__(context)
         choices = _delta()
         with channel.measured("offline", "base OTs"):
             sender = Sender(BASE, context + b"labels")
@@ -128,6 +127,7 @@ class ObliviousClient(_Inferences, ClientOffline):
             channel.send("base", receiver.respond(body[RESPONSE_BYTES * BASE :]), self.receiver.trees)
             trees = channel.receive("tree", trees_bytes()).tobytes()
             self.sender = ExtensionSender(choices, receiver.seeds(), receiver.transcript, trees)
+        super().__init__(labels=sender.transcript, products=receiver.transcript)
         self.channel = channel
 
     def stream(self, number: int, what: str) -> Stream:
