@@ -89,6 +89,16 @@ def test_ternary_is_uniform():
     assert ((counts - 30_000) ** 2 / 30_000).sum() < 20
 
 
+def test_bytes_that_would_tilt_a_ternary_are_drawn_again():
+    class Fixed:
+        drawn = iter([255, 0, 1, 255, 2, 254, 255, 255, 4])
+
+        def bytes(self, count):
+            return np.array([next(self.drawn) for _ in range(count)], np.uint8)
+
+    np.testing.assert_array_equal(noise.ternary(Fixed(), 5), [-1, 0, 1, 1, 0])
+
+
 def test_errors_are_binomial():
     drawn = noise.binomial(stream(), 200_000)
     expected = np.array([math.comb(42, k) for k in range(43)]) / 2**42 * len(drawn)
