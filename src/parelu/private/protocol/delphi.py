@@ -7,6 +7,7 @@ round trip in which the client's share becomes a mask that it drew offline.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -66,6 +67,22 @@ class Terms:
 
     def __post_init__(self) -> None:
         check_truncation(self.truncation, self.relu)
+
+    @property
+    def truncated_locally(self) -> int:
+        """Values of an inference that each party truncates on its own share; with "exact" those that no ReLU reads."""
+        ops, shapes = self.program.ops, self.program.shapes
+        exact: collections.Counter[int] = collections.Counter()
+        readers = collections.Counter(value for op in ops for value in sources(op))
+        for op in ops:
+            if isinstance(op, Activation) and self.reads(op)[1] and readers[op.source] == 1:
+                exact[op.source] += len(op.relus)
+        truncated = (
+            math.prod(shapes[number]) - exact[number]
+            for number, op in enumerate(ops, start=1)
+            if isinstance(op, Truncate)
+        )
+        return sum(truncated) + self.program.squares
 
     def reads(self, op: Activation) -> tuple[int, int]:
         """(number of the value that its ReLUs read, bits by which they truncate it)."""
@@ -353,8 +370,8 @@ def _activate(
     positions = np.concatenate([op.relus, op.squares])
     for follower, map_ in followers.items():
         with channel.measured("online", layers[follower - 1]):
-            for out, values in zip(ahead[follower], flat, strict=True):
-                map_.add(out[None], shares.shape[1:], positions, values[positions])
+            for out, own in zip(ahead[follower], flat, strict=True):
+                map_.add(out[None], shares.shape[1:], positions, own[positions])
     return shares
 
 
