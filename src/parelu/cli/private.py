@@ -214,6 +214,7 @@ class Serve:
             program = server.model.terms.program
             say(f"program {program.digest}: publish it, clients pin it (--pin)")
             say(f"{program.relus:,} ReLUs; {server.mode.trust(server.model.terms.relu)}")
+            say(f"{self.truncation} truncation: {server.model.terms.truncated_locally:,} values are truncated locally")
             say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
         try:
             server.run()
