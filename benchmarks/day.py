@@ -35,7 +35,7 @@ from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.stock import Stock
@@ -61,15 +61,18 @@ def note_uses(folder: Path, party: str) -> None:
 
 def serve(folder: Path, port: int, offline: str) -> None:
     note_uses(folder, "server")
-    model = Model(Lowered.load(folder), relus()["sign"], REVEALS["logits"])
+    model = Model(Lowered.load(folder), relus()["sign"], Exact())
     server = Server(
-        model, modes()[offline], ("127.0.0.1", port), options=ServerOptions(ROOM, folder / "server", timeout=TIMEOUT)
+        model,
+        modes()[offline],
+        ("127.0.0.1", port),
+        options=ServerOptions(ROOM, folder / "server", timeout=TIMEOUT, budget=0),
     )
     print(json.dumps({"memory": memory()}), flush=True)
     server.run()
 
 
-def query(folder: Path, port: int, number: int, seed: int) -> None:
+def query(folder: Path, port: int, number: int, offline: str, seed: int) -> None:
     """Ask until killed: prepare a few, use them, connect again; a line for each answer and each failure."""
     note_uses(folder, f"client{number}")
     images = noise(IMAGES, SHAPE, seed=1)
@@ -77,7 +80,9 @@ def query(folder: Path, port: int, number: int, seed: int) -> None:
     draw = random.Random(seed)
     while True:
         try:
-            with Client("127.0.0.1", port, stock=folder / f"client{number}", timeout=TIMEOUT) as client:
+            with Client(
+                "127.0.0.1", port, stock=folder / f"client{number}", offline=offline, timeout=TIMEOUT
+            ) as client:
                 for _ in range(draw.randint(0, 3)):
                     client.session.add_to_stock()
                 for _ in range(draw.randint(1, 4)):
@@ -177,7 +182,7 @@ class Day:
         return party
 
     def _start_client(self, number: int) -> Party:
-        return Party("query", self.folder, self.proxy.port, number, self.draw.randrange(1 << 30))
+        return Party("query", self.folder, self.proxy.port, number, self.offline, self.draw.randrange(1 << 30))
 
     def answers(self) -> list[dict[str, Any]]:
         return [*self.said, *(line for client in self.clients for line in client.lines)]
@@ -264,7 +269,7 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"]:
         serve(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     elif sys.argv[1:2] == ["query"]:
-        query(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+        query(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], int(sys.argv[6]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("queries", 200), ("clients", 4), ("kills", 20), ("cuts", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -3,8 +3,9 @@
     python benchmarks/he.py --repeat 200
 
 A product is the number-theoretic transform of a layer's weights, the multiplication and the addition; an upload is
-encryption, bytes at 1 Gb/s and the server's transform; a download is the server's flooded answer, its bytes and
-decryption. Medians in microseconds of CPU, both parties together, beside the constants in use.
+encryption, bytes at 1 Gb/s and the server's checks; a download is the server's flooded answer with its encryption of
+zero, its bytes and decryption. Medians in microseconds of CPU, both parties together, beside the constants in use; and
+what a query costs once, and what an audit costs, which are weighed nowhere.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from parelu.fusion import packing
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
 
-NORM = 1 << 16  # of a row of weights
+NORM, COEFFICIENTS = 1 << 22, 200_000  # of a block of weights, and sent in an inference: ResNet20
 BYTE = 8e-3  # microseconds at 1 Gb/s
 
 
@@ -38,27 +39,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=200)
     repeat = parser.parse_args().repeat
-    client = he.Client(he.parameters(NORM))
-    server = he.Server(client.parameters, NORM, np.frombuffer(client.public_key(), np.uint8))
-    rng, stream = np.random.default_rng(0), Stream(fresh_seed(), "benchmark")
+    parameters, stream = he.parameters(NORM, COEFFICIENTS), Stream(fresh_seed(), "benchmark")
+    client = he.Client(parameters, stream)
+    key = np.frombuffer(client.public_key(), np.uint8)
+    server = he.Server(parameters, key, stream)
+    rng = np.random.default_rng(0)
     polynomial = rng.integers(0, 1 << 59, he.DEGREE).astype(np.uint64)
     weight = rng.integers(-4, 5, he.DEGREE)
     needed = np.arange(he.DEGREE // 2)
 
     up = np.frombuffer(client.encrypt(polynomial), np.uint8)
-    opened = server.open(up)
-    total = server.accumulate(None, opened, server.weight(weight))
-    totals = iter([server.accumulate(None, opened, server.weight(weight)) for _ in range(repeat + 1)])
-    answer = lambda: server.answer(next(totals), polynomial[needed], needed, stream)  # noqa: E731
+    opened, total = server.open(up), server.blank()
+    answer = lambda: server.answer(server.blank(), polynomial[needed], needed)  # noqa: E731
     down = np.frombuffer(answer(), np.uint8)
+    secret = np.frombuffer(client.show(), np.uint8)
+    audit = he.Audit(parameters, secret)
     found = {
         "product": median(lambda: server.accumulate(total, opened, server.weight(weight)), repeat),
         "upload": median(lambda: server.open(np.frombuffer(client.encrypt(polynomial), np.uint8)), repeat)
         + BYTE * len(up),
         "download": median(answer, repeat) + median(lambda: client.decrypt(down, needed), repeat) + BYTE * len(down),
     }
+    once = {
+        "keys": median(
+            lambda: he.Server(parameters, np.frombuffer(start(parameters, stream), np.uint8), stream), repeat
+        )
+        + BYTE * len(key),
+        "audit, an upload": median(lambda: audit.is_fresh(up), repeat),
+        "audit, a query": median(lambda: he.Audit(parameters, secret), repeat) + BYTE * len(secret),
+    }
     for name, microseconds in found.items():
-        print(f"{name:<9}{microseconds:>9,.0f} µs   in use {getattr(packing, name.upper()):>7,}")
+        print(f"{name:<18}{microseconds:>9,.0f} µs   in use {getattr(packing, name.upper()):>7,}")
+    for name, microseconds in once.items():
+        print(f"{name:<18}{microseconds:>9,.0f} µs")
+
+
+def start(parameters: he.Parameters, stream: Stream) -> bytes:
+    return he.Client(parameters, stream).public_key()
 
 
 if __name__ == "__main__":

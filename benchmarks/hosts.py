@@ -28,25 +28,26 @@ from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import LINKS, Link
+from parelu.private.transport.tls import make_certificates
 
 MODEL, INPUT, KEEP, PORT = "resnet20", (3, 32, 32), 0.1, 7000
 HOSTS = {"parelu-server": "10.77.0.1", "parelu-client": "10.77.0.2"}
 
 
 def serve(folder: str, host: str, relu: str, link: Link) -> None:
-    model = Model(Lowered.load(Path(folder)), relus()[relu], REVEALS["logits"])
-    server = Server(model, modes()["dealer"], (host, PORT), options=ServerOptions(link=link))
+    model = Model(Lowered.load(Path(folder)), relus()[relu], Exact())
+    server = Server(model, modes()["dealer"], (host, PORT), Path(folder) / "certs", ServerOptions(link=link))
     print("ready", flush=True)
     server.run()
 
 
-def ask(host: str, repeat: int, link: Link) -> None:
+def ask(folder: str, host: str, repeat: int, link: Link) -> None:
     images = noise(repeat + 1, INPUT, seed=1)
-    with Client(host, PORT, link=link) as client:
+    with Client(host, PORT, Path(folder) / "certs", offline="dealer", link=link) as client:
         client.prepare(repeat + 1)
         times = []
         for image in images:
@@ -99,7 +100,7 @@ def measured(
         assert server.stdout is not None
         server.stdout.readline()
         client = subprocess.run(
-            [*prefixes[1], *script, "ask", hosts[0], str(repeat), shaping],
+            [*prefixes[1], *script, "ask", folder, hosts[0], str(repeat), shaping],
             text=True,
             check=True,
             stdout=subprocess.PIPE,
@@ -117,7 +118,7 @@ def main() -> None:
         serve(sys.argv[2], sys.argv[3], sys.argv[4], Link(*json.loads(sys.argv[5])))
         return
     if sys.argv[1:2] == ["ask"]:
-        ask(sys.argv[2], int(sys.argv[3]), Link(*json.loads(sys.argv[4])))
+        ask(sys.argv[2], sys.argv[3], int(sys.argv[4]), Link(*json.loads(sys.argv[5])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
@@ -128,6 +129,7 @@ def main() -> None:
         candidate = untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
         lowered = lower(candidate.network(), noise(64, INPUT, seed=2), candidate.preprocessing)
         lowered.save(Path(folder))
+        make_certificates(Path(folder) / "certs", (*HOSTS.values(), "127.0.0.1"))
         asked = LINKS[arguments.link]
         with two_hosts(asked) as shaped:
             said = f"{shaped.bandwidth / 1e6:g} Mb/s, {1e3 * shaped.round_trip:g} ms"

@@ -29,7 +29,7 @@ from parelu.private.lowering.lower import lower
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Label
 from parelu.private.serving.server import Server
 from parelu.private.transport.tls import make_certificates
 from parelu.runs.recipes import recipes
@@ -110,12 +110,12 @@ def test_the_example_of_a_client_runs(tmp_path, monkeypatch):
     lowered = lower(candidate.network(), images, candidate.preprocessing)
     make_certificates(tmp_path / "certs")
     monkeypatch.chdir(tmp_path)
-    model = Model(lowered, relus()["sign"], REVEALS["logits"])
-    server = Server(model, modes()["dealer"], ("127.0.0.1", 0), tmp_path / "certs")
+    model = Model(lowered, relus()["sign"], Label())
+    server = Server(model, modes()["he"], ("127.0.0.1", 0), tmp_path / "certs")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        for said, real in (("7000", str(server.port)), ("1f3a…", lowered.program.digest)):
+        for said, real in (("7000", str(server.port)), ("1f3a…", server.offer.pin)):
             assert example.count(said) == 1
             example = example.replace(said, real)
         names = {"images": images}

@@ -18,10 +18,12 @@ from parelu.private.lowering.ops import Activation
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
-from parelu.private.serving.session import Session, serve
+from parelu.private.protocol.reveal import reveal_of
+from parelu.private.serving.greeting import Accepted
+from parelu.private.serving.session import Service, Session, serve
 from parelu.private.transport.channel import Channel, ring_of
 
+SERVICE = Service()
 PREPROCESSING = {"mean": [0.5], "std": [0.25]}
 
 
@@ -136,34 +138,39 @@ class Pair:
         lowered: Lowered,
         relu: str = "sign",
         offline: str = "dealer",
-        reveal: str = "logits",
-        pin: str | None = None,
+        reveal: str = "exact",
+        accepted: Accepted | None = None,
         timeout: float = 20.0,
         wrap: Callable[[Any], Any] = lambda s: s,
+        service: Service = SERVICE,
         truncation: str = "local",
     ) -> None:
-        self.model = Model(lowered, relus()[relu], REVEALS[reveal], truncation)
+        self.model = Model(lowered, relus()[relu], reveal_of(reveal), truncation)
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)
         self.server_error: Exception | None = None
         self.done: int | None = None
-        self.thread = threading.Thread(target=self._serve, args=(modes()[offline],))
+        self.thread = threading.Thread(target=self._serve, args=(modes()[offline], service))
         self.thread.start()
         try:
-            self.client = Session(RecordingChannel(wrap(ours), timeout=timeout), pin)
+            self.client = Session(RecordingChannel(wrap(ours), timeout=timeout), accepted or Accepted(offline=offline))
             self.client.mode = self.recording = Recording(self.client.mode)
         except BaseException:
             ours.close()
             self.thread.join()
             raise
 
-    def _serve(self, mode: Any) -> None:
+    def _serve(self, mode: Any, service: Service) -> None:
         try:
-            self.done = serve(self.server_channel, self.model, mode)
+            self.done = serve(self.server_channel, self.model, mode, service)
         except Exception as error:
             self.server_error = error
         finally:
             self.server_channel.close()
+
+    def encoded(self, image: Tensor) -> Any:
+        """A uint8 image (C, H, W) as a query."""
+        return encode_images(self.client.terms.program, image[None])
 
     def infer(self, image: Tensor) -> tuple[Any, dict[int, Any]]:
         """What is revealed of a uint8 image (C, H, W), and the client's shares for a replay."""

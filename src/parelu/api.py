@@ -37,6 +37,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.rows import PrivateInference, Row
 from parelu.private.serving.client import Client
+from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.server import ServerOptions
 from parelu.private.transport.link import LINKS
 from parelu.private.transport.tls import make_certificates
@@ -66,6 +67,7 @@ __all__ = [
     "Client",
     "Dataset",
     "Experiment",
+    "Ledger",
     "Method",
     "Options",
     "PrivateInference",

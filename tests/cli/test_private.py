@@ -193,6 +193,11 @@ def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
         (("infer", "example.test:7000", "a.png"), "give --tls DIR"),
         (("infer", "localhost:1", "a.png"), "is `parelu serve` running there?"),
         (("infer", "localhost:1"), "no image given"),
+        (("infer", "localhost:1", "a.png", "--pin", ""), "pin '' is not the 64 hexadecimal digits"),
+        (("infer", "localhost:1", "a.png", "--pin", "1f3a"), "pin '1f3a' is not the 64 hexadecimal digits"),
+        (("serve", "nowhere", "--audit", "1"), "--audit 1 is not a share"),
+        (("serve", "nowhere", "--budget", "-1"), "--budget -1 is not a number of inferences"),
+        (("clients", "nowhere"), "nowhere: nobody has been served from there"),
         (("bench", "resnet10 m=2", "--engine", "delphi,spu"), "unknown engine 'spu'; known are delphi, spu-aby3"),
         (("bench", "resnet10 m=2", "--engine", "spu-semi2k", "--link", "lan"), "spu-semi2k cannot shape a link"),
         (("bench", "resnet10 m=2", "--batch", "2"), "give a number that divides --images 5"),
@@ -224,7 +229,7 @@ def test_stocks_of_two_processes(study, tmp_path):
     )
     assert server.stderr is not None
     try:
-        for _ in range(3):
+        for _ in range(4):
             server.stderr.readline()
         address, ours = f"localhost:{port}", tmp_path / "client"
         refused = parelu("prepare", address, "7", "--stock-dir", ours)
@@ -266,16 +271,16 @@ def test_serve_and_infer_as_two_processes(study, tmp_path):
         Image.fromarray(image).save(files[-1])
     Image.new("L", (9, 9)).save(tmp_path / "wrong.png")
     (tmp_path / "text.png").write_text("text")
-    options = ("--port", "0", "--tls", str(certs), "--offline", "dealer", "--stock", "1")
+    options = ("--port", "0", "--tls", str(certs), "--offline", "dealer", "--stock", "1", "--budget", "5")
     server = subprocess.Popen(
         [*command, "serve", str(study.folder("teacher")), *options], stderr=subprocess.PIPE, text=True, env=environment
     )
     assert server.stderr is not None
     try:
-        lines = [server.stderr.readline() for _ in range(3)]
-        digest = lines[0].split()[1].rstrip(":")
-        address = f"localhost:{lines[2].split(':')[-1].strip()}"
-        done = parelu("infer", address, *files, "--tls", certs, "--pin", digest, "--json")
+        lines = [server.stderr.readline() for _ in range(4)]
+        pin = lines[0].split()[1].rstrip(":")
+        address = f"localhost:{lines[3].split(':')[-1].strip()}"
+        done = parelu("infer", address, *files, "--tls", certs, "--pin", pin, "--offline", "dealer", "--json")
         rows = json.loads(done.stdout)
         lowered = measurement.lowered(study.folder("teacher"), study.candidate("teacher"))
         expected = reference.run(lowered, data.load("digits").test.images[:2])
@@ -286,15 +291,27 @@ def test_serve_and_infer_as_two_processes(study, tmp_path):
             ((tmp_path / "text.png",), "is not an image that can be read"),
             ((tmp_path / "none.png",), "there is no such image"),
             ((files[0], "--pin", "0" * 64), "is not the pinned"),
+            ((files[0], "--relu", "full"), "the server offers relu 'sign', and 'full' was asked for; nothing was sent"),
+            ((files[0], *files * 2), "5 inferences are more than the 3 that the server's budget leaves"),
         ):
-            done = parelu("infer", address, *arguments, "--tls", certs)
+            done = parelu("infer", address, *arguments, "--tls", certs, "--offline", "dealer")
             assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
             assert len(done.stderr.splitlines()) == 1
-        assert parelu("infer", address, files[0], "--tls", certs).stdout.startswith(str(files[0]) + ": class ")
+        done = parelu("infer", address, files[0], "--tls", certs)
+        assert done.returncode == 2 and "offers offline 'dealer', which trusts a third party" in done.stderr
+        done = parelu("infer", address, files[0], "--tls", certs, "--offline", "dealer")
+        assert done.stdout.startswith(str(files[0]) + ": class ")
     finally:
         server.send_signal(signal.SIGTERM)
         rest = server.stderr.read()
         server.stderr.close()
         assert server.wait(20) == 0
     assert "parelu: stopping" in rest and "Traceback" not in rest
+    client = "CN=parelu test client; by CN=parelu test authority"
+    assert f"2 inferences, 2 offline phases, {client}" in "".join(lines) + rest
+    done = parelu("clients", study.folder("teacher"))
+    assert re.search(re.escape(client) + r" +3 +3 +0 +0$", done.stdout.strip()), done.stdout
+    done = parelu("clients", study.folder("teacher"), "--forget", "nobody")
+    assert done.returncode == 2 and "has no client 'nobody'" in done.stderr
+    assert client not in parelu("clients", study.folder("teacher"), "--forget", client).stdout
     assert list(Path(study.path).rglob("*.sock")) == []

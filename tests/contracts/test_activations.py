@@ -19,7 +19,7 @@ from parelu.private.lowering.reference import _divided
 from parelu.private.offline.dealer import Dealer, DealtClient, Mirror
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import HEADER, Channel, bits_of
 
 RELUS = list(relus())
@@ -129,9 +129,9 @@ def test_who_truncates_says_so(name):
     """The others are refused before anything runs, and the line names what to give."""
     lowered = lowered_of(ready(Residual(), (1, 6, 6)))
     with nullcontext() if name in TRUNCATING else pytest.raises(UserError, match=r"give --relu .*sign"):
-        assert Model(lowered, relus()[name], REVEALS["logits"], "exact").terms.truncation == "exact"
+        assert Model(lowered, relus()[name], reveal_of("exact"), "exact").terms.truncation == "exact"
     with pytest.raises(UserError, match="unknown truncation 'near'"):
-        Model(lowered, relus()[name], REVEALS["logits"], "near")
+        Model(lowered, relus()[name], reveal_of("exact"), "near")
 
 
 @pytest.mark.parametrize("bits", [2, 18, 32, BITS])

@@ -1,4 +1,4 @@
-"""The commands of private inference: bench, serve, infer, prepare, certs."""
+"""The commands of private inference: bench, serve, infer, prepare, clients, certs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 A_CONNECTION = 4  # inferences that `parelu prepare` makes before it reports and connects again
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LEDGER = "clients.sqlite"
 
 
 def resolve() -> None:
@@ -161,8 +162,12 @@ class Serve:
     """the address to listen on; 0.0.0.0 for all"""
     tls: Path | None = None
     """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
-    reveal: RevealName = "logits"
-    """what a client learns"""
+    reveal: RevealName = "label"
+    """what a client learns; label: the arg-max; logits: in steps; exact: all bits of the logits, for your own data.
+    Labels and steps are dithered"""
+    step: float | None = None
+    """of labels and logits: a label whose margin exceeds it does not change; left out, 1/64 to 1/32 of the largest
+    logit; 0: labels without a dither"""
     relu: ReluName = "sign"
     """as bench has them; fss without a dealer up to m = 16 bits"""
     offline: OfflineName = "he"
@@ -177,12 +182,16 @@ class Serve:
     """served at once, by each process"""
     processes: int = 1
     """that share the port; a client is served by one"""
+    budget: int = 10_000
+    """inferences of each client, by the name in its certificate, and a quarter more offline phases; 0: no limit"""
+    ledger: Path | None = None
+    """the file that counts them, for several servers together; left out, CANDIDATE/clients.sqlite"""
+    audit: float = 0.1
+    """the share of offline phases that are opened and checked; who is caught is barred (parelu clients)"""
     data_folder: Path | None = None
     """where the data set's files are, for the calibration at the first start"""
 
     def __call__(self) -> None:
-        if self.tls is None and self.host not in LOOPBACK:
-            raise UserError(f"--host {self.host} is reached from other machines: give --tls DIR (parelu certs DIR)")
         if not (0 <= self.stock <= 10_000 and 1 <= self.clients <= 1_000 and 0 <= self.port <= 65535):
             raise UserError("give --stock from 0 to 10000, --clients from 1 to 1000, --port from 0 to 65535")
         if not 1 <= self.processes <= 64 or (self.processes > 1 and not self.port):
@@ -198,10 +207,19 @@ class Serve:
             self.candidate,
             (self.host, self.port),
             self.tls,
-            api.ServerOptions(self.stock, self.stock_dir, self.clients, self.processes > 1),
+            api.ServerOptions(
+                ahead=self.stock,
+                stock=self.stock_dir,
+                clients=self.clients,
+                shared=self.processes > 1,
+                budget=self.budget,
+                ledger=self.ledger or self.candidate / LEDGER,
+                audit=self.audit,
+            ),
             relu=self.relu,
             offline=self.offline,
             reveal=self.reveal,
+            step=self.step,
             truncation=self.truncation,
             data_folder=self.data_folder,
             log=say,
@@ -211,10 +229,11 @@ class Serve:
         for process in started:
             process.start()
         if others >= 0:
-            program = server.model.terms.program
-            say(f"program {program.digest}: publish it, clients pin it (--pin)")
-            say(f"{program.relus:,} ReLUs; {server.mode.trust(server.model.terms.relu)}")
-            say(f"{self.truncation} truncation: {server.model.terms.truncated_locally:,} values are truncated locally")
+            terms, budget = server.model.terms, f"{self.budget:,} inferences" if self.budget else "no budget"
+            say(f"pin {server.offer.pin}: publish it, clients check it (--pin)")
+            say(f"{terms.program.relus:,} ReLUs; {server.mode.trust(terms.relu)}")
+            say(f"reveals {server.offer.reveal}; {budget} for each certificate")
+            say(f"{terms.truncation} truncation: {terms.truncated_locally:,} values are truncated locally")
             say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
         try:
             server.run()
@@ -245,9 +264,15 @@ class Infer:
     tls: Path | None = None
     """folder with ca.pem, client.pem and client.key"""
     pin: str | None = None
-    """the program's hash, as the operator publishes it"""
+    """what the operator publishes: the server must have this program, these weights, and all that is named below"""
     stock_dir: Path | None = None
     """folder that `parelu prepare` filled; what is missing is prepared now"""
+    relu: str | None = None
+    """what the server must offer; left out, the server chooses"""
+    offline: str | None = None
+    """what the server must offer; left out, any that trusts no third party"""
+    reveal: str | None = None
+    """what the server must offer; left out, the server chooses"""
     json: bool = False
     """print JSON: a row for each image"""
 
@@ -256,7 +281,7 @@ class Infer:
             raise UserError("no image given; name one or more image files")
         from parelu import api
 
-        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+        with client_of(self) as client:
             images = [api.read_image(path, client.program.input_shape[0]) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
@@ -306,7 +331,13 @@ class Prepare:
     tls: Path | None = None
     """folder with ca.pem, client.pem and client.key"""
     pin: str | None = None
-    """the program's hash, as the operator publishes it"""
+    """what the operator publishes"""
+    relu: str | None = None
+    """what the server must offer; left out, the server chooses"""
+    offline: str | None = None
+    """what the server must offer; left out, any that trusts no third party"""
+    reveal: str | None = None
+    """what the server must offer; left out, the server chooses"""
 
     def __call__(self) -> None:
         if not (1 <= self.count <= 10_000 and 1 <= self.jobs <= 64):
@@ -314,7 +345,7 @@ class Prepare:
         from parelu import api
         from parelu.report.private import duration
 
-        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+        with client_of(self) as client:
             kept, room, trust = (
                 client.session.in_stock,
                 client.session.room,
@@ -343,10 +374,40 @@ class Prepare:
                 progress(done)
 
     def _make(self, share: int) -> int:
-        with client_of(self.address, self.tls, self.pin, self.stock_dir) as client:
+        with client_of(self) as client:
             for _ in range(share):
                 client.session.add_to_stock()
         return share
+
+
+@dataclasses.dataclass(frozen=True)
+class Clients:
+    """What each client of a server has used, and whether it is barred.
+
+    parelu clients runs/quickstart/candidates/teacher
+
+    parelu clients runs/quickstart/candidates/teacher --forget "CN=Ada,O=Clinic; by CN=an authority"
+    """
+
+    candidate: tyro.conf.Positional[Path]
+    """the served candidate's folder, or the server's --ledger file"""
+    forget: str | None = None
+    """a client's name as it is listed: it starts again with a full budget, and is not barred"""
+    json: bool = False
+    """print JSON: a row for each client"""
+
+    def __call__(self) -> None:
+        from parelu import api
+        from parelu.report.private import clients_text
+
+        file = self.candidate / LEDGER if self.candidate.is_dir() else self.candidate
+        if not file.is_file():
+            raise UserError(f"{file}: nobody has been served from there")
+        ledger = api.Ledger(file)
+        if self.forget is not None and not ledger.forget(self.forget):
+            raise UserError(f"{file} has no client {self.forget!r}; `parelu clients {self.candidate}` lists them")
+        rows = ledger.records()
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if self.json else clients_text(rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,14 +428,21 @@ class Certs:
         say(f"{self.folder}: ca.pem, server.pem and .key, client.pem and .key; a party needs ca.pem and its own two")
 
 
-def client_of(address: str, certificates: Path | None, pin: str | None, stock: Path | None) -> Client:
-    """A connection to HOST:PORT."""
+def client_of(command: Infer | Prepare) -> Client:
+    """A connection to the command's HOST:PORT."""
     from parelu import api
 
-    host, port = parse_address(address)
-    if certificates is None and host not in LOOPBACK:
-        raise UserError(f"{host} is another machine: give --tls DIR with ca.pem, client.pem and client.key")
-    return api.Client(host, port, certificates, pin, stock=stock)
+    host, port = parse_address(command.address)
+    return api.Client(
+        host,
+        port,
+        command.tls,
+        command.pin,
+        offline=command.offline,
+        relu=command.relu,
+        reveal=command.reveal,
+        stock=command.stock_dir,
+    )
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -385,4 +453,11 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-COMMANDS: dict[str, type[Any]] = {"bench": Bench, "serve": Serve, "infer": Infer, "prepare": Prepare, "certs": Certs}
+COMMANDS: dict[str, type[Any]] = {
+    "bench": Bench,
+    "serve": Serve,
+    "infer": Infer,
+    "prepare": Prepare,
+    "clients": Clients,
+    "certs": Certs,
+}

@@ -27,7 +27,7 @@ DEGREE = 8192  # N
 # `benchmarks/he.py` measures them.
 PRODUCT, UPLOAD, DOWNLOAD = 1300, 7500, 14000
 MAC = 3e-4  # microseconds of an online multiply-add, of the server: 13 ms for ResNet20
-UPLOADED, ANSWERED = 18, 10  # bytes of a coefficient, for primes of 40, 40 and 60 bits; the last one is dropped
+UPLOADED, ANSWERED = 19, 12  # bytes of a coefficient, for primes of 48, 48 and 56 bits; the last one is dropped
 
 NOWHERE = -(1 << 40)  # a row or column outside of every map
 

@@ -1,10 +1,11 @@
-"""What `parelu bench` prints: one row of measured private inference, or several engines side by side."""
+"""What `parelu bench` prints, one row of measured private inference or several engines side by side; and `clients`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from parelu.private.rows import Cost, Difference, LayerCost, Row
+from parelu.private.serving.ledger import Record
 
 
 def size(count: float) -> str:
@@ -122,3 +123,16 @@ def _engine(row: Row, parties: Sequence[str]) -> tuple[str, ...]:
         f"{100 * row.agreement:.1f} %",
         row.threat_model,
     )
+
+
+def clients_text(records: Sequence[Record]) -> str:
+    """A line for each client of a server."""
+    if not records:
+        return "no client yet"
+    names = [record.name or "(this machine)" for record in records]
+    wide = max(map(len, names))
+    lines = [f"{'client':<{wide}}{'inferences':>12}{'phases':>9}{'opened':>9}{'shown':>9}"]
+    for name, record in zip(names, records, strict=True):
+        counts = f"{record.inferences:>12,}{record.phases:>9,}{record.opened:>9,}{record.answered:>9,}"
+        lines.append(f"{name:<{wide}}{counts}" + (f"  barred: {record.barred}" if record.barred else ""))
+    return "\n".join(lines)

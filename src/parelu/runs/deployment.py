@@ -9,8 +9,9 @@ from parelu.network.candidate import Candidate
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_for
 from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.transport import tls
 from parelu.runs import measurement
 
 
@@ -22,7 +23,8 @@ def server_of(
     *,
     relu: str = "sign",
     offline: str = "he",
-    reveal: str = "logits",
+    reveal: str = "label",
+    step: float | None = None,
     truncation: str = "local",
     data_folder: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
@@ -30,8 +32,12 @@ def server_of(
     """A server of the candidate in a folder, listening; its program is made and kept there at the first start.
 
     certificates: folder with ca.pem, server.pem and server.key; None for plain connections. log: is told of each
-    connection that ends. data_folder: where the data set's files are, to calibrate.
+    connection that ends. data_folder: where the data set's files are, to calibrate. reveal, step: as `reveal_for` takes
+    them.
     """
+    mode = modes()[offline]
+    tls.check_plain(address[0], certificates)
+    options.check(mode)
     lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
-    model = Model(lowered, relus()[relu], REVEALS[reveal], truncation)
-    return Server(model, modes()[offline], address, certificates, options, log=log)
+    model = Model(lowered, relus()[relu], reveal_for(reveal, lowered.program, step), truncation)
+    return Server(model, mode, address, certificates, options, log=log)

@@ -64,7 +64,7 @@ def lowered(folder: Path, candidate: Candidate, dataset: data.Dataset | Path | N
     own = folder / "private"
     if (own / f"{PROGRAM}.json").exists():
         known = storage.read_header(own, PROGRAM)
-        if known.get("candidate") == header["tensors_sha256"]:
+        if known.get("candidate") == header["tensors_sha256"] and "salt" in known:
             return Lowered.load(own)
     if not isinstance(dataset, data.Dataset):
         dataset = dataset_of(candidate, dataset)

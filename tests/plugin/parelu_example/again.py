@@ -9,6 +9,7 @@ from parelu.private.offline.mode import Mode
 class Again(Mode):
     name: ClassVar[str] = "again"
     threat_model: ClassVar[str] = Dealt.threat_model
+    third_party: ClassVar[bool] = True
     comparisons: ClassVar[str] = Dealt.comparisons
 
     def __init__(self):
@@ -20,8 +21,8 @@ class Again(Mode):
     def client(self, channel, context, terms):
         return self.dealer.client(channel, context, terms)
 
-    def serve(self, channel, state, model):
-        return self.dealer.serve(channel, state, model)
+    def serve(self, channel, state, model, *, audited=False):
+        return self.dealer.serve(channel, state, model, audited=audited)
 
     def fetch(self, channel, state):
         return self.dealer.fetch(channel, state)

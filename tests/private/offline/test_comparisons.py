@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from parelu.private.crypto import kernels
 from parelu.private.crypto.dcf import correct
-from parelu.private.crypto.prg import fresh_seed
 from parelu.private.crypto.ring import reduce
 from parelu.private.offline import comparisons
 from parelu.private.offline.comparisons import MOST_BITS
@@ -37,7 +36,8 @@ def parties():
     thread.start()
     client = Client(Channel(theirs), CONTEXT)
     thread.join()
-    client.seed, made[0].seed = fresh_seed(), fresh_seed()
+    client.begin()
+    made[0].begin()
     yield made[0], client
     ours.close()
     theirs.close()

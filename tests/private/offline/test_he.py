@@ -1,215 +1,55 @@
-"""Homomorphic products against the ring's linear maps, at the limit of the noise, and against bad bytes."""
+"""The homomorphic offline phase between two parties: bounds on weights, integers by transfer, and its audit."""
 
+import dataclasses
+import functools
 import socket
 import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from two_parties import Residual, lowered_of, ready
 
-from parelu.errors import ProtocolError, UserError
-from parelu.fusion.packing import packing
+from parelu.errors import ProtocolError
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
-from parelu.private.crypto.ring import BITS, LinearMap, encode, reduce
-from parelu.private.lowering.ops import Conv, Linear
+from parelu.private.crypto.ring import BITS, encode, reduce
 from parelu.private.offline import he as mode
-from parelu.private.offline.he import convolution
+from parelu.private.offline.he import HomomorphicEncryption
+from parelu.private.offline.mode import Deviation
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
+from parelu.private.protocol.delphi import Model, prepare_client
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
-NORM = 1 << 18
+LOWERED = lowered_of(ready(Residual(), (1, 6, 6)))
+PACKED = mode.packings(LOWERED.program)
+MODE = HomomorphicEncryption()
 
 
 def stream() -> Stream:
     return Stream(fresh_seed(), "test")
 
 
-def array(body: bytes) -> np.ndarray:
-    return np.frombuffer(body, np.uint8)
-
-
-@pytest.fixture(scope="module")
-def parties() -> tuple[he.Client, he.Server]:
-    client = he.Client(he.parameters(NORM))
-    return client, he.Server(he.parameters(NORM), NORM, array(client.public_key()))
-
-
 class Ends:
-    """Both ends of a connection in two threads, without base transfers of a program."""
+    """Both ends of a connection in two threads; an end that fails closes it. Results are what they return or raise."""
 
     def __init__(self, client, server) -> None:
         ours, theirs = socket.socketpair()
         self.results = {}
 
-        def run() -> None:
-            self.results["server"] = server(Channel(theirs, timeout=10))
+        def run(name, party, end) -> None:
+            try:
+                self.results[name] = party(Channel(end, timeout=10))
+            except Exception as error:
+                self.results[name] = error
+            finally:
+                end.close()
 
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, args=("server", server, theirs))
         thread.start()
-        self.results["client"] = client(Channel(ours, timeout=10))
+        run("client", client, ours)
         thread.join()
-        ours.close()
-        theirs.close()
-
-
-@settings(max_examples=15)
-@given(st.data())
-def test_a_layers_shares_add_up_to_its_product(parties, data):
-    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
-    client, server = parties
-    if draw(0, 4):
-        groups = draw(1, 2)
-        kernel, stride, padding = (draw(1, 3), draw(1, 3)), (draw(1, 2), draw(1, 2)), (draw(0, 2), draw(0, 2))
-        source = groups * draw(1, 8), draw(3, 40), draw(3, 40)
-        op = Conv(0, groups * draw(1, 8), kernel, stride, padding, groups)
-    else:
-        source, op = (draw(1, 500),), Linear(0, draw(1, 40))
-    rng = np.random.default_rng(draw(0, 9))
-    weight = rng.integers(-1 << 11, 1 << 11, op.weight_shape(source))
-    values = rng.integers(0, 1 << BITS, source).astype(np.uint64)
-    map_ = LinearMap(weight, op.stride, op.padding, op.groups) if isinstance(op, Conv) else LinearMap(weight)
-    expected = reduce(map_(values[None]).reshape(-1))
-    packed = packing(convolution(op, source))
-    inputs = [server.open(array(client.encrypt(polynomial))) for polynomial in packed.pack_input(values.reshape(-1))]
-    mask, got = stream().ring(len(expected)), np.zeros(len(expected), np.uint64)
-    for block in range(packed.output_blocks):
-        for tile in range(packed.tiles):
-            total = None
-            for read in packed.reads(block):
-                plain = server.weight(packed.pack_weight(weight.reshape(len(weight), -1), block, read))
-                total = server.accumulate(total, inputs[tile * packed.input_blocks + read], plain)
-            coefficients, positions = packed.needed(block, tile)
-            answer = server.answer(total, mask[positions], coefficients, stream())
-            assert len(answer) == client.parameters.answer_bytes(len(coefficients))
-            got[positions] = client.decrypt(array(answer), coefficients)
-    np.testing.assert_array_equal(reduce(got + mask), expected)
-
-
-def worst(client: he.Client, server: he.Server, norm: int) -> tuple[np.ndarray, np.ndarray]:
-    """(answer's values, W·r) for a polynomial of weights with Σ|w| = norm."""
-    values = stream().ring(he.DEGREE)
-    weight = np.full(he.DEGREE, norm // he.DEGREE)
-    weight[0] += norm - weight.sum()
-    prefix = np.cumsum(values)
-    ones = np.uint64(2) * prefix - prefix[-1:]  # times 1 + X + … + X^(N − 1)
-    expected = ones * np.uint64(norm // he.DEGREE) + values * np.uint64(norm % he.DEGREE)
-    every = np.arange(he.DEGREE)
-    total = server.accumulate(None, server.open(array(client.encrypt(values))), server.weight(weight))
-    answer = server.answer(total, np.zeros(he.DEGREE, np.uint64), every, stream())
-    return client.decrypt(array(answer), every), reduce(expected)
-
-
-def limit(parameters: he.Parameters) -> int:
-    """The largest norm that the parameters are proved for."""
-    low, high = 1, 1 << 50
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if parameters.holds(middle) else (low, middle)
-    return low
-
-
-@pytest.mark.parametrize("parameters", he.CHOICES)
-@pytest.mark.parametrize("sign", [1, -1])
-def test_at_the_proved_limit_answers_are_exact(parameters, sign, monkeypatch):
-    """With the largest weights and the largest flooding noise at every coefficient."""
-    norm = limit(parameters)
-    bits = he.flood_bits(norm)
-    edge = [((sign * ((1 << bits) - 1)) % prime) for prime in he._primes(parameters)]
-    largest = np.repeat(np.array(edge, np.uint64)[:, None], he.DEGREE, 1)
-    monkeypatch.setattr(he, "flooding", lambda *_: largest)
-    client = he.Client(parameters)
-    got, expected = worst(client, he.Server(parameters, norm, array(client.public_key())), norm)
-    np.testing.assert_array_equal(got, expected)
-
-
-def test_beyond_the_limit_answers_are_wrong(monkeypatch):
-    """The proved limit is the real one to a few bits, of which the rounding up of the flooding's bits is one."""
-    parameters = he.CHOICES[0]
-    norm = limit(parameters)
-    bits = he.flood_bits(norm) + 3
-    monkeypatch.setattr(he, "flood_bits", lambda norm: bits)
-    monkeypatch.setattr(he.Parameters, "holds", lambda *_: True)
-    client = he.Client(parameters)
-    got, expected = worst(client, he.Server(parameters, norm, array(client.public_key())), norm)
-    assert (got != expected).mean() > 0.1
-
-
-def test_weights_without_room_for_noise_are_refused():
-    with pytest.raises(UserError, match="no room for noise at 128 bits of security"):
-        he.parameters(1 << 40)
-
-
-def budget(client: he.Client, server: he.Server, weight: np.ndarray) -> int:
-    """Bits of noise that an answer could still take."""
-    every = np.arange(he.DEGREE)
-    total = server.accumulate(None, server.open(array(client.encrypt(stream().ring(he.DEGREE)))), server.weight(weight))
-    answer = array(server.answer(total, np.zeros(he.DEGREE, np.uint64), every, stream()))
-    primes, widths = he._primes(client.parameters)[:2], client.parameters.widths[:2]
-    c1 = he._unpack(answer, widths, primes, he.DEGREE)
-    c0 = he._unpack(answer[he.DEGREE * sum(widths) :], widths, primes, he.DEGREE)
-    both = he._ciphertext(client.context, client.context.last_parms_id(), np.stack([c0, c1]), 2)
-    return client._decryptor.invariant_noise_budget(both)
-
-
-def test_an_answers_noise_is_the_floodings(parties, monkeypatch):
-    """Its size is what was drawn, for small weights and for the largest; without flooding it would be far smaller."""
-    client, server = parties
-    first, second, dropped = he._primes(client.parameters)
-    room = first * second / 2 ** (BITS + 1) / (2 ** he.flood_bits(NORM) / dropped)
-    weights = np.eye(1, he.DEGREE, dtype=np.int64)[0], np.full(he.DEGREE, NORM // he.DEGREE)
-    for weight in weights:
-        assert abs(budget(client, server, weight) - np.log2(room)) <= 1
-    monkeypatch.setattr(he, "flooding", lambda *_: np.zeros((3, he.DEGREE), np.uint64))
-    assert budget(client, server, weights[1]) > np.log2(room) + 4
-
-
-def test_weights_of_zero_say_nothing_either(parties):
-    client, server = parties
-    one, every = server.open(array(client.encrypt(stream().ring(he.DEGREE)))), np.arange(he.DEGREE)
-    total = server.accumulate(None, one, server.weight(np.zeros(he.DEGREE, np.int64)))
-    mask = stream().ring(he.DEGREE)
-    answer = array(server.answer(total, mask, every, stream()))
-    np.testing.assert_array_equal(client.decrypt(answer, every), reduce(np.uint64(0) - mask))
-    assert len(np.unique(answer[: he.DEGREE * 5])) == 256, "c1 is not bare"
-
-
-def test_two_answers_to_one_upload_share_nothing(parties):
-    client, server = parties
-    one = server.open(array(client.encrypt(stream().ring(he.DEGREE))))
-    weight, every = server.weight(np.ones(he.DEGREE, np.int64)), np.arange(he.DEGREE)
-    answers = [
-        array(server.answer(server.accumulate(None, one, weight), stream().ring(he.DEGREE), every, stream()))
-        for _ in range(2)
-    ]
-    words = [answer[: he.DEGREE * 5].reshape(-1, 5) for answer in answers]  # c1, which no mask of the server's is in
-    assert (words[0] == words[1]).all(1).mean() < 0.001
-
-
-def test_flooding_is_uniform_in_its_range():
-    parameters, bits = he.CHOICES[0], 70
-    rows, primes = he.flooding(parameters, bits, stream()), he._primes(parameters)
-    modulus = primes[0] * primes[1] * primes[2]
-    basis = [modulus // p * pow(modulus // p, -1, p) for p in primes]
-    values = [sum(int(x) * b for x, b in zip(column, basis, strict=True)) % modulus for column in rows.T]
-    signed = [value - modulus if value > modulus // 2 else value for value in values]
-    assert max(abs(value) for value in signed) <= 1 << bits
-    counts = np.bincount([(value + (1 << bits)) >> (bits - 3) for value in signed], minlength=16)
-    assert ((counts - 512) ** 2 / 512).sum() < 45  # chi-square of 15 degrees, below 1e-4
-    assert len({value & 0xFFFF for value in values}) > 7000, "the low bits are drawn too"
-
-
-def test_residues_out_of_range_are_refused(parties):
-    client, server = parties
-    upload = array(client.encrypt(np.zeros(he.DEGREE, np.uint64))).copy()
-    upload[:5] = 255
-    with pytest.raises(ProtocolError, match="not below its prime"):
-        server.open(upload)
-    with pytest.raises(ProtocolError, match="not below its prime"):
-        client.decrypt(np.full(client.parameters.answer_bytes(3), 255, np.uint8), np.arange(3))
-    with pytest.raises(ProtocolError, match="not below its prime"):
-        he.Server(client.parameters, NORM, np.full(client.parameters.key_bytes, 255, np.uint8))
 
 
 @pytest.mark.parametrize("width", [2, 9, BITS])
@@ -223,19 +63,197 @@ def test_integers_times_values(width, monkeypatch):
     values = stream().ring(50)
     abstract = {"linear": None, "square": None}
     end = type("Server", (ObliviousServer,), abstract), type("Client", (ObliviousClient,), abstract)
+
+    def begun(side, channel):
+        state = end[side](channel, bytes(16))
+        state.begin()
+        return state
+
     both = Ends(
-        lambda channel: end[1](channel, bytes(16)).multiply(values, width),
-        lambda channel: end[0](channel, bytes(16)).multiply(encode(factors), width),
+        lambda channel: begun(1, channel).multiply(values, width),
+        lambda channel: begun(0, channel).multiply(encode(factors), width),
     )
     got = reduce(both.results["client"] + both.results["server"])
     np.testing.assert_array_equal(got, reduce(encode(factors) * values))
 
 
-def test_bounds_that_the_server_states_hold_for_its_weights():
-    from two_parties import Residual, lowered_of, ready
+def test_the_norm_is_that_of_the_packed_polynomials():
+    found = []
+    for number, packed in PACKED.items():
+        weight = LOWERED.weights[number - 1]["weight"]
+        columns = weight.reshape(len(weight), -1)
+        for block in range(packed.output_blocks):
+            found.append(sum(int(np.abs(packed.pack_weight(columns, block, r)).sum()) for r in packed.reads(block)))
+    assert mode.norm(LOWERED, PACKED) == max(found)
 
-    lowered = lowered_of(ready(Residual(), (1, 6, 6)))
-    rows, width = mode.sizes(lowered)
-    for integers in lowered.weights.values():
-        weight = np.abs(integers["weight"]) if "weight" in integers else np.zeros((1, 1))
-        assert weight.reshape(len(weight), -1).sum(1).max() <= 1 << rows or weight.max() < 1 << (width - 1)
+
+def test_the_stated_width_holds_for_single_values():
+    width = mode.width(LOWERED)
+    for number, integers in LOWERED.weights.items():
+        if number + 1 not in PACKED:
+            for name in {"weight", "c2"} & set(integers):
+                assert np.abs(integers[name]).max() < 1 << (width - 1)
+
+
+def test_the_client_is_told_a_choice_and_no_bound_on_rows():
+    """Networks with the same choice state the same bytes, however large their rows are."""
+    large = dataclasses.replace(
+        LOWERED,
+        weights={
+            number: {name: values * 4 if number + 1 in PACKED else values for name, values in integers.items()}
+            for number, integers in LOWERED.weights.items()
+        },
+    )
+    assert mode.norm(large, PACKED) == 4 * mode.norm(LOWERED, PACKED)
+    assert mode.parameters(large, PACKED) == mode.parameters(LOWERED, PACKED)
+    assert mode.width(large) == mode.width(LOWERED)
+
+
+@pytest.mark.parametrize("stated", [mode.SIZES.pack(len(he.CHOICES), 9), mode.SIZES.pack(0, 1), mode.SIZES.pack(0, 59)])
+def test_a_choice_that_is_none_is_refused(stated, monkeypatch):
+    class Plain(Channel):
+        def send(self, kind, *parts):
+            super().send(kind, *((stated,) if kind == "size" else parts))
+
+    model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
+    both = Ends(
+        lambda channel: MODE.client(channel, bytes(32), model.terms),
+        lambda channel: MODE.server(Plain(channel.socket, timeout=10), bytes(32), model),
+    )
+    assert isinstance(both.results["client"], ProtocolError)
+    assert "states parameters" in str(both.results["client"])
+
+
+class Audited:
+    """Offline phases of a connection, each of which is opened when it is over; `rounds` that the server went through.
+
+    deviate: what a client does to itself once the connection is set up.
+    """
+
+    def __init__(self, deviate=lambda client: None, phases: int = 1) -> None:
+        model = Model(LOWERED, relus()["sign"], reveal_of("label"))
+        self.rounds, self.keys = 0, []
+
+        def client(channel: Channel) -> None:
+            state = MODE.client(channel, bytes(32), model.terms)
+            deviate(state)
+            for _ in range(phases):
+                prepare_client(model.terms, MODE.fetch(channel, state))
+                self.keys.append(state.he.secret)
+                MODE.show(channel, state)
+
+        def server(channel: Channel) -> None:
+            state = MODE.server(channel, bytes(32), model)
+            for _ in range(phases):
+                MODE.serve(channel, state, model, audited=True)
+                MODE.audit(channel, state, model)
+                self.rounds += 1
+
+        self.results = Ends(client, server).results
+
+
+def test_an_honest_client_passes_every_audit_and_shows_another_key_each_time():
+    audited = Audited(phases=3)
+    assert audited.results == {"client": None, "server": None}
+    assert audited.rounds == 3
+    assert all((one != other).mean() > 0.6 for one, other in zip(audited.keys, audited.keys[1:], strict=False))
+
+
+def deviating(how):
+    """A client whose keys are replaced, where one is made, by one that deviates."""
+
+    def deviate(state) -> None:
+        start = state.start
+
+        def replaced() -> None:
+            start()
+            how(state.he)
+
+        state.start = replaced
+
+    return deviate
+
+
+def shift_an_upload(client: he.Client) -> None:
+    """The last of a query's uploads, by a one-hot below q/t and above the flooding."""
+    encrypt = client.encrypt
+    client.uploads = 0
+
+    def shifted(values):
+        body, client.uploads = encrypt(values), client.uploads + 1
+        if client.uploads < sum(packed.uploads for packed in PACKED.values()):
+            return body
+        context, width = client.context, client.parameters.widths
+        upload = np.frombuffer(body, np.uint8)
+        quarter = int(np.prod([int(p) for p in context.primes], dtype=object)) >> (BITS + 2)
+        moved = he._received(client.parameters, upload)[0] + np.array(
+            [[quarter % p] for p in context.primes], np.uint64
+        )
+        return he._pack(moved % context.moduli, width) + body[-he.SEED_BYTES :]
+
+    client.encrypt = shifted
+
+
+def show_another_key(client: he.Client) -> None:
+    client.secret = np.roll(client.secret, 1)
+
+
+def show_no_key(client: he.Client) -> None:
+    client.show = lambda: b"\xff" * he.SECRET_BYTES
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (shift_an_upload, "a ciphertext of the client's is no fresh encryption"),
+        (show_another_key, "public key is no encryption of zero"),
+        (show_no_key, "shows as its secret key is none"),
+    ],
+)
+def test_an_audit_finds_every_deviation(how, message):
+    audited = Audited(deviating(how))
+    assert isinstance(audited.results["server"], Deviation)
+    assert message in str(audited.results["server"])
+    assert audited.rounds == 0
+
+
+def test_the_wire_does_not_tell_which_phase_will_be_opened():
+    """Neither messages nor their sizes, until it is."""
+    model = Model(LOWERED, relus()["sign"], reveal_of("label"))
+    sent: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
+
+    def client(channel: Channel) -> None:
+        prepare_client(model.terms, MODE.fetch(channel, MODE.client(channel, bytes(32), model.terms)))
+
+    def server(channel: Channel, audited: bool) -> None:
+        announce, found = channel.announce, sent[audited]
+        channel.announce = lambda kind, length: (found.append((kind, length)), announce(kind, length))[1]
+        MODE.serve(channel, MODE.server(channel, bytes(32), model), model, audited=audited)
+
+    for audited in sent:
+        Ends(client, functools.partial(server, audited=audited))
+    assert sent[False] == sent[True]
+    assert len(sent[True]) > 5
+
+
+def test_uploads_are_kept_for_an_audit_alone_and_dropped_after_it():
+    model = Model(LOWERED, relus()["sign"], reveal_of("label"))
+    kept = []
+
+    def server(channel: Channel) -> None:
+        state = MODE.server(channel, bytes(32), model)
+        MODE.serve(channel, state, model)
+        kept.append(state.uploads)
+        MODE.serve(channel, state, model, audited=True)
+        kept.append(len(state.uploads))
+        MODE.audit(channel, state, model)
+        kept.append(state.uploads)
+
+    def client(channel: Channel) -> None:
+        state = MODE.client(channel, bytes(32), model.terms)
+        for _ in range(2):
+            prepare_client(model.terms, MODE.fetch(channel, state))
+        MODE.show(channel, state)
+
+    Ends(client, server)
+    assert kept == [None, sum(packed.uploads for packed in PACKED.values()), None]

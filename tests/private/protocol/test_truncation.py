@@ -17,7 +17,7 @@ from parelu.private.offline.dealer import Mirror
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import TRUNCATIONS, Model, prepare_client
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 
 MODES = list(modes())
 TRUNCATING = [name for name, relu in relus().items() if relu.truncates]
@@ -113,7 +113,7 @@ def test_with_all_relus_it_is_the_reference_to_the_bit(kinds, width, seed, proto
     ops = lowered.program.ops
     read = {op.source for op in ops if isinstance(op, Activation)}
     assert read == {number for number, op in enumerate(ops, start=1) if isinstance(op, Truncate)}
-    terms = Model(lowered, relus()["sign"], REVEALS["logits"], "exact").terms
+    terms = Model(lowered, relus()["sign"], reveal_of("exact"), "exact").terms
     assert terms.truncated_locally == 0
     images = images_of(2, (1, 6, 6), seed=seed)
     with Pair(lowered, *protocols, truncation="exact") as pair:
@@ -150,7 +150,7 @@ def test_what_is_truncated_locally_is_counted():
     lowered = lowered_of(ready(Blocks(["plain", "identity"], 4, 0), (1, 6, 6), lambda u: u < 0.5, polynomial))
     program = lowered.program
     local, exact = (
-        Model(lowered, relus()["sign"], REVEALS["logits"], how).terms.truncated_locally for how in TRUNCATIONS
+        Model(lowered, relus()["sign"], reveal_of("exact"), how).terms.truncated_locally for how in TRUNCATIONS
     )
     assert local == sum(r.elements for r in lowered.ranges if r.kind in ("truncate", "square"))
     assert exact == local - program.relus > program.squares > 0
@@ -172,6 +172,6 @@ def test_no_transfer_has_the_number_of_another():
     lowered = lowered_of(ready(Blocks(["plain", "identity"], 2, 0), (1, 6, 6)))
     client = Numbered(fresh_seed())
     for _ in range(2):
-        prepare_client(Model(lowered, relus()["sign"], REVEALS["label"], "exact").terms, client)
+        prepare_client(Model(lowered, relus()["sign"], reveal_of("label"), "exact").terms, client)
     count = 2 * lowered.program.relus
     assert {what: len(set(numbers)) for what, numbers in used.items()} == {"product": 2 * count, "random_ot": count}

@@ -1,7 +1,10 @@
 """The deployed pair: TLS, several clients at once, stock, and what is left behind."""
 
 import contextlib
+import datetime
+import errno
 import os
+import re
 import socket
 import ssl
 import threading
@@ -11,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
@@ -19,9 +25,10 @@ from parelu.private.offline.he import HomomorphicEncryption
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact, reveal_of
 from parelu.private.serving import server as server_module
 from parelu.private.serving.client import Client
+from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 
@@ -38,9 +45,9 @@ def certificates(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(certificates=None, offline="dealer", reveal="logits", relu="sign", **options):
+def serving(certificates=None, offline="dealer", reveal="exact", relu="sign", **options):
     lines, options = [], ServerOptions(**options)
-    model = Model(LOWERED, relus()[relu], REVEALS[reveal])
+    model = Model(LOWERED, relus()[relu], reveal_of(reveal))
     server = Server(model, modes()[offline], ("127.0.0.1", 0), certificates, options, log=lines.append)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -61,19 +68,19 @@ def until(condition, seconds=5.0):
 @pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("he", "fss")])
 def test_predictions_over_tls(certificates, offline, relu):
     with serving(certificates, offline, relu=relu, ahead=(offline, relu) == ("dealer", "fss")) as (server, lines):
-        with Client("localhost", server.port, certificates, pin=LOWERED.program.digest) as client:
+        with Client("localhost", server.port, certificates, pin=server.offer.pin, offline=server.mode.name) as client:
             logits = client.predict(IMAGES)
         assert until(lambda: lines)
     assert logits.shape == (3, 5)
     assert np.abs(logits - EXPECTED).max() < 0.05
-    assert lines[0].endswith("3 inferences")
+    assert re.search(r": 3 inferences, \d offline phases(, \d opened)?, CN=parelu test client; by CN=", lines[0])
 
 
 @pytest.mark.parametrize("relu", list(relus()))
 def test_labels_only(certificates, relu):
     with (
         serving(certificates, reveal="label", relu=relu) as (server, _),
-        Client("localhost", server.port, certificates) as client,
+        Client("localhost", server.port, certificates, offline=server.mode.name) as client,
     ):
         labels = client.predict(IMAGES.numpy())
     assert labels.dtype == np.int64 and labels.shape == (3,)
@@ -83,7 +90,10 @@ def test_labels_only(certificates, relu):
 
 
 def test_images_that_do_not_fit(certificates):
-    with serving(certificates) as (server, lines), Client("localhost", server.port, certificates) as client:
+    with (
+        serving(certificates) as (server, lines),
+        Client("localhost", server.port, certificates, offline=server.mode.name) as client,
+    ):
         for bad, message in (
             (torch.zeros(1, 3, 6, 6, dtype=torch.uint8), "an image is 3x6x6; the network takes 1x6x6"),
             (torch.zeros(1, 1, 6, 6), "images are torch.float32"),
@@ -102,11 +112,11 @@ def test_images_of_the_data_sets_size_are_resized():
 
     lowered = lower(network, IMAGES, {"mean": [0.5], "std": [0.25], "image": [1, 12, 12]})
     large = images_of(2, (1, 12, 12))
-    model = Model(lowered, relus()["sign"], REVEALS["logits"])
+    model = Model(lowered, relus()["sign"], Exact())
     server = Server(model, modes()["dealer"], ("127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
-    with Client("127.0.0.1", server.port) as client:
+    with Client("127.0.0.1", server.port, offline=server.mode.name) as client:
         found = client.predict(large)
     server.close()
     thread.join()
@@ -118,7 +128,7 @@ def test_several_clients_at_once(certificates):
 
     def one(number):
         try:
-            with Client("localhost", server.port, certificates) as client:
+            with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
                 results[number] = client.predict(IMAGES)
         except Exception as error:
             errors.append(error)
@@ -136,12 +146,12 @@ def test_several_clients_at_once(certificates):
 
 def test_one_client_too_many_is_told_so(certificates):
     with serving(certificates, clients=1) as (server, lines):
-        with Client("localhost", server.port, certificates) as client:
+        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
             with pytest.raises(ProtocolError, match="1 clients are being served; try again later"):
-                Client("localhost", server.port, certificates)
+                Client("localhost", server.port, certificates, offline=server.mode.name)
             assert client.predict(IMAGES).shape == (3, 5)
         assert until(lambda: len(lines) == 2)
-        with Client("localhost", server.port, certificates) as client:
+        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
             assert client.predict(IMAGES[:1]).shape == (1, 5)
 
 
@@ -162,7 +172,7 @@ def test_strangers_are_bounded(certificates, monkeypatch):
             for stranger in strangers:
                 stranger.close()
         assert until(lambda: not server._threads)
-        with Client("localhost", server.port, certificates) as client:
+        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
             assert client.predict(IMAGES[:1]).shape == (1, 5)
 
 
@@ -171,16 +181,16 @@ def test_certificates_are_needed_and_checked(certificates, tmp_path):
     tls.make_certificates(strangers)
     with serving(certificates) as (server, lines):
         with pytest.raises(UserError, match=r"no TLS connection .*check the certificates on both sides"):
-            Client("localhost", server.port, strangers)
+            Client("localhost", server.port, strangers, offline=server.mode.name)
         # The right authority, another authority's client: the server refuses, in TLS 1.3 after the client's handshake.
         mixed = tmp_path / "mixed"
         mixed.mkdir()
         for name, source in (("ca.pem", certificates), ("client.pem", strangers), ("client.key", strangers)):
             (mixed / name).write_bytes((source / name).read_bytes())
         with pytest.raises((UserError, ProtocolError), match=r"certificat|alert|broke|closed"):
-            Client("localhost", server.port, mixed)
+            Client("localhost", server.port, mixed, offline=server.mode.name)
         with pytest.raises(ProtocolError):
-            Client("localhost", server.port, None, timeout=2)  # plain
+            Client("localhost", server.port, None, timeout=2, offline=server.mode.name)  # plain
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(certificates / "ca.pem")
         with (  # no certificate
@@ -197,10 +207,12 @@ def test_certificates_are_needed_and_checked(certificates, tmp_path):
         with socket.create_connection(("127.0.0.1", server.port)) as plain, pytest.raises(OSError):
             old.wrap_socket(plain, server_hostname="localhost")
         with pytest.raises(UserError, match="no TLS connection"):
-            Client("127.0.0.1", server.port, certificates)  # a name that the certificate does not have
+            Client(
+                "127.0.0.1", server.port, certificates, offline=server.mode.name
+            )  # a name that the certificate does not have
         assert until(lambda: len(lines) >= 5)
         assert all("\n" not in line for line in lines)
-        with Client("localhost", server.port, certificates) as client:
+        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
             assert client.predict(IMAGES).shape == (3, 5)
 
 
@@ -225,19 +237,108 @@ def test_nobody_listens():
         Server(server.model, server.mode, ("127.0.0.1", server.port))
 
 
+def test_a_plain_connection_stays_on_this_machine(certificates):
+    """Also from Python, not by the command line alone."""
+    model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
+    for host in ("192.0.2.1", "2001:db8::1", "example.test"):
+        with pytest.raises(UserError, match=f"{host} is not this machine's own address, and needs TLS"):
+            Server(model, modes()["dealer"], (host, 0))
+        with pytest.raises(UserError, match="and needs TLS"):
+            Client(host, 7000)
+    for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
+        tls.check_plain(host, None)
+    tls.check_plain("example.test", certificates)
+
+
+def test_a_server_without_descriptors_waits(monkeypatch):
+    """To ask again at once would keep a core busy."""
+    with serving() as (server, lines):
+        asked, accept = [], server._listener.accept
+
+        class Full:
+            def accept(self):
+                asked.append(time.monotonic())
+                if len(asked) <= 3:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return accept()
+
+            def __getattr__(self, name):
+                return getattr(listener, name)
+
+        listener = server._listener
+        server._listener = Full()
+        with Client("127.0.0.1", server.port, offline="dealer") as client:  # the call that was waiting
+            client.predict(IMAGES[:1])
+        with Client("127.0.0.1", server.port, offline="dealer") as client:
+            assert client.predict(IMAGES[:1]).shape == (1, 5)
+        assert asked[3] - asked[0] > 0.5
+        assert sum("was not accepted: [Errno 24] Too many open files" in line for line in lines) == 3
+
+
+def test_a_renewed_certificate_keeps_name_stock_and_budget(certificates, tmp_path):
+    """A client is known by the subject that the authority named."""
+    authority = Authority(tmp_path / "first")
+    options = {"stock": tmp_path / "server", "ahead": 5, "budget": 3, "ledger": tmp_path / "clients.sqlite"}
+    with serving(tmp_path / "first", **options) as (server, lines):
+        ours = {"stock": tmp_path / "client", "offline": "dealer"}
+        with Client("localhost", server.port, tmp_path / "first", **ours) as client:
+            client.session.add_to_stock()
+            client.session.add_to_stock()
+            client.predict(IMAGES[:1])
+        authority.issue(tmp_path / "first", "CN=Ada,O=Clinic")
+        with Client("localhost", server.port, tmp_path / "first", **ours) as client:
+            assert client.session.in_stock == 1 and client.session.left == 2
+        authority.issue(tmp_path / "first", "CN=Eve,O=Clinic")
+        with Client("localhost", server.port, tmp_path / "first", **ours) as client:
+            assert client.session.in_stock == 0 and client.session.left == 3
+        assert until(lambda: len(lines) == 3)
+    assert lines[0].endswith("1 inferences, 2 offline phases, CN=Ada,O=Clinic; by CN=an authority"), lines
+    assert len(Ledger(tmp_path / "clients.sqlite").records()) == 2
+
+
+class Authority:
+    """One that can name several clients."""
+
+    def __init__(self, folder):
+        """folder: gets the server's files too, for localhost."""
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name.from_rfc4514_string("CN=an authority")
+        folder.mkdir()
+        extension = x509.BasicConstraints(ca=True, path_length=0)
+        own = self._signed(self.name, self.key.public_key()).add_extension(extension, True)
+        (folder / "ca.pem").write_bytes(own.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        self.issue(folder, "CN=a server", "server")
+        self.issue(folder, "CN=Ada,O=Clinic")
+
+    def issue(self, folder, subject, party="client"):
+        folder.mkdir(exist_ok=True)
+        key, names = ec.generate_private_key(ec.SECP256R1()), x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        builder = self._signed(x509.Name.from_rfc4514_string(subject), key.public_key()).add_extension(names, False)
+        pem = builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        (folder / f"{party}.pem").write_bytes(pem)
+        plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        (folder / f"{party}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+
+    def _signed(self, subject, key):
+        now = datetime.datetime.now(datetime.UTC)
+        dates = now - datetime.timedelta(hours=1), now + datetime.timedelta(days=1)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key)
+        return builder.serial_number(x509.random_serial_number()).not_valid_before(dates[0]).not_valid_after(dates[1])
+
+
 def descriptors():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_clients_that_vanish_leave_nothing_behind(certificates):
     with serving(certificates, timeout=1.0) as (server, lines):
-        with Client("localhost", server.port, certificates) as client:
+        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
             client.predict(IMAGES[:1])
         assert until(lambda: len(lines) == 1)
         before, threads = descriptors(), threading.active_count()
         for number in range(24):
             try:
-                client = Client("localhost", server.port, certificates)
+                client = Client("localhost", server.port, certificates, offline=server.mode.name)
                 if number % 3:
                     client.prepare()
                 if number % 3 == 2:
@@ -250,7 +351,7 @@ def test_clients_that_vanish_leave_nothing_behind(certificates):
         assert until(lambda: len(lines) == 26)
         assert until(lambda: descriptors() <= before and threading.active_count() <= threads)
         assert not [line for line in lines if "internal error" in line]
-        with Client("localhost", server.port, certificates) as client:
+        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
             assert client.predict(IMAGES).shape == (3, 5)
 
 
@@ -265,7 +366,7 @@ def test_packages_are_prepared_ahead_and_handed_out_once(certificates):
     with serving(certificates, ahead=3) as (server, _):
         assert server.prepared.wait(3, 10)
         waiting = list(server.prepared._packages)
-        with Client("localhost", server.port, certificates) as client:
+        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
             client.prepare(2)
             assert not {id(p) for p in waiting[:2]} & {id(p) for p in server.prepared._packages}
             masks = {m._content.mask.tobytes() for m in client.session.prepared}
@@ -293,7 +394,7 @@ def test_a_server_killed_between_preparing_and_using_repeats_nothing():
         "from two_parties import *\n"
         "from parelu.private.offline.dealer import Dealt\n"
         "lowered = lowered_of(ready(Residual(), (1, 6, 6)))\n"
-        "package = Dealt().package(Model(lowered, relus()['sign'], REVEALS['logits']))\n"
+        "package = Dealt().package(Model(lowered, relus()['sign'], reveal_of('exact')))\n"
         "print(package.dealer.mirror.seed.hex(), package.dealer.seed.hex(), package.dealer.key.hex(), flush=True)\n"
         "import time; time.sleep(60)\n"
     )
@@ -319,7 +420,7 @@ def test_no_secret_comes_from_anything_but_the_operating_system():
     def package(source, relu):
         original, os.urandom = os.urandom, source
         try:
-            dealt = Dealt().package(Model(LOWERED, relus()[relu], REVEALS["logits"]))
+            dealt = Dealt().package(Model(LOWERED, relus()[relu], Exact()))
         finally:
             os.urandom = original
         return b"".join(tables.tobytes() for _, tables in dealt.dealer.outgoing)

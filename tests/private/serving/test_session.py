@@ -1,39 +1,110 @@
 """Sessions of two parties: terms, bad input, and peers that do not follow the protocol."""
 
+import dataclasses
 import random
 import threading
 
 import numpy as np
 import pytest
+import torch
 from two_parties import Pair, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.program import Program
+from parelu.private.offline.dealer import Dealt
 from parelu.private.offline.he import HomomorphicEncryption
-from parelu.private.offline.mode import modes
-from parelu.private.serving.session import COMMAND, Session
+from parelu.private.offline.mode import Deviation, modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import reveal_of
+from parelu.private.serving.greeting import Accepted, Offer
+from parelu.private.serving.ledger import MOST_UNANSWERED, Ledger
+from parelu.private.serving.session import COMMAND, Service, Session
 from parelu.private.transport.channel import HEADER
 
 LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.3))
 IMAGE = images_of(1, (1, 6, 6))[0]
 
 
-def test_a_pinned_program_is_checked_by_both():
-    with Pair(LOWERED, pin=LOWERED.program.digest) as pair:
+def pin_of(model, offline="dealer"):
+    return Offer.of(model, modes()[offline]).pin
+
+
+class Watched:
+    """A client's socket that keeps the kinds of the messages that it sent."""
+
+    def __init__(self, socket, kinds):
+        self.socket, self.kinds = socket, kinds
+
+    def sendall(self, data):
+        self.kinds.append(bytes(data[:4]))
+        self.socket.sendall(data)
+
+    def __getattr__(self, name):
+        return getattr(self.socket, name)
+
+
+def refused(message, accepted, **options):
+    """A connection that the client ends after the greeting; nothing else was sent."""
+    kinds = []
+    with pytest.raises(ProtocolError, match=message):
+        Pair(LOWERED, wrap=lambda s: Watched(s, kinds), accepted=accepted, **options)
+    assert kinds == [b"helo"]
+
+
+def test_a_dealer_is_refused_before_anything_is_sent():
+    refused(r"offers offline 'dealer', which trusts a third party.*\(--offline dealer accepts it\)", Accepted())
+    with Pair(LOWERED, accepted=Accepted(offline="dealer")) as pair:
         pair.infer(IMAGE)
-    with pytest.raises(ProtocolError, match=r"is not the pinned 0000000000000000…; ask the operator"):
-        Pair(LOWERED, pin="0" * 64)
 
 
-def test_a_program_that_differs_between_the_parties_ends_the_session(monkeypatch):
-    other = lowered_of(ready(Residual(width=6), (1, 6, 6))).program
-    with Pair(LOWERED) as pair:
-        pass
+@pytest.mark.parametrize(
+    ("name", "asked", "offered"),
+    [
+        ("relu", "full", "sign"),
+        ("offline", "he", "dealer"),
+        ("reveal", "label", "exact"),
+        ("truncation", "no", "local"),
+    ],
+)
+def test_what_was_not_asked_for_is_refused_before_anything_is_sent(name, asked, offered):
+    accepted = Accepted(**{"offline": "dealer", name: asked})
+    refused(f"offers {name} '{offered}.*, and '{asked}' was asked for; nothing was sent", accepted)
+
+
+def test_a_pin_covers_all_that_is_offered():
+    lighter = dataclasses.replace(LOWERED, weights={**LOWERED.weights, 0: {**LOWERED.weights[0]}})
+    lighter.weights[0]["weight"] = LOWERED.weights[0]["weight"] - 1
+    again = dataclasses.replace(LOWERED, salt=bytes(32))
+    reveals = ("label", "label 2^3", "label 2^4", "logits 2^3", "exact")
+    pins = {
+        pin_of(Model(lowered, relus()[relu], reveal_of(reveal)), offline)
+        for lowered in (LOWERED, lighter, again)
+        for relu in ("sign", "full")
+        for reveal in reveals
+        for offline in modes()
+    }
+    assert len(pins) == 3 * 2 * len(reveals) * len(modes())
+    model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
+    with Pair(LOWERED, accepted=Accepted(pin_of(model), offline="dealer")) as pair:
+        pair.infer(IMAGE)
+    other = pin_of(Model(LOWERED, relus()["full"], reveal_of("exact")))
+    refused("is not the pinned .*; nothing was sent: ask the operator", Accepted(other, offline="dealer"))
+    with pytest.raises(ProtocolError, match="is not the pinned"):
+        Pair(lighter, accepted=Accepted(pin_of(model), offline="dealer"))
+
+
+@pytest.mark.parametrize("pin", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, " " + "0" * 63, "0x" + "0" * 62])
+def test_what_is_no_pin_is_refused(pin):
+    with pytest.raises(UserError, match="is not the 64 hexadecimal digits that `parelu serve` prints"):
+        Accepted(pin)
+
+
+def test_a_program_that_is_none_is_refused(monkeypatch):
     monkeypatch.setattr(Program, "to_bytes", lambda self: b"{}")
     with pytest.raises(ProtocolError, match="the server's program is refused"):
         Pair(LOWERED)
-    assert pair.server_error is None and other.digest
 
 
 def test_a_server_whose_terms_do_not_go_together_is_refused(monkeypatch):
@@ -44,6 +115,131 @@ def test_a_server_whose_terms_do_not_go_together_is_refused(monkeypatch):
     )
     with pytest.raises(ProtocolError, match=f"terms do not go together: {reason}"):
         Pair(LOWERED, "fss", "he")
+
+
+# What a client may have
+
+
+def ended(pair, message, asked):
+    """The server ends the connection for this reason."""
+    with pytest.raises(ProtocolError):
+        asked()
+    pair.thread.join(5)
+    assert message in str(pair.server_error)
+
+
+def test_a_budget_is_kept_and_refused_before_anything_is_sent():
+    ledger = Ledger(inferences=3)
+    service = Service(account=ledger.account("a client"))
+    with Pair(LOWERED, service=service) as pair:
+        pair.infer_all(torch.stack([IMAGE, IMAGE]))
+        assert pair.client.left == 1
+        for asked in (lambda: pair.client.prepare(2), lambda: pair.client.infer(np.repeat(pair.encoded(IMAGE), 2, 0))):
+            with pytest.raises(UserError, match="2 inferences are more than the 1 that the server's budget leaves"):
+                asked()
+        assert not pair.client.prepared
+        pair.infer(IMAGE)
+    assert pair.server_error is None
+    with Pair(LOWERED, service=service) as pair, pytest.raises(UserError, match="the 0 that the server's budget"):
+        pair.infer(IMAGE)
+    with Pair(LOWERED, service=Service(account=ledger.account("another"))) as pair:
+        pair.infer(IMAGE)
+    assert [(r.name, r.inferences, r.phases) for r in ledger.records()] == [("a client", 3, 3), ("another", 1, 1)]
+
+
+def test_a_client_that_does_not_keep_its_budget_is_refused():
+    service = Service(account=Ledger(inferences=1).account("a client"))
+    with Pair(LOWERED, service=service) as pair:
+        pair.infer(IMAGE)
+        pair.client.left = 9
+        ended(pair, "the budget of this certificate is used up: 1 of 1 inferences", lambda: pair.infer(IMAGE))
+    with Pair(LOWERED, service=service) as pair:
+        pair.client.left = 99
+        ended(pair, "is used up: 17 of 17 offline phases; ask the operator", lambda: pair.client.prepare(20))
+    assert service.account.record.phases == 17
+
+
+class Audited(Dealt):
+    """A mode whose phases can be opened: the client shows a word."""
+
+    name, audits, word = "audited", True, b"fine"
+
+    def audit(self, channel, state, model):
+        if channel.receive("show", 4).tobytes() != b"fine":
+            raise Deviation("an upload is no encryption")
+
+    def show(self, channel, state):
+        channel.send("show", self.word)
+
+    def serve(self, channel, state, model, *, audited=False):
+        return super().serve(channel, state, model)
+
+
+@pytest.fixture
+def audited(monkeypatch):
+    mode = Audited()
+    known = {**modes(), "audited": mode}
+    for module in ("parelu.private.serving.greeting", "two_parties"):
+        monkeypatch.setattr(f"{module}.modes", lambda: known)
+    return mode
+
+
+def test_phases_are_opened_at_the_stated_rate(audited):
+    ledger = Ledger()
+    with Pair(LOWERED, offline="audited", service=Service(account=ledger.account("a"), audit=0.5)) as pair:
+        pair.client.prepare(100)
+        assert len({m._content.mask.tobytes() for m in pair.client.prepared}) == 100
+        assert pair.client.infer(pair.encoded(IMAGE)).shape == (1, 5)
+    (record,) = ledger.records()
+    assert record.phases == 100 + record.opened and record.opened == record.answered
+    assert 60 < record.opened < 150 and not record.barred  # fails once in 10^4 runs
+    with Pair(LOWERED, offline="audited", service=Service(account=ledger.account("b"))) as pair:
+        pair.client.prepare(20)
+    assert ledger.account("b").record.opened == 0
+
+
+def test_a_client_that_is_caught_is_barred_for_good(audited, tmp_path):
+    audited.word = b"no!!"
+    file = tmp_path / "clients.sqlite"
+    service = Service(account=Ledger(file).account("a"), audit=0.3)
+    with Pair(LOWERED, offline="audited", service=service) as pair, pytest.raises(ProtocolError):
+        pair.client.prepare(200)
+    assert isinstance(pair.server_error, Deviation)
+    again = Service(account=Ledger(file).account("a"))
+    with Pair(LOWERED, offline="audited", service=again) as pair:
+        ended(pair, "barred (caught: an upload is no encryption); ask the operator", pair.client.prepare)
+    assert Ledger(file).forget("a") and not Ledger(file).account("a").record.barred
+
+
+def test_a_client_that_vanishes_when_it_should_show_is_barred(audited):
+    """Whether it goes before or after it is told."""
+    account = Ledger().account("a")
+    for phase in range(MOST_UNANSWERED):
+        assert not account.record.barred
+        pair = Pair(LOWERED, offline="audited", service=Service(account=account, audit=0.999999))
+        pair.client.channel.send("comd", COMMAND.pack(b"prep", 1))
+        if phase % 2:
+            pair.client.channel.receive("deal", 32)
+        pair.client.channel.close()
+        pair.thread.join()
+    with Pair(LOWERED, offline="audited", service=Service(account=account)) as pair:
+        ended(pair, "8 offline phases were not shown", pair.client.prepare)
+
+
+def test_a_server_that_opens_everything_is_left(audited, monkeypatch):
+    with Pair(LOWERED, offline="audited", service=Service(audit=0.999999999)) as pair:
+        with pytest.raises(ProtocolError, match="opened 50 offline phases one after another"):
+            pair.client.prepare()
+        pair.client.channel.close()
+
+
+def test_base_transfers_are_made_anew_after_a_while(monkeypatch):
+    monkeypatch.setattr("parelu.private.serving.session.RENEWED", 3)
+    made = []
+    monkeypatch.setattr(Dealt, "client", lambda self, channel, context, terms: made.append(context))
+    with Pair(LOWERED) as pair:
+        pair.client.prepare(7)
+    assert len(made) == len(set(made)) == 3
 
 
 def test_images_of_the_wrong_size_or_range_are_refused_before_anything_is_sent():

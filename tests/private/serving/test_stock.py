@@ -1,8 +1,11 @@
 """Stocks on disk: what is stored comes back once, and nothing is used twice, whatever is killed, restored or full."""
 
+import contextlib
 import errno
+import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,17 +14,18 @@ from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.network import storage
-from parelu.private.crypto.codec import dump, load
+from parelu.private.crypto.codec import FORMAT, dump, load
 from parelu.private.crypto.hash import Hash
 from parelu.private.lowering import reference
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Material, Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.client import Client
+from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.session import Session
-from parelu.private.serving.stock import STOCKS, ClientStocks, ServerStocks, Stock, key_of
+from parelu.private.serving.stock import IDLE, STOCKS, UNUSED, ClientStocks, ServerStocks, Stock, key_of
 from parelu.private.transport.channel import Channel
 
 KEY = bytes(range(32))
@@ -35,9 +39,9 @@ class Serving:
     """A server in this process; a stock folder makes it keep material."""
 
     def __init__(
-        self, folder, room: int = 5, relu: str = "sign", reveal: str = "logits", offline: str = "dealer"
+        self, folder, room: int = 5, relu: str = "sign", reveal: str = "exact", offline: str = "dealer"
     ) -> None:
-        model = Model(LOWERED, relus()[relu], REVEALS[reveal])
+        model = Model(LOWERED, relus()[relu], reveal_of(reveal))
         self.lines: list[str] = []
         self.server = Server(
             model,
@@ -48,7 +52,7 @@ class Serving:
         )
 
     def client(self, folder) -> Client:
-        return Client("127.0.0.1", self.server.port, stock=folder, timeout=20)
+        return Client("127.0.0.1", self.server.port, stock=folder, timeout=20, offline=self.server.mode.name)
 
     def __enter__(self) -> "Serving":
         self.thread = threading.Thread(target=self.server.run)
@@ -148,20 +152,29 @@ def test_keys_are_this_users_alone(tmp_path):
         key_of(folder)
 
 
-def test_a_client_has_a_few_stocks_at_a_server(tmp_path):
+def test_stocks_of_one_name_do_not_drop_each_other(tmp_path):
+    """Users who share a name have so many stocks; empty ones and old ones make room, others never."""
     stocks = ServerStocks(tmp_path / "s", 3)
-    for number in range(STOCKS + 4):
-        stocks.of("me", f"identity {number}", "use").put(bytes(16), b"x")
-    assert len(pieces(tmp_path)) == STOCKS
+    for number in range(STOCKS):
+        stocks.of("us", f"identity {number}", "use").put(bytes(16), b"x")
+    assert stocks.of("us", "one more", "use") is None and len(pieces(tmp_path)) == STOCKS
+    assert stocks.of("us", "identity 3", "use").take(bytes(16)) == b"x"
     stocks.of("another", "identity", "use").put(bytes(16), b"x")
-    assert len(pieces(tmp_path)) == STOCKS + 1
+    folder = stocks.of("us", "identity 3", "use").folder
+    assert stocks.of("us", "one more", "use") is None, "it was emptied a moment ago, and may be filled in the next"
+    os.utime(folder, (time.time() - 2 * IDLE,) * 2)
+    assert stocks.of("us", "one more", "use").names() == []
+    assert stocks.of("us", "two more", "use") is None
+    os.utime(stocks.of("us", "identity 5", "use").folder, (time.time() - 2 * UNUSED,) * 2)
+    assert stocks.of("us", "two more", "use") is not None and len(pieces(tmp_path)) == STOCKS - 1
 
 
 # Both parties
 
 
 @pytest.mark.parametrize(
-    ("relu", "reveal", "offline"), [("sign", "logits", "he"), ("full", "label", "dealer"), ("fss", "logits", "dealer")]
+    ("relu", "reveal", "offline"),
+    [("sign", "exact", "he"), ("full", "label", "dealer"), ("fss", "logits 2^12", "dealer")],
 )
 def test_kept_material_serves_another_connection(tmp_path, relu, reveal, offline):
     ours, theirs = tmp_path / "client", tmp_path / "server"
@@ -191,7 +204,7 @@ def test_a_stock_of_another_version_is_dropped_in_one_line(tmp_path, party, monk
 
     def of_another_version(self, name, content):
         is_other = tmp_path / party in self.folder.parents
-        put(self, name, content.replace(b"parelu-material-2", b"parelu-material-1", 1) if is_other else content)
+        put(self, name, content.replace(FORMAT.encode(), b"parelu-material-1", 1) if is_other else content)
 
     with Serving(tmp_path / "server") as serving:
         with monkeypatch.context() as patch, serving.client(tmp_path / "client") as client:
@@ -246,16 +259,87 @@ def test_a_party_restored_from_an_old_copy_reuses_nothing(tmp_path, restored):
         assert not pieces(ours) and not pieces(theirs)
 
 
-def test_stocks_are_not_compared_while_one_is_filled(tmp_path):
-    with Serving(tmp_path / "server") as serving:
-        with serving.client(tmp_path / "client") as client:
+def test_while_a_stock_is_filled_nothing_is_dropped_and_nothing_used_that_the_other_lacks(tmp_path):
+    ours, theirs = tmp_path / "client", tmp_path / "server"
+    with Serving(theirs) as serving:
+        with serving.client(ours) as client:
             client.session.add_to_stock()
-            shutil.rmtree(tmp_path / "server")
-            with ClientStocks(tmp_path / "client").filling(), serving.client(tmp_path / "client") as other:
-                assert other.session.in_stock == 1
-                with pytest.raises(ProtocolError, match="the server has no such material"):
-                    other.predict(IMAGES[:1])
-        assert not pieces(tmp_path / "client"), "what was offered once is not offered again"
+            client.session.add_to_stock()
+        for path in list(theirs.rglob(pieces(theirs)[0])):
+            path.unlink()
+        with ClientStocks(ours).filling(), serving.client(ours) as client:
+            assert client.session.in_stock == 1 and len(pieces(ours)) == 2
+            assert client.predict(IMAGES[:1]).shape == (1, 5)
+        assert len(pieces(ours)) == 1
+        with serving.client(ours):
+            assert not pieces(ours)
+
+
+class Silent(Channel):
+    """A server's channel that hears which pieces are to be used, and then keeps all that still comes."""
+
+    def receive(self, kind, length):
+        body = super().receive(kind, length)
+        if kind == "item":
+            self.socket.settimeout(0.5)
+            heard = bytearray()
+            with contextlib.suppress(TimeoutError):
+                while part := self.socket.recv(1 << 16):
+                    heard += part
+            Silent.heard = bytes(heard)
+            raise ProtocolError("heard enough")
+        return body
+
+
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_a_restored_client_does_not_send_two_images_under_one_mask(tmp_path, monkeypatch, is_filled):
+    """The difference of two messages under one r is that of the images. A piece counts as used by the server's word.
+
+    The client's stock is restored from a copy while another process of it fills, so that it cannot drop pieces; the
+    server is one that was restored as well, or that listens.
+    """
+    ours, copy = tmp_path / "client", tmp_path / "copy"
+    with Serving(tmp_path / "server") as serving:
+        with serving.client(ours) as client:
+            client.session.add_to_stock()
+        shutil.copytree(ours, copy)
+        with serving.client(ours) as client:
+            client.predict(IMAGES[:1])
+        shutil.rmtree(ours)
+        shutil.copytree(copy, ours)
+        monkeypatch.setattr("parelu.private.serving.server.Channel", Silent)
+        Silent.heard = b""
+        with contextlib.ExitStack() as stack:
+            if is_filled:
+                stack.enter_context(ClientStocks(ours).filling())
+            client = stack.enter_context(serving.client(ours))
+            client.session._there = set(client.session._stock.names())  # what a client without the comparison thinks
+            monkeypatch.setattr("parelu.private.serving.session.infer_client", lambda *_: pytest.fail("x − r was sent"))
+            if client.session.in_stock:
+                with pytest.raises(ProtocolError):
+                    client.predict(IMAGES[1:2])
+                assert Silent.heard == b"", "nothing but the name was sent"
+            assert client.session.in_stock == 0
+
+
+def test_connecting_elsewhere_leaves_a_stock_alone(tmp_path):
+    ours = tmp_path / "client"
+    with Serving(tmp_path / "server") as serving, Serving(tmp_path / "another") as another:
+        with serving.client(ours) as client:
+            for _ in range(3):
+                client.session.add_to_stock()
+        with another.client(ours) as client:
+            assert client.session.in_stock == 0
+        with serving.client(ours) as client:
+            assert client.session.in_stock == 3 and client.predict(IMAGES[:1]).shape == (1, 5)
+
+
+def test_a_stock_of_a_server_that_lost_its_key_is_not_offered_to_it(tmp_path):
+    with Serving(tmp_path / "server") as serving, serving.client(tmp_path / "client") as client:
+        client.session.add_to_stock()
+    (tmp_path / "server.key").unlink()
+    with Serving(tmp_path / "server") as serving, serving.client(tmp_path / "client") as client:
+        assert client.session.in_stock == 0
 
 
 @pytest.mark.parametrize("party", ["client", "server"])
@@ -295,7 +379,7 @@ def test_a_greeting_with_a_stock_is_checked(tmp_path):
         connection = socket.create_connection(("127.0.0.1", serving.server.port))
         stock = ClientStocks(tmp_path / "client")
         stock.identity = "../../x" * 3
-        session = Session(Channel(connection, timeout=10), stocks=stock)
+        session = Session(Channel(connection, timeout=10), Accepted(offline="dealer"), stocks=stock)
         session.add_to_stock()
         session.close()
     assert all(tmp_path / "server" in path.parents for path in (tmp_path / "server").rglob("*"))

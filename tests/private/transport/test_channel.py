@@ -108,6 +108,20 @@ def test_closing_again_or_what_is_broken_is_no_error():
     Channel(SimpleNamespace(settimeout=lambda seconds: None, close=close)).close()
 
 
+def test_after_a_failed_send_the_next_one_fails_in_the_same_way():
+    """TLS looks at what it sends through a view that the error keeps alive; nobody may resize it then."""
+    views = []
+
+    def sendall(data):
+        views.append(memoryview(data))
+        raise OSError("broken")
+
+    one = Channel(SimpleNamespace(settimeout=lambda seconds: None, sendall=sendall))
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match=r"the connection broke while sending \(broken\)"):
+            one.send("kind", b"abc")
+
+
 def test_turns_are_changes_of_direction_and_a_clock_stands_still_inside_another(clock):
     one, two = pair()
     with one.measured("online", "outer"):

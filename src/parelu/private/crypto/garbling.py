@@ -156,13 +156,18 @@ def sign_and_carry(machine: Machine, a: Sequence[Any], b: Sequence[Any], cut: in
     return [positive, machine.conjunction(positive, carries[cut - 1])]
 
 
-def masked_relu(machine: Machine, a: Sequence[Any], b: Sequence[Any], mask: Sequence[Any], cut: int = 0) -> list[Any]:
-    """Bits of relu(⌊(a + b) / 2^cut⌋) − mask modulo 2^m; 3(m − 1) − cut ANDs (DELPHI, section 4.1.1)."""
+def total(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    """Bits of a + b modulo 2^m; m − 1 ANDs."""
     carries = _carries(machine, a, b)
     xors = [machine.xor(x, y) for x, y in zip(a, b, strict=True)]
-    total = [xors[0], *(machine.xor(x, c) for x, c in zip(xors[1:], carries, strict=True))]
-    positive = machine.invert(total[-1])
-    relu = [machine.conjunction(bit, positive) for bit in total[cut:-1]]  # the bits above are 0
+    return [xors[0], *(machine.xor(x, c) for x, c in zip(xors[1:], carries, strict=True))]
+
+
+def masked_relu(machine: Machine, a: Sequence[Any], b: Sequence[Any], mask: Sequence[Any], cut: int = 0) -> list[Any]:
+    """Bits of relu(⌊(a + b) / 2^cut⌋) − mask modulo 2^m; 3(m − 1) − cut ANDs (DELPHI, section 4.1.1)."""
+    value = total(machine, a, b)
+    positive = machine.invert(value[-1])
+    relu = [machine.conjunction(bit, positive) for bit in value[cut:-1]]  # the bits above are 0
     relu += [machine.zero(positive)] * cut
     # y − r = ¬(¬y + r); the top bit of ¬y is 1.
     inverted = [machine.invert(bit) for bit in relu]
@@ -177,9 +182,7 @@ def argmax(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
 
     a, b: m wires each; no sum reaches 2^(m − 2) in absolute value. Of equals, any may win.
     """
-    carries = _carries(machine, a, b)
-    xors = [machine.xor(x, y) for x, y in zip(a, b, strict=True)]
-    values = [xors[0], *(machine.xor(x, c) for x, c in zip(xors[1:], carries, strict=True))]
+    values = total(machine, a, b)
     index: list[Any] = []
     while len(values[0]) > 1:
         half = len(values[0]) // 2

@@ -1,4 +1,4 @@
-"""The tweakable hash of garbling and oblivious transfer: TMMO over a fixed-key AES.
+"""Hashes of garbling and oblivious transfer: the tweakable one, TMMO over a fixed-key AES, and a linear one for checks.
 
 H(x, i) = π(π(x) ⊕ i) ⊕ π(x) (Guo, Katz, Wang, Yu 2020, section 7.4): tweakable circular correlation robust in the
 ideal-permutation model. A tweak is (number of the instance, number of the use in the instance), 64 bits each, and
@@ -9,12 +9,29 @@ from __future__ import annotations
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.prg import Blocks
 
 OT_DOMAIN = 1 << 63  # the second half of a tweak: gates count up from 0, oblivious transfers from here
+
+
+LINEAR_BYTES = 16
+
+
+def linear_hash(key: bytes, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """GHASH of each row, (n, bytes) → (n, 16): linear, and of equal value for two rows by chance only.
+
+    A polynomial over GF(2^128) in H = AES_key(0), whose coefficients are the row's blocks (NIST SP 800-38D, section
+    6.4): two rows of b blocks collide for at most b + 1 of the 2^128 values of H. What the tag of AES-GCM adds to
+    it is the same for all rows of one length, and goes with the tag of zeros. key: 16 bytes, public.
+    """
+    cipher, nonce = AESGCM(key), bytes(12)
+    tags = [cipher.encrypt(nonce, b"", row) for row in (bytes(rows.shape[1]), *rows)]
+    hashed = np.frombuffer(b"".join(tags), np.uint8).reshape(-1, LINEAR_BYTES)
+    return hashed[1:] ^ hashed[0]
 
 
 class Hash:

@@ -44,6 +44,10 @@ class Stream:
         self._encryptor.update_into(np.zeros(count, np.uint8), out)  # pyright: ignore[reportArgumentType]
         return out[:count]
 
+    def fill(self, out: NDArray[np.uint8], zeros: bytes) -> None:
+        """The next bytes, as many as there are zeros, into `out`, which has at least 15 bytes more."""
+        self._encryptor.update_into(zeros, out)  # pyright: ignore[reportArgumentType]
+
     def blocks(self, *shape: int) -> Blocks:
         """uint64 (*shape, 2): uniform 16-byte blocks."""
         count = 16 * int(np.prod(shape))

@@ -30,7 +30,7 @@ from parelu.private.lowering.lower import Lowered
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model, check_truncation
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact
 from parelu.private.rows import Cost, Costs, LayerCost
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
@@ -96,7 +96,7 @@ def _run_parties(folder: Path, options: Options) -> tuple[dict[str, Any], dict[s
         first = server.stdout.readline()
         if not first:
             raise UserError(f"the server's process failed: {_last_line(server)}")
-        with _party("client", folder, str(json.loads(first)["port"]), link) as client:
+        with _party("client", folder, str(json.loads(first)["port"]), options.offline, link) as client:
             out, error = client.communicate()
         rest = server.stdout.readline()
         if not rest:
@@ -188,14 +188,14 @@ def peak_mb() -> float:
 
 
 def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -> None:
-    model = Model(Lowered.load(folder), relus()[relu], REVEALS["logits"], truncation)
+    model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
     server = Server(
         model,
         modes()[offline],
         ("127.0.0.1", 0),
-        options=ServerOptions(link=LINKS[link], timeout=TIMEOUT),
+        options=ServerOptions(link=LINKS[link], timeout=TIMEOUT, budget=0, audit=0.0),
         log=failures.append,
         finished=lambda traffic: runs.append(_entries(traffic)),
     )
@@ -204,10 +204,10 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
     print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
 
 
-def _client(folder: Path, port: str, link: str) -> None:
+def _client(folder: Path, port: str, offline: str, link: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    with Client("127.0.0.1", int(port), link=LINKS[link], timeout=TIMEOUT) as client:
+    with Client("127.0.0.1", int(port), offline=offline, link=LINKS[link], timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()

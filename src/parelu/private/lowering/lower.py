@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ FRACTION = 10  # bits after the point of an activation
 WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site
 LEAST_SQUARE_BITS = 6  # c2 takes fewer, down to this, where many squares would make a wrap too likely
 SPARE_BITS = 1  # the calibrated range may be exceeded so often by a factor of two
+SALT_BYTES = 32
 LARGEST_WRAP = 1e-4  # bound on the probability that a truncation wraps, an inference
 
 Integers = Mapping[str, NDArray[np.int64]]  # weight, bias of a linear op; c0, c1, c2 of an activation's squares
@@ -70,11 +74,23 @@ class Lowered:
     Attributes:
         weights: number of the op → its integers.
         ranges: what calibration saw at the truncations and activations.
+        salt: hides the weights in their commitment.
     """
 
     program: Program
     weights: Mapping[int, Integers]
     ranges: tuple[Range, ...]
+    salt: bytes = dataclasses.field(default_factory=lambda: os.urandom(SALT_BYTES))
+
+    @functools.cached_property
+    def commitment(self) -> str:
+        """SHA-256 of the salt and all integers, which binds to the weights and tells nothing of them."""
+        digest = hashlib.sha256(self.salt)
+        for op, integers in sorted(self.weights.items()):
+            for name, values in sorted(integers.items()):
+                digest.update(f"{op}/{name} {values.shape} ".encode())
+                digest.update(values.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     @property
     def wrap_bound(self) -> float:
@@ -93,6 +109,7 @@ class Lowered:
             "program": self.program.to_bytes().decode(),
             "ranges": [dataclasses.asdict(r) for r in self.ranges],
             "candidate": candidate,
+            "salt": self.salt.hex(),
         }
         storage.write(folder, "program", header, tensors)
 
@@ -107,9 +124,12 @@ class Lowered:
         try:
             program = Program.from_bytes(header["program"].encode())
             ranges = tuple(Range(**entry) for entry in header["ranges"])
+            salt = bytes.fromhex(header["salt"])
+            if len(salt) != SALT_BYTES:
+                raise ValueError(f"a salt of {len(salt)} bytes")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{folder}/program.json is not a program of this version ({error})") from error
-        return cls(program, weights, ranges)
+        return cls(program, weights, ranges, salt)
 
 
 def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *, cost: Cost = seconds) -> Lowered:

@@ -185,6 +185,7 @@ def deal(model: Model) -> tuple[Dealer, Material]:
 class Dealt(Mode):
     name: ClassVar[str] = "dealer"
     threat_model: ClassVar[str] = "semi-honest, with a trusted dealer in the server's process: no privacy against it"
+    third_party: ClassVar[bool] = True
     packages: ClassVar[bool] = True
     comparisons: ClassVar[str] = "that dealer makes the keys of the ReLUs"
 
@@ -197,7 +198,7 @@ class Dealt(Mode):
     def client(self, channel: Channel, context: bytes, terms: Terms) -> None:
         return None
 
-    def serve(self, channel: Channel, state: None, model: Model) -> Material:
+    def serve(self, channel: Channel, state: None, model: Model, *, audited: bool = False) -> Material:
         with channel.measured("offline", "dealer"):
             package = self.package(model)
         return package.deliver(channel)

@@ -4,6 +4,9 @@ For each linear layer the client encrypts its share r of the layer's input and g
 packed as in `packing`. Where every position has a weight of its own, and for squares, integers are
 multiplied by oblivious transfer. Both parties walk the program in the same order; ciphertexts are sent one by one, so
 that one party works on a ciphertext while the other makes the next.
+
+A client that deviates in its ciphertexts reads weights out of the answers. An audit finds it out: the client shows
+the secret key of a query that is over, and the server sees whether all that came under it were fresh encryptions.
 """
 
 from __future__ import annotations
@@ -20,35 +23,44 @@ from parelu.fusion.composition import Convolution
 from parelu.fusion.packing import Packing, packing
 from parelu.network import ops
 from parelu.private.crypto import he
-from parelu.private.crypto.prg import Stream, fresh_seed
+from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import BITS, Ring, encode, reduce
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.ops import Conv, Linear, Op, Shape
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
-from parelu.private.offline.mode import Mode
+from parelu.private.offline.mode import Deviation, Mode
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
 
-SIZES = struct.Struct("<BB")  # log2 of the largest Σ|w| of a row, and of the largest factor of a single value
+SIZES = struct.Struct("<BB")  # the choice of parameters, and the bits of the largest factor of a single value
 
 
-def sizes(lowered: Lowered) -> tuple[int, int]:
-    """Two bounds on the weights that the client is told: it chooses parameters, and numbers of transfers, by them.
+def norm(lowered: Lowered, packed: dict[int, Packing]) -> int:
+    """The largest Σ|w| over the polynomials that are multiplied for one answer: of all rows of a block of outputs."""
+    found = 1
+    for number, how in packed.items():
+        weight = np.abs(lowered.weights[number - 1]["weight"])
+        rows = weight.reshape(len(weight), -1).sum(1)
+        found = max(found, int(np.add.reduceat(rows, np.arange(0, len(rows), how.kernels)).max()))
+    return found
 
-    n with Σ|w| ≤ 2^n for every row of a layer; m with |w| < 2^(m − 1) for every weight of a single value and c2.
-    """
-    rows = [1]
+
+def width(lowered: Lowered) -> int:
+    """m with |w| < 2^(m − 1) for every weight of a single value and c2: the client is told by how many transfers."""
     single = [1]
     for number, op in enumerate(lowered.program.ops):
-        integers = lowered.weights.get(number, {})
-        if isinstance(op, (Conv, Linear)):
-            weight = np.abs(integers["weight"])
-            rows.append(int(weight.reshape(len(weight), -1).sum(1).max()))
-        else:
+        if not isinstance(op, (Conv, Linear)):
+            integers = lowered.weights.get(number, {})
             single += [int(np.abs(integers[name]).max(initial=0)) for name in ("weight", "c2") if name in integers]
-    return (max(rows) - 1).bit_length(), max(single).bit_length() + 1
+    return max(single).bit_length() + 1
+
+
+def parameters(lowered: Lowered, packed: dict[int, Packing]) -> he.Parameters:
+    """Raises UserError where none are secure and exact."""
+    coefficients = sum(math.prod(lowered.program.shapes[number]) for number in packed)
+    return he.parameters(norm(lowered, packed), coefficients)
 
 
 def packings(program: Program) -> dict[int, Packing]:
@@ -72,13 +84,34 @@ def convolution(op: Conv | Linear, source: Shape) -> Convolution:
 class _Server(ObliviousServer):
     def __init__(self, channel: Channel, context: bytes, model: Model) -> None:
         super().__init__(channel, context)
-        rows, self.width = sizes(model.lowered)
-        parameters = he.parameters(1 << rows)
         self.model, self.packings = model, packings(model.terms.program)
+        self.parameters, self.width = parameters(model.lowered, self.packings), width(model.lowered)
+        self.uploads: list[np.ndarray] | None = None  # of an audited query
         with channel.measured("offline", "keys"):
-            channel.send("size", SIZES.pack(rows, self.width))
-            key = channel.receive("hkey", parameters.key_bytes)
-            self.he = he.Server(parameters, 1 << rows, key)
+            channel.send("size", SIZES.pack(he.CHOICES.index(self.parameters), self.width))
+
+    def start(self, *, audited: bool) -> None:
+        """A query's seed and key."""
+        self.begin()
+        self.uploads = [] if audited else None
+        with self.channel.measured("offline", "keys"):
+            key = self.channel.receive("hkey", self.parameters.upload_bytes)
+            self.he = he.Server(self.parameters, key, Stream(self.seed, "answers"))
+
+    def check(self) -> None:
+        """Of the query that just ended, with what the client shows."""
+        with self.channel.measured("offline", "audit"):
+            secret = self.channel.receive("show", he.SECRET_BYTES)
+            uploads, self.uploads = self.uploads, None
+            assert uploads is not None, "the query was not audited"
+            try:
+                audit = he.Audit(self.parameters, secret)
+            except ProtocolError as error:
+                raise Deviation(f"an audit: {error}") from error
+            if not audit.is_fresh(self.he.public_key, is_key=True):
+                raise Deviation("an audit: the client's public key is no encryption of zero")
+            if not all(audit.is_fresh(upload) for upload in uploads):
+                raise Deviation("an audit: a ciphertext of the client's is no fresh encryption")
 
     def linear(self, number: int, op: Op) -> Ring:
         program, weights = self.model.terms.program, self.model.lowered.weights[number - 1]["weight"]
@@ -86,23 +119,24 @@ class _Server(ObliviousServer):
         if number not in self.packings:
             return self.multiply(encode(weights.reshape(-1)), self.width)
         packed = self.packings[number]
-        flood = Stream(self.seed, "flood", number)
         columns = weights.reshape(len(weights), -1)
         inputs = [self.he.open(self._upload()) for _ in range(packed.uploads)]
         for block in range(packed.output_blocks):
-            totals = [None] * packed.tiles
+            totals = [self.he.blank() for _ in range(packed.tiles)]
             for read in packed.reads(block):
                 weight = self.he.weight(packed.pack_weight(columns, block, read))
-                for tile in range(len(totals)):
-                    one = inputs[tile * packed.input_blocks + read]
-                    totals[tile] = self.he.accumulate(totals[tile], one, weight)
+                for tile, total in enumerate(totals):
+                    self.he.accumulate(total, inputs[tile * packed.input_blocks + read], weight)
             for tile, total in enumerate(totals):
                 coefficients, positions = packed.needed(block, tile)
-                self.channel.send("answ", self.he.answer(total, mask[positions], coefficients, flood))
+                self.channel.send("answ", self.he.answer(total, mask[positions], coefficients))
         return mask
 
     def _upload(self) -> np.ndarray:
-        return self.channel.receive("upld", self.he.parameters.upload_bytes)
+        upload = self.channel.receive("upld", self.parameters.upload_bytes)
+        if self.uploads is not None:
+            self.uploads.append(upload)
+        return upload
 
     def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
         """With a = a_s + a_c, a_c the client's share of x: u = 2·c2·a, v = c1·a + c2·a², and x − a = x_s − a_s."""
@@ -119,15 +153,21 @@ class _Client(ObliviousClient):
     def __init__(self, channel: Channel, context: bytes, program: Program) -> None:
         super().__init__(channel, context)
         with channel.measured("offline", "keys"):
-            rows, self.width = SIZES.unpack(channel.receive("size", SIZES.size).tobytes())
-            if not 2 <= self.width < BITS:
-                raise ProtocolError(f"the server states weights of {self.width} bits")
-            try:
-                self.packings = packings(program)
-                self.he = he.Client(he.parameters(1 << rows))
-            except ValueError as error:
-                raise ProtocolError(f"the server's program is refused: {error}") from error
-            channel.send("hkey", self.he.public_key())
+            choice, self.width = SIZES.unpack(channel.receive("size", SIZES.size).tobytes())
+        if choice >= len(he.CHOICES) or not 2 <= self.width < BITS:
+            raise ProtocolError(f"the server states parameters {choice} and weights of {self.width} bits")
+        self.parameters = he.CHOICES[choice]
+        try:
+            self.packings = packings(program)
+        except ValueError as error:
+            raise ProtocolError(f"the server's program is refused: {error}") from error
+
+    def start(self) -> None:
+        """A query's seed and key."""
+        self.begin()
+        with self.channel.measured("offline", "keys"):
+            self.he = he.Client(self.parameters, Stream(self.seed, "ciphertexts"))
+            self.channel.send("hkey", self.he.public_key())
 
     def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
         flat = reduce(share.reshape(-1))
@@ -140,7 +180,7 @@ class _Client(ObliviousClient):
         for block in range(packed.output_blocks):
             for tile in range(packed.tiles):
                 coefficients, positions = packed.needed(block, tile)
-                answer = self.channel.receive("answ", self.he.parameters.answer_bytes(len(coefficients)))
+                answer = self.channel.receive("answ", self.parameters.answer_bytes(len(coefficients)))
                 out[positions] = self.he.decrypt(answer, coefficients)
         return out
 
@@ -154,15 +194,17 @@ class _Client(ObliviousClient):
 class HomomorphicEncryption(Mode):
     name: ClassVar[str] = "he"
     threat_model: ClassVar[str] = "semi-honest; no third party"
+    third_party: ClassVar[bool] = False
     comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
     most_bits: ClassVar[int] = MOST_BITS
+    audits: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
-        he.parameters(1 << sizes(model.lowered)[0])
         try:
-            packings(model.terms.program)
+            packed = packings(model.terms.program)
         except ValueError as error:
             raise UserError(f"offline mode he cannot run this network: {error}") from error
+        parameters(model.lowered, packed)
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model)
@@ -170,10 +212,17 @@ class HomomorphicEncryption(Mode):
     def client(self, channel: Channel, context: bytes, terms: Terms) -> _Client:
         return _Client(channel, context, terms.program)
 
-    def serve(self, channel: Channel, state: _Server, model: Model) -> Material:
-        state.seed = fresh_seed()
+    def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:
+        state.start(audited=audited)
         return prepare_server(model, state, functools.partial(channel.measured, "offline"))
 
     def fetch(self, channel: Channel, state: _Client) -> _Client:
-        state.seed = fresh_seed()
+        state.start()
         return state
+
+    def audit(self, channel: Channel, state: _Server, model: Model) -> None:
+        state.check()
+
+    def show(self, channel: Channel, state: _Client) -> None:
+        with channel.measured("offline", "audit"):
+            channel.send("show", state.he.show())

@@ -6,7 +6,7 @@ import abc
 from typing import Any, ClassVar
 
 from parelu import registry
-from parelu.errors import UserError
+from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import BITS
 from parelu.private.lowering.ops import Activation
 from parelu.private.lowering.program import Program
@@ -14,6 +14,10 @@ from parelu.private.protocol.correlations import ClientOffline
 from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
+
+
+class Deviation(ProtocolError):
+    """The client's messages of an offline phase were not those of an honest one."""
 
 
 class Package(abc.ABC):
@@ -27,13 +31,18 @@ class Package(abc.ABC):
 class Mode(abc.ABC):
     """An offline mode.
 
-    threat_model: whom the privacy of its rows rests on. packages: whether material can be made before a client comes.
+    threat_model: whom the privacy of its rows rests on; third_party: whether that is anybody but the two.
+    packages: whether material can be made before a client comes.
     comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
+    audits: whether a phase can be opened when it is over: the client shows what it drew, the server checks that its
+    messages were honest, and both drop the phase's material.
     """
 
     name: ClassVar[str]
     threat_model: ClassVar[str]
+    third_party: ClassVar[bool]
     packages: ClassVar[bool] = False
+    audits: ClassVar[bool] = False
     comparisons: ClassVar[str]
     most_bits: ClassVar[int] = BITS
 
@@ -72,12 +81,26 @@ class Mode(abc.ABC):
         """The other end; returns the state for `fetch`."""
 
     @abc.abstractmethod
-    def serve(self, channel: Channel, state: Any, model: Model) -> Material:
-        """Make the material of one inference with the client."""
+    def serve(self, channel: Channel, state: Any, model: Model, *, audited: bool = False) -> Material:
+        """Make the material of one inference with the client.
+
+        audited: keep of the client's messages what `audit` needs; the client must not be able to tell.
+        """
 
     @abc.abstractmethod
     def fetch(self, channel: Channel, state: Any) -> ClientOffline:
         """The client's end of `serve`, or of a package's delivery: what `prepare_client` asks of the server."""
+
+    def audit(self, channel: Channel, state: Any, model: Model) -> None:
+        """Right after `serve(audited=True)`, where `audits`: check the client's messages with what it shows.
+
+        The phase's material must never be used. Raises Deviation where they were not an honest client's.
+        """
+        raise NotImplementedError(f"offline mode {self.name} cannot be audited")
+
+    def show(self, channel: Channel, state: Any) -> None:
+        """The client's end of `audit`, for the phase of the last `fetch`, whose material must never be used."""
+        raise NotImplementedError(f"offline mode {self.name} cannot be audited")
 
 
 def modes() -> dict[str, Mode]:

@@ -1,8 +1,9 @@
 """What the two parties make by oblivious transfer: garbled circuits' labels, bits times values, integers times values.
 
 A connection has one Δ each way. That of the extension in which the server sends is the Δ of the garbled circuits: the
-extension's raw outputs are the zero labels of the client's wires, so that labels cost the server no message. Instances
-are numbered through the connection, so that no tweak is used twice under Δ.
+extension's raw outputs are the zero labels of the client's wires, so that labels cost the server no message. Each
+inference hashes under a key of its own; instances are numbered through the connection, so that no tweak is used twice
+under Δ even if two keys are equal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.base_ot import POINT_BYTES, Receiver, Sender
+from parelu.private.crypto.base_ot import POINT_BYTES, RESPONSE_BYTES, Receiver, Sender
 from parelu.private.crypto.dcf import Key
 from parelu.private.crypto.hash import OT_DOMAIN, Hash
 from parelu.private.crypto.ot_extension import (
@@ -22,6 +23,7 @@ from parelu.private.crypto.ot_extension import (
     message_bytes,
     random_ot_receiver,
     random_ot_sender,
+    trees_bytes,
 )
 from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import BITS, Ring, reduce
@@ -33,25 +35,42 @@ BITS_TIMES, INTEGERS_TIMES = OT_DOMAIN + 1, OT_DOMAIN + 2  # uses of a transfer,
 AT_ONCE = 1 << 18  # transfers of a product of integers
 
 
-class ObliviousServer(ServerOffline):
-    """The server of one connection."""
+class _Inferences:
+    """What both parties derive of their connection's context for each inference."""
+
+    hash: Hash
+    permutation: bytes
+
+    def __init__(self, context: bytes) -> None:
+        self._context, self._begun = context[:SEED_BYTES], 0
+        self.seed, self._multiplied = b"", 0
+        self.compared = 0  # transfers that made keys
+
+    def begin(self) -> None:
+        """Start an inference: a fresh seed, and keys of its own. Both parties do so at the same point."""
+        self.seed = fresh_seed()
+        self.hash = Hash(derive(self._context, "garbling", self._begun))
+        self.permutation = derive(self._context, "comparison", self._begun)
+        self._begun += 1
+
+
+class ObliviousServer(_Inferences, ServerOffline):
+    """The server of one connection; `begin` starts an inference."""
 
     def __init__(self, channel: Channel, context: bytes) -> None:
-        own = Stream(fresh_seed(), "base choices")
-        choices = own.bits(BASE)
-        choices[-1] = 1  # the colour of Δ
+        super().__init__(context)
+        choices = _delta()
         with channel.measured("offline", "base OTs"):
             receiver = Receiver(choices, context + b"labels")
             message = channel.receive("base", POINT_BYTES).tobytes()
             sender = Sender(BASE, context + b"products")
             channel.send("base", receiver.respond(message), sender.message())
-            self.receiver = ExtensionReceiver(sender.seeds(channel.receive("base", POINT_BYTES * BASE).tobytes()))
-        self.sender = ExtensionSender(choices, receiver.seeds())
+            body = channel.receive("base", RESPONSE_BYTES * BASE + trees_bytes()).tobytes()
+            points, trees = body[: RESPONSE_BYTES * BASE], body[RESPONSE_BYTES * BASE :]
+            self.receiver = ExtensionReceiver(sender.seeds(points), sender.transcript)
+            channel.send("tree", self.receiver.trees)
+            self.sender = ExtensionSender(choices, receiver.seeds(), receiver.transcript, trees)
         self.channel, self.delta = channel, self.sender.delta
-        self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
-        self.permutation = derive(context[:SEED_BYTES], "comparison")
-        self.seed, self._multiplied = b"", 0
-        self.compared = 0  # transfers that made keys
 
     def labels(self, number: int, first: int, wires: int, count: int) -> Blocks:
         message = self.channel.receive("labl", message_bytes(wires * count))
@@ -94,25 +113,22 @@ class ObliviousServer(ServerOffline):
         return reduce(out)
 
 
-class ObliviousClient(ClientOffline):
-    """The client of one connection."""
+class ObliviousClient(_Inferences, ClientOffline):
+    """The client of one connection; `begin` starts an inference."""
 
     def __init__(self, channel: Channel, context: bytes) -> None:
-        choices = Stream(fresh_seed(), "base choices").bits(BASE)
-        choices[-1] = 1
+        super().__init__(context)
+        choices = _delta()
         with channel.measured("offline", "base OTs"):
             sender = Sender(BASE, context + b"labels")
             channel.send("base", sender.message())
-            body = channel.receive("base", POINT_BYTES * (BASE + 1)).tobytes()
-            self.receiver = ExtensionReceiver(sender.seeds(body[: POINT_BYTES * BASE]))
-            other = Receiver(choices, context + b"products")
-            channel.send("base", other.respond(body[POINT_BYTES * BASE :]))
-        self.sender = ExtensionSender(choices, other.seeds())
+            body = channel.receive("base", RESPONSE_BYTES * BASE + POINT_BYTES).tobytes()
+            self.receiver = ExtensionReceiver(sender.seeds(body[: RESPONSE_BYTES * BASE]), sender.transcript)
+            receiver = Receiver(choices, context + b"products")
+            channel.send("base", receiver.respond(body[RESPONSE_BYTES * BASE :]), self.receiver.trees)
+            trees = channel.receive("tree", trees_bytes()).tobytes()
+            self.sender = ExtensionSender(choices, receiver.seeds(), receiver.transcript, trees)
         self.channel = channel
-        self.hash = Hash(derive(context[:SEED_BYTES], "garbling"))
-        self.permutation = derive(context[:SEED_BYTES], "comparison")
-        self.seed, self._multiplied = b"", 0
-        self.compared = 0  # transfers that made keys
 
     def stream(self, number: int, what: str) -> Stream:
         return Stream(self.seed, what, number)
@@ -158,6 +174,13 @@ class ObliviousClient(ClientOffline):
             self._multiplied += offered.size
             out[part] = shares.reshape(width, -1).sum(0)
         return reduce(out)
+
+
+def _delta() -> NDArray[np.uint8]:
+    """The choices of this party's base transfers: the bits of its Δ, which has colour 1."""
+    choices = Stream(fresh_seed(), "base choices").bits(BASE)
+    choices[-1] = 1
+    return choices
 
 
 def _parts(count: int, width: int) -> Iterator[slice]:

@@ -67,6 +67,7 @@ class Terms:
 
     def __post_init__(self) -> None:
         check_truncation(self.truncation, self.relu)
+        self.reveal.check(self.program)
 
     @property
     def truncated_locally(self) -> int:
@@ -278,7 +279,7 @@ def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], 
     """The client's online phase; images of one query share its rounds, and have a material each.
 
     images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
-    reveal: the last values, (N, classes), or the labels, (N, 1).
+    reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1).
     """
     program: Program = terms.program
     contents: list[_ClientMaterial] = [material.take() for material in materials]
@@ -370,8 +371,8 @@ def _activate(
     positions = np.concatenate([op.relus, op.squares])
     for follower, map_ in followers.items():
         with channel.measured("online", layers[follower - 1]):
-            for out, own in zip(ahead[follower], flat, strict=True):
-                map_.add(out[None], shares.shape[1:], positions, own[positions])
+            for out, share in zip(ahead[follower], flat, strict=True):
+                map_.add(out[None], shares.shape[1:], positions, share[positions])
     return shares
 
 

@@ -20,6 +20,7 @@ from parelu.errors import UserError
 from parelu.network.preprocessing import resize
 from parelu.private.crypto.ring import decode
 from parelu.private.lowering.encode import encode_images
+from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.session import Session
 from parelu.private.serving.stock import ClientStocks
 from parelu.private.transport import tls
@@ -41,6 +42,10 @@ class Client:
         certificates: Path | None = None,
         pin: str | None = None,
         *,
+        offline: str | None = None,
+        relu: str | None = None,
+        reveal: str | None = None,
+        truncation: str | None = None,
         stock: Path | None = None,
         link: Link = LINKS["loopback"],
         timeout: float = TIMEOUT,
@@ -48,15 +53,19 @@ class Client:
         """Connect and shake hands.
 
         Args:
-            certificates: folder with ca.pem, client.pem and client.key; None for a plain connection, for tests only.
-            pin: SHA-256 of the program, as the operator publishes it.
+            certificates: folder with ca.pem, client.pem and client.key; None for a plain connection on this machine.
+            pin: what the operator publishes: SHA-256 of the program, a commitment to the weights, and the names below.
+            offline, relu, reveal, truncation: names that the server must offer; None leaves the choice to it, but an
+                offline mode that trusts a third party is accepted by its name alone.
             stock: folder of this client's offline material; inferences take from it first.
             link: what the connection is shaped to, where the server's is too.
 
         Raises:
-            UserError: nobody answers, or a certificate is refused.
-            ProtocolError: the server breaks the protocol, or has another program than the pinned one.
+            UserError: nobody answers, a certificate is refused, or the pin is none.
+            ProtocolError: the server breaks the protocol, or offers what is not accepted; then nothing was sent.
         """
+        accepted = Accepted(pin, relu, offline, reveal, truncation)
+        tls.check_plain(host, certificates)
         folder = ClientStocks(stock) if stock else None
         context = tls.client_context(certificates) if certificates else None
         connection = connect(host, port)
@@ -69,7 +78,7 @@ class Client:
             ) from error
         channel = Channel(shaped(wrapped, link), timeout)
         try:
-            self.session = Session(channel, pin, stocks=folder)
+            self.session = Session(channel, accepted, stocks=folder)
         except BaseException:
             channel.close()
             raise
@@ -89,7 +98,8 @@ class Client:
         """Run uint8 images (N, C, H, W); `batch` of them a query share its rounds: more a second, each later.
 
         Images of the size that the data set has are brought to the network's, as in training. Returns
-        float64 logits (N, classes), or int64 labels (N,) where the server reveals only these.
+        float64 logits (N, classes), in steps unless the server reveals them exactly, or int64 labels (N,) where it
+        reveals only these: `session.terms.reveal`.
 
         Raises:
             UserError: images of another type or size; a batch larger than `session.terms.most_prepared`.

@@ -12,6 +12,7 @@ import functools
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from parelu.errors import ProtocolError, UserError
 from parelu.private.offline.mode import Mode, Package
 from parelu.private.protocol.delphi import Model
 from parelu.private.serving import session
+from parelu.private.serving.greeting import Offer
+from parelu.private.serving.ledger import Account, Ledger
 from parelu.private.serving.stock import ServerStocks
 from parelu.private.transport import tls
 from parelu.private.transport.channel import TIMEOUT, Channel, tcp
@@ -28,6 +31,9 @@ from parelu.private.transport.traffic import Traffic
 
 Traffics = Mapping[tuple[str, str], Traffic]
 HANDSHAKE_TIMEOUT = 10.0  # seconds
+BUDGET = 10_000  # inferences of a client
+AUDIT = 0.1  # of the offline phases
+WAIT = 0.2  # seconds before the next try, where the system has no room for a connection
 STRANGERS = 64  # connections beyond the clients served: so many may be shaking hands
 
 
@@ -90,6 +96,8 @@ class ServerOptions:
     clients: how many are served at once; one more is told to come back.
     shared: let other processes listen on the same port.
     link: what connections are shaped to; timeout: seconds of silence that end one.
+    budget: inferences of each client, by the name in its certificate; 0 for no limit. ledger: the file that counts them
+    and the offline phases; None counts in memory. audit: the share of offline phases that are opened.
     """
 
     ahead: int = 0
@@ -98,6 +106,9 @@ class ServerOptions:
     shared: bool = False
     link: Link = LINKS["loopback"]
     timeout: float = TIMEOUT
+    budget: int = BUDGET
+    ledger: Path | None = None
+    audit: float = AUDIT
 
     def check(self, mode: Mode) -> None:
         """Raises UserError where the offline mode cannot do this."""
@@ -105,6 +116,10 @@ class ServerOptions:
             raise UserError(f"offline mode {mode.name} needs the client: give --stock-dir, or leave --stock out")
         if self.stock and not self.ahead:
             raise UserError("--stock-dir needs --stock N, the inferences kept for each client")
+        if not 0 <= self.audit < 1:
+            raise UserError(f"--audit {self.audit:g} is not a share from 0 to below 1")
+        if self.budget < 0:
+            raise UserError(f"--budget {self.budget} is not a number of inferences, or 0 for no limit")
 
 
 class Server:
@@ -112,7 +127,7 @@ class Server:
 
     Args:
         address: (host, port); port 0 takes a free one, `port` says which.
-        certificates: folder with ca.pem, server.pem and server.key; None for plain connections, for tests only.
+        certificates: folder with ca.pem, server.pem and server.key; None for plain connections on this machine.
         log: called with one line for each connection that ends.
         finished: called with a connection's traffic after each inference; the traffic is cleared then.
     """
@@ -128,6 +143,7 @@ class Server:
         log: Callable[[str], None] = lambda line: None,
         finished: Callable[[Traffics], None] = lambda traffic: None,
     ) -> None:
+        tls.check_plain(address[0], certificates)
         self.model, self.mode, self.options, self.log, self.finished = model, mode, options, log, finished
         self._tls = tls.server_context(certificates) if certificates else None
         self._free = threading.Semaphore(options.clients)
@@ -139,6 +155,7 @@ class Server:
         mode.check(model)
         options.check(mode)
         self._stocks = ServerStocks(options.stock, options.ahead) if options.stock else None
+        self.offer, self._ledger = Offer.of(model, mode), Ledger(options.ledger, options.budget)
         try:
             self._listener = socket.create_server(address, backlog=64, reuse_port=options.shared)
         except (OSError, OverflowError) as error:
@@ -152,9 +169,11 @@ class Server:
         while connections is None or len(accepted) < connections:
             try:
                 connection, address = self._listener.accept()
-            except OSError:
+            except OSError as error:
                 if self._closing:
                     return
+                self.log(f"a connection was not accepted: {error}")
+                time.sleep(WAIT)  # out of descriptors: to ask again at once would keep a core busy
                 continue
             if len(self._threads) >= self.options.clients + STRANGERS:
                 connection.close()
@@ -183,6 +202,7 @@ class Server:
         for thread in threads:
             thread.join()
         self.prepared.close()
+        self._ledger.close()
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         try:
@@ -212,17 +232,28 @@ class Server:
             if not is_free:
                 channel.fail(f"{self.options.clients} clients are being served; try again later")
                 return f"refused: {self.options.clients} clients are being served"
-            who = tls.peer_of(wrapped)
-            stock = functools.partial(self._stocks.of, who) if self._stocks else None
-            room = self._stocks.size if self._stocks else 0
-            done = session.serve(channel, self.model, self.mode, self.prepared.take, stock, room, self.finished)
-            return f"{done} inference{'s' if done != 1 else ''}"
-        except ProtocolError as error:
-            channel.fail(str(error))
-            raise
+            account = self._ledger.account(tls.peer_of(wrapped))
+            try:
+                session.serve(channel, self.model, self.mode, self._service(account))
+            except ProtocolError as error:
+                channel.fail(str(error))
+                raise ProtocolError(f"{error}; {account.used}") from error
+            return account.used
         finally:
             if is_free:
                 self._free.release()
             channel.close()
             with self._lock:
                 self._connections.discard(wrapped)
+
+    def _service(self, account: Account) -> session.Service:
+        stocks = self._stocks
+        return session.Service(
+            package=self.prepared.take,
+            stock=functools.partial(stocks.of, account.name) if stocks else session.no_stock,
+            room=stocks.size if stocks else 0,
+            identity=stocks.identity if stocks else "",
+            account=account,
+            audit=self.options.audit,
+            finished=self.finished,
+        )

@@ -1,52 +1,57 @@
-"""A connection from its first message to its last: handshake, offline material on request, inferences.
+"""A connection after its greeting: offline material on request, inferences.
 
 client                          server
-helo: nonce, pinned hash   →
-                           ←    helo: nonce, engine, protocols, hash; prog: the program
-redy: hash of what came    →
 the offline mode's own set-up, both ways
-comd: prepare n            →    n times the offline phase
+comd: prepare n            →    n times the offline phase; where the mode audits, after each
+                           ←    chck: 1 where the server opens it: the client shows it, and both make another
 comd: infer n              →    the online phase of n images together
 comd: keep                 →    the offline phase; the server puts its half into the stock
                            ←    kept: the name of both halves, and the client does the same
-comd: use n; item: names   →    the online phase with material of the stock
-comd: compare; held: names →    the server drops all other halves
-                           ←    held: which it has; the client drops the rest
+comd: use n; item: names   →
+                           ←    have: the halves are taken; the online phase with them
+comd: which n; held: names →    (while nobody fills the client's stock: compare n; the server drops all other halves)
+                           ←    held: which it has; the client uses these alone (and drops the rest)
 comd: end                  →
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
-import json
 import os
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
-from parelu.private.crypto.prg import fresh_seed
 from parelu.private.crypto.ring import Ring
-from parelu.private.lowering.program import LARGEST_PROGRAM, Program
-from parelu.private.offline.mode import Mode, Package, modes
-from parelu.private.protocol.delphi import Material, Model, Terms, infer_client, infer_server, prepare_client
-from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.offline.mode import Deviation, Mode, Package
+from parelu.private.protocol.delphi import Material, Model, infer_client, infer_server, prepare_client
+from parelu.private.serving.greeting import (
+    NO_LIMIT,
+    TWO_PARTIES,
+    Accepted,
+    Offer,
+    Standing,
+    greet_client,
+    greet_server,
+    use,
+)
+from parelu.private.serving.ledger import Account, Ledger
 from parelu.private.serving.stock import NAME_BYTES, ClientStocks, Stock
 from parelu.private.transport.channel import Channel
 from parelu.private.transport.traffic import Traffic
 
-FORMAT = "parelu-session-2"
-LARGEST_HELLO = 4096
 COMMAND = struct.Struct("<4sI")
-PREPARE, INFER, KEEP, USE, COMPARE, END = b"prep", b"infr", b"keep", b"use ", b"comp", b"end "
+PREPARE, INFER, KEEP, USE, WHICH, COMPARE, END = b"prep", b"infr", b"keep", b"use ", b"whic", b"comp", b"end "
 LARGEST_STOCK = 10_000  # inferences
+RENEWED = 1000  # offline phases of a connection, after which it makes base transfers and keys anew
+MOST_OPENED = 50  # phases that a client shows one after another: at the default rate once in 10^50 inferences
 
 
 class Session:
@@ -55,72 +60,65 @@ class Session:
     Attributes:
         terms: program and protocols, as the server stated them.
         mode: the offline mode.
+        offer: all that the server states, and is pinned to.
         prepared: inferences whose offline phase is done.
         room: inferences that the server keeps for this client's stock; 0 where it keeps none.
+        left: inferences that the server's budget leaves to this client.
     """
 
-    def __init__(self, channel: Channel, pin: str | None = None, *, stocks: ClientStocks | None = None) -> None:
+    def __init__(
+        self, channel: Channel, accepted: Accepted = TWO_PARTIES, *, stocks: ClientStocks | None = None
+    ) -> None:
         """Shake hands; with stocks, compare this server's with its half.
 
-        pin: SHA-256 of the program, as the operator publishes it. Raises ProtocolError where the server has another.
+        Raises ProtocolError where the server offers what is not accepted: then nothing was sent that tells anything.
         """
         self.channel, self._stocks = channel, stocks
         self.prepared: deque[Material] = deque()
-        identity = stocks.identity if stocks else ""
-        hello = {"format": FORMAT, "nonce": fresh_seed().hex(), "pin": pin or "", "stock": identity}
         with channel.measured("setup", "handshake"):
-            ours = _dump(hello)
-            channel.send("helo", ours)
-            theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-            reply = _load(theirs, ("nonce", "engine", "relu", "offline", "reveal", "truncation", "digest", "room"))
-            body = channel.receive_up_to("prog", LARGEST_PROGRAM)
-            digest = hashlib.sha256(body).digest()
-            if pin and digest.hex() != pin:
-                raise ProtocolError(
-                    f"the server's program {digest.hex()[:16]}… is not the pinned {pin[:16]}…; "
-                    "ask the operator for the published hash"
-                )
-            try:
-                program = Program.from_bytes(body)
-            except ValueError as error:
-                raise ProtocolError(f"the server's program is refused: {error}") from error
-            channel.send("redy", digest)
-        relu, reveal = _named(relus(), reply, "relu"), _named(REVEALS, reply, "reveal")
-        self.mode: Mode = _named(modes(), reply, "offline")
-        try:
-            self.terms = Terms(program, relu, reveal, reply["truncation"])
-            self.mode.check_terms(program, self.terms.relu)
-        except UserError as error:
-            raise ProtocolError(f"the server's terms do not go together: {error}") from error
-        self.room = int(reply["room"]) if reply["room"].isdecimal() else 0
-        self._stock = stocks.of(_use(self.terms, self.mode)) if stocks and self.room else None
-        self._state: Any = None
+            greeted = greet_server(channel, accepted, stocks.identity if stocks else "")
+        self.offer, self.terms, self.mode = greeted.offer, greeted.terms, greeted.mode
+        self.room, self.left = greeted.standing.room, greeted.standing.left
+        self._context, self._state, self._phases = greeted.context, None, 0
+        self._stock = stocks.of(greeted.use) if stocks and self.room else None
+        self._there: set[bytes] = set()  # names of which the server has its half
         if self._stock:
             self._compare(self._stock)
-        self._context = _context(ours, theirs, digest)
 
     @property
     def in_stock(self) -> int:
-        """Inferences whose material is in the stock."""
-        return len(self._stock.names()) if self._stock else 0
+        """Inferences whose material is in the stock, on both sides."""
+        return len(self._stocked())
+
+    def _stocked(self) -> list[bytes]:
+        return [name for name in self._stock.names() if name in self._there] if self._stock else []
 
     def _fetch(self) -> Material:
-        if self._state is None:
-            self._state = self.mode.client(self.channel, self._context, self.terms)
-        offline = self.mode.fetch(self.channel, self._state)
-        return prepare_client(self.terms, offline, functools.partial(self.channel.measured, "offline"))
+        """The material of one inference; of those before it that the server opened, all is shown and dropped."""
+        for _ in range(MOST_OPENED):
+            if self._phases % RENEWED == 0:
+                self._state = self.mode.client(self.channel, _fresh(self._context, self._phases), self.terms)
+            self._phases += 1
+            offline = self.mode.fetch(self.channel, self._state)
+            material = prepare_client(self.terms, offline, functools.partial(self.channel.measured, "offline"))
+            with self.channel.measured("offline", "audit"):
+                if not self.mode.audits or not self.channel.receive("chck", 1)[0]:
+                    return material
+                material.take()
+                self.mode.show(self.channel, self._state)
+        raise ProtocolError(f"the server opened {MOST_OPENED} offline phases one after another, and used none")
 
     def _compare(self, stock: Stock) -> None:
+        """Learn which names the server has too; drop the others where nobody is making material."""
         assert self._stocks is not None
-        with self._stocks.comparing() as is_ours:
-            if not is_ours:
-                return
+        with self._stocks.comparing() as is_alone, self.channel.measured("setup", "stock"):
             names = stock.names()[:LARGEST_STOCK]
-            with self.channel.measured("setup", "stock"):
-                self.channel.send("comd", COMMAND.pack(COMPARE, len(names)))
-                self.channel.send("held", b"".join(names))
-                has = self.channel.receive("held", len(names))
-            stock.drop_others([name for name, there in zip(names, has, strict=True) if there])
+            self.channel.send("comd", COMMAND.pack(COMPARE if is_alone else WHICH, len(names)))
+            self.channel.send("held", b"".join(names))
+            has = self.channel.receive("held", len(names))
+            self._there = {name for name, there in zip(names, has, strict=True) if there}
+            if is_alone:
+                stock.drop_others(self._there)
 
     def add_to_stock(self) -> None:
         """Run the offline phase of one inference and put it into the stock, on both sides.
@@ -128,7 +126,9 @@ class Session:
         Raises UserError where there is no stock, or where this side's disk is full.
         """
         if not self._stock or not self._stocks:
-            raise UserError("the server keeps no stock for this connection; it needs --stock and --stock-dir")
+            raise UserError(
+                "the server keeps no stock for this connection; it needs --stock and --stock-dir, and room for one more"
+            )
         with self._stocks.filling():
             self.channel.send("comd", COMMAND.pack(KEEP, 1))
             material = self._fetch()
@@ -137,16 +137,16 @@ class Session:
                 self._stock.put(name, material.dump())
             except OSError as error:
                 raise UserError(f"{self._stock.folder}: material cannot be kept ({error.strerror})") from error
+            self._there.add(name)
 
     def _take(self, count: int) -> dict[bytes, Material]:
         """At most so many of the stock, the oldest first; raises UserError where it is of another version."""
         found: dict[bytes, Material] = {}
-        if not self._stock:
-            return found
-        for name in self._stock.names():
+        for name in self._stocked():
             if len(found) == count:
                 break
             with contextlib.suppress(KeyError):
+                assert self._stock is not None
                 found[name] = _load_material(self._stock, name, UserError)
         return found
 
@@ -155,6 +155,7 @@ class Session:
         most = self.terms.most_prepared - len(self.prepared)
         if not 1 <= count <= most:
             raise UserError(f"{count} inferences cannot be prepared: a connection may have {most} more")
+        self._check_budget(count + len(self.prepared))
         self.channel.send("comd", COMMAND.pack(PREPARE, count))
         for _ in range(count):
             self.prepared.append(self._fetch())
@@ -171,18 +172,30 @@ class Session:
             )
         if images.min() < program.low or images.max() > program.high:
             raise UserError(f"an image has values outside of its range, {program.low} to {program.high}")
+        self._check_budget(count)
         stocked = self._take(count) if self.in_stock >= count and not self.prepared else {}
         if len(stocked) == count:
+            materials = [*stocked.values()]
             with self.channel.measured("online", "request"):
                 self.channel.send("comd", COMMAND.pack(USE, count))
                 self.channel.send("item", *stocked)
-            return infer_client(self.channel, self.terms, [*stocked.values()], images)
-        if count > len(self.prepared):
-            self.prepare(count - len(self.prepared))
-        materials = [self.prepared.popleft() for _ in range(count)]
-        with self.channel.measured("online", "request"):
-            self.channel.send("comd", COMMAND.pack(INFER, count))
+                # Before the server has removed its half, x − r might go to one that was restored, for the second time.
+                self.channel.receive("have", 0)
+        else:
+            if count > len(self.prepared):
+                self.prepare(count - len(self.prepared))
+            materials = [self.prepared.popleft() for _ in range(count)]
+            with self.channel.measured("online", "request"):
+                self.channel.send("comd", COMMAND.pack(INFER, count))
+        self.left -= count
         return infer_client(self.channel, self.terms, materials, images)
+
+    def _check_budget(self, count: int) -> None:
+        if count > self.left:
+            raise UserError(
+                f"{count} inferences are more than the {self.left} that the server's budget leaves to this "
+                "certificate; ask its operator"
+            )
 
     def close(self) -> None:
         """Say good-bye and close; safe to call again, also on a broken connection."""
@@ -194,24 +207,46 @@ class Session:
             self.channel.close()
 
 
-class _Served:
-    """The server's end of one connection; arguments as `serve` takes them."""
+def no_stock(identity: str, use: str) -> None:
+    """Of a server that keeps none."""
 
-    def __init__(
-        self,
-        channel: Channel,
-        model: Model,
-        mode: Mode,
-        package: Callable[[], Package | None],
-        stock: Callable[[str, str], Stock] | None,
-        room: int,
-        finished: Callable[[Mapping[tuple[str, str], Traffic]], None],
-    ) -> None:
-        self.channel, self.model, self.mode, self._package, self._finished = channel, model, mode, package, finished
-        self._context, identity = _greet(channel, model, mode, room)
-        self._stock = stock(identity, _use(model.terms, mode)) if stock and identity else None
-        self._room, self._state = room, None
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """What a server has for one client.
+
+    package: takes material that was made ahead. stock: gives the stock of a client's identity for a use, None where it
+    may have no more; room: inferences that one may hold; identity: of the server's stocks. account: what the client may
+    still have. audit: the share of offline phases that are opened, where the mode audits. finished: called with the
+    traffic since the last query, after each.
+    """
+
+    package: Callable[[], Package | None] = lambda: None
+    stock: Callable[[str, str], Stock | None] = no_stock
+    room: int = 0
+    identity: str = ""
+    account: Account = dataclasses.field(default_factory=lambda: Ledger().account(""))
+    audit: float = 0.0
+    finished: Callable[[Mapping[tuple[str, str], Traffic]], None] = lambda traffic: None
+
+
+class _Served:
+    """The server's end of one connection."""
+
+    def __init__(self, channel: Channel, model: Model, mode: Mode, service: Service) -> None:
+        self.channel, self.model, self.mode, self.service = channel, model, mode, service
+        self._stock: Stock | None = None
+        with channel.measured("setup", "handshake"):
+            greeted = greet_client(channel, model, mode, self._standing)
+        self._context, self._state, self._phases = greeted.context, None, 0
         self._prepared: deque[Material] = deque()
+
+    def _standing(self, identity: str) -> Standing:
+        service, left = self.service, self.service.account.left
+        if identity:
+            self._stock = service.stock(identity, use(service.identity, Offer.of(self.model, self.mode)))
+        room = service.room if self._stock else 0
+        return Standing(room, NO_LIMIT if left is None else left, service.identity)
 
     def run(self) -> int:
         """Until the client ends it; returns the number of inferences."""
@@ -220,35 +255,65 @@ class _Served:
             command, count = COMMAND.unpack(self.channel.receive("comd", COMMAND.size).tobytes())
             if command == PREPARE and 1 <= count <= self.model.terms.most_prepared - len(self._prepared):
                 for _ in range(count):
-                    ready = self._package()
-                    self._prepared.append(ready.deliver(self.channel) if ready else self._make())
+                    self._prepared.append(self._deliver())
             elif command == INFER and 1 <= count <= len(self._prepared):
+                self.service.account.infer(count)
                 done += self._infer([self._prepared.popleft() for _ in range(count)])
             elif command == USE and 1 <= count <= self.model.terms.most_prepared and self._stock:
                 done += self._infer(self._take(self._stock, count))
             elif command == KEEP and count == 1 and self._stock:
                 self._add(self._stock)
-            elif command == COMPARE and count <= LARGEST_STOCK and self._stock:
-                self._compare(self._stock, count)
+            elif command in (WHICH, COMPARE) and count <= LARGEST_STOCK and self._stock:
+                self._compare(self._stock, count, drops=command == COMPARE)
             elif command == END and not count:
                 return done
             else:
                 raise ProtocolError(f"command {command!r} {count} with {len(self._prepared)} inferences prepared")
 
+    def _deliver(self) -> Material:
+        """Of one inference, made ahead or now."""
+        package = self.service.package()
+        if package is None:
+            return self._make()
+        self.service.account.phase(opened=False)
+        return package.deliver(self.channel)
+
     def _make(self) -> Material:
-        if self._state is None:
-            self._state = self.mode.server(self.channel, self._context, self.model)
-        return self.mode.serve(self.channel, self._state, self.model)
+        """Of one inference, with the client; now and then it is opened, and another is made."""
+        while True:
+            is_opened = self.mode.audits and _toss(self.service.audit)
+            self.service.account.phase(is_opened)
+            if self._phases % RENEWED == 0:
+                self._state = self.mode.server(self.channel, _fresh(self._context, self._phases), self.model)
+            self._phases += 1
+            if not self.mode.audits:
+                return self.mode.serve(self.channel, self._state, self.model)
+            material = self.mode.serve(self.channel, self._state, self.model, audited=is_opened)
+            with self.channel.measured("offline", "audit"):
+                self.channel.send("chck", bytes([is_opened]))
+                if not is_opened:
+                    return material
+                material.take()
+                self._audit()
+
+    def _audit(self) -> None:
+        account = self.service.account
+        try:
+            self.mode.audit(self.channel, self._state, self.model)
+        except Deviation as error:
+            account.bar(str(error))
+            raise
+        account.answered()
 
     def _infer(self, materials: list[Material]) -> int:
         infer_server(self.channel, self.model, materials)
-        self._finished(self.channel.traffic)
+        self.service.finished(self.channel.traffic)
         self.channel.traffic.clear()
         return len(materials)
 
     def _add(self, stock: Stock) -> None:
-        if len(stock.names()) >= self._room:
-            raise ProtocolError(f"the stock is full: the server keeps {self._room} inferences for a client")
+        if len(stock.names()) >= self.service.room:
+            raise ProtocolError(f"the stock is full: the server keeps {self.service.room} inferences for a client")
         material, name = self._make(), os.urandom(NAME_BYTES)
         try:
             stock.put(name, material.dump())
@@ -258,34 +323,38 @@ class _Served:
 
     def _take(self, stock: Stock, count: int) -> list[Material]:
         names = _names(self.channel.receive("item", NAME_BYTES * count))
+        self.service.account.infer(count)
         try:
-            return [_load_material(stock, name, ProtocolError) for name in names]
+            materials = [_load_material(stock, name, ProtocolError) for name in names]
         except KeyError:
             raise ProtocolError("the server has no such material; connect again to compare stocks") from None
+        self.channel.send("have")
+        return materials
 
-    def _compare(self, stock: Stock, count: int) -> None:
+    def _compare(self, stock: Stock, count: int, *, drops: bool) -> None:
         names = _names(self.channel.receive("held", NAME_BYTES * count))
-        stock.drop_others(names)
+        if drops:
+            stock.drop_others(names)
         there = set(stock.names())
         self.channel.send("held", bytes(name in there for name in names))
 
 
-def serve(
-    channel: Channel,
-    model: Model,
-    mode: Mode,
-    package: Callable[[], Package | None] = lambda: None,
-    stock: Callable[[str, str], Stock] | None = None,
-    room: int = 0,
-    finished: Callable[[Mapping[tuple[str, str], Traffic]], None] = lambda traffic: None,
-) -> int:
+def serve(channel: Channel, model: Model, mode: Mode, service: Service = Service()) -> int:
     """The server's end, until the client ends it; returns the number of inferences.
 
-    package: takes material that was made ahead. stock: gives the stock of a client's identity for a use, and `room` how
-    many inferences it may hold. finished: called with the traffic since the last query, after each. Raises
-    ProtocolError where the client breaks the protocol.
+    Raises ProtocolError where the client breaks the protocol.
     """
-    return _Served(channel, model, mode, package, stock, room, finished).run()
+    return _Served(channel, model, mode, service).run()
+
+
+def _fresh(context: bytes, phases: int) -> bytes:
+    """The context of what is made anew after so many phases."""
+    return hashlib.sha256(context + phases.to_bytes(8, "little")).digest()
+
+
+def _toss(share: float) -> bool:
+    """True with this probability, by the operating system's generator."""
+    return int.from_bytes(os.urandom(7)) < share * 2.0**56
 
 
 def _load_material(stock: Stock, name: bytes, error: type[Exception]) -> Material:
@@ -301,66 +370,3 @@ def _load_material(stock: Stock, name: bytes, error: type[Exception]) -> Materia
 
 def _names(body: NDArray[np.uint8]) -> list[bytes]:
     return [name.tobytes() for name in body.reshape(-1, NAME_BYTES)]
-
-
-def _greet(channel: Channel, model: Model, mode: Mode, room: int) -> tuple[bytes, str]:
-    """What both saw, and the client's stock."""
-    terms = model.terms
-    with channel.measured("setup", "handshake"):
-        theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-        hello = _load(theirs, ("nonce", "pin", "stock"))
-        digest = terms.program.digest
-        ours = _dump(
-            {
-                "format": FORMAT,
-                "nonce": fresh_seed().hex(),
-                "engine": "delphi",
-                "relu": terms.relu.name,
-                "offline": mode.name,
-                "reveal": terms.reveal.name,
-                "truncation": terms.truncation,
-                "digest": digest,
-                "room": str(room),
-            }
-        )
-        channel.send("helo", ours)
-        channel.send("prog", terms.program.to_bytes())
-        if hello["pin"] not in ("", digest):
-            raise ProtocolError(f"the client pins program {hello['pin'][:16]!r}, this server has {digest[:16]}")
-        if channel.receive("redy", 32).tobytes().hex() != digest:
-            raise ProtocolError("the client read another program than the server sent")
-    return _context(theirs, ours, bytes.fromhex(digest)), hello["stock"]
-
-
-def _use(terms: Terms, mode: Mode) -> str:
-    """What material is for."""
-    protocols = f"{terms.relu.name} {terms.truncation} {terms.reveal.name} {mode.name}"
-    return f"{FORMAT} delphi {protocols} {terms.program.digest}"
-
-
-def _context(client_hello: bytes, server_hello: bytes, digest: bytes) -> bytes:
-    """What both parties saw: base OTs and the garbling hash are bound to it."""
-    parts = (client_hello, server_hello, digest)
-    return hashlib.sha256(b"".join(len(part).to_bytes(4, "little") + part for part in parts)).digest()
-
-
-def _dump(value: dict[str, Any]) -> bytes:
-    return json.dumps(value).encode()
-
-
-def _load(body: bytes, fields: tuple[str, ...]) -> dict[str, str]:
-    try:
-        value = json.loads(body)
-        if value.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        if sorted(value) != sorted(fields) or not all(isinstance(v, str) and len(v) <= 200 for v in value.values()):
-            raise ValueError("its fields are others")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"the peer's greeting is not of this version of parelu ({str(error)[:80]})") from error
-    return value
-
-
-def _named(known: Any, reply: dict[str, str], what: str) -> Any:
-    if reply[what] not in known:
-        raise ProtocolError(f"the server uses {what} {reply[what][:20]!r}, this version knows {', '.join(known)}")
-    return known[reply[what]]

@@ -1,9 +1,10 @@
 """Offline material on disk: encrypted, taken once, and dropped where the other party has lost its half.
 
 A client and a server that prepare inferences ahead put the halves into stocks, under one random name. Whoever uses one
-first removes it from the disk, and only then from its memory: a killed party has no half of it left. On request the
-client says which names it has; the server drops all others and says which of them it has too, and the client drops the
-rest. So a party that is restored from an old copy finds that the other one knows what was spent.
+first removes it from the disk, and only then from its memory: a killed party has no half of it left. When they
+connect the client says which names it has, and uses those alone that the server has too. While nobody fills the
+client's stock, each also drops what the other lacks. So a party that is restored from an old copy finds that the other
+one knows what was spent. A piece is used when the server has said that it took its half.
 
 FOLDER.key beside the folder has the key, so that a copy of the folder alone is of no use.
 """
@@ -15,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -28,7 +30,8 @@ from parelu.private.crypto.prg import derive
 NAME_BYTES = 16
 NONCE_BYTES = 12
 KEY_BYTES = 32
-STOCKS = 16  # of one client's certificate; the one that was unused for longest makes room
+STOCKS = 16  # of one client's name
+UNUSED, IDLE = 30 * 86400.0, 3600.0  # seconds after which a stock makes room for another, and an empty one
 
 
 def key_of(folder: Path) -> bytes:
@@ -137,19 +140,29 @@ class ServerStocks:
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size, self._key = folder, size, key_of(folder)
+        self.identity = derive(self._key, "server's identity").hex()
 
-    def of(self, client: str, identity: str, use: str) -> Stock:
-        """client: of its certificate; identity: of its stock."""
+    def of(self, client: str, identity: str, use: str) -> Stock | None:
+        """client: its name; identity: of its stock. None where so many other stocks of this client are in use."""
         own = self.folder / hashlib.sha256(client.encode()).hexdigest()[:32]
-        name = hashlib.sha256(f"{identity} {use}".encode()).hexdigest()[:32]
-        if own.is_dir() and not (own / name).exists():
-            others = sorted((path for path in own.iterdir() if path.is_dir()), key=_age)
-            for path in others[: max(0, len(others) - STOCKS + 1)]:
-                shutil.rmtree(path, ignore_errors=True)
-        return Stock(own / name, self._key, f"server {client} {identity} {use}")
+        folder = own / hashlib.sha256(f"{identity} {use}".encode()).hexdigest()[:32]
+        if not folder.exists() and not _has_room(own):
+            return None
+        return Stock(folder, self._key, f"server {client} {identity} {use}")
+
+
+def _has_room(own: Path) -> bool:
+    """For one more stock of a client; those that are empty, or were not used for long, make it."""
+    stocks = [path for path in own.iterdir() if path.is_dir()] if own.is_dir() else []
+    now = time.time_ns()
+    idle = [path for path in stocks if now - _age(path) > 1e9 * (UNUSED if any(path.iterdir()) else IDLE)]
+    for path in sorted(idle, key=_age)[: max(0, len(stocks) - STOCKS + 1)]:
+        shutil.rmtree(path, ignore_errors=True)
+    return sum(path.is_dir() for path in stocks) < STOCKS
 
 
 def _age(path: Path) -> int:
+    """When it was changed, in nanoseconds; 0 where it is gone."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

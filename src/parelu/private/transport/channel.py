@@ -133,8 +133,8 @@ class Channel:
     def _flush(self, *, force: bool = False) -> None:
         """Send what waits: small parts go together, the last of a message at once."""
         if self._waiting and (force or not self._open or len(self._waiting) > SMALL):
-            self._send(self._waiting)
-            self._waiting = bytearray()
+            waiting, self._waiting = self._waiting, bytearray()  # also where it cannot be sent
+            self._send(waiting)
 
     def _send(self, data: Any) -> None:
         try:

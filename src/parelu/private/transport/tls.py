@@ -68,9 +68,35 @@ def handshake(context: ssl.SSLContext, connection: socket.socket, server_hostnam
 
 
 def peer_of(connection: socket.socket) -> str:
-    """SHA-256 of the peer's certificate; "" without TLS."""
-    certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
-    return hashlib.sha256(certificate).hexdigest() if certificate else ""
+    """The subject that the authority named in the peer's certificate, and the authority; "" without TLS.
+
+    A renewed certificate keeps it. One without a subject is known by its key.
+    """
+    encoded = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
+    if not encoded:
+        return ""
+    certificate = x509.load_der_x509_certificate(encoded)
+    subject = certificate.subject.rfc4514_string()
+    if not subject:
+        key = certificate.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        subject = f"key {hashlib.sha256(key).hexdigest()}"
+    return f"{subject}; by {certificate.issuer.rfc4514_string()}"
+
+
+def check_plain(host: str, certificates: Path | None) -> None:
+    """Raises UserError where a plain connection would leave this machine."""
+    if certificates is None and not is_loopback(host):
+        raise UserError(f"{host} is not this machine's own address, and needs TLS: give --tls DIR (parelu certs DIR)")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def make_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> None:

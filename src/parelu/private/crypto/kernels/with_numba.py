@@ -9,6 +9,7 @@ import numpy as np
 from parelu.network.cache import compiled
 
 SPARSE = 0.3
+FOLDED = 128  # words of all leaves at a time: they stay in the cache
 COLOUR, TOP, RING = np.uint64(63), np.uint64(1 << 63), np.uint64((1 << 59) - 1)
 _loop = compiled(nogil=True)
 
@@ -78,16 +79,18 @@ def select_labels(zeros: Any, delta: Any, values: Any, out: Any) -> None:
 @_loop
 def transpose_bits(columns: Any, out: Any) -> None:
     # 32 words of a column at a time: every swap is then one pass over neighbours, which the compiler vectorises.
-    block = np.empty((64, 32), np.uint64)
+    block = np.empty((2, 64, 32), np.uint64)
     for first in range(0, columns.shape[1], 32):
         lanes = min(32, columns.shape[1] - first)
-        for half in range(2):
-            for k in range(64):
-                block[k, :lanes] = columns[64 * half + k, first : first + lanes]
-            _transpose_blocks(block)
+        for k in range(64):
             for lane in range(lanes):
-                for k in range(64):
-                    out[64 * (first + lane) + k, half] = block[k, lane]
+                block[0, k, lane], block[1, k, lane] = columns[k, first + lane], columns[64 + k, first + lane]
+        _transpose_blocks(block[0])
+        _transpose_blocks(block[1])
+        for lane in range(lanes):
+            for k in range(64):
+                row = 64 * (first + lane) + k
+                out[row, 0], out[row, 1] = block[0, k, lane], block[1, k, lane]
 
 
 @_loop
@@ -97,13 +100,28 @@ def _transpose_blocks(block: Any) -> None:
         shift = np.uint64(width)
         for pair in range(32):
             k = pair + (pair & -width)  # the rows without the bit `width`
-            upper, lower = block[k], block[k + width]
             for lane in range(32):
-                swapped = ((upper[lane] >> shift) ^ lower[lane]) & mask
-                upper[lane] ^= swapped << shift
-                lower[lane] ^= swapped
+                upper, lower = block[k, lane], block[k + width, lane]
+                swapped = ((upper >> shift) ^ lower) & mask
+                block[k, lane] = upper ^ (swapped << shift)
+                block[k + width, lane] = lower ^ swapped
         width >>= 1
         mask ^= mask << np.uint64(width)
+
+
+@_loop
+def fold(leaves: Any, columns: Any) -> None:
+    for first in range(0, columns.shape[1], FOLDED):
+        last, half = min(first + FOLDED, columns.shape[1]), len(leaves)
+        for b in range(len(columns)):
+            half //= 2
+            column = columns[b, first:last]
+            for k in range(half):
+                # Rows of their own, so that the compiler sees that they are apart, and vectorises.
+                even, odd, out = leaves[2 * k, first:last], leaves[2 * k + 1, first:last], leaves[k, first:last]
+                for i in range(len(column)):
+                    column[i] ^= odd[i]
+                    out[i] = even[i] ^ odd[i]
 
 
 @_loop

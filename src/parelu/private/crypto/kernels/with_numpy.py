@@ -89,6 +89,18 @@ def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
         out.reshape(-1, 64, 2)[:, :, half] = block.T
 
 
+def fold(leaves: NDArray[np.uint64], columns: NDArray[np.uint64]) -> None:
+    """Sums of leaves: columns[b] ^= that of the leaves whose number has bit b, leaves[0] becomes that of all.
+
+    leaves: (2^k, at least words), overwritten; columns: (k, words).
+    """
+    nodes = leaves[:, : columns.shape[1]]
+    for column in columns:
+        column ^= np.bitwise_xor.reduce(nodes[1::2], 0)
+        nodes = nodes[::2] ^ nodes[1::2]
+    leaves[0, : columns.shape[1]] = nodes[0]
+
+
 def descend(
     operands: Blocks, permuted: Blocks, paths: NDArray[np.uint64], shift: int, correction: Blocks, sums: Blocks
 ) -> None:

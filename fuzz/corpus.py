@@ -1,0 +1,141 @@
+"""Makes the samples that fuzzing starts from, of real objects: fuzz/corpus/TARGET/NAME.
+
+    make fuzz-corpus
+
+Small ones only. Those of whole sessions and of ciphertexts are edits of what is made afresh in each run. What fuzzing
+finds and is worth keeping is put beside them by hand, and stays.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from nacl import bindings
+from safetensors.torch import save
+from two_parties import Residual, lowered_of, ready, without_relus_at
+
+from fuzz import sessions
+from fuzz.edits import edit
+from fuzz.targets import TARGETS
+from parelu.network.candidate import Candidate
+from parelu.network.metrics import Metrics, SearchMetrics
+from parelu.network.spec import spec_of
+from parelu.private.crypto.codec import dump
+from parelu.private.crypto.dcf import Key, correction_blocks
+from parelu.private.crypto.hash import Hash
+from parelu.private.fresh import untrained
+from parelu.private.lowering.lower import Lowered
+from parelu.private.transport.channel import HEADER
+
+FOLDER = Path(__file__).parent / "corpus"
+Samples = Iterator[tuple[str, str, bytes]]  # target, name, content
+
+
+def lowered() -> Iterator[tuple[str, Lowered]]:
+    """Programs that have every op between them."""
+    yield "relus", lowered_of(ready(Residual(), sessions.SHAPE, lambda u: u < 0.3))
+    yield "squares", lowered_of(ready(Residual(), sessions.SHAPE, lambda u: u < 0.1, lambda c: torch.ones(3, c) / 4))
+    yield "lines", lowered_of(without_relus_at(ready(Residual(), sessions.SHAPE), "relu2"))
+
+
+def of_the_wire() -> Samples:
+    for name, model in lowered():
+        yield "program", name, model.program.to_bytes()
+    ours, theirs = (messages[0][HEADER.size :] for messages in sessions.honest("dealer_sign"))
+    yield from (("greeting", "client", b"\0" + ours), ("greeting", "server", b"\1" + theirs))
+    two = HEADER.pack(b"kind", 0, 5) + b"hello" + HEADER.pack(b"kind", 1, 9) + b"good-bye!"
+    yield "messages", "two", bytes([2, 0, 5, 1, 20, 0, 0, 0, 0]) + two
+    yield "messages", "reason", bytes([1, 0, 5, 0, 0, 0, 0, 0, 0]) + HEADER.pack(b"fail", 0, 4) + b"busy"
+    yield "ring_elements", "five", np.arange(5, dtype=np.uint64).tobytes()
+    yield "packed_bits", "thirteen", b"\x0d\xff\x1f"
+    points = [bindings.crypto_scalarmult_ed25519_base_noclamp(k.to_bytes(32, "little")) for k in (2, 3, 5)]
+    yield "base_points_of_a_sender", "one", points[0]
+    yield "base_points_of_a_receiver", "three", b"\3" + b"".join(points)
+
+
+def of_edits() -> Samples:
+    for name in TARGETS:
+        first = b"\7" if name == "extension" else b""
+        if name.startswith(("extension", "he_", "client_", "server_")):
+            yield name, "honest", first
+            yield name, "another byte", first + edit("replace", 1, 20, b"\xff")
+            yield name, "another header", first + edit("replace", 2, 0, b"fail\0\0\0\0\4\0\0\0")
+            yield name, "elements", first + edit("replace", 3, 16, b"\xff" * 8) + edit("replace", 7, 16, b"\xff" * 200)
+            yield name, "longer and shorter", first + edit("insert", 4, 50, bytes(16)) + edit("delete", 5, 16, size=9)
+            yield name, "out of order", first + edit("swap", 3, 4) + edit("double", 2) + edit("drop", 6)
+
+
+def of_the_disk() -> Samples:
+    zeros = np.zeros((3, 2), np.uint64)
+    key = Key(bytes(16), 0, 4, zeros, np.zeros((correction_blocks(4, 3), 2), np.uint64))
+    yield (
+        "material",
+        "all kinds",
+        dump({1: key, 2: Hash(bytes(16)), 3: {4: b"bytes", 5: None, 6: zeros[:0], 7: "text"}}),
+    )
+    yield "stock_file", "piece", b"\0" + bytes(60)
+    yield "stock_file", "key", b"\1" + bytes(32)
+    yield "stock_file", "no key", b"\1" + bytes(5)
+    for name, model in lowered():
+        yield "program_file", name, _packed("program", model.save)
+    candidate = untrained(spec_of("resnet10 m=2", (1, 8, 8), 10), 0.3, seed=0)
+    few = {name: tensor for name, tensor in candidate.weights.items() if tensor.numel() < 5}
+    searched = SearchMetrics(3, 1.5, 40, 2, 71.5)
+    figures = dict.fromkeys(("seed", "relus", "relus_without_stem", "squares", "macs", "flops", "params", "depth"), 1)
+    trained = Metrics(
+        method="snl",
+        budget=40,
+        role="candidate",
+        **figures,  # pyright: ignore[reportArgumentType]
+        stages={},
+        sites={"relu": 1},
+        relus_full=2,
+        stages_full={"S1": 2},
+        validation_accuracy=70.0,
+        test_accuracy=69.5,
+        epochs=2,
+        seconds=1.5,
+        job="0",
+        ranges={"relu": (-1.0, 2.0)},
+    )
+    for name, metrics in (("trained", trained), ("searched", searched), ("fresh", None)):
+        kept = Candidate(candidate.spec, candidate.plan, few, metrics, candidate.preprocessing)
+        yield "candidate_file", name, _packed("candidate", kept.save)
+    yield "plan_file", "resnet10", _packed("plan", candidate.plan.save)
+    yield "tensors", "two", save({"a": torch.zeros(2, 3), "b": torch.ones(1, dtype=torch.int64)})
+    images = struct.pack(">4I", 0x803, 2, 2, 3) + bytes(12)
+    yield "images_of_idx", "images", b"\1" + images
+    yield "images_of_idx", "labels", b"\0" + struct.pack(">2I", 0x801, 4) + bytes(4)
+    yield "images_of_idx", "compressed", b"\5" + gzip.compress(images, mtime=0)
+    yield "images_of_cifar", "one", b"\3" + bytes(3072)
+
+
+def _packed(kind: str, write: Callable[[Path], None]) -> bytes:
+    """Both files of a folder as one input: the length of the header, the header, the tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        header, tensors = ((Path(folder) / f"{kind}.{end}").read_bytes() for end in ("json", "safetensors"))
+    return len(header).to_bytes(4, "little") + header + tensors
+
+
+def samples(name: str) -> list[bytes]:
+    """The corpus of a target."""
+    return [path.read_bytes() for path in sorted((FOLDER / name).iterdir())]
+
+
+def main() -> None:
+    for make in (of_the_wire, of_edits, of_the_disk):
+        for target, name, content in make():
+            path = FOLDER / target / name.replace(" ", "-")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

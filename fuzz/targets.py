@@ -1,0 +1,259 @@
+"""The fuzz targets: what decodes bytes, and the errors that its documentation allows.
+
+A target takes any bytes and may raise nothing else, in bounded time and memory; what it accepts is checked where a law
+is known. `TARGETS` is the registry; tests/fuzz/test_targets.py checks that all decoders of the sources are reached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from fuzz import edits, sessions
+from parelu.data.readers import cifar, fashion
+from parelu.errors import ProtocolError, UserError
+from parelu.network import storage
+from parelu.network.candidate import Candidate
+from parelu.network.plan import Plan
+from parelu.private.crypto import base_ot, codec, he
+from parelu.private.crypto.ot_extension import BASE, ExtensionReceiver, ExtensionSender
+from parelu.private.crypto.prg import Stream, fresh_seed
+from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.program import Program
+from parelu.private.serving import session
+from parelu.private.serving.stock import NAME_BYTES, ClientStocks
+from parelu.private.transport.channel import Channel, bits_of, pack_bits, ring_of
+
+LONGEST = 500  # characters of an error's one line
+FEW = 200  # transfers of an extension, more or less
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """run: takes any bytes, and raises `allowed` where it refuses them; seconds: that one input may take."""
+
+    run: Callable[[bytes], None]
+    allowed: tuple[type[Exception], ...]
+    seconds: float = 5.0
+
+    def __call__(self, data: bytes) -> bool:
+        """Whether the bytes were accepted; raises what nobody may."""
+        try:
+            self.run(data)
+        except self.allowed as error:
+            if isinstance(error, ProtocolError | UserError):
+                line = str(error)
+                assert line and len(line) <= LONGEST and line.isprintable(), f"no clear line: {line!r}"
+            return False
+        return True
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(*allowed: type[Exception], seconds: float = 5.0) -> Callable[[Callable[[bytes], None]], Target]:
+    """Register a function under its name."""
+
+    def register(run: Callable[[bytes], None]) -> Target:
+        TARGETS[run.__name__] = Target(run, allowed, seconds)
+        return TARGETS[run.__name__]
+
+    return register
+
+
+# What the wire carries
+
+
+@target(ValueError)
+def program(data: bytes) -> None:
+    assert Program.from_bytes(data).to_bytes() == data
+
+
+@target(ProtocolError)
+def greeting(data: bytes) -> None:
+    """The first byte chooses which: the client's or the server's."""
+    fields = sessions.GREETINGS[data[0] % 2] if data else ()
+    value = session._load(data[1:], fields)
+    assert set(value) == set(fields) and all(isinstance(text, str) for text in value.values())
+
+
+@target(ProtocolError)
+def messages(data: bytes) -> None:
+    """A channel that is asked for what the first bytes say: pairs of how, and of how many bytes."""
+    count, asked = data[0] % 4 if data else 0, data[1:9]
+    channel = Channel(sessions.Silent(data[9:]))
+    for how, length in zip(asked[0 : 2 * count : 2], asked[1 : 2 * count : 2], strict=False):
+        if how % 2:
+            assert len(channel.receive_up_to("kind", length)) <= length
+        else:
+            assert len(channel.receive("kind", length)) == length
+
+
+@target(ProtocolError)
+def ring_elements(data: bytes) -> None:
+    elements = ring_of(np.frombuffer(data, np.uint8)[: len(data) // 8 * 8])
+    assert not (elements >> np.uint64(59)).any()
+
+
+@target(ProtocolError)
+def packed_bits(data: bytes) -> None:
+    """The first byte says how many are due."""
+    body = np.frombuffer(data[1:], np.uint8)
+    assert pack_bits(bits_of(body, data[0] if data else 0)).tobytes() == data[1:]
+
+
+@target(ProtocolError)
+def base_points_of_a_sender(data: bytes) -> None:
+    base_ot.Receiver(np.array([0, 1], np.uint8), b"fuzz").respond(data)
+
+
+@target(ProtocolError)
+def base_points_of_a_receiver(data: bytes) -> None:
+    """The first byte says how many are due."""
+    sender = base_ot.Sender(data[0] % 4 if data else 0, b"fuzz")
+    assert len(sender.seeds(data[1:])) == sender.count
+
+
+@target(ProtocolError)
+def extension(data: bytes) -> None:
+    """Edits of a receiver's message, which keeps its length; the first byte is for the number of transfers."""
+    count = (data[0] if data else 7) + FEW
+    pairs = Stream(fresh_seed(), "fuzz").bytes(2 * BASE * 16).reshape(BASE, 2, 16)
+    delta = Stream(fresh_seed(), "fuzz").bits(BASE)
+    delta[-1] = 1
+    honest = ExtensionReceiver(pairs).extend(Stream(fresh_seed(), "fuzz").bits(count))[0].tobytes()
+    spoilt = edits.apply(data[1:], [honest])
+    sender = ExtensionSender(delta, pairs[np.arange(BASE), delta])
+    assert len(sender.extend(np.frombuffer(spoilt, np.uint8), count)) == count
+
+
+@functools.cache
+def _keys() -> tuple[he.Client, he.Server]:
+    client = he.Client(he.parameters(1 << 10))
+    return client, he.Server(client.parameters, 1 << 10, np.frombuffer(client.public_key(), np.uint8))
+
+
+def _of_length(data: bytes, honest: bytes) -> np.ndarray:
+    """The honest message with edits, brought to its length again, which a channel insists on."""
+    return np.frombuffer(edits.apply(data, [honest])[: len(honest)].ljust(len(honest), b"\0"), np.uint8)
+
+
+@target(ProtocolError)
+def he_public_key(data: bytes) -> None:
+    client, _ = _keys()
+    he.Server(client.parameters, 1 << 10, _of_length(data, client.public_key()))
+
+
+@target(ProtocolError)
+def he_upload(data: bytes) -> None:
+    client, server = _keys()
+    opened = server.open(_of_length(data, client.encrypt(np.arange(he.DEGREE, dtype=np.uint64))))
+    server.accumulate(None, opened, server.weight(np.ones(he.DEGREE, np.int64)))
+
+
+@target(ProtocolError)
+def he_answer(data: bytes) -> None:
+    client, server = _keys()
+    needed = np.arange(5)
+    honest = server.answer(None, np.arange(5, dtype=np.uint64), needed, Stream(fresh_seed(), "fuzz"))
+    assert not (client.decrypt(_of_length(data, honest), needed) >> np.uint64(59)).any()
+
+
+def _register_session(name: str, party: str) -> None:
+    def run(data: bytes) -> None:
+        sessions.meet(party, name, data)
+
+    TARGETS[f"{party}_{name}"] = Target(run, (ProtocolError, UserError), seconds=20.0)
+
+
+for _name in sessions.SETTINGS:
+    for _party in ("client", "server"):
+        _register_session(_name, _party)
+
+
+# What lies on the disk
+
+
+@target(ValueError)
+def material(data: bytes) -> None:
+    codec.dump(codec.load(data))
+
+
+@target(KeyError, UserError)
+def stock_file(data: bytes) -> None:
+    """The first byte chooses: a piece of a stock, or its key."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stock"
+        if data[:1] == b"\1":
+            path.with_name("stock.key").write_bytes(data[1:])
+        stock = ClientStocks(path).of("fuzz")
+        name = bytes(NAME_BYTES)
+        (stock.folder / name.hex()).write_bytes(data[1:])
+        assert stock.names() == [name]
+        stock.take(name)
+        raise AssertionError("a piece that nobody put there was taken")
+
+
+def _with_header(data: bytes, kind: str, read: Callable[[Path], object]) -> None:
+    """A file of two parts, as somebody who writes matching digests would write it; the length of the header first."""
+    size = int.from_bytes(data[:4], "little")
+    header, tensors = data[4 : 4 + size], data[4 + size :]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / f"{kind}.safetensors").write_bytes(tensors)
+        try:
+            value = json.loads(header)
+            value.pop("sha256", None)
+            value["tensors_sha256"] = hashlib.sha256(tensors).hexdigest()
+            header = json.dumps({**value, "sha256": storage.digest(value)}).encode()
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            pass  # it is refused as it is
+        (folder / f"{kind}.json").write_bytes(header)
+        read(folder)
+
+
+@target(UserError)
+def program_file(data: bytes) -> None:
+    _with_header(data, "program", Lowered.load)
+
+
+@target(UserError)
+def plan_file(data: bytes) -> None:
+    _with_header(data, "plan", Plan.load)
+
+
+@target(UserError)
+def candidate_file(data: bytes) -> None:
+    _with_header(data, "candidate", Candidate.load)
+
+
+@target(SafetensorError)
+def tensors(data: bytes) -> None:
+    load(data)
+
+
+@target(UserError)
+def images_of_idx(data: bytes) -> None:
+    """The first byte chooses how many dimensions, and whether it is compressed."""
+    first = data[0] if data else 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"file{'.gz' if first & 4 else ''}"
+        path.write_bytes(data[1:])
+        fashion.read_idx(path, 3 if first & 1 else 1)
+
+
+@target(UserError)
+def images_of_cifar(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data_batch_1.bin"
+        path.write_bytes(data)
+        cifar._records(path, label=0, labels=1, classes=10)

@@ -1,0 +1,237 @@
+"""The first messages of a connection: what the server offers, what the client accepts, and what both are bound to.
+
+client                            server
+helo: nonce, pin, stock           →
+                                  ←    helo: nonce, the offer, room in the stock, inferences left; prog: the program
+redy: the hash of all three       →
+
+A client that does not accept the offer ends here: it has sent nothing but its nonce and the names of what it wants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import string
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from parelu.errors import ProtocolError, UserError
+from parelu.private.crypto.prg import fresh_seed
+from parelu.private.lowering.program import LARGEST_PROGRAM, Program
+from parelu.private.offline.mode import Mode, modes
+from parelu.private.protocol.delphi import Model, Terms
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import reveal_of
+from parelu.private.transport.channel import Channel
+
+FORMAT = "parelu-session-3"
+ENGINE = "delphi"
+LARGEST_HELLO = 4096
+PIN_DIGITS = 64
+NO_LIMIT = 999_999_999  # inferences, where the server has no budget
+CHOICES = ("relu", "offline", "reveal", "truncation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """What a server offers, and is pinned to; all fields are text.
+
+    program: SHA-256 of the program; weights: `Lowered.commitment`; relu, offline, reveal, truncation: names.
+    """
+
+    program: str
+    weights: str
+    relu: str
+    offline: str
+    reveal: str
+    truncation: str
+
+    @classmethod
+    def of(cls, model: Model, mode: Mode) -> Offer:
+        terms = model.terms
+        return cls(
+            program=terms.program.digest,
+            weights=model.lowered.commitment,
+            relu=terms.relu.name,
+            offline=mode.name,
+            reveal=terms.reveal.text,
+            truncation=terms.truncation,
+        )
+
+    @property
+    def pin(self) -> str:
+        """SHA-256 of the offer: what an operator publishes and a client pins."""
+        value = {"format": FORMAT, "engine": ENGINE, **dataclasses.asdict(self)}
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Accepted:
+    """What a client goes along with; None where it leaves the choice to the server, but to no third party.
+
+    pin: `Offer.pin`, as the operator publishes it; relu, offline, reveal, truncation: as the offer has them, or the
+    first word. Raises UserError for a pin that is none.
+    """
+
+    pin: str | None = None
+    relu: str | None = None
+    offline: str | None = None
+    reveal: str | None = None
+    truncation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pin is not None and (len(self.pin) != PIN_DIGITS or not set(self.pin) <= set(string.hexdigits.lower())):
+            raise UserError(
+                f"pin {self.pin[:80]!r} is not the {PIN_DIGITS} hexadecimal digits that `parelu serve` prints"
+            )
+
+    def check(self, offer: Offer) -> None:
+        """Raises ProtocolError where the offer is another."""
+        for name in CHOICES:
+            wanted, offered = getattr(self, name), getattr(offer, name)
+            if wanted is not None and wanted not in (offered, offered.partition(" ")[0]):
+                raise ProtocolError(
+                    f"the server offers {name} {offered[:40]!r}, and {wanted!r} was asked for; nothing was sent"
+                )
+        mode = _named(modes(), "offline", offer.offline)
+        if self.offline is None and mode.third_party:
+            raise ProtocolError(
+                f"the server offers offline {offer.offline!r}, which trusts a third party; nothing was sent "
+                f"(--offline {offer.offline} accepts it)"
+            )
+        if self.pin is not None and offer.pin != self.pin:
+            raise ProtocolError(
+                f"the server's offer {offer.pin[:16]}… is not the pinned {self.pin[:16]}…; nothing was sent: "
+                "ask the operator for the published pin"
+            )
+
+
+TWO_PARTIES = Accepted()  # what a client accepts that was told nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What a server says to one client.
+
+    room: inferences that it keeps for this client's stock; left: those that the budget has left; server: identity of
+    its stocks, "" for none.
+    """
+
+    room: int = 0
+    left: int = 0
+    server: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Greeted:
+    """What a connection starts from.
+
+    context: hash of all that both saw, which base OTs and the garbling hash are bound to. client: identity of the
+    client's stocks, "" for none.
+    """
+
+    offer: Offer
+    terms: Terms
+    mode: Mode
+    context: bytes
+    standing: Standing
+    client: str
+
+    @property
+    def use(self) -> str:
+        """What material of this connection is for."""
+        return use(self.standing.server, self.offer)
+
+
+def greet_server(channel: Channel, accepted: Accepted, stock: str) -> Greeted:
+    """The client's end; stock: the identity of its stock. Raises ProtocolError where the offer is not accepted."""
+    hello = {"format": FORMAT, "nonce": fresh_seed().hex(), "pin": accepted.pin or "", "stock": stock}
+    ours = _dump(hello)
+    channel.send("helo", ours)
+    theirs = channel.receive_up_to("helo", LARGEST_HELLO)
+    offer_fields = tuple(field.name for field in dataclasses.fields(Offer))
+    reply = _load(theirs, ("nonce", "engine", *offer_fields, "room", "left", "server"))
+    if reply["engine"] != ENGINE:
+        raise ProtocolError(f"the server runs engine {reply['engine'][:20]!r}, this version knows {ENGINE}")
+    offer = Offer(**{name: reply[name] for name in offer_fields})
+    accepted.check(offer)
+    body = channel.receive_up_to("prog", LARGEST_PROGRAM)
+    if hashlib.sha256(body).hexdigest() != offer.program:
+        raise ProtocolError("the server's program is not the one that it offers")
+    try:
+        program = Program.from_bytes(body)
+    except ValueError as error:
+        raise ProtocolError(f"the server's program is refused: {error}") from error
+    terms, mode = _terms(program, offer)
+    context = _context(ours, theirs, body)
+    channel.send("redy", context)
+    standing = Standing(_number(reply["room"]), _number(reply["left"]), reply["server"])
+    return Greeted(offer, terms, mode, context, standing, stock)
+
+
+def greet_client(channel: Channel, model: Model, mode: Mode, standing: Callable[[str], Standing]) -> Greeted:
+    """The server's end; standing: of a client whose stock has this identity."""
+    theirs = channel.receive_up_to("helo", LARGEST_HELLO)
+    hello = _load(theirs, ("nonce", "pin", "stock"))
+    offer, own = Offer.of(model, mode), standing(hello["stock"])
+    fields = {name: str(value) for name, value in dataclasses.asdict(own).items()}
+    ours = _dump(
+        {"format": FORMAT, "nonce": fresh_seed().hex(), "engine": ENGINE, **dataclasses.asdict(offer), **fields}
+    )
+    channel.send("helo", ours)
+    if hello["pin"] not in ("", offer.pin):
+        raise ProtocolError(f"the client pins {hello['pin'][:16]!r}, this server offers {offer.pin[:16]}")
+    body = model.terms.program.to_bytes()
+    channel.send("prog", body)
+    context = _context(theirs, ours, body)
+    if channel.receive("redy", len(context)).tobytes() != context:
+        raise ProtocolError("the client read another greeting than the server sent")
+    return Greeted(offer, model.terms, mode, context, own, hello["stock"])
+
+
+def use(server: str, offer: Offer) -> str:
+    """What material of a server with this identity is for."""
+    return f"{FORMAT} {server} {offer.pin}"
+
+
+def _terms(program: Program, offer: Offer) -> tuple[Terms, Mode]:
+    relu, mode = _named(relus(), "relu", offer.relu), _named(modes(), "offline", offer.offline)
+    try:
+        terms = Terms(program, relu, reveal_of(offer.reveal), offer.truncation)
+        mode.check_terms(program, relu)
+    except (UserError, ValueError) as error:
+        raise ProtocolError(f"the server's terms do not go together: {error}") from error
+    return terms, mode
+
+
+def _context(*parts: bytes) -> bytes:
+    """SHA-256 of the parts, each with its length."""
+    return hashlib.sha256(b"".join(len(part).to_bytes(4, "little") + part for part in parts)).digest()
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _load(body: bytes, fields: tuple[str, ...]) -> dict[str, str]:
+    try:
+        value = json.loads(body)
+        if value.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        if sorted(value) != sorted(fields) or not all(isinstance(v, str) and len(v) <= 200 for v in value.values()):
+            raise ValueError("its fields are others")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"the peer's greeting is not of this version of parelu ({str(error)[:80]})") from error
+    return value
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+
+
+def _named(known: Mapping[str, Any], what: str, name: str) -> Any:
+    if name not in known:
+        raise ProtocolError(f"the server offers {what} {name[:20]!r}, this version knows {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,169 @@
+"""What each client has used of a server: counted on disk, before it is given, and kept across restarts.
+
+An inference tells something of the weights, and an offline phase of a client that deviates tells more (see
+docs/threat-model.md), so both have a budget. Phases that the server opens are counted before the client knows: one that
+goes away instead of answering has a mark against it, and after `MOST_UNANSWERED` marks it is barred, as is one that was
+caught.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from parelu.errors import ProtocolError, UserError
+
+MOST_UNANSWERED = 8
+INFERENCES, PHASES, OPENED = "inferences", "offline phases", "opened"
+WAIT = 30.0  # seconds for another process that writes
+TABLE = """CREATE TABLE IF NOT EXISTS clients (
+    name TEXT PRIMARY KEY, inferences INTEGER NOT NULL DEFAULT 0, phases INTEGER NOT NULL DEFAULT 0,
+    opened INTEGER NOT NULL DEFAULT 0, answered INTEGER NOT NULL DEFAULT 0, caught TEXT NOT NULL DEFAULT '')"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Of one client. opened, answered: offline phases that the server chose to open, and that the client showed.
+    caught: in what, "" for nothing."""
+
+    name: str
+    inferences: int
+    phases: int
+    opened: int
+    answered: int
+    caught: str
+
+    @property
+    def barred(self) -> str:
+        """Why, "" where it is not."""
+        if self.caught:
+            return f"caught: {self.caught}"
+        unanswered = self.opened - self.answered
+        return f"{unanswered} offline phases were not shown" if unanswered >= MOST_UNANSWERED else ""
+
+
+class Ledger:
+    """Of all clients of a server; several processes may share the file, and threads this object.
+
+    file: None keeps it in memory. inferences: the budget of each client; 0 for no limit.
+    """
+
+    def __init__(self, file: Path | None = None, inferences: int = 0) -> None:
+        self.inferences, self._lock = inferences, threading.Lock()
+        try:
+            self._database = sqlite3.connect(
+                file or ":memory:", timeout=WAIT, isolation_level=None, check_same_thread=False
+            )
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute(TABLE)
+            self._database.execute("SELECT name, inferences, phases, opened, answered, caught FROM clients LIMIT 1")
+        except sqlite3.Error as error:
+            raise UserError(f"{file}: cannot count what clients use there ({error})") from error
+
+    @property
+    def phases(self) -> int:
+        """The budget of offline phases: a quarter above that of inferences, for those opened, cut off or not used."""
+        return self.inferences + self.inferences // 4 + 16 if self.inferences else 0
+
+    def account(self, name: str) -> Account:
+        """Of one client, by the name in its certificate."""
+        return Account(self, name)
+
+    def records(self) -> list[Record]:
+        """By name."""
+        with self._lock:
+            rows = self._database.execute("SELECT * FROM clients ORDER BY name").fetchall()
+        return [Record(*row) for row in rows]
+
+    def forget(self, name: str) -> bool:
+        """Let a client start again; returns whether there was one."""
+        with self._lock:
+            return self._database.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount > 0
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[tuple[sqlite3.Connection, Record]]:
+        """One transaction on a client's row."""
+        try:
+            with self._lock, self._database as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("INSERT OR IGNORE INTO clients (name) VALUES (?)", (name,))
+                yield database, Record(*database.execute("SELECT * FROM clients WHERE name = ?", (name,)).fetchone())
+        except sqlite3.Error as error:
+            raise ProtocolError(f"the server cannot count what its clients use ({error})") from error
+
+
+class Account:
+    """What one client may still have; every change is on disk when a method returns.
+
+    name: in its certificate; "" for a client of this machine.
+    """
+
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        self._ledger, self.name, self._given = ledger, name, Counter[str]()
+
+    @property
+    def record(self) -> Record:
+        with self._ledger.changing(self.name) as (_, record):
+            return record
+
+    @property
+    def used(self) -> str:
+        """What was given through this object, and to whom, in words."""
+        counts = [
+            f"{self._given[what]} {what}"
+            for what in (INFERENCES, PHASES, OPENED)
+            if self._given[what] or what != OPENED
+        ]
+        return ", ".join(counts) + (f", {self.name}" if self.name else "")
+
+    @property
+    def left(self) -> int | None:
+        """Inferences; None for no limit."""
+        if not self._ledger.inferences:
+            return None
+        return max(0, self._ledger.inferences - self.record.inferences)
+
+    def phase(self, opened: bool) -> None:
+        """One offline phase begins. Raises ProtocolError where the client may have none."""
+        self._charge(PHASES, "phases", 1, self._ledger.phases)
+        if opened:
+            self._set("opened = opened + 1")
+            self._given[OPENED] += 1
+
+    def infer(self, count: int) -> None:
+        """An online phase of so many begins. Raises ProtocolError where the client may not have them."""
+        self._charge(INFERENCES, "inferences", count, self._ledger.inferences)
+
+    def answered(self) -> None:
+        """A phase that was opened was honest."""
+        self._set("answered = answered + 1")
+
+    def bar(self, reason: str) -> None:
+        """For good: the client was caught."""
+        self._set("caught = ?", reason)
+
+    def _set(self, change: str, *values: object) -> None:
+        with self._ledger.changing(self.name) as (database, _):
+            database.execute(f"UPDATE clients SET {change} WHERE name = ?", (*values, self.name))
+
+    def _charge(self, what: str, column: str, count: int, budget: int) -> None:
+        with self._ledger.changing(self.name) as (database, record):
+            if record.barred:
+                raise ProtocolError(f"this certificate is barred ({record.barred}); ask the operator")
+            used = getattr(record, column)
+            if budget and used + count > budget:
+                raise ProtocolError(
+                    f"the budget of this certificate is used up: {used} of {budget} {what}; ask the operator"
+                )
+            database.execute(f"UPDATE clients SET {column} = {column} + ? WHERE name = ?", (count, self.name))
+        self._given[what] += count
