@@ -29,7 +29,7 @@ from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import families, spec_of
-from parelu.private.lowering.lower import problems
+from parelu.private.lowering.refusals import problems
 from parelu.registry import is_own
 
 OURS, THEIRS = (3, 32, 32), (3, 224, 224)

@@ -23,7 +23,7 @@ from parelu.network.count import count
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import problems
+from parelu.private.lowering.refusals import problems
 
 INPUT = (1, 6, 6)
 CHANNELS = 4

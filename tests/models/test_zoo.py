@@ -15,7 +15,8 @@ from parelu.methods.base import methods
 from parelu.network.spec import spec_of
 from parelu.private.fresh import untrained
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import lower, problems
+from parelu.private.lowering.lower import lower
+from parelu.private.lowering.refusals import problems
 from parelu.runs import experiment, measurement
 from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.schedule import Training

@@ -19,7 +19,7 @@ from parelu.network.count import count, skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_from_json, spec_of
 from parelu.network.steps import apply_steps
-from parelu.private.lowering.lower import problems
+from parelu.private.lowering.refusals import problems
 from parelu.report.tables import frontier_rows
 from parelu.runs.folder import Run
 

@@ -233,6 +233,7 @@ class Serve:
             say(f"pin {server.offer.pin}: publish it, clients check it (--pin)")
             say(f"{terms.program.relus:,} ReLUs; {server.mode.trust(terms.relu)}")
             say(f"reveals {server.offer.reveal}; {budget} for each certificate")
+            say(f"{terms.truncation} truncation: {terms.truncated_locally:,} values are truncated locally")
             say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
         try:
             server.run()

@@ -15,7 +15,8 @@ from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.fresh import sketch
-from parelu.private.lowering.lower import Lowered, problems
+from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.refusals import problems
 from parelu.runs import measurement
 from parelu.runs.folder import Run
 

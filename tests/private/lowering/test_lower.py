@@ -23,8 +23,9 @@ from parelu.private.crypto.kernels import NAMES, load
 from parelu.private.crypto.ring import BITS, LinearMap, decode, encode, reduce
 from parelu.private.lowering import lower as lower_module
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import Lowered, problems
+from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Program
+from parelu.private.lowering.refusals import problems
 
 
 def float_logits(network, images):

@@ -15,7 +15,7 @@ from parelu.private.lowering import reference
 from parelu.private.lowering.ops import Activation, Truncate
 from parelu.private.offline.dealer import Mirror
 from parelu.private.offline.mode import modes
-from parelu.private.protocol.delphi import Model, prepare_client
+from parelu.private.protocol.delphi import TRUNCATIONS, Model, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 
@@ -113,6 +113,8 @@ def test_with_all_relus_it_is_the_reference_to_the_bit(kinds, width, seed, proto
     ops = lowered.program.ops
     read = {op.source for op in ops if isinstance(op, Activation)}
     assert read == {number for number, op in enumerate(ops, start=1) if isinstance(op, Truncate)}
+    terms = Model(lowered, relus()["sign"], reveal_of("exact"), "exact").terms
+    assert terms.truncated_locally == 0
     images = images_of(2, (1, 6, 6), seed=seed)
     with Pair(lowered, *protocols, truncation="exact") as pair:
         result, _ = pair.infer_all(images)
@@ -141,6 +143,17 @@ def test_with_other_positions_it_is_the_replayed_reference(kinds, width, seed, k
     assert pair.server_error is None
     for image, result, own in zip(images, results, shares, strict=True):
         assert np.array_equal(result, reference.replay(lowered, image, own, protocols[0], "exact"))
+
+
+def test_what_is_truncated_locally_is_counted():
+    """All with local truncation; with exact what is no ReLU's, or what something else reads as well."""
+    lowered = lowered_of(ready(Blocks(["plain", "identity"], 4, 0), (1, 6, 6), lambda u: u < 0.5, polynomial))
+    program = lowered.program
+    local, exact = (
+        Model(lowered, relus()["sign"], reveal_of("exact"), how).terms.truncated_locally for how in TRUNCATIONS
+    )
+    assert local == sum(r.elements for r in lowered.ranges if r.kind in ("truncate", "square"))
+    assert exact == local - program.relus > program.squares > 0
 
 
 def test_no_transfer_has_the_number_of_another():

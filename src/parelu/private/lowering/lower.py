@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from parelu.errors import UserError
 from parelu.fusion.fuse import Cost, fuse
 from parelu.fusion.packing import seconds
 from parelu.network import ops, storage, trace
-from parelu.network.ops import Unsupported
 from parelu.network.sites import IDENTITY, Network, Site
 from parelu.private.crypto.ring import BITS
 from parelu.private.lowering.calibrate import Calibration, Seen, calibrate, spread, squares
@@ -40,6 +39,7 @@ from parelu.private.lowering.ops import (
     Truncate,
 )
 from parelu.private.lowering.program import Program
+from parelu.private.lowering.refusals import refusals
 
 FRACTION = 10  # bits after the point of an activation
 WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site
@@ -47,15 +47,6 @@ LEAST_SQUARE_BITS = 6  # c2 takes fewer, down to this, where many squares would 
 SPARE_BITS = 1  # the calibrated range may be exceeded so often by a factor of two
 SALT_BYTES = 32
 LARGEST_WRAP = 1e-4  # bound on the probability that a truncation wraps, an inference
-
-# Why an op that can be counted cannot be lowered: the remedy, and what it is.
-_PLAIN = (
-    "use numbers for its zero padding, and dilation 1",
-    "a convolution with named or reflected padding or dilation",
-)
-_OF_CONSTANTS = ("put constants into the layers: their weights and biases", "an op on a parameter")
-_ON_VECTORS = ("flatten the map first, or use a 1×1 convolution", "a linear layer on a feature map")
-_WITH_STATISTICS = ("set track_running_stats=True", "a batch-norm without running statistics")
 
 Integers = Mapping[str, NDArray[np.int64]]  # weight, bias of a linear op; c0, c1, c2 of an activation's squares
 
@@ -141,61 +132,6 @@ class Lowered:
         return cls(program, weights, ranges, salt)
 
 
-def problems(network: Network) -> tuple[Unsupported, ...]:
-    """Every op that has no secure lowering, with its module path and the remedy."""
-    return _problems(network if ops.unsupported(network) else fuse(network))
-
-
-def _problems(fused: Network) -> tuple[Unsupported, ...]:
-    return tuple(dict.fromkeys(problem for problem in map(_refusal, fused.graph.nodes) if problem))
-
-
-def _refusal(node: fx.Node) -> Unsupported | None:
-    """What keeps an op from being lowered; None where nothing does."""
-    op = ops.read(node)
-    match op:
-        case Unsupported():
-            return op
-        case ops.Input() | ops.Output() | ops.Constant() | ops.Number():
-            return None
-        case ops.Product():
-            return None  # its sigmoid is named
-        case ops.Addition():
-            return _refused_addition(node, op)
-        case _ if any(n.op == "get_attr" for n in node.all_input_nodes):
-            return Unsupported.at(node, *_OF_CONSTANTS)
-        case ops.Activation() | ops.Identity() | ops.Pool() | ops.Flatten() | ops.Slice():
-            return None
-        case ops.Excitation():
-            return Unsupported.at(node, "leave squeeze-and-excitation out of the network", "the sigmoid of a gate")
-        case ops.Convolution(nn.Conv2d()):
-            return None if op.is_plain else Unsupported.at(node, *_PLAIN)
-        case ops.Linear():
-            return None if len(node.meta["shape"]) == 1 else Unsupported.at(node, *_ON_VECTORS)
-        case ops.BatchNorm(norm):
-            return None if norm.running_mean is not None else Unsupported.at(node, *_WITH_STATISTICS)
-        case ops.Concat():
-            return None if op.dim == 1 else Unsupported.at(node, "join channels, dimension 1")
-        case ops.Padding():
-            return Unsupported.at(node, "use the padding of the convolution or pool behind it")
-        case ops.UnevenPool():
-            remedy = "average over windows of one size: no ceil_mode, divisor or uncounted padding"
-            return Unsupported.at(node, remedy)
-        case _:
-            remedy = "write it with convolutions, additions of two maps, average pools and ReLUs"
-            return Unsupported.at(node, remedy)
-
-
-def _refused_addition(node: fx.Node, op: ops.Addition) -> Unsupported | None:
-    """Of what is no sum of two values of one shape."""
-    for term in (op.left, op.right):
-        if not isinstance(term, fx.Node) or term.op == "get_attr" or "shape" not in term.meta:
-            return Unsupported.at(node, "put it into the bias of the layer before", "an addition of a constant")
-        if term.meta["shape"] != node.meta["shape"]:
-            return Unsupported.at(node, "give both terms one shape", "an addition that broadcasts")
-    return None
-
-
 def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *, cost: Cost = seconds) -> Lowered:
     """Fuse and lower a network that follows its plan and has its weights.
 
@@ -207,7 +143,7 @@ def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *,
         UserError: an op has no secure lowering (one line each), or the wrap bound is above 1e-4.
     """
     fused = network if ops.unsupported(network) else fuse(network, cost=cost)
-    found = _problems(fused)
+    found = refusals(fused)
     if found:
         raise UserError("\n".join(map(str, found)))
     mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))

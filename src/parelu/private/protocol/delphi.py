@@ -7,6 +7,7 @@ round trip in which the client's share becomes a mask that it drew offline.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -67,6 +68,22 @@ class Terms:
     def __post_init__(self) -> None:
         check_truncation(self.truncation, self.relu)
         self.reveal.check(self.program)
+
+    @property
+    def truncated_locally(self) -> int:
+        """Values of an inference that each party truncates on its own share; with "exact" those that no ReLU reads."""
+        ops, shapes = self.program.ops, self.program.shapes
+        exact: collections.Counter[int] = collections.Counter()
+        readers = collections.Counter(value for op in ops for value in sources(op))
+        for op in ops:
+            if isinstance(op, Activation) and self.reads(op)[1] and readers[op.source] == 1:
+                exact[op.source] += len(op.relus)
+        truncated = (
+            math.prod(shapes[number]) - exact[number]
+            for number, op in enumerate(ops, start=1)
+            if isinstance(op, Truncate)
+        )
+        return sum(truncated) + self.program.squares
 
     def reads(self, op: Activation) -> tuple[int, int]:
         """(number of the value that its ReLUs read, bits by which they truncate it)."""

@@ -1,0 +1,75 @@
+"""Which ops have no secure lowering, and what to do about each."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from parelu.fusion.fuse import fuse
+from parelu.network import ops
+from parelu.network.ops import Unsupported
+from parelu.network.sites import Network
+
+# Why an op that can be counted cannot be lowered: the remedy, and what it is.
+_PLAIN = (
+    "use numbers for its zero padding, and dilation 1",
+    "a convolution with named or reflected padding or dilation",
+)
+_OF_CONSTANTS = ("put constants into the layers: their weights and biases", "an op on a parameter")
+_ON_VECTORS = ("flatten the map first, or use a 1×1 convolution", "a linear layer on a feature map")
+_WITH_STATISTICS = ("set track_running_stats=True", "a batch-norm without running statistics")
+
+
+def problems(network: Network) -> tuple[Unsupported, ...]:
+    """Every op that has no secure lowering, with its module path and the remedy."""
+    return refusals(network if ops.unsupported(network) else fuse(network))
+
+
+def refusals(fused: Network) -> tuple[Unsupported, ...]:
+    """The same of a network whose layers are fused already."""
+    return tuple(dict.fromkeys(problem for problem in map(_refusal, fused.graph.nodes) if problem))
+
+
+def _refusal(node: fx.Node) -> Unsupported | None:
+    """What keeps an op from being lowered; None where nothing does."""
+    op = ops.read(node)
+    match op:
+        case Unsupported():
+            return op
+        case ops.Input() | ops.Output() | ops.Constant() | ops.Number():
+            return None
+        case ops.Product():
+            return None  # its sigmoid is named
+        case ops.Addition():
+            return _refused_addition(node, op)
+        case _ if any(n.op == "get_attr" for n in node.all_input_nodes):
+            return Unsupported.at(node, *_OF_CONSTANTS)
+        case ops.Activation() | ops.Identity() | ops.Pool() | ops.Flatten() | ops.Slice():
+            return None
+        case ops.Excitation():
+            return Unsupported.at(node, "leave squeeze-and-excitation out of the network", "the sigmoid of a gate")
+        case ops.Convolution(nn.Conv2d()):
+            return None if op.is_plain else Unsupported.at(node, *_PLAIN)
+        case ops.Linear():
+            return None if len(node.meta["shape"]) == 1 else Unsupported.at(node, *_ON_VECTORS)
+        case ops.BatchNorm(norm):
+            return None if norm.running_mean is not None else Unsupported.at(node, *_WITH_STATISTICS)
+        case ops.Concat():
+            return None if op.dim == 1 else Unsupported.at(node, "join channels, dimension 1")
+        case ops.Padding():
+            return Unsupported.at(node, "use the padding of the convolution or pool behind it")
+        case ops.UnevenPool():
+            remedy = "average over windows of one size: no ceil_mode, divisor or uncounted padding"
+            return Unsupported.at(node, remedy)
+        case _:
+            remedy = "write it with convolutions, additions of two maps, average pools and ReLUs"
+            return Unsupported.at(node, remedy)
+
+
+def _refused_addition(node: fx.Node, op: ops.Addition) -> Unsupported | None:
+    """Of what is no sum of two values of one shape."""
+    for term in (op.left, op.right):
+        if not isinstance(term, fx.Node) or term.op == "get_attr" or "shape" not in term.meta:
+            return Unsupported.at(node, "put it into the bias of the layer before", "an addition of a constant")
+        if term.meta["shape"] != node.meta["shape"]:
+            return Unsupported.at(node, "give both terms one shape", "an addition that broadcasts")
+    return None
