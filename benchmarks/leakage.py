@@ -9,10 +9,12 @@ for the same images again and again, and regresses the answers on what it knows 
 layer. Two attackers:
 
     shares   knows u alone: an attack as anybody could run it
-    told     is also told the bits themselves and what they change of the last layer's inputs: a bound for every attack
-             that reads the last layer from these truncations
+    told     is also told the bits and what they change of the last layer's inputs. Where the noise of an answer is
+             nearly all dither, as in the steps served, that bounds every attack that reads the last layer from these
+             truncations; of exact logits and plain labels, an attacker could explain more of the noise, which comes
+             from the truncations before
 
-`logits` are read for all classes at once. Of labels an image is used that bisection has brought to a tie of two
+`logits` are read for all classes at once. Of labels images are used that bisection has brought to a tie of two
 classes, where an answer is one bit of the noise; they give the difference of two rows of the layer, and a whole layer
 takes (classes − 1) times as many. Queries are those until the cosine with the truth is 0.99. `law` is what theory says
 of the second attacker: in a direction in which the numbers that it knows have the variance g, N queries find the share
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -40,21 +43,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from leakage_attackers import ATTACKERS, Real, inverse
 from leakage_simulation import Inferences, Signed, Tail, toy
-from numpy.typing import NDArray
 from torch import Tensor
 
 from parelu.network.candidate import Candidate
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.ops import Activation
-from parelu.private.protocol.reveal import Exact, Label, Reveal, reveal_for, reveal_of
+from parelu.private.protocol.reveal import Exact, Label, Logits, Reveal, reveal_for, reveal_of
 from parelu.runs import measurement
 
 COSINE = 0.99
 CHUNK = 4096
+LABELLED = 200  # images of which the attacker asks the label
+BUDGET = 10_000  # queries that a server answers a certificate unless told otherwise
 VOTES = 9  # queries that decide a step of a bisection
-Real = NDArray[np.float64]
 Answer = Callable[[Signed], Real]  # last values (n, classes) → what is regressed, (n, outputs)
 
 
@@ -67,99 +71,6 @@ def revealed(reveal: Reveal, z: Signed, rng: np.random.Generator) -> Signed:
     return z >> reveal.cut << reveal.cut
 
 
-class Regression:
-    """Least squares of answers on known numbers, in one pass, without their means; `simple` takes the numbers to be
-    uncorrelated, which costs little where noise prevails."""
-
-    def __init__(self, features: int, outputs: int, simple: bool) -> None:
-        self.gram = np.zeros(features if simple else (features, features))
-        self.cross, self.squares, self.count = np.zeros((features, outputs)), np.zeros(outputs), 0
-
-    def add(self, x: NDArray[Any], y: Real) -> None:
-        x, y = x - x.mean(0), y - y.mean(0)
-        self.gram += (x * x).sum(0) if self.gram.ndim == 1 else x.T @ x
-        self.cross += x.T @ y.astype(x.dtype)
-        self.squares += (y * y).sum(0)
-        self.count += len(x)
-
-    def solution(self) -> Real:
-        """(features, outputs), shrunk by noise over weights, whose sizes come from the numbers that moved the most."""
-        if self.gram.ndim == 1:
-            return self.cross / np.maximum(self.gram, 1e-9)[:, None]
-        moved, eye = np.diag(self.gram), np.eye(len(self.gram))
-        first = np.linalg.solve(self.gram + 1e-9 * moved.max() * eye, self.cross)
-        noise = (self.squares - (first * self.cross).sum(0)).mean() / self.count
-        ridge = max(noise, 0) / ((first[moved >= np.median(moved)] ** 2).mean() + 1e-30)
-        return np.linalg.solve(self.gram + (ridge + 1e-9 * moved.max()) * eye, self.cross)
-
-    def expected(self, truth: Real) -> Callable[[float], float]:
-        """Queries → the cosine to expect; truth: (features, outputs), up to scale."""
-        truth = truth * (truth * self.cross).sum() / (truth * (self.gram @ truth)).sum()
-        noise = (self.squares - (truth * (2 * self.cross - self.gram @ truth)).sum(0)).mean() / self.count
-        spread, vectors = np.linalg.eigh(self.gram / self.count)
-        energy = ((vectors.T @ truth) ** 2).sum(1)
-        ratio = noise / (truth**2).mean()
-        return lambda n: math.sqrt(float((energy * n * spread / (n * spread + ratio)).sum() / energy.sum()))
-
-
-def inverse(expected: Callable[[float], float], angle: float) -> float:
-    """Queries for this cosine."""
-    low, high = 1.0, 1e18
-    for _ in range(100):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if expected(middle) < angle else (low, middle)
-    return high
-
-
-class Told:
-    """Knows what the last truncations changed of the last layer's inputs."""
-
-    name = "told"
-
-    def __init__(self, tails: Sequence[Tail], outputs: int, reveal: Reveal) -> None:
-        self.regression = Regression(tails[0].inputs, outputs, simple=False)
-
-    def see(self, image: int, tail: Tail, low: Any, moved: Real, y: Real) -> None:
-        self.regression.add(moved, y)
-
-    def weights(self) -> Real:
-        return self.regression.solution()
-
-    def expected(self, truth: Real) -> Callable[[float], float] | None:
-        return self.regression.expected(truth)
-
-
-class Shares:
-    """Knows its shares' low bits: a regression an image, then the positions of a channel that answer are averaged."""
-
-    name = "shares"
-
-    def __init__(self, tails: Sequence[Tail], outputs: int, reveal: Reveal) -> None:
-        simple = not isinstance(reveal, Exact)
-        self.inputs, self.parts = tails[0].inputs, [Regression(tail.positions, outputs, simple) for tail in tails]
-        self.channels = np.tile(tails[0].channels, len(tails))
-
-    def see(self, image: int, tail: Tail, low: Any, moved: Real, y: Real) -> None:
-        self.parts[image].add(-tail.fractions(low), y)
-
-    def weights(self) -> Real:
-        found = np.zeros((self.inputs, self.parts[0].cross.shape[1]))
-        if self.parts[0].count < 1.2 * len(self.parts[0].gram):
-            return found
-        slopes = np.concatenate([part.solution() for part in self.parts])
-        size = np.linalg.norm(slopes, axis=1)
-        for channel in range(self.inputs):
-            own = np.flatnonzero(self.channels == channel)
-            found[channel] = slopes[own[size[own] >= size[own].max() / 2]].mean(0)
-        return found
-
-    def expected(self, truth: Real) -> Callable[[float], float] | None:
-        return None
-
-
-ATTACKERS: dict[str, Callable[..., Any]] = {attacker.name: attacker for attacker in (Shares, Told)}
-
-
 @dataclasses.dataclass
 class Found:
     """Queries that an attacker needed; None where more than were made, and then an estimate by the last cosine."""
@@ -170,6 +81,7 @@ class Found:
     queries: int | None
     estimate: float | None
     law: float | None
+    after_budget: float | None  # the cosine to expect after BUDGET queries
 
 
 def cosine(a: Real, b: Real) -> float:
@@ -196,43 +108,46 @@ def attack(
             if angle >= COSINE or count >= most:
                 waiting.remove(attacker)
                 expected = attacker.expected(truth)
-                law = inverse(expected, COSINE) if expected else None
-                if angle >= COSINE:
-                    found.append(Found(attacker.name, angle, count, count, None, law))
-                else:
-                    estimate = law * count / inverse(expected, angle) if expected and law and angle > 0.3 else None
-                    found.append(Found(attacker.name, angle, count, None, estimate, law))
+                law, after = (inverse(expected, COSINE), expected(BUDGET)) if expected else (None, None)
+                queries, estimate = count if angle >= COSINE else None, None
+                if expected and law and not queries and angle > 0.3:
+                    estimate = law * count / inverse(expected, angle)
+                found.append(Found(attacker.name, angle, count, queries, estimate, law, after))
         print(f"    {count:>12,} queries", end="\r", file=sys.stderr, flush=True)
     return found
 
 
-def tie(inferences: Inferences, images: Tensor, reveal: Reveal, rng: Any) -> tuple[Tensor, int, int, int]:
-    """An image where two classes tie, the two, and the queries it took: by bisection between two images."""
+def ties(
+    inferences: Inferences, images: Tensor, reveal: Reveal, count: int, rng: Any
+) -> tuple[list[Tensor], int, int, int]:
+    """Images where the same two classes tie, the two, and the queries it took: by bisection between images of each."""
     asked = 0
 
-    def label(share: float) -> int:
+    def label(image: Tensor, votes: int = VOTES) -> int:
         nonlocal asked
-        asked += VOTES
-        mixed = ((1 - share) * first.double() + share * second.double()).round().to(torch.uint8)
-        seen = revealed(reveal, inferences.logits(mixed, VOTES, rng), rng)
+        asked += votes
+        seen = revealed(reveal, inferences.logits(image, votes, rng), rng)
         return int(np.bincount(seen[:, 0]).argmax())
 
-    ours = other = 0
-    first = second = images[0]
-    while ours == other:
-        if asked > 100 * VOTES:
-            raise SystemExit("the images have one label, so that no two classes tie between them")
-        first, second = (images[int(i)] for i in rng.choice(len(images), 2, replace=False))
-        ours, other = label(0.0), label(1.0)
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        if (seen := label(middle)) == ours:
-            low = middle
-        else:
-            high, other = middle, seen
-    mixed = ((1 - high) * first.double() + high * second.double()).round().to(torch.uint8)
-    return mixed, ours, other, asked
+    labels = np.array([label(image, 1) for image in images[:LABELLED]])
+    ours, other = np.bincount(labels).argsort()[:-3:-1]
+    found: list[Tensor] = []
+    for _ in range(20 * count):
+        first, second = (images[int(rng.choice(np.flatnonzero(labels == c)))].double() for c in (ours, other))
+        low, high, behind = 0.0, 1.0, -1
+        for _ in range(18):
+            middle = (low + high) / 2
+            seen = label(_mixed(first, second, middle))
+            low, high, behind = (middle, high, behind) if seen == ours else (low, middle, seen)
+        if behind == other:
+            found.append(_mixed(first, second, high))
+        if len(found) == count:
+            return found, int(ours), int(other), asked
+    raise SystemExit("no two classes tie between the images")
+
+
+def _mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    return ((1 - share) * first + share * second).round().to(torch.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,8 +166,8 @@ class Case:
         inferences = Inferences(self.lowered, truncation)
         truth, spent = inferences.last_weight.T, 0
         if isinstance(reveal, Label):
-            image, ours, other, spent = tie(inferences, self.images, reveal, rng)
-            tails = [inferences.tail(image, self.pool, rng)]
+            asked, ours, other, spent = ties(inferences, self.images, reveal, self.repeated, rng)
+            tails = [inferences.tail(image, self.pool, rng) for image in asked]
             truth = truth[:, [ours]] - truth[:, [other]]
             answer: Answer = lambda z: (revealed(reveal, z, rng) == ours).astype(np.float64)  # noqa: E731
         else:
@@ -260,7 +175,7 @@ class Case:
             tails = [inferences.tail(self.images[int(i)], self.pool, rng) for i in chosen]
             answer = lambda z: revealed(reveal, z, rng).astype(np.float64)  # noqa: E731
         if not any(tail.moves for tail in tails):
-            return [Found(name, 0.0, 0, None, math.inf, None) for name in self.attackers]
+            return [Found(name, 0.0, 0, None, math.inf, None, 0.0) for name in self.attackers]
         attackers = [ATTACKERS[name](tails, truth.shape[1], reveal) for name in self.attackers]
         found = attack(tails, attackers, answer, truth, self.most, rng)
         return [dataclasses.replace(f, queries=f.queries + spent if f.queries else None) for f in found]
@@ -286,7 +201,7 @@ def deviating(case: Case, reveal: Reveal, seed: int) -> tuple[int, float]:
 def _deviating_by_labels(case: Case, inferences: Inferences, reveal: Reveal, rng: Any) -> tuple[int, float]:
     """At a tie of two classes, a number at one input makes the first win by a margin; which number at another input
     restores the tie says how the two weights' differences compare."""
-    image, ours, other, asked = tie(inferences, case.images, reveal, rng)
+    (image,), ours, other, asked = ties(inferences, case.images, reveal, 1, rng)
     tail, weight = inferences.tail(image, 64, rng), inferences.last_weight.T.astype(np.int64)
     votes = VOTES if reveal.cut else 3
 
@@ -341,14 +256,34 @@ def check(case: Case, runs: int = 50) -> None:
     )
 
 
+def changes(case: Case, seeds: int) -> list[dict[str, Any]]:
+    """Prints which share of the images has another label, for several steps."""
+    program = case.lowered.program
+    z = np.rint(reference.run(case.lowered, case.images).logits / program.output_unit).astype(np.int64)
+    rows = []
+    for cut, kind in itertools.product(range(program.output_bits - 15, program.output_bits - 5), (Label, Logits)):
+        reveal = kind(cut)
+        seen = [revealed(reveal, z, np.random.default_rng(seed)) for seed in range(seeds)]
+        labels = [s[:, 0] if kind is Label else s.argmax(1) for s in seen]
+        shares = [float(100 * (label != z.argmax(1)).mean()) for label in labels]
+        rows.append({"reveal": reveal.text, "step": reveal.step(program), "changed": shares})
+        print(f"{reveal.text:<13} step {reveal.step(program):<8.3g} {min(shares):.2f} to {max(shares):.2f} % change")
+    return rows
+
+
 def described(found: Sequence[Found]) -> str:
     """Of one attacker, over seeds."""
     numbers = [f.queries or f.estimate for f in found]
     if any(number is None for number in numbers):
         return f"more than {max(f.asked for f in found):,} (cosine {max(f.cosine for f in found):.3f})"
-    low, middle, high = (f([n for n in numbers if n]) for f in (min, statistics.median, max))
-    law = f"; law {statistics.median(f.law for f in found if f.law):.2g}" if all(f.law for f in found) else ""
-    return f"{'' if all(f.queries for f in found) else '~'}{middle:.3g} ({low:.2g} to {high:.2g}{law})"
+    low, middle, high = (pick([n for n in numbers if n]) for pick in (min, statistics.median, max))
+    if middle == math.inf:
+        return "never: answers to one image are all the same"
+    theory = ""
+    if all(f.law and f.after_budget for f in found):
+        law, after = (statistics.median(getattr(f, n) for f in found) for n in ("law", "after_budget"))
+        theory = f"; law {law:.2g}; cosine after {BUDGET:,}: {after:.2f}"
+    return f"{'' if all(f.queries for f in found) else '~'}{middle:.3g} ({low:.2g} to {high:.2g}{theory})"
 
 
 def main() -> None:
@@ -360,11 +295,12 @@ def main() -> None:
     parser.add_argument("--truncations", nargs="+", default=["local"], choices=["local", "exact"])
     parser.add_argument("--attackers", nargs="+", default=list(ATTACKERS), choices=list(ATTACKERS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=3, help="that are asked again and again; for labels it is one")
+    parser.add_argument("--images", type=int, default=8, help="that are asked again and again")
     parser.add_argument("--pool", type=int, default=256)
     parser.add_argument("--most", type=int, default=200_000)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--deviating", action="store_true")
+    parser.add_argument("--changes", action="store_true", help="the share of the images whose label a step changes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -375,8 +311,8 @@ def main() -> None:
     if options.check:
         check(case)
         return
-    rows = []
-    for reveal in reveals:
+    rows = changes(case, options.seeds) if options.changes else []
+    for reveal in [] if options.changes else reveals:
         step = f", step {reveal.step(lowered.program):.3g}" if reveal.cut else ""
         if options.deviating:
             results = [deviating(case, reveal, seed) for seed in range(options.seeds)]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from parelu.private.protocol.reveal import REVEALS, Exact, Label, Logits, dither
 MODES = list(modes())
 LOWERED = lowered_of(ready(Residual(seed=3), (1, 6, 6), lambda u: u < 0.7))
 PROGRAM = LOWERED.program
+ROOT = Path(__file__).parents[3]
 SEED = b"of no importance"
 
 
@@ -254,3 +256,38 @@ def test_steps_blur_what_a_client_that_deviates_reads_and_no_more():
     found, weight = read_last_layer(reveal_for("logits", PROGRAM).text, size)
     assert not np.array_equal(np.rint(found), weight)
     assert (found * weight).sum() > 0.99 * np.linalg.norm(found) * np.linalg.norm(weight)
+
+
+# What answers tell a client that follows the protocol: benchmarks/leakage.py
+
+
+def test_simulated_inferences_are_the_secure_ones(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from leakage_simulation import Inferences, toy
+
+    lowered, images = toy()
+    program = lowered.program
+    with Pair(lowered) as pair:
+        for image in images[:2]:
+            result, shares = pair.infer(image)
+
+            def low(number, shape, bits, shares=shares):
+                return shares[program.ops[number - 1].source].astype(np.int64).reshape(shape) & ((1 << bits) - 1)
+
+            simulated = Inferences(lowered, "local").whole(image, 1, low)
+            assert np.array_equal(result, encode(simulated[len(program.ops)][0]))
+    assert pair.server_error is None
+
+
+@pytest.mark.parametrize(("text", "is_read"), [("exact", True), ("logits", False)])
+def test_repetitions_of_an_image_tell_the_last_layer_from_exact_logits_and_not_from_steps(monkeypatch, text, is_read):
+    """To a client that follows the protocol and knows the truncations' bits; 3,000 queries, as the default step is."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from leakage import Case
+    from leakage_simulation import toy
+
+    lowered, images = toy()
+    case = Case(lowered, images, repeated=2, pool=64, most=3_000, attackers=["told"])
+    (found,) = case.measure(reveal_for(text, lowered.program), "local", seed=0)
+    assert (found.queries is not None) == is_read
+    assert is_read or found.cosine < 0.7
