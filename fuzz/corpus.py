@@ -74,7 +74,11 @@ def of_edits() -> Samples:
 def of_the_disk() -> Samples:
     zeros = np.zeros((3, 2), np.uint64)
     key = Key(bytes(16), 0, 4, zeros, np.zeros((correction_blocks(4, 3), 2), np.uint64))
-    yield "material", "all kinds", dump({1: key, 2: Hash(bytes(16)), 3: {4: b"bytes", 5: None, 6: zeros[:0], 7: "text"}})
+    yield (
+        "material",
+        "all kinds",
+        dump({1: key, 2: Hash(bytes(16)), 3: {4: b"bytes", 5: None, 6: zeros[:0], 7: "text"}}),
+    )
     yield "stock_file", "piece", b"\0" + bytes(60)
     yield "stock_file", "key", b"\1" + bytes(32)
     yield "stock_file", "no key", b"\1" + bytes(5)
@@ -83,7 +87,9 @@ def of_the_disk() -> Samples:
     candidate = untrained(spec_of("resnet10 m=2", (1, 8, 8), 10), 0.3, seed=0)
     few = {name: tensor for name, tensor in candidate.weights.items() if tensor.numel() < 5}
     searched = SearchMetrics(3, 1.5, 40, 2, 71.5)
-    figures = {name: 1 for name in ("seed", "relus", "relus_without_stem", "squares", "macs", "flops", "params", "depth")}
+    figures = {
+        name: 1 for name in ("seed", "relus", "relus_without_stem", "squares", "macs", "flops", "params", "depth")
+    }
     trained = Metrics(
         method="snl",
         budget=40,
