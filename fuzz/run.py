@@ -111,10 +111,10 @@ def _too_long(number: int, frame: Any) -> None:
 
 def run_all(names: list[str], seconds: int) -> bool:
     """One process after another, with a line each; whether none failed."""
-    good = True
+    good, environment = True, {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for name in names:
         command = [sys.executable, "-m", "fuzz.run", name, "--seconds", str(max(1, seconds // len(names))), "--here"]
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
         said = ended.stdout + ended.stderr
         inputs = max(map(int, re.findall(r"#(\d+)", said)), default=0)
         print(f"{name:<28}{inputs:>10} inputs  {'ok' if not ended.returncode else 'FAILED'}", flush=True)
