@@ -4,6 +4,8 @@
 # make docs         the tables in README.md and docs/ that follow from the code
 # make site         the guide and the API reference as a site, in build/site
 # make mutants      which small changes to the code the tests do not notice, half an hour; ROOMS="gate masks" for some rooms
+# make fuzz         every decoder of bytes of others, some minutes; SECONDS=3600 for an hour, TARGETS="program material"
+# make fuzz-corpus  the samples that fuzzing starts from, made again
 
 PYTHON ?= python3
 INSTALLED = .venv/.installed
@@ -32,7 +34,16 @@ site: .venv/.site
 mutants: .venv/.mutants
 	.venv/bin/python benchmarks/mutants.py $(ROOMS)
 
-.venv/.site .venv/.mutants: .venv/.%: $(INSTALLED)
+fuzz: SECONDS = 240
+fuzz fuzz-corpus: export PYTHONPATH = tests
+
+fuzz: .venv/.fuzz
+	.venv/bin/python -m fuzz.run $(TARGETS) --seconds $(SECONDS)
+
+fuzz-corpus: $(INSTALLED)
+	.venv/bin/python -m fuzz.corpus
+
+.venv/.site .venv/.mutants .venv/.fuzz: .venv/.%: $(INSTALLED)
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
@@ -42,4 +53,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: quickstart test lint docs site mutants
+.PHONY: quickstart test lint docs site mutants fuzz fuzz-corpus

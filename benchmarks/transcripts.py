@@ -77,14 +77,14 @@ SETTINGS = (
     Setting("dealer", "sign", True, 0.15, 0.25),
     Setting("dealer", "full", True, 0.10, 0.25),
     Setting("dealer", "fss", True, 0.10, 0.25),
-    Setting("he", "sign", True, 0.16, 0.8),
-    Setting("he", "full", True, 0.10, 0.8),
+    Setting("he", "sign", True, 0.16, 2.0),
+    Setting("he", "full", True, 0.10, 2.0),
     Setting("he", "fss", True, 0.01, 4.0),
     Setting("dealer", "sign", False, 0.10, 0.25),
     Setting("dealer", "full", False, 0.07, 0.25),
     Setting("dealer", "fss", False, 0.07, 0.25),
-    Setting("he", "sign", False, 0.08, 0.8),
-    Setting("he", "full", False, 0.05, 0.8),
+    Setting("he", "sign", False, 0.08, 2.0),
+    Setting("he", "full", False, 0.05, 2.0),
     Setting("he", "fss", False, 0.01, 4.0),
 )
 
@@ -186,9 +186,11 @@ class Pair:
         self.expected = reference.run(lowered, self.images).logits
         self.lines: queue.Queue[str] = queue.Queue()
         model = Model(lowered, relus()[setting.relu], REVEALS["logits"])
-        self.patience = float(LONGEST)  # until the loops are compiled
+        self.patience = 10.0 * LONGEST  # until the loops are compiled
         mode = modes()[setting.offline]
-        self.server = Server(model, mode, ("127.0.0.1", 0), self.certificates, log=self.lines.put)
+        self.server = Server(
+            model, mode, ("127.0.0.1", 0), self.certificates, ServerOptions(timeout=self.patience), log=self.lines.put
+        )
         self.accepting = threading.Thread(target=self.server.run, daemon=True)
         self.accepting.start()
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -205,7 +207,7 @@ class Pair:
         proxy.start()
         first, count = draw.randrange(IMAGES - 1), 1 + (draw.random() < 0.2)
         started, end, said = time.monotonic(), "refused", ""
-        signal.setitimer(signal.ITIMER_REAL, LONGEST)
+        signal.setitimer(signal.ITIMER_REAL, LONGEST if places else 10 * LONGEST)
         try:
             port = self.listener.getsockname()[1]
             with Client("127.0.0.1", port, self.certificates, timeout=self.patience) as client:

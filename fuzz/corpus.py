@@ -9,6 +9,7 @@ finds and is worth keeping is put beside them by hand, and stays.
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from fuzz.targets import TARGETS
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.spec import spec_of
-from parelu.private.crypto.codec import dump
+from parelu.network.storage import write
+from parelu.private.crypto.codec import FORMAT, dump
 from parelu.private.crypto.dcf import Key, correction_blocks
 from parelu.private.crypto.hash import Hash
 from parelu.private.fresh import untrained
@@ -34,6 +36,7 @@ from parelu.private.lowering.lower import Lowered
 from parelu.private.transport.channel import HEADER
 
 FOLDER = Path(__file__).parent / "corpus"
+ONE = torch.ones(1)
 Samples = Iterator[tuple[str, str, bytes]]  # target, name, content
 
 
@@ -87,7 +90,8 @@ def of_the_disk() -> Samples:
     candidate = untrained(spec_of("resnet10 m=2", (1, 8, 8), 10), 0.3, seed=0)
     few = {name: tensor for name, tensor in candidate.weights.items() if tensor.numel() < 5}
     searched = SearchMetrics(3, 1.5, 40, 2, 71.5)
-    figures = dict.fromkeys(("seed", "relus", "relus_without_stem", "squares", "macs", "flops", "params", "depth"), 1)
+    counts = ("relus", "relus_without_stem", "squares", "macs", "flops", "params", "depth", "seed")
+    figures = dict.fromkeys(counts, 1)
     trained = Metrics(
         method="snl",
         budget=40,
@@ -116,6 +120,17 @@ def of_the_disk() -> Samples:
     yield "images_of_cifar", "one", b"\3" + bytes(3072)
 
 
+def of_old_failures() -> Samples:
+    """What once ended in another error than the documented one."""
+    text = json.dumps({"format": FORMAT, "value": {"array": "uint8", "shape": [1 << 70]}}).encode()
+    for name, skeleton in (("nested deeply", b"[" * 30_000), ("a huge shape", text)):
+        yield "material", name, len(skeleton).to_bytes(8, "little") + skeleton
+    model = next(lowered())[1]
+    yield "program_file", "another tensor", _packed("program", lambda folder: write(folder, "program", {}, {"a": ONE}))
+    yield "program_file", "no digest", _packed("program", model.save).replace(b'"tensors_sha256"', b'"tensors_sha257"')
+    yield "plan_file", "no sites", _packed("plan", lambda folder: write(folder, "plan", {}, {"a": ONE}))
+
+
 def _packed(kind: str, write: Callable[[Path], None]) -> bytes:
     """Both files of a folder as one input: the length of the header, the header, the tensors."""
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +145,7 @@ def samples(name: str) -> list[bytes]:
 
 
 def main() -> None:
-    for make in (of_the_wire, of_edits, of_the_disk):
+    for make in (of_the_wire, of_edits, of_the_disk, of_old_failures):
         for target, name, content in make():
             path = FOLDER / target / name.replace(" ", "-")
             path.parent.mkdir(parents=True, exist_ok=True)

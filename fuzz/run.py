@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import os
 import random
 import re
 import resource
@@ -28,14 +29,14 @@ from typing import Any
 FOUND = Path("build/fuzz")
 MEMORY = 4096  # MiB that a target's process may have
 INSTRUMENTED = ("parelu.private", "parelu.network", "parelu.data.readers", "fuzz.edits")
-COMPILED = ("parelu.private.crypto.kernels",)  # numba compiles them: their bytecode stays as it is
 
 
 def guided(name: str, seconds: int) -> None:
     """Inputs bred by coverage; does not return."""
     import atheris  # pyright: ignore[reportMissingImports]
 
-    with atheris.instrument_imports(include=list(INSTRUMENTED), exclude=list(COMPILED)):
+    os.environ["PARELU_KERNELS"] = "numpy"  # numba does not compile instrumented functions
+    with atheris.instrument_imports(include=list(INSTRUMENTED)):
         from fuzz.corpus import FOLDER
         from fuzz.targets import TARGETS
     (FOUND / name).mkdir(parents=True, exist_ok=True)
@@ -80,10 +81,10 @@ def unguided(name: str, seconds: int) -> None:
     from fuzz.corpus import samples
     from fuzz.targets import TARGETS
 
-    target, draw, end, done = TARGETS[name], random.Random(), time.monotonic() + seconds, 0
+    target, draw, done = TARGETS[name], random.Random(), 0
     target(b"")
     signal.signal(signal.SIGALRM, _too_long)
-    known = samples(name)
+    known, end = samples(name), time.monotonic() + seconds
     while time.monotonic() < end:
         data = mutated(draw, known)
         done += 1
@@ -110,10 +111,10 @@ def _too_long(number: int, frame: Any) -> None:
 
 def run_all(names: list[str], seconds: int) -> bool:
     """One process after another, with a line each; whether none failed."""
-    good = True
+    good, environment = True, {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for name in names:
         command = [sys.executable, "-m", "fuzz.run", name, "--seconds", str(max(1, seconds // len(names))), "--here"]
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
         said = ended.stdout + ended.stderr
         inputs = max(map(int, re.findall(r"#(\d+)", said)), default=0)
         print(f"{name:<28}{inputs:>10} inputs  {'ok' if not ended.returncode else 'FAILED'}", flush=True)

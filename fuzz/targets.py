@@ -213,7 +213,8 @@ def _with_header(data: bytes, kind: str, read: Callable[[Path], object]) -> None
         try:
             value = json.loads(header)
             value.pop("sha256", None)
-            value["tensors_sha256"] = hashlib.sha256(tensors).hexdigest()
+            if "tensors_sha256" in value:
+                value["tensors_sha256"] = hashlib.sha256(tensors).hexdigest()
             header = json.dumps({**value, "sha256": storage.digest(value)}).encode()
         except (ValueError, TypeError, AttributeError, RecursionError):
             pass  # it is refused as it is

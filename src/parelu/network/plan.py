@@ -120,7 +120,7 @@ class Plan:
     def load(cls, folder: Path) -> Plan:
         """Read what `save` wrote; raises `UserError` where it was damaged."""
         header, tensors = storage.read(folder, "plan")
-        return cls.from_tensors(header["sites"], tensors, folder)
+        return cls.from_tensors(header.get("sites"), tensors, folder)
 
     def shapes(self) -> dict[str, list[int]]:
         """Site name → shape of its mask, as JSON."""

@@ -101,7 +101,7 @@ def read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing beside {kind}.json; copy both files") from error
-    if hashlib.sha256(data).hexdigest() != header["tensors_sha256"]:
+    if hashlib.sha256(data).hexdigest() != header.get("tensors_sha256"):
         raise UserError(f"{path} does not match {kind}.json: truncated, or of another {kind}")
     try:
         return header, dict(sorted(load(data).items()))

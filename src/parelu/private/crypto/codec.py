@@ -46,7 +46,7 @@ def load(body: bytes) -> Any:
         if not isinstance(skeleton, dict) or skeleton.get("format") != FORMAT:
             raise ValueError(f"it is not {FORMAT}: another version of parelu made it")
         value, position = _value(skeleton["value"], body, position)
-    except (struct.error, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"malformed material ({type(error).__name__})") from error
     if position != len(body):
         raise ValueError(f"{len(body) - position} bytes too many")

@@ -118,10 +118,10 @@ class Lowered:
         """Read what `save` wrote; raises `UserError` where it was damaged."""
         header, tensors = storage.read(folder, "program")
         weights: dict[int, dict[str, NDArray[np.int64]]] = {}
-        for path, tensor in tensors.items():
-            op, name = path.split("/")
-            weights.setdefault(int(op), {})[name] = tensor.numpy()
         try:
+            for path, tensor in tensors.items():
+                op, name = path.split("/")
+                weights.setdefault(int(op), {})[name] = tensor.numpy()
             program = Program.from_bytes(header["program"].encode())
             ranges = tuple(Range(**entry) for entry in header["ranges"])
             salt = bytes.fromhex(header["salt"])

@@ -41,18 +41,38 @@ def evaluator_operands(a: Any, b: Any, c: Any, out: Any) -> None:
             out[1, i, word] = b[i, word] ^ c[i, word]
 
 
+# A loop over the two words of a block would be compiled into one for each colour, and a branch between them.
+
+
 @_loop
 def garble(operands: Any, inner: Any, outer: Any, c: Any, delta: Any, table: Any, out: Any) -> None:
     for i in range(len(c)):
         colour_a = np.uint64(np.int64(operands[0, i, 1]) >> np.int64(63))
         colour_b = np.uint64(np.int64(operands[2, i, 1]) >> np.int64(63))
-        for word in range(2):
-            left, right = inner[0, i, word] ^ outer[0, i, word], inner[2, i, word] ^ outer[2, i, word]
-            generator = left ^ inner[1, i, word] ^ outer[1, i, word] ^ (colour_b & delta[word])
-            evaluator = right ^ inner[3, i, word] ^ outer[3, i, word]
-            table[0, i, word] = generator
-            table[1, i, word] = evaluator ^ operands[0, i, word]
-            out[i, word] = left ^ (colour_a & generator) ^ right ^ (colour_b & evaluator) ^ c[i, word]
+        _garble_word(operands, inner, outer, c, delta, table, out, i, 0, colour_a, colour_b)
+        _garble_word(operands, inner, outer, c, delta, table, out, i, 1, colour_a, colour_b)
+
+
+@_loop
+def _garble_word(
+    operands: Any,
+    inner: Any,
+    outer: Any,
+    c: Any,
+    delta: Any,
+    table: Any,
+    out: Any,
+    i: int,
+    word: int,
+    colour_a: Any,
+    colour_b: Any,
+) -> None:
+    left, right = inner[0, i, word] ^ outer[0, i, word], inner[2, i, word] ^ outer[2, i, word]
+    generator = left ^ inner[1, i, word] ^ outer[1, i, word] ^ (colour_b & delta[word])
+    evaluator = right ^ inner[3, i, word] ^ outer[3, i, word]
+    table[0, i, word] = generator
+    table[1, i, word] = evaluator ^ operands[0, i, word]
+    out[i, word] = left ^ (colour_a & generator) ^ right ^ (colour_b & evaluator) ^ c[i, word]
 
 
 @_loop
@@ -60,10 +80,17 @@ def evaluate(operands: Any, inner: Any, outer: Any, c: Any, table: Any, out: Any
     for i in range(len(c)):
         colour_a = np.uint64(np.int64(operands[0, i, 1]) >> np.int64(63))
         colour_b = np.uint64(np.int64(operands[1, i, 1]) >> np.int64(63))
-        for word in range(2):
-            left = inner[0, i, word] ^ outer[0, i, word] ^ (colour_a & table[0, i, word])
-            right = inner[1, i, word] ^ outer[1, i, word] ^ (colour_b & (table[1, i, word] ^ operands[0, i, word]))
-            out[i, word] = left ^ right ^ c[i, word]
+        out[i, 0] = _evaluated_word(operands, inner, outer, c, table, i, 0, colour_a, colour_b)
+        out[i, 1] = _evaluated_word(operands, inner, outer, c, table, i, 1, colour_a, colour_b)
+
+
+@_loop
+def _evaluated_word(
+    operands: Any, inner: Any, outer: Any, c: Any, table: Any, i: int, word: int, colour_a: Any, colour_b: Any
+) -> Any:
+    left = inner[0, i, word] ^ outer[0, i, word] ^ (colour_a & table[0, i, word])
+    right = inner[1, i, word] ^ outer[1, i, word] ^ (colour_b & (table[1, i, word] ^ operands[0, i, word]))
+    return left ^ right ^ c[i, word]
 
 
 @_loop
