@@ -48,15 +48,15 @@ TOLERANCE = 0.05  # of a logit: truncation's last bits
 
 def note_uses(folder: Path, party: str) -> None:
     """Write the name of each piece that this process takes, before it is used."""
-    take, log = Stock.take, folder / f"{party}.used"
+    remove, log = Stock.remove, folder / f"{party}.used"
 
     def noted(self: Stock, name: bytes) -> bytes:
-        content = take(self, name)
+        content = remove(self, name)
         with log.open("a") as file:
             file.write(f"{self.folder.name} {name.hex()}\n")
         return content
 
-    Stock.take = noted
+    Stock.remove = noted
 
 
 def serve(folder: Path, port: int, offline: str) -> None:

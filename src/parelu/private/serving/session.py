@@ -147,7 +147,7 @@ class Session:
                 break
             with contextlib.suppress(KeyError):
                 assert self._stock is not None
-                found[name] = _load_material(self._stock, name, UserError)
+                found[name] = _load(self._stock, self._stock.take(name), UserError)
         return found
 
     def prepare(self, count: int = 1) -> None:
@@ -325,11 +325,11 @@ class _Served:
         names = _names(self.channel.receive("item", NAME_BYTES * count))
         self.service.account.infer(count)
         try:
-            materials = [_load_material(stock, name, ProtocolError) for name in names]
+            removed = {name: stock.remove(name) for name in names}
+            self.channel.send("have")
+            return [_load(stock, stock.decrypt(*piece), ProtocolError) for piece in removed.items()]
         except KeyError:
             raise ProtocolError("the server has no such material; connect again to compare stocks") from None
-        self.channel.send("have")
-        return materials
 
     def _compare(self, stock: Stock, count: int, *, drops: bool) -> None:
         names = _names(self.channel.receive("held", NAME_BYTES * count))
@@ -357,10 +357,10 @@ def _toss(share: float) -> bool:
     return int.from_bytes(os.urandom(7)) < share * 2.0**56
 
 
-def _load_material(stock: Stock, name: bytes, error: type[Exception]) -> Material:
-    """Taken from the stock, which is emptied where it is of another version: its pieces were made alike."""
+def _load(stock: Stock, content: bytes, error: type[Exception]) -> Material:
+    """Of a stock, which is emptied where it is of another version: its pieces were made alike."""
     try:
-        return Material.load(stock.take(name))
+        return Material.load(content)
     except ValueError as reason:
         stock.drop_others(())
         raise error(

@@ -76,13 +76,21 @@ class Stock:
         self._sync()
 
     def take(self, name: bytes) -> bytes:
-        """The content, gone from the disk before it is returned; raises KeyError where it is not there."""
+        """The content, gone from the disk before it is returned; raises KeyError where it is not there, or damaged."""
+        return self.decrypt(name, self.remove(name))
+
+    def remove(self, name: bytes) -> bytes:
+        """The encrypted content, gone from the disk before it is returned; raises KeyError where it is not there."""
         try:
             body = self._path(name).read_bytes()
             self._path(name).unlink()  # of two that race, one fails here
         except FileNotFoundError:
             raise KeyError(name.hex()) from None
         self._sync()
+        return body
+
+    def decrypt(self, name: bytes, body: bytes) -> bytes:
+        """What `remove` returned; raises KeyError where it is damaged."""
         try:
             return self._cipher.decrypt(body[:NONCE_BYTES], body[NONCE_BYTES:], self._use + name)
         except (InvalidTag, ValueError):
