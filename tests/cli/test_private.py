@@ -62,6 +62,16 @@ def test_bench_prints_a_row(capsys, relu, offline, network):
         assert row["online"]["seconds"] > sites * 0.5e-3
 
 
+def test_bench_with_exact_truncation_is_the_reference(capsys):
+    """With all ReLUs; a row says so, and a protocol that has it not is refused before anything starts."""
+    arguments = ["resnet10 m=2", "--input", "1x8x8", "--images", "2", "--offline", "dealer", "--truncation", "exact"]
+    assert run("bench", *arguments, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["truncation"] == "exact" and row["ring"]["largest"] == 0
+    assert run("bench", *arguments, "--relu", "fss") == 2
+    assert "ReLU fss does not truncate exactly: give --relu full or sign" in capsys.readouterr().err
+
+
 def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, study):
     assert run("bench", str(study.path), "--offline", "dealer") == 0
     shown = capsys.readouterr()

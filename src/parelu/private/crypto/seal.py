@@ -150,7 +150,7 @@ def _save(source: Any) -> bytes:
     mode = HEADER.unpack_from(content)[4]
     body = content[HEADER.size :]
     if mode == 2:
-        return zstandard.ZstdDecompressor().decompressobj().decompress(body)
+        return zstandard.decompress(body)
     return zlib.decompress(body) if mode == 1 else body
 
 
