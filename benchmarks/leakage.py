@@ -278,7 +278,7 @@ def described(found: Sequence[Found]) -> str:
         return f"more than {max(f.asked for f in found):,} (cosine {max(f.cosine for f in found):.3f})"
     low, middle, high = (pick([n for n in numbers if n]) for pick in (min, statistics.median, max))
     if middle == math.inf:
-        return "never: answers to one image are all the same"
+        return "never: the last truncations leave nothing to chance"
     theory = ""
     if all(f.law and f.after_budget for f in found):
         law, after = (statistics.median(getattr(f, n) for f in found) for n in ("law", "after_budget"))

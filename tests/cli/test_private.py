@@ -281,7 +281,20 @@ def test_serve_and_infer_as_two_processes(study, tmp_path):
         Image.fromarray(image).save(files[-1])
     Image.new("L", (9, 9)).save(tmp_path / "wrong.png")
     (tmp_path / "text.png").write_text("text")
-    options = ("--port", "0", "--tls", str(certs), "--offline", "dealer", "--stock", "1", "--budget", "5")
+    options = (
+        "--port",
+        "0",
+        "--tls",
+        str(certs),
+        "--offline",
+        "dealer",
+        "--stock",
+        "1",
+        "--budget",
+        "5",
+        "--reveal",
+        "exact",
+    )
     server = subprocess.Popen(
         [*command, "serve", str(study.folder("teacher")), *options], stderr=subprocess.PIPE, text=True, env=environment
     )

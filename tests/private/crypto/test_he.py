@@ -205,12 +205,14 @@ def test_two_answers_to_one_upload_share_nothing(parties):
     assert (words[0] == words[1]).all(1).mean() < 0.001
 
 
-def test_c1_is_a_ring_lwe_sample_of_the_servers():
-    """a·u + e for a ternary u and a binomial e of its stream, where the weights are zero."""
-    client, seed = he.Client(USUAL, stream()), fresh_seed()
+def test_c1_is_a_ring_lwe_sample_of_the_servers(monkeypatch):
+    """a·u + e for a ternary u and an error e of its stream, where the weights are zero; e is enlarged to be seen."""
+    client, seed, binomial = he.Client(USUAL, stream()), fresh_seed(), noise.binomial
     context, key = client.context, array(client.public_key())
-    server = he.Server(USUAL, key, Stream(seed, "answers"))
-    body = answer(server, array(client.encrypt(stream().ring(DEGREE))), np.zeros(DEGREE, np.int64))
+    upload, server = array(client.encrypt(stream().ring(DEGREE))), he.Server(USUAL, key, Stream(seed, "answers"))
+    large = np.array([-1 << 47, 1 << 47])
+    monkeypatch.setattr(noise, "binomial", lambda *drawn: large[(binomial(*drawn) >= 0).astype(int)])
+    body = answer(server, upload, np.zeros(DEGREE, np.int64))
 
     own = Stream(seed, "answers")
     u = noise.ternary(own, DEGREE)
