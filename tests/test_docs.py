@@ -175,7 +175,7 @@ def test_links_lead_somewhere():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page):
     """`network/steps.py` is the end of a path in the repository."""
-    folders = ("src", "tests", "benchmarks", "docs")
+    folders = ("src", "tests", "benchmarks", "docs", "fuzz")
     files = [path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
     for named in re.findall(r"`([\w./-]+\.py)`", page.read_text()):
         assert any(f"/{path}".endswith(f"/{named}") for path in files), named

@@ -68,7 +68,7 @@ def samples(difference, count=4000, seed=0):
 
 def test_a_small_difference_under_much_noise_is_found_and_none_is_not():
     found = [[timing.largest_t(*samples(difference, seed=seed)) for seed in range(5)] for difference in (0.0, 3.0)]
-    assert [timing.verdict(ts) for ts in found] == ["none found", "leak" if np.median(found[1]) > 10 else "suspicious"]
+    assert timing.verdict(found[0]) == "none found" != timing.verdict(found[1])
     assert np.median(found[1]) > timing.SUSPICIOUS > np.median(np.abs(found[0]))
     assert timing.verdict([timing.largest_t(*samples(-20.0, seed=seed)) for seed in range(3)]) == "leak"
 
