@@ -148,11 +148,12 @@ def largest_log_q(dimension: int, bits: float = BITS) -> int:
 
 
 def in_use() -> dict[str, Instance]:
-    """The homomorphic offline phase's, with the prime for keys only: all that is under the client's key has it."""
+    """The homomorphic offline phase's, with SEAL's prime for keys, though nothing is encrypted under it."""
     found = {}
     for parameters in he.CHOICES:
-        log_q = he._context(parameters).key_context_data().total_coeff_modulus_bit_count()
-        found[f"offline mode he, {parameters.kept} + {parameters.dropped} bits"] = Instance(he.DEGREE, log_q)
+        log_q = he.context(parameters).seal.key_context_data().total_coeff_modulus_bit_count()
+        name = " + ".join(map(str, parameters.bits))
+        found[f"offline mode he, {name} bits"] = Instance(he.DEGREE, log_q)
     return found
 
 

@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto import base_ot, dcf, garbling, he, kernels, ot_extension
+from parelu.private.crypto import base_ot, dcf, garbling, he, kernels, noise, ot_extension
 from parelu.private.crypto import hash as hash_module
 from parelu.private.crypto.hash import Hash
+from parelu.private.crypto.ot_extension import ExtensionReceiver, ExtensionSender
+from parelu.private.crypto.prg import Stream, fresh_seed
 
 SUSPICIOUS, LEAK = 4.5, 10.0
 CROPS = (100, 99, 95, 90, 75, 50, 25, 10)  # percentiles of all times, above which they are left out
@@ -118,24 +120,39 @@ def base_scalar() -> tuple[Secret, Callable[[], Operation]]:
     return secret, ready
 
 
+def base_seeds() -> NDArray[np.uint8]:
+    """Both seeds of each base transfer."""
+    return draw.integers(0, 256, (ot_extension.BASE, 2, 16), np.uint8)
+
+
 def extension_choices() -> tuple[Secret, Callable[[], Operation]]:
-    pairs = draw.integers(0, 256, (ot_extension.BASE, 2, 16), np.uint8)
-    secret, receiver = bits(COUNT), ot_extension.ExtensionReceiver(pairs)
+    secret, receiver = bits(COUNT), ExtensionReceiver(base_seeds(), CONTEXT)
     return secret, lambda: lambda: receiver.extend(secret.now)
 
 
-def extension_delta() -> tuple[Secret, Callable[[], Operation]]:
-    """The sender's choices, which are Δ; the seeds are the same for all."""
-    seeds = draw.integers(0, 256, (ot_extension.BASE, 16), np.uint8)
-    message = draw.integers(0, 256, ot_extension.message_bytes(COUNT), np.uint8)
-    secret = bits(ot_extension.BASE)
+def extension_delta(*, trees: bool) -> Callable[[], tuple[Secret, Callable[[], Operation]]]:
+    """The sender's choices, which are Δ, where the trees are received, or at each extension."""
 
-    def ready() -> Operation:
-        secret.now[-1] = 1
-        sender = ot_extension.ExtensionSender(secret.now, seeds)
-        return lambda: sender.extend(message, COUNT)
+    def begin() -> tuple[Secret, Callable[[], Operation]]:
+        pairs, numbers, secret = base_seeds(), np.arange(ot_extension.BASE), bits(ot_extension.BASE)
+        receiver = ExtensionReceiver(pairs, CONTEXT)
+        message = receiver.extend(draw.integers(0, 2, COUNT, np.uint8))[0]
 
-    return secret, ready
+        def ready() -> Operation:
+            secret.now[-1] = 1
+            seeds = pairs[numbers, secret.now]
+
+            def sender() -> ExtensionSender:
+                return ExtensionSender(secret.now, seeds, CONTEXT, receiver.trees)
+
+            if trees:
+                return sender
+            made = sender()
+            return lambda: made.extend(message, COUNT)
+
+        return secret, ready
+
+    return begin
 
 
 def hashed() -> tuple[Secret, Callable[[], Operation]]:
@@ -184,12 +201,10 @@ def comparison_threshold() -> tuple[Secret, Callable[[], Operation]]:
     return secret, lambda: lambda: dcf.correct(bytes(16), 15, secret.now, betas, (roots[0], roots[1]))
 
 
-NORM = 1 << 16
-
-
 def keys() -> tuple[he.Client, he.Server]:
-    client = he.Client(he.parameters(NORM))
-    return client, he.Server(client.parameters, NORM, np.frombuffer(client.public_key(), np.uint8))
+    client = he.Client(PARAMETERS, Stream(fresh_seed(), "timing"))
+    key = np.frombuffer(client.public_key(), np.uint8)
+    return client, he.Server(PARAMETERS, key, Stream(fresh_seed(), "timing"))
 
 
 def upload() -> tuple[Secret, Callable[[], Operation]]:
@@ -201,11 +216,11 @@ def decryption(fixed: NDArray[np.uint64]) -> Callable[[], tuple[Secret, Callable
     """Of answers that say fixed or random values at half of the coefficients."""
 
     def begin() -> tuple[Secret, Callable[[], Operation]]:
-        (client, server), needed, noise = keys(), np.arange(len(fixed)), he.Stream(bytes(16), "timing")
+        (client, server), needed = keys(), np.arange(len(fixed))
         secret = Secret(fixed, lambda: draw.integers(0, 1 << 59, len(fixed), np.uint64))
 
         def ready() -> Operation:
-            answer = np.frombuffer(server.answer(None, secret.now, needed, noise), np.uint8)
+            answer = np.frombuffer(server.answer(server.blank(), secret.now, needed), np.uint8)
             return lambda: client.decrypt(answer, needed)
 
         return secret, ready
@@ -213,38 +228,53 @@ def decryption(fixed: NDArray[np.uint64]) -> Callable[[], tuple[Secret, Callable
     return begin
 
 
-def weights(least: int) -> Callable[[], tuple[Secret, Callable[[], Operation]]]:
-    """A polynomial of weights made ready: all 1, or random from `least` on."""
+def lifted(fixed: NDArray[np.int64], low: int, high: int) -> Callable[[], tuple[Secret, Callable[[], Operation]]]:
+    """A polynomial of weights, or a secret key, made ready: a fixed one, or random from low to below high."""
 
     def begin() -> tuple[Secret, Callable[[], Operation]]:
-        _, server = keys()
-        secret = Secret(np.ones(he.DEGREE, np.int64), lambda: draw.integers(least, 100, he.DEGREE))
-        return secret, lambda: lambda: server.weight(secret.now)
+        context, secret = he.context(PARAMETERS), Secret(fixed, lambda: draw.integers(low, high, he.DEGREE))
+        return secret, lambda: lambda: context.factor(secret.now)
 
     return begin
 
 
+def multiplied() -> tuple[Secret, Callable[[], Operation]]:
+    """A product with a polynomial of weights, added to an answer: all 0, or random positive ones."""
+    _, server = keys()
+    secret = Secret(np.zeros(he.DEGREE, np.int64), lambda: draw.integers(1, 100, he.DEGREE))
+    total = server.blank()
+    opened = server.open(server.public_key)
+    return secret, lambda: lambda: server.accumulate(total, opened, server.weight(secret.now))
+
+
 def flood() -> tuple[Secret, Callable[[], Operation]]:
     """The flooding noise of an answer, of fixed or random bytes."""
-    parameters, secret = he.parameters(NORM), blocks(he.DEGREE)
+    primes, secret = he.context(PARAMETERS).primes, blocks(noise.TERMS, he.DEGREE)
 
     class Given:
         def blocks(self, *shape: int) -> NDArray[np.uint64]:
             return secret.now
 
-    return secret, lambda: lambda: he.flooding(parameters, he.flood_bits(NORM), Given())  # pyright: ignore
+    def operation() -> object:
+        return noise.flooding(Given(), PARAMETERS.flood_bits, he.DEGREE, primes)  # pyright: ignore[reportArgumentType]
+
+    return secret, lambda: operation
 
 
 COMPRESSED = "what decrypts is saved compressed; it is uniform but for a choice like this one"
 LIFTED = "SEAL branches where it lifts a negative coefficient"
+PARAMETERS = he.CHOICES[2]
+CONTEXT = bytes(32)
 DELTA = np.array([3, 1 << 63], np.uint64)
+POSITIVE = np.ones(he.DEGREE, np.int64)
 SUBJECTS = (
     Subject("control: early exit", early_exit, leaks="on purpose"),
     Subject("control: masks", masked),
     Subject("base OT: choices", base_choices),
     Subject("base OT: sender's scalar", base_scalar),
     Subject("extension: choices", extension_choices, kernels=True),
-    Subject("extension: Δ", extension_delta, kernels=True),
+    Subject("extension: Δ", extension_delta(trees=False), kernels=True),
+    Subject("extension: trees", extension_delta(trees=True)),
     Subject("hash: blocks", hashed, kernels=True),
     Subject("labels: bits that select", selected_labels, kernels=True),
     Subject("garbling: labels", gate(lambda h, tables: garbling.Garbler(h, DELTA, 0, tables)), kernels=True),
@@ -254,8 +284,10 @@ SUBJECTS = (
     Subject("he: upload", upload),
     Subject("he: decryption", decryption(draw.integers(0, 1 << 59, he.DEGREE // 2, np.uint64))),
     Subject("he: decryption of zeros", decryption(np.zeros(he.DEGREE // 2, np.uint64)), leaks=COMPRESSED),
-    Subject("he: weights", weights(least=1)),
-    Subject("he: signs of weights", weights(least=-99), leaks=LIFTED),
+    Subject("he: weights", lifted(POSITIVE, 1, 100)),
+    Subject("he: weights of zero", multiplied),
+    Subject("he: signs of weights", lifted(POSITIVE, -99, 100), leaks=LIFTED),
+    Subject("he: secret key", lifted(draw.integers(-1, 2, he.DEGREE), -1, 2)),
     Subject("he: flooding", flood),
 )
 

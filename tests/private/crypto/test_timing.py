@@ -44,7 +44,7 @@ def test_no_compiled_kernel_branches_on_the_sign_of_a_word(name):
 
 
 def test_the_benchmark_names_all_kernels_of_secrets():
-    # No bit of these is a condition or a mask; a transposition's jumps are on its indices.
+    # No bit of these is a condition or a mask; the jumps of a transposition and of a fold are on indices.
     others = {
         "add_tweaks",
         "evaluator_operands",
@@ -53,6 +53,7 @@ def test_the_benchmark_names_all_kernels_of_secrets():
         "join_limbs",
         "add_sparse",
         "transpose_bits",
+        "fold",
     }
     compiled = {n for n, f in vars(kernels.load("numba")).items() if hasattr(f, "py_func") and not n.startswith("_")}
     assert compiled == SECRET.keys() | others
