@@ -78,7 +78,7 @@ def test_a_kill_between_counting_and_giving_counts(tmp_path):
         assert other.execute("SELECT inferences FROM clients").fetchall() == [(3,)]
 
 
-@pytest.mark.parametrize("kind", ["folder", "text", "other table", "nowhere"])
+@pytest.mark.parametrize("kind", ["folder", "text", "other table", "words", "below zero", "nowhere"])
 def test_what_is_no_ledger_is_refused_in_one_line(tmp_path, kind):
     file = tmp_path / "clients.sqlite"
     if kind == "folder":
@@ -88,11 +88,29 @@ def test_what_is_no_ledger_is_refused_in_one_line(tmp_path, kind):
     elif kind == "other table":
         with sqlite3.connect(file) as database:
             database.execute("CREATE TABLE clients (name TEXT)")
+    elif kind in ("words", "below zero"):
+        Ledger(file).account("a").infer(1)
+        with sqlite3.connect(file) as database:
+            database.execute("UPDATE clients SET phases = ?", ("many" if kind == "words" else -1,))
     else:
         file = tmp_path / "nowhere" / "clients.sqlite"
     with pytest.raises(UserError, match=r"clients\.sqlite: cannot count what clients use there \(.*\)") as error:
         Ledger(file)
     assert "\n" not in str(error.value)
+
+
+def test_what_becomes_no_ledger_while_it_is_used_is_refused_in_one_line(tmp_path):
+    ledger = Ledger(tmp_path / "clients.sqlite")
+    account = ledger.account("a")
+    account.infer(1)
+    ledger._database.execute("ALTER TABLE clients ADD COLUMN more")
+    account.infer(1)
+    assert [record.inferences for record in ledger.records()] == [2]
+    ledger._database.execute("UPDATE clients SET inferences = 'many'")
+    with pytest.raises(ProtocolError, match="a row is not of this program's"):
+        account.infer(1)
+    with pytest.raises(UserError, match="a row is not of this program's"):
+        ledger.records()
 
 
 def test_a_disk_that_is_full_gives_nothing(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from parelu.errors import ProtocolError, UserError
 
@@ -24,6 +25,7 @@ WAIT = 30.0  # seconds for another process that writes
 TABLE = """CREATE TABLE IF NOT EXISTS clients (
     name TEXT PRIMARY KEY, inferences INTEGER NOT NULL DEFAULT 0, phases INTEGER NOT NULL DEFAULT 0,
     opened INTEGER NOT NULL DEFAULT 0, answered INTEGER NOT NULL DEFAULT 0, caught TEXT NOT NULL DEFAULT '')"""
+ROWS = "SELECT name, inferences, phases, opened, answered, caught FROM clients"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Ledger:
     """
 
     def __init__(self, file: Path | None = None, inferences: int = 0) -> None:
-        self.inferences, self._lock = inferences, threading.Lock()
+        self.inferences, self._file, self._lock = inferences, file, threading.Lock()
         try:
             self._database = sqlite3.connect(
                 file or ":memory:", timeout=WAIT, isolation_level=None, check_same_thread=False
@@ -62,9 +64,9 @@ class Ledger:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute(TABLE)
-            self._database.execute("SELECT name, inferences, phases, opened, answered, caught FROM clients LIMIT 1")
         except sqlite3.Error as error:
-            raise UserError(f"{file}: cannot count what clients use there ({error})") from error
+            raise self._refused(error) from error
+        self.records()
 
     @property
     def phases(self) -> int:
@@ -76,15 +78,20 @@ class Ledger:
         return Account(self, name)
 
     def records(self) -> list[Record]:
-        """By name."""
-        with self._lock:
-            rows = self._database.execute("SELECT * FROM clients ORDER BY name").fetchall()
-        return [Record(*row) for row in rows]
+        """By name. Raises UserError where the file has other rows than those that are written here."""
+        try:
+            with self._lock:
+                return [_record(row) for row in self._database.execute(f"{ROWS} ORDER BY name")]
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
 
     def forget(self, name: str) -> bool:
         """Let a client start again; returns whether there was one."""
         with self._lock:
             return self._database.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount > 0
+
+    def _refused(self, error: sqlite3.Error) -> UserError:
+        return UserError(f"{self._file}: cannot count what clients use there ({error})")
 
     def close(self) -> None:
         with self._lock:
@@ -97,9 +104,19 @@ class Ledger:
             with self._lock, self._database as database:
                 database.execute("BEGIN IMMEDIATE")
                 database.execute("INSERT OR IGNORE INTO clients (name) VALUES (?)", (name,))
-                yield database, Record(*database.execute("SELECT * FROM clients WHERE name = ?", (name,)).fetchone())
+                yield database, _record(database.execute(f"{ROWS} WHERE name = ?", (name,)).fetchone())
         except sqlite3.Error as error:
             raise ProtocolError(f"the server cannot count what its clients use ({error})") from error
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    """Raises sqlite3.Error for what was not written here: a table of SQLite's may hold anything."""
+    record = Record(*row)
+    counts = record.inferences, record.phases, record.opened, record.answered
+    is_text = isinstance(record.name, str) and isinstance(record.caught, str) and record.caught.isprintable()
+    if not is_text or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise sqlite3.DataError("a row is not of this program's")
+    return record
 
 
 class Account:
