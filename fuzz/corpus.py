@@ -8,8 +8,10 @@ finds and is worth keeping is put beside them by hand, and stays.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import sqlite3
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ from parelu.private.crypto.dcf import Key, correction_blocks
 from parelu.private.crypto.hash import Hash
 from parelu.private.fresh import untrained
 from parelu.private.lowering.lower import Lowered
+from parelu.private.serving.ledger import Ledger
 from parelu.private.transport.channel import HEADER
 
 FOLDER = Path(__file__).parent / "corpus"
@@ -59,19 +62,27 @@ def of_the_wire() -> Samples:
     yield "packed_bits", "thirteen", b"\x0d\xff\x1f"
     points = [bindings.crypto_scalarmult_ed25519_base_noclamp(k.to_bytes(32, "little")) for k in (2, 3, 5)]
     yield "base_points_of_a_sender", "one", points[0]
-    yield "base_points_of_a_receiver", "three", b"\3" + b"".join(points)
+    yield "base_points_of_a_receiver", "three", b"\3" + b"".join(2 * points)
+    yield "pin", "one", b"0123456789abcdef" * 4
+    yield "pin", "long", b"ABCDEF" * 40
+    for name in ("label", "logits 2^17", "label 2^3", "exact", "logits", "logits 2^09", "exact 2^3"):
+        yield "reveal_of", name, name.encode()
 
 
 def of_edits() -> Samples:
     for name in TARGETS:
         first = b"\7" if name == "extension" else b""
-        if name.startswith(("extension", "he_", "client_", "server_")):
-            yield name, "honest", first
+        if not name.startswith(("extension", "he_", "client_", "server_")):
+            continue
+        yield name, "honest", first
+        yield name, "another header", first + edit("replace", 2, 0, b"fail\0\0\0\0\4\0\0\0")
+        yield name, "elements", first + edit("replace", 3, 16, b"\xff" * 8) + edit("replace", 7, 16, b"\xff" * 200)
+        yield name, "longer and shorter", first + edit("insert", 4, 50, bytes(16)) + edit("delete", 5, 16, size=9)
+        if not name.startswith(("client_he", "server_he")):
             yield name, "another byte", first + edit("replace", 1, 20, b"\xff")
-            yield name, "another header", first + edit("replace", 2, 0, b"fail\0\0\0\0\4\0\0\0")
-            yield name, "elements", first + edit("replace", 3, 16, b"\xff" * 8) + edit("replace", 7, 16, b"\xff" * 200)
-            yield name, "longer and shorter", first + edit("insert", 4, 50, bytes(16)) + edit("delete", 5, 16, size=9)
             yield name, "out of order", first + edit("swap", 3, 4) + edit("double", 2) + edit("drop", 6)
+    kinds = [message[:4] for message in sessions.honest("he_opened")[0]]
+    yield "server_he_opened", "another key", edit("replace", kinds.index(b"show"), HEADER.size, b"\xaa" * 9)
 
 
 def of_the_disk() -> Samples:
@@ -85,6 +96,21 @@ def of_the_disk() -> Samples:
     yield "stock_file", "piece", b"\0" + bytes(60)
     yield "stock_file", "key", b"\1" + bytes(32)
     yield "stock_file", "no key", b"\1" + bytes(5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        with contextlib.closing(Ledger(path)) as ledger:
+            ledger.account("somebody").infer(2)
+        yield "ledger_file", "one client", path.read_bytes()
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("UPDATE clients SET phases = 'many'")
+            database.commit()
+        yield "ledger_file", "words for numbers", path.read_bytes()
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("ALTER TABLE clients ADD COLUMN more")
+            database.execute("UPDATE clients SET phases = 2")
+            database.commit()
+        yield "ledger_file", "another column", path.read_bytes()
+    yield "ledger_file", "nothing", b""
     for name, model in lowered():
         yield "program_file", name, _packed("program", model.save)
     candidate = untrained(spec_of("resnet10 m=2", (1, 8, 8), 10), 0.3, seed=0)

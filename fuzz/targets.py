@@ -6,6 +6,7 @@ is known. `TARGETS` is the registry; tests/fuzz/test_targets.py checks that all 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,15 +27,18 @@ from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.private.crypto import base_ot, codec, he
 from parelu.private.crypto.ot_extension import BASE, ExtensionReceiver, ExtensionSender
-from parelu.private.crypto.prg import Stream, fresh_seed
+from parelu.private.crypto.prg import Stream
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Program
-from parelu.private.serving import session
+from parelu.private.protocol.reveal import reveal_of as read_reveal
+from parelu.private.serving import greeting as greetings
+from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.stock import NAME_BYTES, ClientStocks
 from parelu.private.transport.channel import Channel, bits_of, pack_bits, ring_of
 
 LONGEST = 500  # characters of an error's one line
 FEW = 200  # transfers of an extension, more or less
+CLIENT_HELLO = ("nonce", "pin", "stock")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +84,28 @@ def program(data: bytes) -> None:
 
 @target(ProtocolError)
 def greeting(data: bytes) -> None:
-    """The first byte chooses which: the client's or the server's."""
-    fields = sessions.GREETINGS[data[0] % 2] if data else ()
-    value = session._load(data[1:], fields)
+    """The first byte chooses which: the client's or the server's, which is taken as far as its terms."""
+    offer_fields = tuple(field.name for field in dataclasses.fields(greetings.Offer))
+    of_the_server = data[:1] == b"\1"
+    fields = ("nonce", "engine", *offer_fields, "room", "left", "server") if of_the_server else CLIENT_HELLO
+    value = greetings._load(data[1:], fields)
     assert set(value) == set(fields) and all(isinstance(text, str) for text in value.values())
+    if of_the_server:
+        offer = greetings.Offer(**{name: value[name] for name in offer_fields})
+        greetings.Accepted(offline=offer.offline).check(offer)
+        greetings._terms(sessions.model("dealer_sign").terms.program, offer)
+        assert min(map(greetings._number, (value["room"], value["left"]))) >= 0
+
+
+@target(UserError)
+def pin(data: bytes) -> None:
+    assert len(bytes.fromhex(greetings.Accepted(data.decode("utf-8", "replace")).pin or "")) == 32
+
+
+@target(ValueError)
+def reveal_of(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    assert read_reveal(text).text == text
 
 
 @target(ProtocolError)
@@ -120,26 +142,44 @@ def base_points_of_a_sender(data: bytes) -> None:
 def base_points_of_a_receiver(data: bytes) -> None:
     """The first byte says how many are due."""
     sender = base_ot.Sender(data[0] % 4 if data else 0, b"fuzz")
-    assert len(sender.seeds(data[1:])) == sender.count
+    assert len(sender.seeds(data[1:])) == sender.count and len(sender.transcript) == 32
+
+
+def _transfers() -> tuple[ExtensionReceiver, Callable[[bytes], ExtensionSender]]:
+    """Both ends of an extension: the receiver, and what makes the sender of its trees."""
+    pairs, delta = Stream(bytes(16), "pairs").bytes(2 * BASE * 16).reshape(BASE, 2, 16), np.ones(BASE, np.uint8)
+    delta[:-1] = Stream(bytes(16), "delta").bits(BASE - 1)
+    sender = functools.partial(ExtensionSender, delta, pairs[np.arange(BASE), delta], bytes(32))
+    return ExtensionReceiver(pairs, bytes(32)), sender
+
+
+@target(ProtocolError)
+def extension_trees(data: bytes) -> None:
+    receiver, sender = _transfers()
+    sender(edits.apply(data, [receiver.trees]))
 
 
 @target(ProtocolError)
 def extension(data: bytes) -> None:
-    """Edits of a receiver's message, which keeps its length; the first byte is for the number of transfers."""
+    """Edits of a receiver's message; the first byte is for the number of transfers."""
     count = (data[0] if data else 7) + FEW
-    pairs = Stream(fresh_seed(), "fuzz").bytes(2 * BASE * 16).reshape(BASE, 2, 16)
-    delta = Stream(fresh_seed(), "fuzz").bits(BASE)
-    delta[-1] = 1
-    honest = ExtensionReceiver(pairs).extend(Stream(fresh_seed(), "fuzz").bits(count))[0].tobytes()
-    spoilt = edits.apply(data[1:], [honest])
-    sender = ExtensionSender(delta, pairs[np.arange(BASE), delta])
-    assert len(sender.extend(np.frombuffer(spoilt, np.uint8), count)) == count
+    receiver, sender = _transfers()
+    choices = Stream(bytes(16), "choices").bits(count)
+    message, t = receiver.extend(choices)
+    spoilt, ends = edits.apply(data[1:], [message.tobytes()]), sender(receiver.trees)
+    q = ends.extend(np.frombuffer(spoilt, np.uint8), count)
+    assert (spoilt != message.tobytes()) or (q == t ^ choices[:, None] * ends.delta).all()
 
 
 @functools.cache
-def _keys() -> tuple[he.Client, he.Server]:
-    client = he.Client(he.parameters(1 << 10))
-    return client, he.Server(client.parameters, 1 << 10, np.frombuffer(client.public_key(), np.uint8))
+def _keys() -> tuple[he.Client, bytes, bytes]:
+    """A client, its public key, and an upload."""
+    client = he.Client(he.CHOICES[0], Stream(bytes(16), "client"))
+    return client, client.public_key(), client.encrypt(np.arange(he.DEGREE, dtype=np.uint64))
+
+
+def _server(public_key: np.ndarray) -> he.Server:
+    return he.Server(he.CHOICES[0], public_key, Stream(bytes(16), "server"))
 
 
 def _of_length(data: bytes, honest: bytes) -> np.ndarray:
@@ -149,23 +189,34 @@ def _of_length(data: bytes, honest: bytes) -> np.ndarray:
 
 @target(ProtocolError)
 def he_public_key(data: bytes) -> None:
-    client, _ = _keys()
-    he.Server(client.parameters, 1 << 10, _of_length(data, client.public_key()))
+    _server(_of_length(data, _keys()[1]))
 
 
 @target(ProtocolError)
 def he_upload(data: bytes) -> None:
-    client, server = _keys()
-    opened = server.open(_of_length(data, client.encrypt(np.arange(he.DEGREE, dtype=np.uint64))))
-    server.accumulate(None, opened, server.weight(np.ones(he.DEGREE, np.int64)))
+    _, key, upload = _keys()
+    server = _server(np.frombuffer(key, np.uint8))
+    server.accumulate(server.blank(), server.open(_of_length(data, upload)), server.weight(np.arange(he.DEGREE)))
 
 
 @target(ProtocolError)
 def he_answer(data: bytes) -> None:
-    client, server = _keys()
-    needed = np.arange(5)
-    honest = server.answer(None, np.arange(5, dtype=np.uint64), needed, Stream(fresh_seed(), "fuzz"))
+    client, key, _ = _keys()
+    server, needed = _server(np.frombuffer(key, np.uint8)), np.arange(5)
+    honest = server.answer(server.blank(), np.arange(5, dtype=np.uint64), needed)
     assert not (client.decrypt(_of_length(data, honest), needed) >> np.uint64(59)).any()
+
+
+@target(ProtocolError)
+def he_audit(data: bytes) -> None:
+    """What a client shows, its public key, and an upload: they pass if nothing is changed."""
+    client, key, upload = _keys()
+    honest = [client.show(), key, upload]
+    spoilt = _of_length(data, b"".join(honest))
+    secret, key, upload = np.split(spoilt, np.cumsum([len(part) for part in honest[:-1]]))
+    audit = he.Audit(client.parameters, secret)
+    is_fresh = audit.is_fresh(key, is_key=True) and audit.is_fresh(upload)
+    assert is_fresh == (spoilt.tobytes() == b"".join(honest))
 
 
 def _register_session(name: str, party: str) -> None:
@@ -201,6 +252,19 @@ def stock_file(data: bytes) -> None:
         assert stock.names() == [name]
         stock.take(name)
         raise AssertionError("a piece that nobody put there was taken")
+
+
+@target(ProtocolError, UserError)
+def ledger_file(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        path.write_bytes(data)
+        with contextlib.closing(Ledger(path, inferences=3)) as ledger:
+            account = ledger.account("somebody")
+            account.phase(opened=True)
+            account.answered()
+            account.infer(1)
+            assert account.left in (0, 1, 2) and account.name in [record.name for record in ledger.records()]
 
 
 def _with_header(data: bytes, kind: str, read: Callable[[Path], object]) -> None:

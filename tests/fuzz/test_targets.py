@@ -1,6 +1,7 @@
 """Fuzz targets: their samples and some mutations of them, a second each at most; and that no decoder lacks a target."""
 
 import ast
+import os
 import random
 import sys
 import threading
@@ -13,12 +14,10 @@ from fuzz import edits, run, sessions
 from fuzz.corpus import FOLDER, samples
 from fuzz.targets import TARGETS, Target
 from parelu.errors import UserError
+from parelu.private.offline.mode import Deviation
 
 ROOT = Path(parelu.__file__).parent
-NEVER_ACCEPTED = {
-    "stock_file": "nobody can write a piece without the key",
-    "server_dealer_stock": "the recorded client asks for pieces of another server",
-}
+NEVER_ACCEPTED = {"stock_file": "nobody can write a piece without the key"}
 # Calls that look into bytes of others. What makes them is a decoder, and some target has to reach it.
 DECODING = {"loads", "frombuffer", "unpack", "unpack_from", "receive", "receive_part", "receive_up_to", "expect"}
 DECODING |= {"ring_of", "bits_of", "unpackbits", "fromfile", "_unpack"}
@@ -27,7 +26,7 @@ NOT_OF_OTHERS = {
     "private/engines": "a process that this one started, over its pipes",
     "private/transport/link.py": "both ends of a measurement on one machine",
     "private/crypto/prg.py": "a stream of this party's own bits",
-    "private/crypto/he.py: _version": "bytes that SEAL writes in this process",
+    "private/crypto/seal.py: _version": "bytes that SEAL writes in this process",
     "private/protocol/correlations.py": "declarations",
 }
 
@@ -85,6 +84,21 @@ def test_every_decoder_of_the_sources_is_reached_by_a_target():
     wanted = decoders()
     assert len(wanted) > 40
     assert not sorted(name for place, name in wanted.items() if place not in reached)
+
+
+@pytest.mark.parametrize("setting", sessions.SETTINGS)
+def test_recorded_sessions_are_met_to_their_end_again_and_again(setting):
+    for party in ("client", "server"):
+        sessions.meet(party, setting, b"")
+    assert os.urandom(8) != os.urandom(8), "and draw as before afterwards"
+    kinds = {message[:4] for message in sessions.honest(setting)[0]}
+    assert (b"show" in kinds) == sessions.SETTINGS[setting].opened
+
+
+def test_another_key_than_the_sessions_own_is_caught_when_a_phase_is_opened():
+    sample = (FOLDER / "server_he_opened" / "another-key").read_bytes()
+    with pytest.raises(Deviation, match="an audit: the client's public key is no encryption of zero"):
+        sessions.meet("server", "he_opened", sample)
 
 
 def test_edits_say_what_is_changed():
