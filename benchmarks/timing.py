@@ -228,23 +228,25 @@ def decryption(fixed: NDArray[np.uint64]) -> Callable[[], tuple[Secret, Callable
     return begin
 
 
-def lifted(fixed: NDArray[np.int64], low: int, high: int) -> Callable[[], tuple[Secret, Callable[[], Operation]]]:
-    """A polynomial of weights, or a secret key, made ready: a fixed one, or random from low to below high."""
+def weights(fixed: NDArray[np.int64], least: int) -> Callable[[], tuple[Secret, Callable[[], Operation]]]:
+    """A product with a polynomial of weights, added to an answer: fixed ones, or random from `least` on."""
 
     def begin() -> tuple[Secret, Callable[[], Operation]]:
-        context, secret = he.context(PARAMETERS), Secret(fixed, lambda: draw.integers(low, high, he.DEGREE))
-        return secret, lambda: lambda: context.factor(secret.now)
+        server, secret = keys()[1], Secret(fixed, lambda: draw.integers(least, 100, he.DEGREE))
+        total, opened = server.blank(), server.open(server.public_key)
+        return secret, lambda: lambda: server.accumulate(total, opened, server.weight(secret.now))
 
     return begin
 
 
-def multiplied() -> tuple[Secret, Callable[[], Operation]]:
-    """A product with a polynomial of weights, added to an answer: all 0, or random positive ones."""
-    _, server = keys()
-    secret = Secret(np.zeros(he.DEGREE, np.int64), lambda: draw.integers(1, 100, he.DEGREE))
-    total = server.blank()
-    opened = server.open(server.public_key)
-    return secret, lambda: lambda: server.accumulate(total, opened, server.weight(secret.now))
+def secret_key() -> tuple[Secret, Callable[[], Operation]]:
+    """A client's key made ready."""
+    context, secret = he.context(PARAMETERS), Secret(ternary(), ternary)
+    return secret, lambda: lambda: context.factor(secret.now)
+
+
+def ternary() -> NDArray[np.int64]:
+    return draw.integers(-1, 2, he.DEGREE)
 
 
 def flood() -> tuple[Secret, Callable[[], Operation]]:
@@ -262,7 +264,6 @@ def flood() -> tuple[Secret, Callable[[], Operation]]:
 
 
 COMPRESSED = "what decrypts is saved compressed; it is uniform but for a choice like this one"
-LIFTED = "SEAL branches where it lifts a negative coefficient"
 PARAMETERS = he.CHOICES[2]
 CONTEXT = bytes(32)
 DELTA = np.array([3, 1 << 63], np.uint64)
@@ -284,10 +285,10 @@ SUBJECTS = (
     Subject("he: upload", upload),
     Subject("he: decryption", decryption(draw.integers(0, 1 << 59, he.DEGREE // 2, np.uint64))),
     Subject("he: decryption of zeros", decryption(np.zeros(he.DEGREE // 2, np.uint64)), leaks=COMPRESSED),
-    Subject("he: weights", lifted(POSITIVE, 1, 100)),
-    Subject("he: weights of zero", multiplied),
-    Subject("he: signs of weights", lifted(POSITIVE, -99, 100), leaks=LIFTED),
-    Subject("he: secret key", lifted(draw.integers(-1, 2, he.DEGREE), -1, 2)),
+    Subject("he: weights", weights(POSITIVE, 1)),
+    Subject("he: weights of zero", weights(0 * POSITIVE, 1)),
+    Subject("he: signs of weights", weights(POSITIVE, -99)),
+    Subject("he: secret key", secret_key),
     Subject("he: flooding", flood),
 )
 

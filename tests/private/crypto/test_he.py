@@ -18,6 +18,7 @@ from parelu.private.offline.he import convolution
 
 EVERY, FIRST = np.arange(DEGREE), 256
 USUAL = he.parameters(1 << 22, 200_000)
+ONE = np.eye(1, DEGREE, dtype=np.int64)[0]
 
 
 def stream() -> Stream:
@@ -179,7 +180,7 @@ def test_an_answers_noise_is_the_floodings(parties, monkeypatch):
         return np.where(found > 0.5, found - 1, found) * (scale(USUAL) / 2**USUAL.flood_bits)
 
     large = np.full(DEGREE, 1 << 9)
-    for weight in (he.ONE, large, 0 * large):
+    for weight in (ONE, large, 0 * large):
         found = noise_of(weight)
         assert abs(found.mean()) < 0.04
         assert abs(found.var() - 0.25) < 0.02, "a sum of three uniforms of width 1"
@@ -215,6 +216,7 @@ def test_c1_is_a_ring_lwe_sample_of_the_servers(monkeypatch):
     body = answer(server, upload, np.zeros(DEGREE, np.int64))
 
     own = Stream(seed, "answers")
+    own.ring(DEGREE)  # the blinding
     u = noise.ternary(own, DEGREE)
     noise.flooding(own, USUAL.flood_bits, DEGREE, context.primes)
     e = context.residues(noise.binomial(own, DEGREE))
@@ -226,6 +228,36 @@ def test_c1_is_a_ring_lwe_sample_of_the_servers(monkeypatch):
     widths = USUAL.widths[:2]
     expected = array(he._pack(context.words(found)[1], widths))
     np.testing.assert_array_equal(body[: DEGREE * sum(widths)], expected)
+
+
+WEIGHTS = {
+    "zeros": np.zeros(DEGREE, np.int64),
+    "one": ONE,
+    "negative": np.full(DEGREE, -(1 << 52)),
+    "both signs": np.random.default_rng(0).integers(-1 << 52, 1 << 52, DEGREE),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_blinded_and_products_equal_to_the_bit(name, monkeypatch):
+    """SEAL sees positive numbers, of which those below 2^56 differ from query to query; nothing of them is left."""
+    client, seen, weight = he.Client(USUAL, stream()), [], WEIGHTS[name]
+    context, factor = client.context, client.context.factor
+    upload = array(client.encrypt(stream().ring(DEGREE)))
+    for _ in range(2):
+        server = he.Server(USUAL, array(client.public_key()), stream())
+        total = server.blank()
+        before, opened = context.words(total), server.open(upload)
+        monkeypatch.setattr(context, "factor", lambda values: (seen.append(values), factor(values))[1])
+        ready = server.weight(weight)
+        monkeypatch.setattr(context, "factor", factor)
+        server.accumulate(total, opened, ready)
+        added = context.words(context.product(opened[0], factor(weight))) if weight.any() else 0 * before
+        np.testing.assert_array_equal(context.words(total), (before + added) % context.moduli)
+    shares = (np.array(seen) - weight - (1 << 56)) / 2.0**56
+    assert len(seen) == 2 and ((np.array(seen) > 0) & (np.array(seen) < 1 << 58)).all()
+    assert shares.min() >= 0 and shares.max() < 1 and (np.abs(shares.mean(1) - 0.5) < 0.02).all()
+    assert (shares[0] != shares[1]).all()
 
 
 def test_zero_weights_take_the_same_operations(parties, monkeypatch):
@@ -254,7 +286,7 @@ def test_zero_weights_take_the_same_operations(parties, monkeypatch):
     dense, zero = np.ones(DEGREE, np.int64), np.zeros(DEGREE, np.int64)
     usual = counted([dense, dense, dense])
     assert len(usual) > 9
-    for blocks in ([zero, dense, zero], [zero, zero, zero], [he.ONE, zero, dense]):
+    for blocks in ([zero, dense, zero], [zero, zero, zero], [ONE, zero, dense]):
         assert counted(blocks) == usual
 
 
@@ -351,7 +383,7 @@ def test_an_audit_takes_every_error_of_an_honest_client_and_no_other(monkeypatch
 def test_an_audit_wants_zero_of_a_key_and_the_same_error_modulo_every_prime():
     client = he.Client(USUAL, stream())
     audit = he.Audit(USUAL, array(client.show()))
-    upload = array(client.encrypt(he.ONE.astype(np.uint64)))
+    upload = array(client.encrypt(ONE.astype(np.uint64)))
     assert audit.is_fresh(upload)
     assert not audit.is_fresh(upload, is_key=True)
     for prime in client.context.primes:

@@ -96,5 +96,6 @@ def test_every_subject_runs_on_both_classes(subject):
     secret, ready = subject.begin()
     for is_random in (False, True):
         secret.choose(is_random)
-        assert (secret.now == secret.fixed).all() != is_random
+        is_fixed = bool((secret.now == secret.fixed).all())
+        assert is_fixed != is_random or (is_random and secret.now.size < 64)  # few bits may be drawn alike
         ready()()

@@ -30,7 +30,7 @@ ZERO = 2 * DEGREE * ETA  # |error| of the public key times u with an error added
 UNUSED = 20  # bits of SEAL's last prime, under which nothing is encrypted
 REPEATED = 8  # of N residues modulo 40 bits more than 8 are repeated with probability below 2^−150
 SECRET_BYTES = DEGREE // 4  # two bits a coefficient
-ONE = np.eye(1, DEGREE, dtype=np.int64)[0]
+BLINDED = 56  # bits of a weight and of the blinding: their sum is positive for SEAL, which has t/2 = 2^58
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,35 +168,46 @@ class Client:
 
 
 class Server:
-    """What a server does with the ciphertexts of one query; everything that it draws is of the stream."""
+    """What a server does with the ciphertexts of one query; everything that it draws is of the stream.
+
+    SEAL's time depends on a polynomial that it makes ready: on signs, by a branch, and on zeros. Weights are blinded by
+    a uniform positive polynomial of the query, whose product is taken away again.
+    """
 
     def __init__(self, parameters: Parameters, public_key: NDArray[np.uint8], stream: Stream) -> None:
         self.parameters, self.context, self._stream = parameters, context(parameters), stream
         self.public_key = public_key
-        self._key = self.open(public_key)
-        self._scrap = self.context.product(self._key, self.context.factor(ONE))
+        self._key = self._opened(public_key)
+        self._blinding = ((stream.ring(DEGREE) >> np.uint64(BITS - BLINDED)) + np.uint64(1 << BLINDED)).view(np.int64)
+        self._factor = self.context.factor(self._blinding)
 
-    def open(self, upload: NDArray[np.uint8]) -> Any:
-        """A ciphertext in NTT form; raises ProtocolError where it is malformed or cannot be honest."""
+    def open(self, upload: NDArray[np.uint8]) -> tuple[Any, Any]:
+        """A ciphertext in NTT form, and what the blinding adds to its products.
+
+        Raises ProtocolError where it is malformed or cannot be honest.
+        """
+        ciphertext = self._opened(upload)
+        return ciphertext, self.context.product(ciphertext, self._factor)
+
+    def _opened(self, upload: NDArray[np.uint8]) -> Any:
         found = _received(self.parameters, upload)
         if len(np.unique(found[0, 0])) < DEGREE - REPEATED:
             raise ProtocolError("a ciphertext or public key is degenerate: its residues repeat")
         return self.context.ciphertext(found, upload[-SEED_BYTES:].tobytes(), ntt=True)
 
-    def weight(self, coefficients: NDArray[np.int64]) -> tuple[Any, bool]:
-        """(N,) signed integers as a plaintext in NTT form, and whether it is zero: then 1, which is not added."""
-        is_zero = not coefficients.any()
-        return self.context.factor(ONE if is_zero else coefficients), is_zero
+    def weight(self, coefficients: NDArray[np.int64]) -> Any:
+        """(N,) signed integers below 2^`BLINDED` in magnitude as a plaintext in NTT form, blinded."""
+        return self.context.factor(coefficients + self._blinding)
 
     def blank(self) -> Any:
         """An encryption of zero in NTT form, without the errors that `answer` adds: the public key times u."""
         return self.context.product(self._key, self.context.factor(noise.ternary(self._stream, DEGREE)))
 
-    def accumulate(self, total: Any, ciphertext: Any, weight: tuple[Any, bool]) -> None:
-        """total += ciphertext·weight; for a weight of zero the same work goes elsewhere."""
-        factor, is_zero = weight
-        product = self.context.product(ciphertext, factor)
-        self.context.evaluator.add_inplace(self._scrap if is_zero else total, product)
+    def accumulate(self, total: Any, opened: tuple[Any, Any], weight: Any) -> None:
+        """total += ciphertext·weight."""
+        ciphertext, added = opened
+        self.context.evaluator.add_inplace(total, self.context.product(ciphertext, weight))
+        self.context.evaluator.sub_inplace(total, added)
 
     def answer(self, total: Any, mask: Ring, coefficients: NDArray[np.int64]) -> bytes:
         """mask: what is subtracted at the coefficients; returns `answer_bytes`."""
