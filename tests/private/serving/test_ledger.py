@@ -9,6 +9,8 @@ import pytest
 from parelu.errors import ProtocolError, UserError
 from parelu.private.serving.ledger import MOST_UNANSWERED, Ledger
 
+NAMED = b"tableclients"  # in SQLite's schema, whose names its messages quote
+
 
 def count(file, times):
     account = Ledger(file).account("a")
@@ -78,7 +80,10 @@ def test_a_kill_between_counting_and_giving_counts(tmp_path):
         assert other.execute("SELECT inferences FROM clients").fetchall() == [(3,)]
 
 
-@pytest.mark.parametrize("kind", ["folder", "text", "other table", "words", "below zero", "nowhere"])
+KINDS = ["folder", "text", "other table", "words", "below zero", "no text", "control", "nowhere"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_ledger_is_refused_in_one_line(tmp_path, kind):
     file = tmp_path / "clients.sqlite"
     if kind == "folder":
@@ -92,11 +97,16 @@ def test_what_is_no_ledger_is_refused_in_one_line(tmp_path, kind):
         Ledger(file).account("a").infer(1)
         with sqlite3.connect(file) as database:
             database.execute("UPDATE clients SET phases = ?", ("many" if kind == "words" else -1,))
+    elif kind in ("no text", "control"):
+        Ledger(file).close()
+        content = file.read_bytes()
+        assert NAMED in content
+        file.write_bytes(content.replace(NAMED, NAMED[:-1] + (b"\xac" if kind == "no text" else b"\1")))
     else:
         file = tmp_path / "nowhere" / "clients.sqlite"
     with pytest.raises(UserError, match=r"clients\.sqlite: cannot count what clients use there \(.*\)") as error:
         Ledger(file)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
 
 
 def test_what_becomes_no_ledger_while_it_is_used_is_refused_in_one_line(tmp_path):

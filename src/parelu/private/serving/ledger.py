@@ -21,6 +21,7 @@ from parelu.errors import ProtocolError, UserError
 
 MOST_UNANSWERED = 8
 INFERENCES, PHASES, OPENED = "inferences", "offline phases", "opened"
+FAULTS = (sqlite3.Error, UnicodeDecodeError)  # the latter where SQLite's message quotes a file that is no text
 WAIT = 30.0  # seconds for another process that writes
 TABLE = """CREATE TABLE IF NOT EXISTS clients (
     name TEXT PRIMARY KEY, inferences INTEGER NOT NULL DEFAULT 0, phases INTEGER NOT NULL DEFAULT 0,
@@ -64,7 +65,7 @@ class Ledger:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute(TABLE)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise self._refused(error) from error
         self.records()
 
@@ -82,16 +83,19 @@ class Ledger:
         try:
             with self._lock:
                 return [_record(row) for row in self._database.execute(f"{ROWS} ORDER BY name")]
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise self._refused(error) from error
 
     def forget(self, name: str) -> bool:
         """Let a client start again; returns whether there was one."""
-        with self._lock:
-            return self._database.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount > 0
+        try:
+            with self._lock:
+                return self._database.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount > 0
+        except FAULTS as error:
+            raise self._refused(error) from error
 
-    def _refused(self, error: sqlite3.Error) -> UserError:
-        return UserError(f"{self._file}: cannot count what clients use there ({error})")
+    def _refused(self, error: Exception) -> UserError:
+        return UserError(f"{self._file}: cannot count what clients use there ({_line(error)})")
 
     def close(self) -> None:
         with self._lock:
@@ -105,8 +109,13 @@ class Ledger:
                 database.execute("BEGIN IMMEDIATE")
                 database.execute("INSERT OR IGNORE INTO clients (name) VALUES (?)", (name,))
                 yield database, _record(database.execute(f"{ROWS} WHERE name = ?", (name,)).fetchone())
-        except sqlite3.Error as error:
-            raise ProtocolError(f"the server cannot count what its clients use ({error})") from error
+        except FAULTS as error:
+            raise ProtocolError(f"the server cannot count what its clients use ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    """SQLite's message, which may quote what lies in the file."""
+    return "".join(letter for letter in str(error) if letter.isprintable())[:200]
 
 
 def _record(row: tuple[Any, ...]) -> Record:
