@@ -154,6 +154,8 @@ def of_old_failures() -> Samples:
     model = next(lowered())[1]
     yield "program_file", "another tensor", _packed("program", lambda folder: write(folder, "program", {}, {"a": ONE}))
     yield "program_file", "no digest", _packed("program", model.save).replace(b'"tensors_sha256"', b'"tensors_sha257"')
+    client = (FOLDER / "ledger_file" / "one-client").read_bytes()
+    yield "ledger_file", "a name that is no text", client.replace(b"tableclients", b"tableclient\xac")
     yield "plan_file", "no sites", _packed("plan", lambda folder: write(folder, "plan", {}, {"a": ONE}))
 
 

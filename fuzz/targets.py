@@ -265,6 +265,7 @@ def ledger_file(data: bytes) -> None:
             account.answered()
             account.infer(1)
             assert account.left in (0, 1, 2) and account.name in [record.name for record in ledger.records()]
+            assert ledger.forget(account.name)
 
 
 def _with_header(data: bytes, kind: str, read: Callable[[Path], object]) -> None:
