@@ -182,8 +182,9 @@ class Serve:
     """served at once, by each process"""
     processes: int = 1
     """that share the port; a client is served by one"""
-    budget: int = 10_000
-    """inferences of each client, by the name in its certificate, and a quarter more offline phases; 0: no limit"""
+    budget: int | None = None
+    """inferences of each client, by the name in its certificate, and a quarter more offline phases; 0: no limit; left
+    out, 10000 where what is revealed is dithered, else 300"""
     ledger: Path | None = None
     """the file that counts them, for several servers together; left out, CANDIDATE/clients.sqlite"""
     audit: float = 0.1
@@ -229,7 +230,7 @@ class Serve:
         for process in started:
             process.start()
         if others >= 0:
-            terms, budget = server.model.terms, f"{self.budget:,} inferences" if self.budget else "no budget"
+            terms, budget = server.model.terms, f"{server.budget:,} inferences" if server.budget else "no budget"
             say(f"pin {server.offer.pin}: publish it, clients check it (--pin)")
             say(f"{terms.program.relus:,} ReLUs; {server.mode.trust(terms.relu)}")
             say(f"reveals {server.offer.reveal}; {budget} for each certificate")

@@ -432,3 +432,14 @@ def test_no_secret_comes_from_anything_but_the_operating_system():
     for relu in relus():
         assert package(still, relu) == package(still, relu)
         assert package(os.urandom, relu) != package(os.urandom, relu)
+
+
+@pytest.mark.parametrize(
+    ("reveal", "budget"), [("label 2^3", 10_000), ("logits 2^3", 10_000), ("label", 300), ("exact", 300)]
+)
+def test_a_budget_is_smaller_where_answers_are_not_dithered(reveal, budget):
+    model = Model(LOWERED, relus()["sign"], reveal_of(reveal))
+    for asked, expected in ((None, budget), (7, 7), (0, 0)):
+        server = Server(model, modes()["dealer"], ("127.0.0.1", 0), options=ServerOptions(budget=asked))
+        assert server.budget == expected
+        server.close()
