@@ -214,7 +214,12 @@ class Pair:
         try:
             port = self.listener.getsockname()[1]
             with Client(
-                "127.0.0.1", port, self.certificates, offline=self.setting.offline, timeout=self.patience
+                "127.0.0.1",
+                port,
+                self.certificates,
+                offline=self.setting.offline,
+                relu=self.setting.relu,
+                timeout=self.patience,
             ) as client:
                 found = client.predict(self.images[first : first + count], batch=count)
                 error = float(np.abs(found - self.expected[first : first + count]).max())
