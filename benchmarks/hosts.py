@@ -45,9 +45,9 @@ def serve(folder: str, host: str, relu: str, link: Link) -> None:
     server.run()
 
 
-def ask(folder: str, host: str, repeat: int, link: Link) -> None:
+def ask(folder: str, host: str, relu: str, repeat: int, link: Link) -> None:
     images = noise(repeat + 1, INPUT, seed=1)
-    with Client(host, PORT, Path(folder) / "certs", offline="dealer", link=link) as client:
+    with Client(host, PORT, Path(folder) / "certs", offline="dealer", relu=relu, link=link) as client:
         client.prepare(repeat + 1)
         times = []
         for image in images:
@@ -100,7 +100,7 @@ def measured(
         assert server.stdout is not None
         server.stdout.readline()
         client = subprocess.run(
-            [*prefixes[1], *script, "ask", folder, hosts[0], str(repeat), shaping],
+            [*prefixes[1], *script, "ask", folder, hosts[0], relu, str(repeat), shaping],
             text=True,
             check=True,
             stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ def main() -> None:
         serve(sys.argv[2], sys.argv[3], sys.argv[4], Link(*json.loads(sys.argv[5])))
         return
     if sys.argv[1:2] == ["ask"]:
-        ask(sys.argv[2], sys.argv[3], int(sys.argv[4]), Link(*json.loads(sys.argv[5])))
+        ask(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), Link(*json.loads(sys.argv[6])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)

@@ -48,9 +48,10 @@ from leakage_simulation import Inferences, Signed, Tail, toy
 from torch import Tensor
 
 from parelu.network.candidate import Candidate
+from parelu.private.crypto.ring import BITS
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
-from parelu.private.lowering.ops import Activation
+from parelu.private.lowering.ops import Activation, Truncate, local, sources
 from parelu.private.protocol.reveal import Exact, Label, Logits, Reveal, reveal_for, reveal_of
 from parelu.runs import measurement
 
@@ -233,18 +234,14 @@ def _deviating_by_labels(case: Case, inferences: Inferences, reveal: Reveal, rng
 
 def check(case: Case, runs: int = 50) -> None:
     """Raises AssertionError where the simulation is not `reference.replay`, or pooled runs are not whole ones."""
-    rng = np.random.default_rng(0)
-    inferences, program = Inferences(case.lowered, "local"), case.lowered.program
-    for image in case.images[:runs]:
-        shares = {0: rng.integers(0, 1 << 59, program.input_shape).reshape(-1)}
-        for number, op in enumerate(program.ops, start=1):
-            if op.is_secret or isinstance(op, Activation):
-                count = math.prod(program.shapes[number]) if op.is_secret else len(op.relus)
-                shares[number] = rng.integers(0, 1 << 59, count)
-        low = lambda n, shape, bits: shares[program.ops[n - 1].source].reshape(shape) & ((1 << bits) - 1)  # noqa: B023, E731
-        simulated = inferences.whole(image, 1, low)[len(program.ops)][0]
-        replayed = reference.replay(case.lowered, image, shares, "sign")
-        assert np.array_equal(simulated % (1 << 59), replayed.astype(np.int64)), "not the replayed reference"
+    rng, program = np.random.default_rng(0), case.lowered.program
+    inferences = Inferences(case.lowered, "local")
+    for image, truncation in itertools.product(case.images[:runs], ("local", "exact")):
+        shares, given = _client(case.lowered, rng)
+        low = lambda n, shape, bits: shares[program.ops[n - 1].source] & ((1 << bits) - 1)  # noqa: B023, E731
+        simulated = Inferences(case.lowered, truncation).whole(image, 1, low)[len(program.ops)][0]
+        replayed = reference.replay(case.lowered, image, given, "sign", truncation)
+        assert np.array_equal(simulated % (1 << BITS), replayed.astype(np.int64)), "not the replayed reference"
     whole, tail = inferences.logits(case.images[0], 4000, rng), inferences.tail(case.images[0], case.pool, rng)
     pooled = tail.draw(100_000, rng)[2]
     apart = abs(whole.mean(0) - pooled.mean(0)) / whole.std(0)
@@ -254,6 +251,26 @@ def check(case: Case, runs: int = 50) -> None:
         f"deviations apart; deviations of pooled over whole {ratio.min():.2f} to {ratio.max():.2f}, in the mean "
         f"{whole.std(0).mean():,.0f} units"
     )
+
+
+def _client(lowered: Lowered, rng: np.random.Generator) -> tuple[list[Signed], dict[int, Signed]]:
+    """A client's shares of all values, (1, *shape), and those of them that `reference.replay` takes."""
+    program = lowered.program
+    shares = [rng.integers(0, 1 << BITS, (1, *program.input_shape))]
+    given = {0: shares[0].reshape(-1)}
+    for number, op in enumerate(program.ops, start=1):
+        share = shares[op.source].copy()
+        if op.is_secret:
+            share = rng.integers(0, 1 << BITS, (1, *program.shapes[number]))
+            given[number] = share.reshape(-1)
+        elif isinstance(op, Truncate):
+            share = share % (1 << BITS) >> op.bits
+        elif isinstance(op, Activation):
+            given[number] = share.reshape(-1)[op.relus] = rng.integers(0, 1 << BITS, len(op.relus))
+        else:
+            share = local(op, *(shares[n] for n in sources(op)))  # pyright: ignore[reportArgumentType]
+        shares.append(share)
+    return shares, given
 
 
 def changes(case: Case, seeds: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from parelu.network.instrument import instrument
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.lowering.ops import Activation, Add, Op, Truncate, local, sources
+from parelu.private.lowering.ops import Activation, Op, Truncate, local, sources
 from parelu.private.lowering.reference import ExactLinear, integers_of
 
 Signed = NDArray[np.int64]
@@ -27,7 +27,7 @@ Low = Callable[[int, tuple[int, ...], int], Signed]  # (number of the truncation
 class Inferences:
     """A program without squares, run on many inferences.
 
-    truncation: "local", off by [u < x mod 2^f] everywhere, or "exact", to the nearest where a ReLU follows.
+    truncation: "local", off by [u < x mod 2^f] everywhere, or "exact", to the nearest where a ReLU follows at once.
     """
 
     def __init__(self, lowered: Lowered, truncation: str) -> None:
@@ -42,13 +42,11 @@ class Inferences:
         self.rounded = rounded if truncation == "exact" else {}
 
     def _relus_behind(self, number: int) -> NDArray[np.int64]:
-        """Positions of a truncated value that go, alone or in a sum, into a ReLU and nothing else."""
-        readers = [(n, op) for n, op in enumerate(self.program.ops, start=1) if number in sources(op)]
+        """Positions of a truncated value that nothing but a ReLU reads."""
+        readers = [op for op in self.program.ops if number in sources(op)]
         match readers:
-            case [(_, Activation() as op)]:
+            case [Activation() as op]:
                 return op.relus
-            case [(sum_, Add())]:
-                return self._relus_behind(sum_)
             case _:
                 return np.zeros(0, np.int64)
 

@@ -45,7 +45,7 @@ from parelu.private.lowering import reference
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
+from parelu.private.protocol.reveal import Exact
 from parelu.private.serving import client as client_module
 from parelu.private.serving import server as server_module
 from parelu.private.serving.client import Client
@@ -185,12 +185,11 @@ class Pair:
         self.images = images_of(IMAGES, SHAPE, seed=1)
         self.expected = reference.run(lowered, self.images).logits
         self.lines: queue.Queue[str] = queue.Queue()
-        model = Model(lowered, relus()[setting.relu], REVEALS["logits"])
+        model = Model(lowered, relus()[setting.relu], Exact())
         self.patience = 10.0 * LONGEST  # until the loops are compiled
         mode = modes()[setting.offline]
-        self.server = Server(
-            model, mode, ("127.0.0.1", 0), self.certificates, ServerOptions(timeout=self.patience), log=self.lines.put
-        )
+        options = self._options()
+        self.server = Server(model, mode, ("127.0.0.1", 0), self.certificates, options, log=self.lines.put)
         self.accepting = threading.Thread(target=self.server.run, daemon=True)
         self.accepting.start()
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -198,7 +197,11 @@ class Pair:
         self.session({}, random.Random(0))
         self.clean = self.old  # what a session as it should be carries
         self.patience = setting.patience
-        self.server.options = ServerOptions(timeout=setting.patience)
+        self.server.options = self._options()
+
+    def _options(self) -> ServerOptions:
+        """Without a budget, and without audits: a client that goes away would be barred before long."""
+        return ServerOptions(timeout=self.patience, budget=0, audit=0.0)
 
     def session(self, places: dict[tuple[bool, int], str], draw: random.Random) -> dict[str, Any]:
         """What became of one session; raises Hang."""
@@ -210,7 +213,14 @@ class Pair:
         signal.setitimer(signal.ITIMER_REAL, LONGEST if places else 10 * LONGEST)
         try:
             port = self.listener.getsockname()[1]
-            with Client("127.0.0.1", port, self.certificates, timeout=self.patience) as client:
+            with Client(
+                "127.0.0.1",
+                port,
+                self.certificates,
+                offline=self.setting.offline,
+                relu=self.setting.relu,
+                timeout=self.patience,
+            ) as client:
                 found = client.predict(self.images[first : first + count], batch=count)
                 error = float(np.abs(found - self.expected[first : first + count]).max())
                 end = "right" if error < TOLERANCE else "wrong"

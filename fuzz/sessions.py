@@ -109,7 +109,7 @@ def client(channel: Channel, name: str, folder: Path) -> None:
     _own.stream = Stream(bytes(16), name, "client")
     setting, program = SETTINGS[name], model(name).terms.program
     stocks = ClientStocks(folder / "client") if setting.stock else None
-    met = Session(channel, Accepted(offline=setting.offline), stocks=stocks)
+    met = Session(channel, Accepted(offline=setting.offline, relu=setting.relu), stocks=stocks)
     try:
         if stocks:
             met.add_to_stock()

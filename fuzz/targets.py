@@ -92,7 +92,7 @@ def greeting(data: bytes) -> None:
     assert set(value) == set(fields) and all(isinstance(text, str) for text in value.values())
     if of_the_server:
         offer = greetings.Offer(**{name: value[name] for name in offer_fields})
-        greetings.Accepted(offline=offer.offline).check(offer)
+        greetings.Accepted(offline=offer.offline, relu=offer.relu).check(offer)
         greetings._terms(sessions.model("dealer_sign").terms.program, offer)
         assert min(map(greetings._number, (value["room"], value["left"]))) >= 0
 
@@ -248,6 +248,7 @@ def stock_file(data: bytes) -> None:
             path.with_name("stock.key").write_bytes(data[1:])
         stock = ClientStocks(path).of("fuzz")
         name = bytes(NAME_BYTES)
+        stock.folder.mkdir()
         (stock.folder / name.hex()).write_bytes(data[1:])
         assert stock.names() == [name]
         stock.take(name)
@@ -261,8 +262,8 @@ def ledger_file(data: bytes) -> None:
         path.write_bytes(data)
         with contextlib.closing(Ledger(path, inferences=3)) as ledger:
             account = ledger.account("somebody")
-            account.phase(opened=True)
-            account.answered()
+            account.phase()
+            account.opened(answered=True)
             account.infer(1)
             assert account.left in (0, 1, 2) and account.name in [record.name for record in ledger.records()]
             assert ledger.forget(account.name)

@@ -153,7 +153,9 @@ class Pair:
         self.thread = threading.Thread(target=self._serve, args=(modes()[offline], service))
         self.thread.start()
         try:
-            self.client = Session(RecordingChannel(wrap(ours), timeout=timeout), accepted or Accepted(offline=offline))
+            self.client = Session(
+                RecordingChannel(wrap(ours), timeout=timeout), accepted or Accepted(offline=offline, relu=relu)
+            )
             self.client.mode = self.recording = Recording(self.client.mode)
         except BaseException:
             ours.close()

@@ -182,10 +182,11 @@ class Serve:
     """served at once, by each process"""
     processes: int = 1
     """that share the port; a client is served by one"""
-    budget: int = 10_000
-    """inferences of each client, by the name in its certificate, and a quarter more offline phases; 0: no limit"""
+    budget: int | None = None
+    """inferences of each client, by the name in its certificate, and the offline phases that they need; 0: no limit;
+    left out, 10000 where what is revealed is dithered, else 300"""
     ledger: Path | None = None
-    """the file that counts them, for several servers together; left out, CANDIDATE/clients.sqlite"""
+    """the file that counts them, for several servers of this machine; left out, CANDIDATE/clients.sqlite"""
     audit: float = 0.1
     """the share of offline phases that are opened and checked; who is caught is barred (parelu clients)"""
     data_folder: Path | None = None
@@ -229,7 +230,7 @@ class Serve:
         for process in started:
             process.start()
         if others >= 0:
-            terms, budget = server.model.terms, f"{self.budget:,} inferences" if self.budget else "no budget"
+            terms, budget = server.model.terms, f"{server.budget:,} inferences" if server.budget else "no budget"
             say(f"pin {server.offer.pin}: publish it, clients check it (--pin)")
             say(f"{terms.program.relus:,} ReLUs; {server.mode.trust(terms.relu)}")
             say(f"reveals {server.offer.reveal}; {budget} for each certificate")
@@ -268,10 +269,12 @@ class Infer:
     stock_dir: Path | None = None
     """folder that `parelu prepare` filled; what is missing is prepared now"""
     relu: str | None = None
-    """what the server must offer; left out, the server chooses"""
+    """what the server must offer; left out, sign, which a server that deviates learns nothing by"""
     offline: str | None = None
     """what the server must offer; left out, any that trusts no third party"""
     reveal: str | None = None
+    """what the server must offer; left out, the server chooses"""
+    truncation: str | None = None
     """what the server must offer; left out, the server chooses"""
     json: bool = False
     """print JSON: a row for each image"""
@@ -333,10 +336,12 @@ class Prepare:
     pin: str | None = None
     """what the operator publishes"""
     relu: str | None = None
-    """what the server must offer; left out, the server chooses"""
+    """what the server must offer; left out, sign, which a server that deviates learns nothing by"""
     offline: str | None = None
     """what the server must offer; left out, any that trusts no third party"""
     reveal: str | None = None
+    """what the server must offer; left out, the server chooses"""
+    truncation: str | None = None
     """what the server must offer; left out, the server chooses"""
 
     def __call__(self) -> None:
@@ -441,6 +446,7 @@ def client_of(command: Infer | Prepare) -> Client:
         offline=command.offline,
         relu=command.relu,
         reveal=command.reveal,
+        truncation=command.truncation,
         stock=command.stock_dir,
     )
 

@@ -22,12 +22,13 @@ def test_processes_and_threads_count_together(tmp_path):
     file = tmp_path / "clients.sqlite"
     ledger, spawn = Ledger(file), multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=count, args=(file, 50)) for _ in range(2)]
-    threads = [threading.Thread(target=lambda: [ledger.account("a").phase(False) for _ in range(25)]) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: [ledger.account("a").phase() for _ in range(25)]) for _ in range(2)]
     for each in (*processes, *threads):
         each.start()
     for each in (*processes, *threads):
         each.join()
     (record,) = ledger.records()
+    assert ledger.record("a") == record
     assert (record.inferences, record.phases) == (100, 50)
     ledger.close()
 
@@ -41,10 +42,10 @@ def test_budgets_end_where_they_say(tmp_path):
         account.infer(4)
     assert account.left == 3, "what is refused is not counted"
     account.infer(3)
-    for _ in range(8 + 2 + 16):
-        Ledger(file, inferences=8).account("a").phase(False)
-    with pytest.raises(ProtocolError, match=r"used up: 26 of 26 offline phases"):
-        account.phase(True)
+    for _ in range(9 + 16):
+        Ledger(file, inferences=8).account("a").phase()
+    with pytest.raises(ProtocolError, match=r"used up: 25 of 25 offline phases"):
+        account.phase()
     assert account.used == "8 inferences, 0 offline phases, a"
     assert Ledger(file, inferences=20).account("a").left == 12, "a larger budget goes on from what was used"
 
@@ -53,12 +54,11 @@ def test_marks_and_bars_stay(tmp_path):
     file = tmp_path / "clients.sqlite"
     account = Ledger(file).account("a")
     for _ in range(MOST_UNANSWERED + 3):
-        account.phase(True)
-        account.answered()
+        account.opened(answered=True)
     for _ in range(MOST_UNANSWERED):
         assert not Ledger(file).account("a").record.barred
-        account.phase(True)
-    for asked in (lambda: account.phase(False), lambda: account.infer(1)):
+        account.opened(answered=False)
+    for asked in (lambda: account.phase(), lambda: account.infer(1)):
         with pytest.raises(ProtocolError, match=r"barred \(8 offline phases were not shown\)"):
             asked()
     Ledger(file).account("b").bar("a reason")
@@ -67,7 +67,7 @@ def test_marks_and_bars_stay(tmp_path):
         "caught: a reason",
     ]
     assert Ledger(file).forget("a") and not Ledger(file).forget("a")
-    account.phase(False)
+    account.phase()
     assert account.record.phases == 1
 
 
@@ -132,3 +132,12 @@ def test_a_disk_that_is_full_gives_nothing(tmp_path, monkeypatch):
         account.infer(1)
     ledger._database.execute("PRAGMA query_only = OFF")
     assert account.record.inferences == 1
+
+
+@pytest.mark.parametrize("audit", [0.0, 0.1, 0.2, 0.5])
+def test_the_budget_of_phases_makes_up_for_those_that_are_opened(audit):
+    """Six standard deviations of what an honest client opens on the way."""
+    for inferences in (1, 30, 300, 10_000):
+        opened = inferences * audit / (1 - audit)
+        deviation = (inferences * audit) ** 0.5 / (1 - audit)
+        assert Ledger(inferences=inferences, audit=audit).phases >= inferences + opened + min(6 * deviation, 15)

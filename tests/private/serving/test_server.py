@@ -68,7 +68,14 @@ def until(condition, seconds=5.0):
 @pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("he", "fss")])
 def test_predictions_over_tls(certificates, offline, relu):
     with serving(certificates, offline, relu=relu, ahead=(offline, relu) == ("dealer", "fss")) as (server, lines):
-        with Client("localhost", server.port, certificates, pin=server.offer.pin, offline=server.mode.name) as client:
+        with Client(
+            "localhost",
+            server.port,
+            certificates,
+            pin=server.offer.pin,
+            offline=server.mode.name,
+            relu=server.model.terms.relu.name,
+        ) as client:
             logits = client.predict(IMAGES)
         assert until(lambda: lines)
     assert logits.shape == (3, 5)
@@ -80,7 +87,9 @@ def test_predictions_over_tls(certificates, offline, relu):
 def test_labels_only(certificates, relu):
     with (
         serving(certificates, reveal="label", relu=relu) as (server, _),
-        Client("localhost", server.port, certificates, offline=server.mode.name) as client,
+        Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client,
     ):
         labels = client.predict(IMAGES.numpy())
     assert labels.dtype == np.int64 and labels.shape == (3,)
@@ -92,7 +101,9 @@ def test_labels_only(certificates, relu):
 def test_images_that_do_not_fit(certificates):
     with (
         serving(certificates) as (server, lines),
-        Client("localhost", server.port, certificates, offline=server.mode.name) as client,
+        Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client,
     ):
         for bad, message in (
             (torch.zeros(1, 3, 6, 6, dtype=torch.uint8), "an image is 3x6x6; the network takes 1x6x6"),
@@ -116,7 +127,7 @@ def test_images_of_the_data_sets_size_are_resized():
     server = Server(model, modes()["dealer"], ("127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
-    with Client("127.0.0.1", server.port, offline=server.mode.name) as client:
+    with Client("127.0.0.1", server.port, offline=server.mode.name, relu=server.model.terms.relu.name) as client:
         found = client.predict(large)
     server.close()
     thread.join()
@@ -128,7 +139,9 @@ def test_several_clients_at_once(certificates):
 
     def one(number):
         try:
-            with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+            with Client(
+                "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+            ) as client:
                 results[number] = client.predict(IMAGES)
         except Exception as error:
             errors.append(error)
@@ -146,12 +159,18 @@ def test_several_clients_at_once(certificates):
 
 def test_one_client_too_many_is_told_so(certificates):
     with serving(certificates, clients=1) as (server, lines):
-        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+        with Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client:
             with pytest.raises(ProtocolError, match="1 clients are being served; try again later"):
-                Client("localhost", server.port, certificates, offline=server.mode.name)
+                Client(
+                    "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+                )
             assert client.predict(IMAGES).shape == (3, 5)
         assert until(lambda: len(lines) == 2)
-        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+        with Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client:
             assert client.predict(IMAGES[:1]).shape == (1, 5)
 
 
@@ -172,7 +191,9 @@ def test_strangers_are_bounded(certificates, monkeypatch):
             for stranger in strangers:
                 stranger.close()
         assert until(lambda: not server._threads)
-        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+        with Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client:
             assert client.predict(IMAGES[:1]).shape == (1, 5)
 
 
@@ -181,16 +202,18 @@ def test_certificates_are_needed_and_checked(certificates, tmp_path):
     tls.make_certificates(strangers)
     with serving(certificates) as (server, lines):
         with pytest.raises(UserError, match=r"no TLS connection .*check the certificates on both sides"):
-            Client("localhost", server.port, strangers, offline=server.mode.name)
+            Client("localhost", server.port, strangers, offline=server.mode.name, relu=server.model.terms.relu.name)
         # The right authority, another authority's client: the server refuses, in TLS 1.3 after the client's handshake.
         mixed = tmp_path / "mixed"
         mixed.mkdir()
         for name, source in (("ca.pem", certificates), ("client.pem", strangers), ("client.key", strangers)):
             (mixed / name).write_bytes((source / name).read_bytes())
         with pytest.raises((UserError, ProtocolError), match=r"certificat|alert|broke|closed"):
-            Client("localhost", server.port, mixed, offline=server.mode.name)
+            Client("localhost", server.port, mixed, offline=server.mode.name, relu=server.model.terms.relu.name)
         with pytest.raises(ProtocolError):
-            Client("localhost", server.port, None, timeout=2, offline=server.mode.name)  # plain
+            Client(
+                "localhost", server.port, None, timeout=2, offline=server.mode.name, relu=server.model.terms.relu.name
+            )  # plain
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(certificates / "ca.pem")
         with (  # no certificate
@@ -212,7 +235,9 @@ def test_certificates_are_needed_and_checked(certificates, tmp_path):
             )  # a name that the certificate does not have
         assert until(lambda: len(lines) >= 5)
         assert all("\n" not in line for line in lines)
-        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+        with Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client:
             assert client.predict(IMAGES).shape == (3, 5)
 
 
@@ -293,7 +318,7 @@ def test_a_renewed_certificate_keeps_name_stock_and_budget(certificates, tmp_pat
             assert client.session.in_stock == 0 and client.session.left == 3
         assert until(lambda: len(lines) == 3)
     assert lines[0].endswith("1 inferences, 2 offline phases, CN=Ada,O=Clinic; by CN=an authority"), lines
-    assert len(Ledger(tmp_path / "clients.sqlite").records()) == 2
+    assert [record.name[:6] for record in Ledger(tmp_path / "clients.sqlite").records()] == ["CN=Ada"]
 
 
 class Authority:
@@ -332,13 +357,17 @@ def descriptors():
 
 def test_clients_that_vanish_leave_nothing_behind(certificates):
     with serving(certificates, timeout=1.0) as (server, lines):
-        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+        with Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client:
             client.predict(IMAGES[:1])
         assert until(lambda: len(lines) == 1)
         before, threads = descriptors(), threading.active_count()
         for number in range(24):
             try:
-                client = Client("localhost", server.port, certificates, offline=server.mode.name)
+                client = Client(
+                    "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+                )
                 if number % 3:
                     client.prepare()
                 if number % 3 == 2:
@@ -351,7 +380,9 @@ def test_clients_that_vanish_leave_nothing_behind(certificates):
         assert until(lambda: len(lines) == 26)
         assert until(lambda: descriptors() <= before and threading.active_count() <= threads)
         assert not [line for line in lines if "internal error" in line]
-        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+        with Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client:
             assert client.predict(IMAGES).shape == (3, 5)
 
 
@@ -366,7 +397,9 @@ def test_packages_are_prepared_ahead_and_handed_out_once(certificates):
     with serving(certificates, ahead=3) as (server, _):
         assert server.prepared.wait(3, 10)
         waiting = list(server.prepared._packages)
-        with Client("localhost", server.port, certificates, offline=server.mode.name) as client:
+        with Client(
+            "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
+        ) as client:
             client.prepare(2)
             assert not {id(p) for p in waiting[:2]} & {id(p) for p in server.prepared._packages}
             masks = {m._content.mask.tobytes() for m in client.session.prepared}
@@ -432,3 +465,14 @@ def test_no_secret_comes_from_anything_but_the_operating_system():
     for relu in relus():
         assert package(still, relu) == package(still, relu)
         assert package(os.urandom, relu) != package(os.urandom, relu)
+
+
+@pytest.mark.parametrize(
+    ("reveal", "budget"), [("label 2^3", 10_000), ("logits 2^3", 10_000), ("label", 300), ("exact", 300)]
+)
+def test_a_budget_is_smaller_where_answers_are_not_dithered(reveal, budget):
+    model = Model(LOWERED, relus()["sign"], reveal_of(reveal))
+    for asked, expected in ((None, budget), (7, 7), (0, 0)):
+        server = Server(model, modes()["dealer"], ("127.0.0.1", 0), options=ServerOptions(budget=asked))
+        assert server.budget == expected
+        server.close()

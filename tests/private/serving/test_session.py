@@ -59,6 +59,13 @@ def test_a_dealer_is_refused_before_anything_is_sent():
         pair.infer(IMAGE)
 
 
+@pytest.mark.parametrize("relu", [name for name, relu in relus().items() if not relu.resists])
+def test_what_a_server_that_deviates_reads_an_image_by_is_refused_before_anything_is_sent(relu):
+    refused(f"offers relu '{relu}', which a server that deviates can read", Accepted(offline="dealer"), relu=relu)
+    with Pair(LOWERED, relu, accepted=Accepted(offline="dealer", relu=relu)) as pair:
+        pair.infer(IMAGE)
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "offered"),
     [
@@ -90,7 +97,7 @@ def test_a_pin_covers_all_that_is_offered():
     with Pair(LOWERED, accepted=Accepted(pin_of(model), offline="dealer")) as pair:
         pair.infer(IMAGE)
     other = pin_of(Model(LOWERED, relus()["full"], reveal_of("exact")))
-    refused("is not the pinned .*; nothing was sent: ask the operator", Accepted(other, offline="dealer"))
+    refused("is not the pinned .*; nothing was sent: ask the operator", Accepted(other, offline="dealer", relu="sign"))
     with pytest.raises(ProtocolError, match="is not the pinned"):
         Pair(lighter, accepted=Accepted(pin_of(model), offline="dealer"))
 
@@ -155,8 +162,8 @@ def test_a_client_that_does_not_keep_its_budget_is_refused():
         ended(pair, "the budget of this certificate is used up: 1 of 1 inferences", lambda: pair.infer(IMAGE))
     with Pair(LOWERED, service=service) as pair:
         pair.client.left = 99
-        ended(pair, "is used up: 17 of 17 offline phases; ask the operator", lambda: pair.client.prepare(20))
-    assert service.account.record.phases == 17
+        ended(pair, "is used up: 18 of 18 offline phases; ask the operator", lambda: pair.client.prepare(20))
+    assert service.account.record.phases == 18
 
 
 class Audited(Dealt):
@@ -224,6 +231,34 @@ def test_a_client_that_vanishes_when_it_should_show_is_barred(audited):
         pair.thread.join()
     with Pair(LOWERED, offline="audited", service=Service(account=account)) as pair:
         ended(pair, "8 offline phases were not shown", pair.client.prepare)
+
+
+def test_nothing_tells_which_phase_will_be_opened(audited):
+    """Not even another connection of the same name, one mark before it would be barred."""
+    account = Ledger().account("a")
+    for _ in range(MOST_UNANSWERED - 1):
+        account.opened(answered=False)
+    for audit in (0.0, 0.999999):
+        pair = Pair(LOWERED, offline="audited", service=Service(account=account, audit=audit))
+        before = account.record
+        pair.client.channel.send("comd", COMMAND.pack(b"prep", 1))
+        pair.client.channel.receive("deal", 32)
+        assert dataclasses.replace(before, phases=before.phases + 1) == account.record and not before.barred
+        with Pair(LOWERED, offline="audited", service=Service(account=account)) as other:
+            other.client.prepare()
+        pair.client.channel.close()
+        pair.thread.join()
+    assert account.record.barred
+
+
+def test_a_phase_that_the_server_ends_is_no_mark(audited):
+    account = Ledger().account("a")
+    service = Service(account=account, audit=0.999999, is_closing=lambda: True)
+    pair = Pair(LOWERED, offline="audited", service=service)
+    pair.client.channel.send("comd", COMMAND.pack(b"prep", 1))
+    pair.client.channel.close()
+    pair.thread.join()
+    assert account.record.opened == 0 and account.record.phases == 1
 
 
 def test_a_server_that_opens_everything_is_left(audited, monkeypatch):

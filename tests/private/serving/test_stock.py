@@ -52,7 +52,14 @@ class Serving:
         )
 
     def client(self, folder) -> Client:
-        return Client("127.0.0.1", self.server.port, stock=folder, timeout=20, offline=self.server.mode.name)
+        return Client(
+            "127.0.0.1",
+            self.server.port,
+            stock=folder,
+            timeout=20,
+            offline=self.server.mode.name,
+            relu=self.server.model.terms.relu.name,
+        )
 
     def __enter__(self) -> "Serving":
         self.thread = threading.Thread(target=self.server.run)
@@ -164,9 +171,10 @@ def test_stocks_of_one_name_do_not_drop_each_other(tmp_path):
     assert stocks.of("us", "one more", "use") is None, "it was emptied a moment ago, and may be filled in the next"
     os.utime(folder, (time.time() - 2 * IDLE,) * 2)
     assert stocks.of("us", "one more", "use").names() == []
+    stocks.of("us", "one more", "use").put(bytes(16), b"x")
     assert stocks.of("us", "two more", "use") is None
     os.utime(stocks.of("us", "identity 5", "use").folder, (time.time() - 2 * UNUSED,) * 2)
-    assert stocks.of("us", "two more", "use") is not None and len(pieces(tmp_path)) == STOCKS - 1
+    assert stocks.of("us", "two more", "use") is not None and len(pieces(tmp_path)) == STOCKS
 
 
 # Both parties

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parelu.errors import ProtocolError, UserError
-from parelu.private.serving.session import FORMAT, _load
+from parelu.private.serving.greeting import FORMAT, _load
 from parelu.private.transport import tls
 from parelu.private.transport.channel import FAIL, HEADER, LINGER, Channel, bits_of, connect, pack_bits, ring_of
 from parelu.private.transport.link import LINKS, Link, shaped

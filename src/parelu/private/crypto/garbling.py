@@ -105,7 +105,7 @@ class Garbler(_Labels):
     """Wires are zero labels.
 
     Args:
-        hash: under this package's key.
+        hash: under this inference's key.
         delta: (2,), with colour 1.
         first: number of the first instance, never used before under this key and Δ.
         tables: (blocks, 2), written.

@@ -16,8 +16,6 @@ from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.prg import Blocks
 
 OT_DOMAIN = 1 << 63  # the second half of a tweak: gates count up from 0, oblivious transfers from here
-
-
 LINEAR_BYTES = 16
 
 
@@ -35,7 +33,7 @@ def linear_hash(key: bytes, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class Hash:
-    """key: 16 bytes, public, chosen at random for each connection or package. Not for two threads at once."""
+    """key: 16 bytes, public, as good as random, another for each inference. Not for two threads at once."""
 
     def __init__(self, key: bytes) -> None:
         self.key = key

@@ -96,7 +96,8 @@ def _run_parties(folder: Path, options: Options) -> tuple[dict[str, Any], dict[s
         first = server.stdout.readline()
         if not first:
             raise UserError(f"the server's process failed: {_last_line(server)}")
-        with _party("client", folder, str(json.loads(first)["port"]), options.offline, link) as client:
+        port = str(json.loads(first)["port"])
+        with _party("client", folder, port, options.offline, options.relu, link) as client:
             out, error = client.communicate()
         rest = server.stdout.readline()
         if not rest:
@@ -204,10 +205,10 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
     print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
 
 
-def _client(folder: Path, port: str, offline: str, link: str) -> None:
+def _client(folder: Path, port: str, offline: str, relu: str, link: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    with Client("127.0.0.1", int(port), offline=offline, link=LINKS[link], timeout=TIMEOUT) as client:
+    with Client("127.0.0.1", int(port), offline=offline, relu=relu, link=LINKS[link], timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()

@@ -1,7 +1,7 @@
 """The correlations that an online phase consumes, as each party asks for them.
 
 Both parties walk the program in the same order and make the same calls, each on its side; `number` is that of the
-value being made, `first` the number of the call's first ReLU under the connection's or package's key. An offline mode
+value being made, `first` the number of the call's first ReLU under the inference's key. An offline mode
 is a pair of these classes: with a trusted dealer, by oblivious transfer, by homomorphic encryption.
 """
 

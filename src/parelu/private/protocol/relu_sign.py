@@ -103,6 +103,7 @@ def _exclusive_or(bit: NDArray[np.uint8], product: Ring) -> Ring:
 
 class Sign(Relu):
     name: ClassVar[str] = "sign"
+    resists: ClassVar[bool] = True
     truncates: ClassVar[bool] = True
 
     def prepare_client(

@@ -56,7 +56,7 @@ class Client:
             certificates: folder with ca.pem, client.pem and client.key; None for a plain connection on this machine.
             pin: what the operator publishes: SHA-256 of the program, a commitment to the weights, and the names below.
             offline, relu, reveal, truncation: names that the server must offer; None leaves the choice to it, but an
-                offline mode that trusts a third party is accepted by its name alone.
+                offline mode that trusts a third party, and a ReLU protocol other than `sign`, by its name alone.
             stock: folder of this client's offline material; inferences take from it first.
             link: what the connection is shaped to, where the server's is too.
 
@@ -78,7 +78,7 @@ class Client:
             ) from error
         channel = Channel(shaped(wrapped, link), timeout)
         try:
-            self.session = Session(channel, accepted, stocks=folder)
+            self.session = Session(channel, accepted, stocks=folder, peer=tls.peer_of(wrapped))
         except BaseException:
             channel.close()
             raise

@@ -69,7 +69,10 @@ class Offer:
 
 @dataclasses.dataclass(frozen=True)
 class Accepted:
-    """What a client goes along with; None where it leaves the choice to the server, but to no third party.
+    """What a client goes along with; None where it leaves the choice to the server.
+
+    It does not leave to it what an image is safe by: an offline mode that trusts a third party, or a ReLU protocol that
+    is not safe against a server that deviates, is accepted by its name alone.
 
     pin: `Offer.pin`, as the operator publishes it; relu, offline, reveal, truncation: as the offer has them, or the
     first word. Raises UserError for a pin that is none.
@@ -95,12 +98,11 @@ class Accepted:
                 raise ProtocolError(
                     f"the server offers {name} {offered[:40]!r}, and {wanted!r} was asked for; nothing was sent"
                 )
-        mode = _named(modes(), "offline", offer.offline)
+        mode, relu = _named(modes(), "offline", offer.offline), _named(relus(), "relu", offer.relu)
         if self.offline is None and mode.third_party:
-            raise ProtocolError(
-                f"the server offers offline {offer.offline!r}, which trusts a third party; nothing was sent "
-                f"(--offline {offer.offline} accepts it)"
-            )
+            raise _unasked("offline", offer.offline, "trusts a third party")
+        if self.relu is None and not relu.resists:
+            raise _unasked("relu", offer.relu, "a server that deviates can read an image by")
         if self.pin is not None and offer.pin != self.pin:
             raise ProtocolError(
                 f"the server's offer {offer.pin[:16]}… is not the pinned {self.pin[:16]}…; nothing was sent: "
@@ -128,8 +130,7 @@ class Standing:
 class Greeted:
     """What a connection starts from.
 
-    context: hash of all that both saw, which base OTs and the garbling hash are bound to. client: identity of the
-    client's stocks, "" for none.
+    context: hash of all that both saw, which base OTs and the garbling hash are bound to.
     """
 
     offer: Offer
@@ -137,7 +138,6 @@ class Greeted:
     mode: Mode
     context: bytes
     standing: Standing
-    client: str
 
     @property
     def use(self) -> str:
@@ -168,7 +168,7 @@ def greet_server(channel: Channel, accepted: Accepted, stock: str) -> Greeted:
     context = _context(ours, theirs, body)
     channel.send("redy", context)
     standing = Standing(_number(reply["room"]), _number(reply["left"]), reply["server"])
-    return Greeted(offer, terms, mode, context, standing, stock)
+    return Greeted(offer, terms, mode, context, standing)
 
 
 def greet_client(channel: Channel, model: Model, mode: Mode, standing: Callable[[str], Standing]) -> Greeted:
@@ -188,12 +188,18 @@ def greet_client(channel: Channel, model: Model, mode: Mode, standing: Callable[
     context = _context(theirs, ours, body)
     if channel.receive("redy", len(context)).tobytes() != context:
         raise ProtocolError("the client read another greeting than the server sent")
-    return Greeted(offer, model.terms, mode, context, own, hello["stock"])
+    return Greeted(offer, model.terms, mode, context, own)
 
 
 def use(server: str, offer: Offer) -> str:
     """What material of a server with this identity is for."""
     return f"{FORMAT} {server} {offer.pin}"
+
+
+def _unasked(what: str, name: str, why: str) -> ProtocolError:
+    return ProtocolError(
+        f"the server offers {what} {name!r}, which {why}; nothing was sent (--{what} {name} accepts it)"
+    )
 
 
 def _terms(program: Program, offer: Offer) -> tuple[Terms, Mode]:

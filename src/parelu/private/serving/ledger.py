@@ -1,15 +1,16 @@
 """What each client has used of a server: counted on disk, before it is given, and kept across restarts.
 
 An inference tells something of the weights, and an offline phase of a client that deviates tells more (see
-docs/threat-model.md), so both have a budget. Phases that the server opens are counted before the client knows: one that
-goes away instead of answering has a mark against it, and after `MOST_UNANSWERED` marks it is barred, as is one that was
-caught.
+docs/threat-model.md), so both have a budget. Which phases the server opens stands here when they are over and not
+before: any answer of the server to the same client could tell it. A client that goes away in a phase that was to be
+opened has a mark against it, and after `MOST_UNANSWERED` marks it is barred, as is one that was caught.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sqlite3
 import threading
 from collections import Counter
@@ -22,6 +23,7 @@ from parelu.errors import ProtocolError, UserError
 MOST_UNANSWERED = 8
 INFERENCES, PHASES, OPENED = "inferences", "offline phases", "opened"
 FAULTS = (sqlite3.Error, UnicodeDecodeError)  # the latter where SQLite's message quotes a file that is no text
+SPARE = 16  # offline phases beyond a tenth more than are needed: for those that are cut off or not used
 WAIT = 30.0  # seconds for another process that writes
 TABLE = """CREATE TABLE IF NOT EXISTS clients (
     name TEXT PRIMARY KEY, inferences INTEGER NOT NULL DEFAULT 0, phases INTEGER NOT NULL DEFAULT 0,
@@ -31,8 +33,8 @@ ROWS = "SELECT name, inferences, phases, opened, answered, caught FROM clients"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Of one client. opened, answered: offline phases that the server chose to open, and that the client showed.
-    caught: in what, "" for nothing."""
+    """Of one client. opened, answered: offline phases that are over and were to be opened, and those among them that
+    the client showed. caught: in what, "" for nothing."""
 
     name: str
     inferences: int
@@ -53,11 +55,13 @@ class Record:
 class Ledger:
     """Of all clients of a server; several processes may share the file, and threads this object.
 
-    file: None keeps it in memory. inferences: the budget of each client; 0 for no limit.
+    file: on a disk of this machine; None keeps it in memory. inferences: the budget of each client, 0 for no limit;
+    audit: the share of phases that are opened, which its budget of offline phases makes up for.
     """
 
-    def __init__(self, file: Path | None = None, inferences: int = 0) -> None:
+    def __init__(self, file: Path | None = None, inferences: int = 0, audit: float = 0.0) -> None:
         self.inferences, self._file, self._lock = inferences, file, threading.Lock()
+        self.phases = math.ceil(1.1 * inferences / (1 - audit)) + SPARE if inferences else 0
         try:
             self._database = sqlite3.connect(
                 file or ":memory:", timeout=WAIT, isolation_level=None, check_same_thread=False
@@ -69,28 +73,31 @@ class Ledger:
             raise self._refused(error) from error
         self.records()
 
-    @property
-    def phases(self) -> int:
-        """The budget of offline phases: a quarter above that of inferences, for those opened, cut off or not used."""
-        return self.inferences + self.inferences // 4 + 16 if self.inferences else 0
-
     def account(self, name: str) -> Account:
         """Of one client, by the name in its certificate."""
         return Account(self, name)
 
     def records(self) -> list[Record]:
-        """By name. Raises UserError where the file has other rows than those that are written here."""
-        try:
-            with self._lock:
-                return [_record(row) for row in self._database.execute(f"{ROWS} ORDER BY name")]
-        except FAULTS as error:
-            raise self._refused(error) from error
+        """By name; raises UserError where the file cannot be read, or has rows of another kind."""
+        with self._asking() as database:
+            return [_record(row) for row in database.execute(f"{ROWS} ORDER BY name")]
+
+    def record(self, name: str) -> Record:
+        """Of one client; raises UserError where the file cannot be read."""
+        with self._asking() as database:
+            row = database.execute(f"{ROWS} WHERE name = ?", (name,)).fetchone()
+            return _record(row) if row else Record(name, 0, 0, 0, 0, "")
 
     def forget(self, name: str) -> bool:
-        """Let a client start again; returns whether there was one."""
+        """Let a client start again; returns whether there was one. Raises UserError where the file is not writable."""
+        with self._asking() as database:
+            return database.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount > 0
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[sqlite3.Connection]:
         try:
             with self._lock:
-                return self._database.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount > 0
+                yield self._database
         except FAULTS as error:
             raise self._refused(error) from error
 
@@ -139,8 +146,7 @@ class Account:
 
     @property
     def record(self) -> Record:
-        with self._ledger.changing(self.name) as (_, record):
-            return record
+        return self._ledger.record(self.name)
 
     @property
     def used(self) -> str:
@@ -159,20 +165,23 @@ class Account:
             return None
         return max(0, self._ledger.inferences - self.record.inferences)
 
-    def phase(self, opened: bool) -> None:
+    def phase(self) -> None:
         """One offline phase begins. Raises ProtocolError where the client may have none."""
         self._charge(PHASES, "phases", 1, self._ledger.phases)
-        if opened:
-            self._set("opened = opened + 1")
-            self._given[OPENED] += 1
+
+    def may_have_phases(self) -> bool:
+        """Whether `phase` would not raise now."""
+        record, budget = self.record, self._ledger.phases
+        return not record.barred and (not budget or record.phases < budget)
 
     def infer(self, count: int) -> None:
         """An online phase of so many begins. Raises ProtocolError where the client may not have them."""
         self._charge(INFERENCES, "inferences", count, self._ledger.inferences)
 
-    def answered(self) -> None:
-        """A phase that was opened was honest."""
-        self._set("answered = answered + 1")
+    def opened(self, *, answered: bool) -> None:
+        """A phase that was to be opened is over; answered: and was shown to be honest."""
+        self._given[OPENED] += 1
+        self._set("opened = opened + 1, answered = answered + ?", int(answered))
 
     def bar(self, reason: str) -> None:
         """For good: the client was caught."""

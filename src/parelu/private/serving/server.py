@@ -31,8 +31,8 @@ from parelu.private.transport.traffic import Traffic
 
 Traffics = Mapping[tuple[str, str], Traffic]
 HANDSHAKE_TIMEOUT = 10.0  # seconds
-BUDGET = 10_000  # inferences of a client
-AUDIT = 0.1  # of the offline phases
+BUDGET, PLAIN_BUDGET = 10_000, 300  # inferences of a client where what is revealed is dithered, and where it is not
+AUDIT, MOST_AUDITED = 0.1, 0.5  # of the offline phases
 WAIT = 0.2  # seconds before the next try, where the system has no room for a connection
 STRANGERS = 64  # connections beyond the clients served: so many may be shaking hands
 
@@ -96,7 +96,8 @@ class ServerOptions:
     clients: how many are served at once; one more is told to come back.
     shared: let other processes listen on the same port.
     link: what connections are shaped to; timeout: seconds of silence that end one.
-    budget: inferences of each client, by the name in its certificate; 0 for no limit. ledger: the file that counts them
+    budget: inferences of each client, by the name in its certificate; 0 for no limit, None for 10,000 where what is
+    revealed is dithered and 300 where it is not (benchmarks/leakage.py). ledger: the file that counts them
     and the offline phases; None counts in memory. audit: the share of offline phases that are opened.
     """
 
@@ -106,7 +107,7 @@ class ServerOptions:
     shared: bool = False
     link: Link = LINKS["loopback"]
     timeout: float = TIMEOUT
-    budget: int = BUDGET
+    budget: int | None = None
     ledger: Path | None = None
     audit: float = AUDIT
 
@@ -116,9 +117,9 @@ class ServerOptions:
             raise UserError(f"offline mode {mode.name} needs the client: give --stock-dir, or leave --stock out")
         if self.stock and not self.ahead:
             raise UserError("--stock-dir needs --stock N, the inferences kept for each client")
-        if not 0 <= self.audit < 1:
-            raise UserError(f"--audit {self.audit:g} is not a share from 0 to below 1")
-        if self.budget < 0:
+        if not 0 <= self.audit <= MOST_AUDITED:
+            raise UserError(f"--audit {self.audit:g} is not a share from 0 to {MOST_AUDITED:g}")
+        if self.budget is not None and self.budget < 0:
             raise UserError(f"--budget {self.budget} is not a number of inferences, or 0 for no limit")
 
 
@@ -155,9 +156,12 @@ class Server:
         mode.check(model)
         options.check(mode)
         self._stocks = ServerStocks(options.stock, options.ahead) if options.stock else None
-        self.offer, self._ledger = Offer.of(model, mode), Ledger(options.ledger, options.budget)
+        default = BUDGET if model.terms.reveal.cut else PLAIN_BUDGET
+        self.budget = default if options.budget is None else options.budget
+        self.offer, self._ledger = Offer.of(model, mode), Ledger(options.ledger, self.budget, options.audit)
         try:
-            self._listener = socket.create_server(address, backlog=64, reuse_port=options.shared)
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            self._listener = socket.create_server(address, family=family, backlog=64, reuse_port=options.shared)
         except (OSError, OverflowError) as error:
             raise UserError(f"{address[0]}:{address[1]}: cannot listen ({error}); give another --port") from error
         self.port: int = self._listener.getsockname()[1]
@@ -255,5 +259,6 @@ class Server:
             identity=stocks.identity if stocks else "",
             account=account,
             audit=self.options.audit,
+            is_closing=lambda: self._closing,
             finished=self.finished,
         )

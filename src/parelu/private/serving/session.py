@@ -67,10 +67,16 @@ class Session:
     """
 
     def __init__(
-        self, channel: Channel, accepted: Accepted = TWO_PARTIES, *, stocks: ClientStocks | None = None
+        self,
+        channel: Channel,
+        accepted: Accepted = TWO_PARTIES,
+        *,
+        stocks: ClientStocks | None = None,
+        peer: str = "",
     ) -> None:
         """Shake hands; with stocks, compare this server's with its half.
 
+        peer: the name in the server's certificate, to which its stock belongs.
         Raises ProtocolError where the server offers what is not accepted: then nothing was sent that tells anything.
         """
         self.channel, self._stocks = channel, stocks
@@ -80,7 +86,7 @@ class Session:
         self.offer, self.terms, self.mode = greeted.offer, greeted.terms, greeted.mode
         self.room, self.left = greeted.standing.room, greeted.standing.left
         self._context, self._state, self._phases = greeted.context, None, 0
-        self._stock = stocks.of(greeted.use) if stocks and self.room else None
+        self._stock = stocks.of(f"{peer} {greeted.use}") if stocks and self.room else None
         self._there: set[bytes] = set()  # names of which the server has its half
         if self._stock:
             self._compare(self._stock)
@@ -173,15 +179,8 @@ class Session:
         if images.min() < program.low or images.max() > program.high:
             raise UserError(f"an image has values outside of its range, {program.low} to {program.high}")
         self._check_budget(count)
-        stocked = self._take(count) if self.in_stock >= count and not self.prepared else {}
-        if len(stocked) == count:
-            materials = [*stocked.values()]
-            with self.channel.measured("online", "request"):
-                self.channel.send("comd", COMMAND.pack(USE, count))
-                self.channel.send("item", *stocked)
-                # Before the server has removed its half, x − r might go to one that was restored, for the second time.
-                self.channel.receive("have", 0)
-        else:
+        materials = self._use(count) if self.in_stock >= count and not self.prepared else []
+        if not materials:
             if count > len(self.prepared):
                 self.prepare(count - len(self.prepared))
             materials = [self.prepared.popleft() for _ in range(count)]
@@ -189,6 +188,19 @@ class Session:
                 self.channel.send("comd", COMMAND.pack(INFER, count))
         self.left -= count
         return infer_client(self.channel, self.terms, materials, images)
+
+    def _use(self, count: int) -> list[Material]:
+        """So many of the stock, of which the server has removed its halves; none where it has fewer."""
+        assert self._stocks is not None
+        with self._stocks.filling(), self.channel.measured("online", "request"):  # meanwhile nobody drops them
+            stocked = self._take(count)
+            if len(stocked) < count:
+                return []
+            self.channel.send("comd", COMMAND.pack(USE, count))
+            self.channel.send("item", *stocked)
+            # Before the server has removed its half, x − r might go to one that was restored, for the second time.
+            self.channel.receive("have", 0)
+        return [*stocked.values()]
 
     def _check_budget(self, count: int) -> None:
         if count > self.left:
@@ -217,8 +229,8 @@ class Service:
 
     package: takes material that was made ahead. stock: gives the stock of a client's identity for a use, None where it
     may have no more; room: inferences that one may hold; identity: of the server's stocks. account: what the client may
-    still have. audit: the share of offline phases that are opened, where the mode audits. finished: called with the
-    traffic since the last query, after each.
+    still have. audit: the share of offline phases that are opened, where the mode audits; is_closing: whether it is the
+    server that ends connections now. finished: called with the traffic since the last query, after each.
     """
 
     package: Callable[[], Package | None] = lambda: None
@@ -227,6 +239,7 @@ class Service:
     identity: str = ""
     account: Account = dataclasses.field(default_factory=lambda: Ledger().account(""))
     audit: float = 0.0
+    is_closing: Callable[[], bool] = lambda: False
     finished: Callable[[Mapping[tuple[str, str], Traffic]], None] = lambda traffic: None
 
 
@@ -272,38 +285,51 @@ class _Served:
 
     def _deliver(self) -> Material:
         """Of one inference, made ahead or now."""
-        package = self.service.package()
+        package = self.service.package() if self.service.account.may_have_phases() else None
         if package is None:
             return self._make()
-        self.service.account.phase(opened=False)
+        self.service.account.phase()
+        self._begin()
         return package.deliver(self.channel)
 
     def _make(self) -> Material:
         """Of one inference, with the client; now and then it is opened, and another is made."""
         while True:
             is_opened = self.mode.audits and _toss(self.service.audit)
-            self.service.account.phase(is_opened)
-            if self._phases % RENEWED == 0:
-                self._state = self.mode.server(self.channel, _fresh(self._context, self._phases), self.model)
-            self._phases += 1
-            if not self.mode.audits:
-                return self.mode.serve(self.channel, self._state, self.model)
-            material = self.mode.serve(self.channel, self._state, self.model, audited=is_opened)
-            with self.channel.measured("offline", "audit"):
-                self.channel.send("chck", bytes([is_opened]))
-                if not is_opened:
-                    return material
-                material.take()
-                self._audit()
+            self.service.account.phase()
+            try:
+                material = self._phase(is_opened)
+            except (ProtocolError, OSError):
+                if is_opened and not self.service.is_closing():
+                    self.service.account.opened(answered=False)
+                raise
+            if material is not None:
+                return material
+            self.service.account.opened(answered=True)
 
-    def _audit(self) -> None:
-        account = self.service.account
-        try:
-            self.mode.audit(self.channel, self._state, self.model)
-        except Deviation as error:
-            account.bar(str(error))
-            raise
-        account.answered()
+    def _phase(self, is_opened: bool) -> Material | None:
+        """One offline phase; None where it was opened."""
+        self._begin()
+        if not self.mode.audits:
+            return self.mode.serve(self.channel, self._state, self.model)
+        material = self.mode.serve(self.channel, self._state, self.model, audited=is_opened)
+        with self.channel.measured("offline", "audit"):
+            self.channel.send("chck", bytes([is_opened]))
+            if not is_opened:
+                return material
+            material.take()
+            try:
+                self.mode.audit(self.channel, self._state, self.model)
+            except Deviation as error:
+                self.service.account.bar(str(error))
+                raise
+        return None
+
+    def _begin(self) -> None:
+        """A phase; now and then its base transfers and keys are new ones."""
+        if self._phases % RENEWED == 0:
+            self._state = self.mode.server(self.channel, _fresh(self._context, self._phases), self.model)
+        self._phases += 1
 
     def _infer(self, materials: list[Material]) -> int:
         infer_server(self.channel, self.model, materials)
@@ -323,6 +349,8 @@ class _Served:
 
     def _take(self, stock: Stock, count: int) -> list[Material]:
         names = _names(self.channel.receive("item", NAME_BYTES * count))
+        if not set(names) <= set(stock.names()):
+            raise ProtocolError("the server has no such material; connect again to compare stocks")
         self.service.account.infer(count)
         try:
             removed = {name: stock.remove(name) for name in names}

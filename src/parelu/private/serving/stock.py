@@ -62,16 +62,17 @@ class Stock:
     def __init__(self, folder: Path, key: bytes, use: str) -> None:
         self.folder, self._use = folder, use.encode()
         self._cipher = AESGCM(derive(key, "stock", use) + derive(key, "stock, second half", use))
-        folder.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[bytes]:
         """Of what is there, the oldest first."""
-        found = [path for path in self.folder.iterdir() if len(path.name) == 2 * NAME_BYTES and _is_hex(path.name)]
+        there = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = [path for path in there if len(path.name) == 2 * NAME_BYTES and _is_hex(path.name)]
         return [bytes.fromhex(path.name) for path in sorted(found, key=_age)]
 
     def put(self, name: bytes, content: bytes) -> None:
         """Raises OSError where the disk is full: then nothing is left behind."""
         nonce = os.urandom(NONCE_BYTES)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._path(name), nonce + self._cipher.encrypt(nonce, content, self._use + name))
         self._sync()
 
@@ -98,9 +99,11 @@ class Stock:
 
     def drop_others(self, names: Collection[bytes]) -> None:
         """Leave these alone in the stock."""
-        for name in set(self.names()) - set(names):
+        others = set(self.names()) - set(names)
+        for name in others:
             self._path(name).unlink(missing_ok=True)
-        self._sync()
+        if others:
+            self._sync()
 
     def _path(self, name: bytes) -> Path:
         return self.folder / name.hex()

@@ -82,7 +82,8 @@ def peer_of(connection: socket.socket) -> str:
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         subject = f"key {hashlib.sha256(key).hexdigest()}"
-    return f"{subject}; by {certificate.issuer.rfc4514_string()}"
+    name = f"{subject}; by {certificate.issuer.rfc4514_string()}"
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 def check_plain(host: str, certificates: Path | None) -> None:
