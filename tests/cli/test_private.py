@@ -222,6 +222,14 @@ def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
     assert message in refused(capsys, *arguments)
 
 
+def said(server):
+    """The lines of a server until it listens."""
+    lines = [server.stderr.readline()]
+    while lines[-1] and not lines[-1].startswith("listening on "):
+        lines.append(server.stderr.readline())
+    return lines
+
+
 @pytest.mark.slow
 def test_stocks_of_two_processes(study, tmp_path):
     """Two server processes and two of the client's fill a stock, which then serves images."""
@@ -239,8 +247,7 @@ def test_stocks_of_two_processes(study, tmp_path):
     )
     assert server.stderr is not None
     try:
-        for _ in range(4):
-            server.stderr.readline()
+        said(server)
         address, ours = f"localhost:{port}", tmp_path / "client"
         refused = parelu("prepare", address, "7", "--stock-dir", ours)
         assert refused.returncode == 2 and "the server keeps 6 inferences" in refused.stderr
@@ -300,9 +307,9 @@ def test_serve_and_infer_as_two_processes(study, tmp_path):
     )
     assert server.stderr is not None
     try:
-        lines = [server.stderr.readline() for _ in range(4)]
+        lines = said(server)
         pin = lines[0].split()[1].rstrip(":")
-        address = f"localhost:{lines[3].split(':')[-1].strip()}"
+        address = f"localhost:{lines[-1].split(':')[-1].strip()}"
         done = parelu("infer", address, *files, "--tls", certs, "--pin", pin, "--offline", "dealer", "--json")
         rows = json.loads(done.stdout)
         lowered = measurement.lowered(study.folder("teacher"), study.candidate("teacher"))

@@ -144,15 +144,14 @@ def frames(sent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [one_bit, zeros, noise])
-def test_where_a_client_stops_does_not_depend_on_its_image(still, change):
+def test_where_a_client_stops_does_not_depend_on_its_image(still):
     """With equal randomness and any one message changed: the same end, the same messages but those under a mask."""
     still()
-    end, socket = talk(IMAGES[0], -1, change)
+    end, socket = talk(IMAGES[0], -1, zeros)
     assert end == "an answer"
     ends = set()
     for number in range(len(socket.kinds)):
-        results = []
+        results, change = [], (one_bit, zeros, noise)[number % 3]
         for image in IMAGES:
             still()
             results.append(talk(image, number, change))
@@ -174,7 +173,7 @@ def test_what_a_client_sends_to_a_deviating_server_looks_uniform(image):
     """The messages that the image enters, when the circuits that come are garbage: no bit leans."""
     masked, flips, relus = [], [], len(LOWERED.program.ops[2].relus)
     tables = talk(image, -1, zeros)[1].kinds.index("tabl")
-    for _ in range(40):
+    for _ in range(25):
         end, socket = talk(image, tables, zeros)
         assert end == "an answer"
         for kind, body in frames(socket.sent):
@@ -185,5 +184,5 @@ def test_what_a_client_sends_to_a_deviating_server_looks_uniform(image):
                 flips.append(np.unpackbits(np.frombuffer(body[8 * relus :], np.uint8), count=relus, bitorder="little"))
     elements, chosen = np.concatenate(masked), np.concatenate(flips)
     bits = (elements[:, None] >> np.arange(59, dtype=np.uint64)) & np.uint64(1)
-    assert len(elements) > 1000 and np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(elements))
+    assert len(elements) > 600 and np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(elements))
     assert abs(chosen.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(chosen))
