@@ -14,9 +14,9 @@ from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.program import Program
 from parelu.private.offline.dealer import Dealt
 from parelu.private.offline.he import HomomorphicEncryption
-from parelu.private.offline.mode import Deviation, modes
+from parelu.private.offline.mode import Deviation, Mode, modes
 from parelu.private.protocol.delphi import Model
-from parelu.private.protocol.relu import relus
+from parelu.private.protocol.relu import Relu, relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.greeting import Accepted, Offer
 from parelu.private.serving.ledger import MOST_UNANSWERED, Ledger
@@ -57,6 +57,7 @@ def test_a_dealer_is_refused_before_anything_is_sent():
     refused(r"offers offline 'dealer', which trusts a third party.*\(--offline dealer accepts it\)", Accepted())
     with Pair(LOWERED, accepted=Accepted(offline="dealer")) as pair:
         pair.infer(IMAGE)
+    assert Mode.third_party and not Relu.resists, "what does not say that it is safe is not taken to be"
 
 
 @pytest.mark.parametrize("relu", [name for name, relu in relus().items() if not relu.resists])

@@ -40,7 +40,7 @@ class Mode(abc.ABC):
 
     name: ClassVar[str]
     threat_model: ClassVar[str]
-    third_party: ClassVar[bool]
+    third_party: ClassVar[bool] = True  # unless it says otherwise: clients accept such a mode by its name alone
     packages: ClassVar[bool] = False
     audits: ClassVar[bool] = False
     comparisons: ClassVar[str]
