@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("queries", 200), ("clients", 4), ("kills", 20), ("cuts", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--offline", choices=sorted(modes()), default="he")
+    parser.add_argument("--offline", choices=sorted(modes()), default="seal")
     result = run(**vars(parser.parse_args()))
     print(json.dumps(result, indent=1))
     sys.exit(result["wrong"] > 0 or result["used_twice"] > 0)

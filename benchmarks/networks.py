@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK|LABEL", help="train these alone")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--offline", choices=modes(), default="he")
+    parser.add_argument("--offline", choices=modes(), default="seal")
     parser.add_argument("--link", default="loopback", help="loopback, lan or wan")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]

@@ -365,7 +365,7 @@ def main() -> None:
     again = alternate({"all": every, "10 %": tenth}, arguments.repeat) if others else {}
     variants: dict[str, dict[str, str]] = {
         "full": {"relu": "full"},
-        "offline he": {"offline": "he"},
+        "offline seal": {"offline": "seal"},
         "numpy kernels": {"kernels": "numpy"},
         "LAN": {"link": "lan"},
         "WAN": {"link": "wan"},
@@ -387,7 +387,7 @@ def main() -> None:
     print(network_text(networks), end="\n\n", flush=True)
     if others:
         ours = {keep: networks[name] + again[name] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
-        alone = {keep: networks[f"{name}, offline he"] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
+        alone = {keep: networks[f"{name}, offline seal"] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
         print(peer_text(others, ours, alone), end="\n\n", flush=True)
     floor = floors(tenth)
     print(summary(sites, networks, floor), fss_text(sites, networks, floor), sep="\n")

@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="fashion")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--offline", choices=list(modes()), default="he")
+    parser.add_argument("--offline", choices=list(modes()), default="seal")
     parser.add_argument("--link", choices=("loopback", "lan", "wan"), default="loopback")
     arguments = parser.parse_args()
     folders = [arguments.out / f"seed{seed}" for seed in arguments.seeds]

@@ -80,12 +80,12 @@ SETTINGS = (
     Setting("dealer", "sign", False, 0.10, 0.25),
     Setting("dealer", "full", False, 0.07, 0.25),
     Setting("dealer", "fss", False, 0.07, 0.25),
-    Setting("he", "sign", True, 0.16, 2.0),
-    Setting("he", "full", True, 0.10, 2.0),
-    Setting("he", "fss", True, 0.01, 4.0),
-    Setting("he", "sign", False, 0.08, 2.0),
-    Setting("he", "full", False, 0.05, 2.0),
-    Setting("he", "fss", False, 0.01, 4.0),
+    Setting("seal", "sign", True, 0.16, 2.0),
+    Setting("seal", "full", True, 0.10, 2.0),
+    Setting("seal", "fss", True, 0.01, 4.0),
+    Setting("seal", "sign", False, 0.08, 2.0),
+    Setting("seal", "full", False, 0.05, 2.0),
+    Setting("seal", "fss", False, 0.01, 4.0),
 )
 
 

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--images", type=int, default=2, help="an inference of one is timed, after one to warm up")
-    parser.add_argument("--offline", default="he")
+    parser.add_argument("--offline", default="seal")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--relus", nargs="*", default=[name for name, relu in relus().items() if relu.truncates])
     chosen = parser.parse_args()

@@ -81,8 +81,8 @@ def of_edits() -> Samples:
         if not name.startswith(("client_he", "server_he")):
             yield name, "another byte", first + edit("replace", 1, 20, b"\xff")
             yield name, "out of order", first + edit("swap", 3, 4) + edit("double", 2) + edit("drop", 6)
-    kinds = [message[:4] for message in sessions.honest("he_opened")[0]]
-    yield "server_he_opened", "another key", edit("replace", kinds.index(b"show"), HEADER.size, b"\xaa" * 9)
+    kinds = [message[:4] for message in sessions.honest("seal_opened")[0]]
+    yield "server_seal_opened", "another key", edit("replace", kinds.index(b"show"), HEADER.size, b"\xaa" * 9)
 
 
 def of_the_disk() -> Samples:

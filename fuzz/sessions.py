@@ -57,9 +57,9 @@ SETTINGS = {
     "dealer_fss": Setting("dealer", "fss"),
     "dealer_exact": Setting("dealer", "sign", truncation="exact"),
     "dealer_stock": Setting("dealer", "sign", stock=True),
-    "he_sign": Setting("he", "sign", "label"),
-    "he_fss": Setting("he", "fss"),
-    "he_opened": Setting("he", "sign", opened=True),
+    "seal_sign": Setting("seal", "sign", "label"),
+    "seal_fss": Setting("seal", "fss"),
+    "seal_opened": Setting("seal", "sign", opened=True),
 }
 
 
@@ -99,7 +99,7 @@ class Recorded:
 def model(name: str) -> Model:
     """Of a setting; comparisons that two parties make are of few, narrow ReLUs."""
     setting = SETTINGS[name]
-    lowered = lowered_of(ready(Residual(), SHAPE, lambda u: u < (0.02 if name == "he_fss" else 0.3)))
+    lowered = lowered_of(ready(Residual(), SHAPE, lambda u: u < (0.02 if name == "seal_fss" else 0.3)))
     reveal = reveal_for(setting.reveal, lowered.program)
     return Model(lowered, relus()[setting.relu], reveal, setting.truncation)
 

@@ -111,7 +111,7 @@ def test_the_example_of_a_client_runs(tmp_path, monkeypatch):
     make_certificates(tmp_path / "certs")
     monkeypatch.chdir(tmp_path)
     model = Model(lowered, relus()["sign"], Label())
-    server = Server(model, modes()["he"], ("127.0.0.1", 0), tmp_path / "certs")
+    server = Server(model, modes()["seal"], ("127.0.0.1", 0), tmp_path / "certs")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -282,7 +282,7 @@ def bench(
     images: int = 5,
     engine: str = "delphi",
     relu: str = "sign",
-    offline: str = "he",
+    offline: str = "seal",
     link: str = "loopback",
     batch: int = 1,
     truncation: str = "local",

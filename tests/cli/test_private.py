@@ -39,16 +39,16 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
 
 
 @pytest.mark.parametrize(
-    ("relu", "offline", "network"), [("fss", "dealer", "loopback"), ("full", "he", "lan"), ("fss", "he", "loopback")]
+    ("relu", "offline", "network"), [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("fss", "seal", "loopback")]
 )
 def test_bench_prints_a_row(capsys, relu, offline, network):
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
     assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--link", network) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["engine"], row["relu"], row["offline_mode"], row["network"]) == ("delphi", relu, offline, network)
-    trust = {"he": "no third party", "dealer": "no privacy against it"}
+    trust = {"seal": "no third party", "dealer": "no privacy against it"}
     assert trust[offline] in row["threat_model"], "every row says whom it trusts"
-    makers = {"he": "both parties make", "dealer": "dealer makes"}
+    makers = {"seal": "both parties make", "dealer": "dealer makes"}
     assert (f"{makers[offline]} the" in row["threat_model"]) == (relu == "fss")
     assert 0 < row["relus"] < 2000 and row["squares"] == 0
     for phase in ("online", "offline"):

@@ -96,9 +96,9 @@ def test_recorded_sessions_are_met_to_their_end_again_and_again(setting):
 
 
 def test_another_key_than_the_sessions_own_is_caught_when_a_phase_is_opened():
-    sample = (FOLDER / "server_he_opened" / "another-key").read_bytes()
+    sample = (FOLDER / "server_seal_opened" / "another-key").read_bytes()
     with pytest.raises(Deviation, match="an audit: the client's public key is no encryption of zero"):
-        sessions.meet("server", "he_opened", sample)
+        sessions.meet("server", "seal_opened", sample)
 
 
 def test_edits_say_what_is_changed():

@@ -20,7 +20,7 @@ WITH_HELPER = {"seconds": 1.0, **{f"bytes_to_{who}": 1 for who in ("client", "se
 HEAD = {
     "engine": "delphi",
     "relu": "sign",
-    "offline_mode": "he",
+    "offline_mode": "seal",
     "threat_model": "semi-honest; no third party",
     "network": "wan",
     "relus": 30272,

@@ -232,7 +232,7 @@ def costing(one: Record, macs: int, depth: int, seconds: float | None = None, sq
 def measured(seconds: float) -> PrivateInference:
     online = Cost(seconds, {"client": 900, "server": 100 * seconds}, 5, {"client": 0.1, "server": 0.1})
     costs = Costs(online=online, total=online)
-    row = Row("delphi", "sign", "he", "", "loopback", 0, 0, 1, 1, costs, 0.0, 1.0, Difference(0.0, 1, 1, 1), (), ())
+    row = Row("delphi", "sign", "seal", "", "loopback", 0, 0, 1, 1, costs, 0.0, 1.0, Difference(0.0, 1, 1, 1), (), ())
     return PrivateInference(RingAccuracy(90.0, 90.0, 100.0, 0.0, 0.0, 1), row)
 
 

@@ -66,7 +66,7 @@ class Bench:
     relu: ReluName = "sign"
     """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
     distributed comparison function, 16 bytes online; without a dealer up to m = 16 bits, in time that doubles a bit"""
-    offline: OfflineName = "he"
+    offline: OfflineName = "seal"
     """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
     process, for development"""
     link: LinkName = "loopback"
@@ -170,7 +170,7 @@ class Serve:
     logit; 0: labels without a dither"""
     relu: ReluName = "sign"
     """as bench has them; fss without a dealer up to m = 16 bits"""
-    offline: OfflineName = "he"
+    offline: OfflineName = "seal"
     """he: no third party; dealer: for development, no privacy against this process"""
     truncation: TruncationName = "local"
     """as bench has them; exact keeps from clients what local truncation tells of the weights"""

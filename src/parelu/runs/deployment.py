@@ -22,7 +22,7 @@ def server_of(
     options: ServerOptions,
     *,
     relu: str = "sign",
-    offline: str = "he",
+    offline: str = "seal",
     reveal: str = "label",
     step: float | None = None,
     truncation: str = "local",

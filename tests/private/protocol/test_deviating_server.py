@@ -120,7 +120,7 @@ def talk(image, number, change):
 
     end = "an answer"
     try:
-        pair = Pair(LOWERED, "sign", "he", "label", wrap=wrap, timeout=5)
+        pair = Pair(LOWERED, "sign", "seal", "label", wrap=wrap, timeout=5)
     except ProtocolError as error:
         return str(error), sockets[0]
     try:

@@ -21,7 +21,7 @@ from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering import reference
-from parelu.private.offline.he import HomomorphicEncryption
+from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
@@ -65,7 +65,7 @@ def until(condition, seconds=5.0):
     return condition()
 
 
-@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("he", "fss")])
+@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("seal", "fss")])
 def test_predictions_over_tls(certificates, offline, relu):
     with serving(certificates, offline, relu=relu, ahead=(offline, relu) == ("dealer", "fss")) as (server, lines):
         with Client(
@@ -406,14 +406,14 @@ def test_packages_are_prepared_ahead_and_handed_out_once(certificates):
             assert len(masks) == 2
             client.predict(IMAGES[:2])
         assert server.prepared.wait(3, 10)
-    with pytest.raises(UserError, match="give --stock-dir"), serving(ahead=1, offline="he"):
+    with pytest.raises(UserError, match="give --stock-dir"), serving(ahead=1, offline="seal"):
         pass
 
 
 def test_keys_that_nobody_makes_are_refused_before_listening(monkeypatch):
     monkeypatch.setattr(HomomorphicEncryption, "most_bits", 8)
-    message = "ReLU fss needs keys for m = .*; offline mode he makes them up to 8"
-    with pytest.raises(UserError, match=message), serving(relu="fss", offline="he"):
+    message = "ReLU fss needs keys for m = .*; offline mode seal makes them up to 8"
+    with pytest.raises(UserError, match=message), serving(relu="fss", offline="seal"):
         pass
 
 

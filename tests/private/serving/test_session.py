@@ -13,7 +13,7 @@ from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.program import Program
 from parelu.private.offline.dealer import Dealt
-from parelu.private.offline.he import HomomorphicEncryption
+from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.mode import Deviation, Mode, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import Relu, relus
@@ -71,7 +71,7 @@ def test_what_a_server_that_deviates_reads_an_image_by_is_refused_before_anythin
     ("name", "asked", "offered"),
     [
         ("relu", "full", "sign"),
-        ("offline", "he", "dealer"),
+        ("offline", "seal", "dealer"),
         ("reveal", "label", "exact"),
         ("truncation", "no", "local"),
     ],
@@ -119,10 +119,10 @@ def test_a_server_whose_terms_do_not_go_together_is_refused(monkeypatch):
     """Without a dealer, wide keys would keep the client busy for ever."""
     monkeypatch.setattr(HomomorphicEncryption, "most_bits", 8)
     reason = (
-        r"ReLU fss needs keys for m = \d+ bits at \w+; offline mode he makes them up to 8: give --offline dealer, or"
+        r"ReLU fss needs keys for m = \d+ bits at \w+; offline mode seal makes them up to 8: give --offline dealer, or"
     )
     with pytest.raises(ProtocolError, match=f"terms do not go together: {reason}"):
-        Pair(LOWERED, "fss", "he")
+        Pair(LOWERED, "fss", "seal")
 
 
 # What a client may have
@@ -353,11 +353,11 @@ class Mutator:
         return getattr(self.socket, name)
 
 
-@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("he", "fss")])
+@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("seal", "fss")])
 def test_mutated_sessions_end_in_one_line_and_never_hang(offline, relu):
     """Sessions with one spoilt message each: every end is a result or one clear line on each side."""
     clear, ended = 0, 0
-    sessions = {("he", "fss"): 10, ("he", "sign"): 40}.get((offline, relu), 100)  # benchmarks/transcripts.py has more
+    sessions = {("seal", "fss"): 10, ("seal", "sign"): 40}.get((offline, relu), 100)  # benchmarks/transcripts.py has more
     for seed in range(sessions):
 
         def wrap(socket, seed=seed):

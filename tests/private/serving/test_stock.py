@@ -182,7 +182,7 @@ def test_stocks_of_one_name_do_not_drop_each_other(tmp_path):
 
 @pytest.mark.parametrize(
     ("relu", "reveal", "offline"),
-    [("sign", "exact", "he"), ("full", "label", "dealer"), ("fss", "logits 2^12", "dealer")],
+    [("sign", "exact", "seal"), ("full", "label", "dealer"), ("fss", "logits 2^12", "dealer")],
 )
 def test_kept_material_serves_another_connection(tmp_path, relu, reveal, offline):
     ours, theirs = tmp_path / "client", tmp_path / "server"

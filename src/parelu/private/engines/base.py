@@ -26,7 +26,7 @@ class Options:
     """
 
     relu: str = "sign"
-    offline: str = "he"
+    offline: str = "seal"
     link: str = "loopback"
     batch: int = 1
     truncation: str = "local"

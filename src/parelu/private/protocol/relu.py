@@ -34,7 +34,7 @@ class Relu(abc.ABC):
     """
 
     name: ClassVar[str]
-    resists: ClassVar[bool] = False  # with `he` a server that deviates learns nothing of the image
+    resists: ClassVar[bool] = False  # with `seal` a server that deviates learns nothing of the image
     compares: ClassVar[bool] = False  # it consumes `comparison` of the offline phase
     truncates: ClassVar[bool] = False  # it takes a cut above 0
 

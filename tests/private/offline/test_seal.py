@@ -13,8 +13,8 @@ from parelu.errors import ProtocolError
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
 from parelu.private.crypto.ring import BITS, encode, reduce
-from parelu.private.offline import he as mode
-from parelu.private.offline.he import HomomorphicEncryption
+from parelu.private.offline import seal as mode
+from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.mode import Deviation
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
 from parelu.private.protocol.delphi import Model, prepare_client

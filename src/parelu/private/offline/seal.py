@@ -1,4 +1,4 @@
-"""Offline mode `he`: no third party. Linear layers by homomorphic encryption, all else by oblivious transfer.
+"""Offline mode `seal`: no third party. Linear layers by homomorphic encryption, all else by oblivious transfer.
 
 For each linear layer the client encrypts its share r of the layer's input and gets W·r − s back (DELPHI, section 4.1),
 packed as in `packing`. Where every position has a weight of its own, and for squares, integers are
@@ -192,7 +192,7 @@ class _Client(ObliviousClient):
 
 
 class HomomorphicEncryption(Mode):
-    name: ClassVar[str] = "he"
+    name: ClassVar[str] = "seal"
     threat_model: ClassVar[str] = "semi-honest; no third party"
     third_party: ClassVar[bool] = False
     comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
