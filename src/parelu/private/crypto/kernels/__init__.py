@@ -1,6 +1,7 @@
 """The inner loops, twice: compiled by numba, and vectorised in numpy where numba is missing.
 
-Both give the same bytes. `PARELU_KERNELS=numpy` chooses the second.
+`kernels` are those of symmetric cryptography and plain linear maps, `lattice_kernels` those of the lattice. Both sets
+give the same bytes. `PARELU_KERNELS=numpy` chooses the second.
 """
 
 import importlib
@@ -12,21 +13,22 @@ from parelu.errors import UserError
 NAMES = ("numba", "numpy")
 
 
-def load(name: str) -> ModuleType:
-    """The kernels of this name; raises ImportError where numba is missing."""
-    return importlib.import_module(f"parelu.private.crypto.kernels.with_{name}")
+def load(name: str, loops: str = "") -> ModuleType:
+    """The kernels of this name, of the lattice where `loops` is "lattice_"; raises ImportError where numba is missing."""
+    return importlib.import_module(f"parelu.private.crypto.kernels.{loops}with_{name}")
 
 
-def _chosen() -> ModuleType:
+def _chosen(loops: str = "") -> ModuleType:
     name = os.environ.get("PARELU_KERNELS", "")
     if name not in ("", *NAMES):
         raise UserError(f"PARELU_KERNELS={name}: it is one of {', '.join(NAMES)}")
     if name:
-        return load(name)
+        return load(name, loops)
     try:
-        return load("numba")
+        return load("numba", loops)
     except ImportError:
-        return load("numpy")
+        return load("numpy", loops)
 
 
 kernels = _chosen()
+lattice_kernels = _chosen("lattice_")

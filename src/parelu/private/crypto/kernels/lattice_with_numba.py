@@ -1,0 +1,423 @@
+"""Inner loops of the lattice compiled by numba; what each computes stands in `lattice_with_numpy`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from parelu.network.cache import compiled
+
+ROUND = 1.5 * 2.0**52  # x + ROUND − ROUND is x rounded to an integer, for |x| < 2^51
+PIECE, TOGETHER = 22, 8
+CHUNK = 512  # outputs at a time: their pieces stay in the cache
+LOW, PART, TOP = np.uint64(0xFFFFFFFF), np.uint64((1 << 17) - 1), np.uint64((1 << 21) - 1)
+_loop = compiled(nogil=True)
+
+
+@_loop
+def _reduced(x: Any, p: float, over: float) -> Any:
+    return x - ((x * over + ROUND) - ROUND) * p
+
+
+@_loop
+def _times(a: Any, w: float, w_over: float, p: float) -> Any:
+    return a * w - ((a * w_over + ROUND) - ROUND) * p
+
+
+@_loop
+def reduce(x: Any, p: float, out: Any) -> None:
+    over = 1.0 / p
+    for i in range(len(x)):
+        out[i] = _reduced(_reduced(x[i], p, over), p, over)
+
+
+# Transforms take two stages at a time on four runs of memory, which are arguments so that the compiler sees them apart.
+
+
+@_loop
+def forward(x: Any, powers: Any, quotients: Any, p: float) -> None:
+    n, batch = x.shape
+    flat, groups = x.reshape(-1), 1
+    while 4 * groups <= n:
+        size = n // (4 * groups) * batch
+        for group in range(groups):
+            x0, x1, x2, x3 = _runs(flat, 4 * group * size, size)
+            if groups == 16 or 8 * groups > n:  # six stages each added p/2, or they are the last
+                _forward_four_reduced(x0, x1, x2, x3, powers, quotients, groups + group, p)
+            else:
+                _forward_four(x0, x1, x2, x3, powers, quotients, groups + group, p)
+        groups *= 4
+    if groups < n:
+        for group in range(groups):
+            x0, x1 = flat[2 * group * batch :][:batch], flat[(2 * group + 1) * batch :][:batch]
+            _forward_two(x0, x1, powers, quotients, groups + group, p)
+    elif n == 1:
+        reduce(flat, p, flat)
+
+
+@_loop
+def _runs(flat: Any, at: int, size: int) -> Any:
+    two, three, four = at + 2 * size, at + 3 * size, at + 4 * size
+    return flat[at : at + size], flat[at + size : two], flat[two:three], flat[three:four]
+
+
+@_loop
+def _forward_four(x0: Any, x1: Any, x2: Any, x3: Any, powers: Any, quotients: Any, i: int, p: float) -> None:
+    w, u, v = powers[i], powers[2 * i], powers[2 * i + 1]
+    w_over, u_over, v_over = quotients[i], quotients[2 * i], quotients[2 * i + 1]
+    for j in range(len(x0)):
+        c, d = _times(x2[j], w, w_over, p), _times(x3[j], w, w_over, p)
+        e, f = x0[j] + c, _times(x1[j] + d, u, u_over, p)
+        g, h = x0[j] - c, _times(x1[j] - d, v, v_over, p)
+        x0[j], x1[j], x2[j], x3[j] = e + f, e - f, g + h, g - h
+
+
+@_loop
+def _forward_four_reduced(x0: Any, x1: Any, x2: Any, x3: Any, powers: Any, quotients: Any, i: int, p: float) -> None:
+    w, u, v = powers[i], powers[2 * i], powers[2 * i + 1]
+    w_over, u_over, v_over, over = quotients[i], quotients[2 * i], quotients[2 * i + 1], 1.0 / p
+    for j in range(len(x0)):
+        c, d = _times(x2[j], w, w_over, p), _times(x3[j], w, w_over, p)
+        e, f = x0[j] + c, _times(x1[j] + d, u, u_over, p)
+        g, h = x0[j] - c, _times(x1[j] - d, v, v_over, p)
+        x0[j], x1[j] = _reduced(e + f, p, over), _reduced(e - f, p, over)
+        x2[j], x3[j] = _reduced(g + h, p, over), _reduced(g - h, p, over)
+
+
+@_loop
+def _forward_two(x0: Any, x1: Any, powers: Any, quotients: Any, i: int, p: float) -> None:
+    w, w_over, over = powers[i], quotients[i], 1.0 / p
+    for j in range(len(x0)):
+        low, high = x0[j], _times(x1[j], w, w_over, p)
+        x0[j], x1[j] = _reduced(low + high, p, over), _reduced(low - high, p, over)
+
+
+@_loop
+def inverse(x: Any, powers: Any, quotients: Any, scale: float, p: float) -> None:
+    n, batch = x.shape
+    flat, groups = x.reshape(-1), n
+    stages = 0
+    while 1 << stages < n:
+        stages += 1
+    if stages % 2:
+        groups = n // 2
+        for group in range(groups):
+            x0, x1 = flat[2 * group * batch :][:batch], flat[(2 * group + 1) * batch :][:batch]
+            _inverse_two(x0, x1, powers, quotients, groups + group, p)
+    while groups > 1:
+        groups //= 4
+        size = n // (4 * groups) * batch
+        for group in range(groups):
+            x0, x1, x2, x3 = _runs(flat, 4 * group * size, size)
+            _inverse_four(x0, x1, x2, x3, powers, quotients, groups + group, p)
+    over = 1.0 / p
+    for j in range(len(flat)):
+        flat[j] = _reduced(flat[j] * scale, p, over)
+
+
+@_loop
+def _inverse_two(x0: Any, x1: Any, powers: Any, quotients: Any, i: int, p: float) -> None:
+    w, w_over = powers[i], quotients[i]
+    for j in range(len(x0)):
+        low, high = x0[j], x1[j]
+        x0[j], x1[j] = low + high, _times(low - high, w, w_over, p)
+
+
+@_loop
+def _inverse_four(x0: Any, x1: Any, x2: Any, x3: Any, powers: Any, quotients: Any, i: int, p: float) -> None:
+    # Of inputs up to p only e + g can be more than p: it is up to 4p, and reduced.
+    w, u, v = powers[i], powers[2 * i], powers[2 * i + 1]
+    w_over, u_over, v_over, over = quotients[i], quotients[2 * i], quotients[2 * i + 1], 1.0 / p
+    for j in range(len(x0)):
+        e, f = x0[j] + x1[j], _times(x0[j] - x1[j], u, u_over, p)
+        g, h = x2[j] + x3[j], _times(x2[j] - x3[j], v, v_over, p)
+        x0[j], x1[j] = _reduced(e + g, p, over), f + h
+        x2[j], x3[j] = _times(e - g, w, w_over, p), _times(f - h, w, w_over, p)
+
+
+# Dots: of 8 products at a time, along whichever of the two free axes is longer.
+
+
+@_loop
+def dot(h: Any, s: Any, p: float, out: Any) -> None:
+    over = 1.0 / p
+    if h.shape[2] >= s.shape[2]:
+        wide = np.empty((TOGETHER, h.shape[2]))
+        for y in range(len(h)):
+            _dot_rows(h[y], s[y], wide, p, over, out[y])
+    else:
+        sums = np.empty((h.shape[2], s.shape[2]))
+        narrow = np.empty((TOGETHER, h.shape[2]))
+        for y in range(len(h)):
+            _dot_few(h[y], s[y], narrow, p, over, sums)
+            for i in range(s.shape[2]):
+                for j in range(h.shape[2]):
+                    out[y, i, j] = sums[j, i]
+
+
+@_loop
+def _dot_rows(h: Any, s: Any, wide: Any, p: float, over: float, out: Any) -> None:
+    """out[i, j] = Σ_c h[c, j]·s[c, i]; wide: 8 rows of h in float64."""
+    out[:] = 0.0
+    for first in range(0, len(h), TOGETHER):
+        rows = min(TOGETHER, len(h) - first)
+        wide[rows:] = 0.0
+        for c in range(rows):
+            _widen(h[first + c], wide[c])
+        for i in range(s.shape[1]):
+            factors = s[first : first + rows, i]
+            _add_eight(wide, factors, rows, p, over, out[i])
+    for i in range(s.shape[1]):
+        _reduce_row(out[i], p, over)
+
+
+@_loop
+def _dot_few(h: Any, s: Any, narrow: Any, p: float, over: float, sums: Any) -> None:
+    """sums[j, i] = Σ_c h[c, j]·s[c, i]."""
+    sums[:] = 0.0
+    whole = len(h) // TOGETHER * TOGETHER
+    for first in range(0, whole, TOGETHER):
+        for c in range(TOGETHER):
+            _widen(h[first + c], narrow[c])
+        block = s[first : first + TOGETHER]
+        for j in range(h.shape[1]):
+            _add_eight(block, narrow[:, j], TOGETHER, p, over, sums[j])
+    for c in range(whole, len(h)):
+        for j in range(h.shape[1]):
+            factor, row, total = np.float64(h[c, j]), s[c], sums[j]
+            for i in range(len(row)):
+                total[i] += _reduced(factor * row[i], p, over)
+    for j in range(h.shape[1]):
+        _reduce_row(sums[j], p, over)
+
+
+@_loop
+def _widen(row: Any, out: Any) -> None:
+    for j in range(len(row)):
+        out[j] = np.float64(row[j])
+
+
+@_loop
+def _reduce_row(row: Any, p: float, over: float) -> None:
+    for j in range(len(row)):
+        row[j] = _reduced(row[j], p, over)
+
+
+@_loop
+def _add_eight(rows: Any, factors: Any, count: int, p: float, over: float, out: Any) -> None:
+    """out += Σ_c rows[c]·factors[c], of 8 rows, reduced; factors from `count` on are 0."""
+    r0, r1, r2, r3, r4, r5, r6, r7 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
+    f = np.zeros(TOGETHER)
+    for c in range(count):
+        f[c] = factors[c]
+    f0, f1, f2, f3, f4, f5, f6, f7 = f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]
+    for j in range(len(out)):
+        low = r0[j] * f0 + r1[j] * f1 + r2[j] * f2 + r3[j] * f3
+        high = r4[j] * f4 + r5[j] * f5 + r6[j] * f6 + r7[j] * f7
+        out[j] += _reduced(low + high, p, over)
+
+
+# Residues
+
+
+@_loop
+def _message_pieces(values: Any, scale: Any, out: Any) -> None:
+    piece = np.int64((1 << PIECE) - 1)
+    high, middle, low = out[0], out[1], out[2]
+    for i in range(len(values)):
+        s = np.int64(values[i] * scale)
+        high[i] = np.float64(s >> np.int64(2 * PIECE))
+        middle[i] = np.float64((s >> np.int64(PIECE)) & piece)
+        low[i] = np.float64(s & piece)
+
+
+@_loop
+def _flood_pieces(words: Any, out: Any) -> None:
+    r0, r1, r2, r3 = out[0], out[1], out[2], out[3]
+    shift, half, part = np.uint64(32), np.uint64(17), np.uint64(21)
+    for i in range(len(words)):
+        a, b, c, d = words[i, 0], words[i, 1], words[i, 2], words[i, 3]
+        high = (a >> shift) + (b >> shift) + (c >> shift)
+        top = (d & TOP) + (d >> part & TOP) + (d >> (part + part) & TOP)
+        r0[i] = np.float64(np.int64((a & LOW) + (b & LOW) + (c & LOW)))
+        r1[i] = np.float64(np.int64(high & PART))
+        r2[i] = np.float64(np.int64(high >> half))
+        r3[i] = np.float64(np.int64(top))
+
+
+@_loop
+def add_message(ready: Any, values: Any, scale: Any, constants: Any, primes: Any, out: Any) -> None:
+    scratch = np.empty((3, CHUNK))
+    for first in range(0, len(values), CHUNK):
+        last = min(first + CHUNK, len(values))
+        pieces = scratch[:, : last - first]
+        _message_pieces(values[first:last], scale, pieces)
+        for k in range(len(primes)):
+            _add_three(ready[k, first:last], pieces, constants[k], primes[k], out[k, first:last])
+
+
+@_loop
+def _add_three(x: Any, pieces: Any, constants: Any, p: float, out: Any) -> None:
+    a, b, c, over = constants[0], constants[1], constants[2], 1.0 / p
+    high, middle, low = pieces[0], pieces[1], pieces[2]
+    for i in range(len(x)):
+        out[i] = _reduced(x[i] + high[i] * a + middle[i] * b + low[i] * c, p, over)
+
+
+@_loop
+def _add_four(x: Any, pieces: Any, constants: Any, offset: float, p: float, out: Any) -> None:
+    a, b, c, d, over = constants[0], constants[1], constants[2], constants[3], 1.0 / p
+    r0, r1, r2, r3 = pieces[0], pieces[1], pieces[2], pieces[3]
+    for i in range(len(x)):
+        out[i] = _reduced(x[i] + offset + r0[i] * a + r1[i] * b + r2[i] * c + r3[i] * d, p, over)
+
+
+@_loop
+def flood(words: Any, constants: Any, offsets: Any, primes: Any, out: Any) -> None:
+    scratch, zeros = np.empty((4, CHUNK)), np.zeros(CHUNK)
+    for first in range(0, len(words), CHUNK):
+        last = min(first + CHUNK, len(words))
+        pieces = scratch[:, : last - first]
+        _flood_pieces(words[first:last], pieces)
+        for k in range(len(primes)):
+            _add_four(zeros[: last - first], pieces, constants[k], offsets[k], primes[k], out[k, first:last])
+
+
+@_loop
+def drop(x: Any, primes: Any, mixed: Any, lift: Any, out: Any) -> None:
+    scratch = np.empty((2, CHUNK))
+    for first in range(0, x.shape[1], CHUNK):
+        last = min(first + CHUNK, x.shape[1])
+        _drop(x[:, first:last], primes, mixed, lift, scratch[:, : last - first], out[:, first:last])
+
+
+@_loop
+def _drop(x: Any, primes: Any, mixed: Any, lift: Any, digits: Any, out: Any) -> None:
+    _mix(x[3], x[4], x[5], primes, mixed, digits[0], digits[1])
+    for k in range(3):
+        _lift(x[k], x[3], digits[0], digits[1], lift[k], primes[k], out[k])
+
+
+@_loop
+def _mix(first: Any, x4: Any, x5: Any, primes: Any, mixed: Any, second: Any, third: Any) -> None:
+    p, r = primes[4], primes[5]
+    p_over, r_over, a, b, c = 1.0 / p, 1.0 / r, mixed[0], mixed[1], mixed[2]
+    for i in range(len(first)):
+        digit = _reduced((x4[i] - first[i]) * a, p, p_over)
+        second[i] = digit
+        third[i] = _reduced((x5[i] - first[i]) * b + digit * c, r, r_over)
+
+
+@_loop
+def _lift(x: Any, first: Any, second: Any, third: Any, constants: Any, p: float, out: Any) -> None:
+    a, b, c, d, over = constants[0], constants[1], constants[2], constants[3], 1.0 / p
+    for i in range(len(x)):
+        out[i] = _reduced(x[i] * a + first[i] * b + second[i] * c + third[i] * d, p, over)
+
+
+@_loop
+def answer(
+    sums: Any,
+    masks: Any,
+    values: Any,
+    words: Any,
+    scale: Any,
+    constants: Any,
+    offsets: Any,
+    primes: Any,
+    mixed: Any,
+    lift: Any,
+    out: Any,
+) -> None:
+    kept_pieces, kept_totals, kept_digits = np.empty((7, CHUNK)), np.empty((6, CHUNK)), np.empty((2, CHUNK))
+    for first in range(0, len(values), CHUNK):
+        last = min(first + CHUNK, len(values))
+        count = last - first
+        pieces, totals = kept_pieces[:, :count], kept_totals[:, :count]
+        _message_pieces(values[first:last], scale, pieces[:3])
+        _flood_pieces(words[first:last], pieces[3:])
+        for k in range(len(primes)):
+            of_k, p = constants[k], primes[k]
+            _add_sums(sums[k, first:last], masks[k, first:last], pieces, of_k, offsets[k], p, totals[k])
+            _add_four(totals[k], pieces[3:], of_k[3:], 0.0, p, totals[k])
+        _drop(totals, primes, mixed, lift, kept_digits[:, :count], out[:, first:last])
+
+
+@_loop
+def _add_sums(x: Any, masks: Any, pieces: Any, constants: Any, offset: float, p: float, out: Any) -> None:
+    a, b, c, over = constants[0], constants[1], constants[2], 1.0 / p
+    high, middle, low = pieces[0], pieces[1], pieces[2]
+    for i in range(len(x)):
+        total = _reduced(x[i], p, over) + masks[i] + offset
+        out[i] = total + high[i] * a + middle[i] * b + low[i] * c
+
+
+@_loop
+def decode(x: Any, primes: Any, constants: Any, quotients: Any, out: Any) -> None:
+    x0, x1, x2 = x[0], x[1], x[2]
+    p0, p1, p2 = primes[0], primes[1], primes[2]
+    c0, c1, c2 = constants[0], constants[1], constants[2]
+    q0, q1, q2 = quotients[0], quotients[1], quotients[2]
+    over0, over1, over2 = 1.0 / p0, 1.0 / p1, 1.0 / p2
+    for i in range(len(out)):
+        r0, r1, r2 = _reduced(x0[i] * c0, p0, over0), _reduced(x1[i] * c1, p1, over1), _reduced(x2[i] * c2, p2, over2)
+        fraction = np.int64((r0 * over0 + r1 * over1 + r2 * over2 + ROUND) - ROUND)
+        whole = np.uint64(np.int64(r0)) * q0 + np.uint64(np.int64(r1)) * q1 + np.uint64(np.int64(r2)) * q2
+        out[i] = whole + np.uint64(fraction)
+
+
+@_loop
+def pack(x: Any, p: int, bits: int, out: Any) -> None:
+    held, filled, at = np.uint64(0), 0, 0
+    for i in range(len(x)):
+        value = np.int64(x[i])
+        value += np.int64(p) & (value >> np.int64(63))
+        held |= np.uint64(value) << np.uint64(filled)
+        filled += bits
+        if filled >= 32:
+            out[at] = np.uint32(held & LOW)
+            held >>= np.uint64(32)
+            filled -= 32
+            at += 1
+    if filled:
+        out[at] = np.uint32(held & LOW)
+
+
+@_loop
+def unpack(words: Any, p: int, bits: int, out: Any) -> bool:
+    mask, prime, half, worst = np.int64((1 << bits) - 1), np.int64(p), np.int64(p // 2), np.int64(0)
+    for i in range(len(out)):
+        start = np.int64(i) * np.int64(bits)
+        at = start >> np.int64(5)
+        both = np.int64(words[at]) | np.int64(words[at + 1]) << np.int64(32)
+        value = both >> (start & np.int64(31)) & mask
+        worst = max(worst, value)
+        out[i] = np.float64(value - (prime & ((half - value) >> np.int64(63))))
+    return worst < prime
+
+
+@_loop
+def accept(words: Any, p: int, out: Any) -> int:
+    prime = np.uint32(p)
+    limit, half, kept = np.uint32((1 << 32) // p * p), np.int32(p // 2), 0
+    for word in words:
+        if word < limit:
+            value = np.int32(word % prime)
+            out[kept] = value - np.int32(p) if value > half else value
+            kept += 1
+    return kept
+
+
+@_loop
+def columns(b: Any, index: Any, out: Any) -> None:
+    for v in range(b.shape[1]):
+        for t in range(len(index)):
+            for k in range(len(b)):
+                _gather(b[k, v], index[t], out[v, t, k])
+
+
+@_loop
+def _gather(x: Any, index: Any, out: Any) -> None:
+    for i in range(len(index)):
+        out[i] = x[index[i]]

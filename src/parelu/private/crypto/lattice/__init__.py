@@ -1,0 +1,1 @@
+"""Module-LWE for products with published hints: one parameter set, transforms, samplers and residues."""
