@@ -1,6 +1,9 @@
 """The plain convolution is the layer, and it is class 0 of the ring product, whatever stands where nothing is sent."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from parelu.fusion.composition import Convolution
 from parelu.fusion.hint_layout import DEGREE, Layer, Reader, Upload
 
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=200, deadline=None)
 
 
 @st.composite
@@ -26,7 +29,10 @@ def shapes(draw, size=None, inputs=None):
 
 @st.composite
 def uploads(draw):
+    """Of small maps, and of some that are cut into tiles."""
     first = draw(shapes())
+    if draw(st.integers(0, 3)) == 0:
+        first = dataclasses.replace(first, size=(draw(st.integers(50, 90)), draw(st.integers(25, 70))))
     others = [draw(shapes(first.size, first.inputs)) for _ in range(draw(st.integers(0, 2)))]
     layers = tuple(Layer(10 + k, 3, shape) for k, shape in enumerate([first, *others]))
     widest = DEGREE // Upload(3, layers).spacing
@@ -99,3 +105,43 @@ def test_the_plain_convolution_is_class_0_of_the_ring_product(upload):
         weight = weights(reader)
         wanted, found = plain(reader, weight, sent)[:, 0], ring(reader, weight, sent[0])
         assert np.array_equal(found, wanted)
+
+
+STEM = Convolution(3, 64, (224, 224), (7, 7), (2, 2), (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "tiles", "points", "sent"),
+    [
+        ([Convolution(64, 64, (4, 4), (3, 3), padding=(1, 1))], 1, 32, 31),
+        ([Convolution(64, 64, (32, 32), (3, 3), padding=(1, 1))], 1, 2048, 1123),
+        ([Convolution(512, 10, (1, 1))], 1, 1, 1),
+        ([Convolution(256, 64, (32, 32))], 1, 1024, 1024),
+        ([STEM], 8, 2048, 1939),
+        ([Convolution(64, 64, (56, 56), (3, 3), padding=(1, 1))], 2, 2048, 1711),
+    ],
+)
+def test_sizes(layers, tiles, points, sent):
+    upload = Upload(0, tuple(Layer(k + 1, 0, layer) for k, layer in enumerate(layers)))
+    assert (upload.tiles, upload.points, len(upload.coefficients)) == (tiles, points, sent)
+
+
+def test_a_block_and_its_shortcut_read_one_upload():
+    """The shortcut reads one of four phases, and multiplies with no zeros."""
+    block = Convolution(16, 32, (32, 32), (3, 3), (2, 2), (1, 1))
+    shortcut = Convolution(16, 32, (32, 32), (1, 1), (2, 2))
+    alone, both = (Upload(0, (Layer(1, 0, block),)), Upload(0, (Layer(1, 0, block), Layer(2, 0, shortcut))))
+    assert (both.parts, both.points, len(both.coefficients)) == (alone.parts, 512, len(alone.coefficients))
+    assert [reader.columns for reader in both.readers] == [9 * 16, 16]
+    assert [reader.macs for reader in both.readers] == [block.macs, shortcut.macs]
+
+
+def test_a_row_holds_outputs_of_several_groups():
+    layer = Convolution(48, 48, (4, 4), (3, 3), padding=(1, 1), groups=48)
+    (reader,) = Upload(0, (Layer(1, 0, layer),), 10).readers
+    assert (reader.per_row, reader.rows, reader.columns) == (10, 5, 90)
+
+
+def test_a_map_that_is_too_wide_is_refused():
+    with pytest.raises(ValueError, match="a map 1100 wide with a kernel of 3 rows does not fit"):
+        Upload(0, (Layer(1, 0, Convolution(3, 8, (1100, 1100), (3, 3), padding=(1, 1))),))
