@@ -13,8 +13,8 @@ from parelu.private.crypto import he, noise
 from parelu.private.crypto.prg import Stream, fresh_seed
 from parelu.private.crypto.ring import BITS, LinearMap, reduce
 from parelu.private.crypto.seal import Context
+from parelu.private.lowering.layers import convolution
 from parelu.private.lowering.ops import Conv, Linear
-from parelu.private.offline.seal import convolution
 
 EVERY, FIRST = np.arange(DEGREE), 256
 USUAL = he.parameters(1 << 22, 200_000)

@@ -19,14 +19,13 @@ from typing import ClassVar
 import numpy as np
 
 from parelu.errors import ProtocolError, UserError
-from parelu.fusion.composition import Convolution
 from parelu.fusion.packing import Packing, packing
-from parelu.network import ops
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import BITS, Ring, encode, reduce
+from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lower import Lowered
-from parelu.private.lowering.ops import Conv, Linear, Op, Shape
+from parelu.private.lowering.ops import Conv, Linear, Op
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.mode import Deviation, Mode
@@ -65,20 +64,7 @@ def parameters(lowered: Lowered, packed: dict[int, Packing]) -> he.Parameters:
 
 def packings(program: Program) -> dict[int, Packing]:
     """Value → how the layer that makes it is packed; raises ValueError where one does not fit."""
-    numbered = enumerate(program.ops, start=1)
-    return {
-        number: packing(convolution(op, program.shapes[op.source]))
-        for number, op in numbered
-        if isinstance(op, (Conv, Linear))
-    }
-
-
-def convolution(op: Conv | Linear, source: Shape) -> Convolution:
-    """An op on a source of this shape; a matrix is a convolution of a 1×1 map."""
-    if isinstance(op, Linear):
-        return Convolution(source[0], op.outputs, (1, 1))
-    inputs, *size = source
-    return Convolution(inputs, op.outputs, ops.two(size), op.kernel, op.stride, op.padding, op.groups)
+    return {layer.number: packing(layer.shape) for layer in layers(program)}
 
 
 class _Server(ObliviousServer):
