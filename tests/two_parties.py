@@ -21,7 +21,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.session import Service, Session, serve
-from parelu.private.transport.channel import Channel, ring_of
+from parelu.private.transport.channel import Channel, elements_of
 
 SERVICE = Service()
 PREPROCESSING = {"mean": [0.5], "std": [0.25]}
@@ -126,7 +126,7 @@ class RecordingChannel(Channel):
     def receive(self, kind: str, length: int) -> Any:
         body = super().receive(kind, length)
         if kind == "sqre":
-            self.opened.append(ring_of(body))
+            self.opened.append(elements_of(body))
         return body
 
 

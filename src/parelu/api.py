@@ -31,7 +31,7 @@ from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
 from parelu.private.engines.base import Options, chosen
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import DEFAULT, modes
 from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
@@ -282,7 +282,7 @@ def bench(
     images: int = 5,
     engine: str = "delphi",
     relu: str = "sign",
-    offline: str = "seal",
+    offline: str = DEFAULT,
     link: str = "loopback",
     batch: int = 1,
     truncation: str = "local",
@@ -308,7 +308,7 @@ def bench(
         known = data.load(dataset) if dataset else measurement.dataset_of(candidate)
     else:
         known = from_memory(dataset)
-    return workload_on(candidate, known, images).run(options, engine)
+    return workload_on(candidate, known, images, offline).run(options, engine)
 
 
 def _budgets(budget: int | float | str | Sequence[int | float | str]) -> tuple[str, ...]:

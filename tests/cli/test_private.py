@@ -39,7 +39,8 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
 
 
 @pytest.mark.parametrize(
-    ("relu", "offline", "network"), [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("fss", "seal", "loopback")]
+    ("relu", "offline", "network"),
+    [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("fss", "seal", "loopback")],
 )
 def test_bench_prints_a_row(capsys, relu, offline, network):
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]

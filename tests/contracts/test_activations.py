@@ -35,7 +35,7 @@ class Site:
     def __init__(self, name: str, x: Any, bits: int, cut: int = 0) -> None:
         self.protocol, self.bits, self.cut = relus()[name], bits, cut
         mirror, count = Mirror(fresh_seed()), len(x)
-        self.share = share = Stream(fresh_seed(), "share").ring(count)
+        self.share = share = Stream(fresh_seed(), "share").elements(count)
         self.protocol.prepare_client(mirror, 1, 0, share, bits, cut)
         program: Any = SimpleNamespace(terms=SimpleNamespace(program=SimpleNamespace(layers=("relu",))))
         dealer = Dealer(mirror, program)

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from parelu.fusion.composition import Convolution
 from parelu.fusion.packing import DEGREE, Packing, packing, seconds
-from parelu.private.crypto.ring import LinearMap, Ring, reduce
+from parelu.private.crypto.ring import Elements, LinearMap, reduce
 
 
-def negacyclic(a: Ring, b: Ring) -> Ring:
+def negacyclic(a: Elements, b: Elements) -> Elements:
     """a·b modulo X^N + 1 and 2^64."""
     full = np.append(np.convolve(a, b), np.uint64(0))
     return full[: len(a)] - full[len(a) :]
 
 
-def multiply(packed: Packing, weight: np.ndarray, values: Ring) -> Ring:
+def multiply(packed: Packing, weight: np.ndarray, values: Elements) -> Elements:
     """What the two parties compute together, without encryption."""
     tiles = packed.pack_input(values).reshape(packed.tiles, packed.input_blocks, -1)
     out = np.full(packed.layer.outputs * packed.positions, 1, np.uint64)

@@ -126,9 +126,9 @@ class Bench:
 
         folder = Path(self.network_or_candidate)
         if (folder / "candidate.json").exists():
-            return api.trained_workload(folder, self.images)
+            return api.trained_workload(folder, self.images, self.offline)
         spec = api.spec_of(self.network_or_candidate, api.parse_input(self.input), self.classes)
-        return api.untrained_workload(spec, self.keep, self.images, self.seed)
+        return api.untrained_workload(spec, self.keep, self.images, self.seed, self.offline)
 
 
 def measure_frontier(run: Run, options: Options, others: list[str]) -> Dataset:
@@ -171,7 +171,7 @@ class Serve:
     relu: ReluName = "sign"
     """as bench has them; fss without a dealer up to m = 16 bits"""
     offline: OfflineName = "seal"
-    """he: no third party; dealer: for development, no privacy against this process"""
+    """seal: no third party; dealer: for development, no privacy against this process"""
     truncation: TruncationName = "local"
     """as bench has them; exact keeps from clients what local truncation tells of the weights"""
     stock: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from parelu.network.candidate import Candidate
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_for
@@ -22,7 +22,7 @@ def server_of(
     options: ServerOptions,
     *,
     relu: str = "sign",
-    offline: str = "seal",
+    offline: str = DEFAULT,
     reveal: str = "label",
     step: float | None = None,
     truncation: str = "local",
@@ -38,6 +38,6 @@ def server_of(
     mode = modes()[offline]
     tls.check_plain(address[0], certificates)
     options.check(mode)
-    lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
+    lowered = measurement.lowered(folder, Candidate.load(folder), ring_for(offline), data_folder)
     model = Model(lowered, relus()[relu], reveal_for(reveal, lowered.program, step), truncation)
     return Server(model, mode, address, certificates, options, log=log)

@@ -6,22 +6,22 @@ from typing import ClassVar
 import numpy as np
 
 from parelu.private.crypto.codec import Encodable
-from parelu.private.crypto.ring import Ring, decode, encode, reduce
+from parelu.private.crypto.ring import Elements, decode, encode, reduce
 from parelu.private.protocol.relu import Relu
-from parelu.private.transport.channel import ring_of
+from parelu.private.transport.channel import elements_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Client(Encodable, kind="exposed, client"):
-    share: Ring
-    mask: Ring
+    share: Elements
+    mask: Elements
 
 
 class Exposed(Relu):
     name: ClassVar[str] = "exposed"
 
     def prepare_client(self, offline, number, first, share, bits, cut):
-        return _Client(share, offline.stream(number, "mask").ring(len(share)))
+        return _Client(share, offline.stream(number, "mask").elements(len(share)))
 
     def prepare_server(self, offline, number, first, count, bits, cut):
         return None
@@ -38,5 +38,5 @@ class Exposed(Relu):
         return 2 * 8 * count
 
     def close(self, material, opened, answer):
-        share, mask = np.split(ring_of(answer), 2)
+        share, mask = np.split(elements_of(answer), 2)
         return reduce(encode(np.maximum(decode(reduce(opened + share)), 0)) - mask)

@@ -50,7 +50,7 @@ def test_all_points_and_all_thresholds(levels, dealer, parties, monkeypatch):
     monkeypatch.setattr(dcf, "CHUNK", 1000)
     grid = np.arange(1 << levels, dtype=np.uint64)
     alphas, points = (side.reshape(-1) for side in np.meshgrid(grid, grid))
-    betas = Stream(fresh_seed(), "betas").ring(len(alphas), 2)
+    betas = Stream(fresh_seed(), "betas").elements(len(alphas), 2)
     with using(dealer):
         pair = keys(levels, alphas, betas)
     with using(parties):
@@ -67,14 +67,14 @@ def test_any_number_of_levels(data, levels, count):
     alphas = np.array([alpha for alpha, *_ in drawn], np.uint64)
     points = np.array([(alpha + step) % (1 << levels) if near else x for alpha, x, step, near, *_ in drawn], np.uint64)
     betas = np.array([beta for *_, first, second in drawn for beta in (first, second)], np.uint64).reshape(-1, 2)
-    above = Stream(fresh_seed(), "above").ring(2, count) << np.uint64(levels)
+    above = Stream(fresh_seed(), "above").elements(2, count) << np.uint64(levels)
     pair = keys(levels, reduce(alphas + above[0]), betas)
     assert np.array_equal(together(pair, reduce(points + above[1])), below(points, alphas, betas))
 
 
 def test_both_sets_of_kernels_give_the_same_bytes():
     stream = Stream(PERMUTATION, "same bytes")
-    alphas, points, betas = stream.ring(300), stream.ring(300), stream.ring(300, 2)
+    alphas, points, betas = stream.elements(300), stream.elements(300), stream.elements(300, 2)
     found = []
     for name in kernels.NAMES:
         with using(name):
@@ -128,7 +128,7 @@ def test_no_bits_are_left_that_could_say_anything():
     """Of a value's correction 118 bits are the value, one is a colour, and the others are zero."""
     levels, count = 8, 50
     stream = Stream(fresh_seed(), "spare bits")
-    pair = keys(levels, stream.ring(count), stream.ring(count, 2))
+    pair = keys(levels, stream.elements(count), stream.elements(count, 2))
     corrections = pair[0].corrections[: 2 * levels * count].reshape(levels, 2, count, 2)
     spare = np.uint64(0b1111 << BITS)
     assert not (corrections[:, 1] & spare).any()

@@ -166,7 +166,7 @@ def test_labels_by_extension_over_base_transfers():
     receiver = ExtensionReceiver(pairs, base_sender.transcript)
     sender = ExtensionSender(choices, base_receiver.seeds(), base_receiver.transcript, receiver.trees)
 
-    theirs, ours = Stream(SEED, "shares").ring(2, count) & np.uint64((1 << m) - 1)
+    theirs, ours = Stream(SEED, "shares").elements(2, count) & np.uint64((1 << m) - 1)
     message, active = receiver.extend(bits_of(theirs, m).reshape(-1))
     zeros = sender.extend(message, m * count).reshape(m, count, 2)
     own = Stream(SEED, "labels").blocks(m, count)

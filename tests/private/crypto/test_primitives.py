@@ -45,7 +45,7 @@ def test_equal_seeds_and_labels_give_equal_bytes_and_none_comes_twice():
 
 
 def test_ring_elements_and_bits_are_in_range():
-    ring, bits = Stream(SEED, "a").ring(50, 200), Stream(SEED, "b").bits(10001)
+    ring, bits = Stream(SEED, "a").elements(50, 200), Stream(SEED, "b").bits(10001)
     assert ring.shape == (50, 200)
     assert int(ring.max()) < 1 << BITS
     assert int(ring.max()) >= 1 << (BITS - 1)
@@ -257,8 +257,8 @@ def test_a_cut_is_garbled_as_it_is_in_the_clear(garbler, evaluator, drawn, data)
 @pytest.mark.parametrize("count", [1, 2, 16])
 def test_argmax(count):
     m, seed = 20, Stream(SEED, "argmax")
-    shares = seed.ring(count) & np.uint64((1 << m) - 1)
-    values = (seed.ring(count) % np.uint64(1 << (m - 2))).astype(np.int64) - (1 << (m - 3))
+    shares = seed.elements(count) & np.uint64((1 << m) - 1)
+    values = (seed.elements(count) % np.uint64(1 << (m - 2))).astype(np.int64) - (1 << (m - 3))
     others = (values.view(np.uint64) - shares) & np.uint64((1 << m) - 1)
     run = Garbled(garbling.argmax, [shares, others], m, *kernels.NAMES)
     index = numbers(run.decoded()[::-1])[0] if count > 1 else 0
@@ -276,7 +276,7 @@ CIRCUITS = [
 @pytest.mark.parametrize(("circuit", "inputs"), CIRCUITS)
 def test_both_sets_of_kernels_make_the_same_tables(circuit, inputs):
     m = 17
-    values = list(Stream(SEED, "values").ring(inputs, 300) & np.uint64((1 << m) - 1))
+    values = list(Stream(SEED, "values").elements(inputs, 300) & np.uint64((1 << m) - 1))
     numba, numpy = (Garbled(circuit, values, m, name, name) for name in kernels.NAMES)
     assert numba.tables.any(axis=1).all()
     assert numba.tables.tobytes() == numpy.tables.tobytes()

@@ -37,7 +37,7 @@ def linear_ops(draw):
     stream = Stream(draw(st.integers(0, 2**31)).to_bytes(16, "little"), "weights")
 
     def numbers(*shape):
-        return (stream.ring(*shape) % np.uint64(4001)).astype(np.int64) - 2000
+        return (stream.elements(*shape) % np.uint64(4001)).astype(np.int64) - 2000
 
     kind, groups = draw(st.sampled_from(("conv", "linear", "multiply"))), draw(st.integers(1, 3))
     ins, outs = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
@@ -60,7 +60,7 @@ def test_linear_ops_are_alike(case, seed):
     """In float64 for small values, by integers that wrap for any."""
     op, integers, shape = case
     stream = Stream(seed.to_bytes(16, "little"), "values")
-    small, large = (decode(stream.ring(2, *shape)) >> bits for bits in (40, 0))
+    small, large = (decode(stream.elements(2, *shape)) >> bits for bits in (40, 0))
     layer, apply = reference.ExactLinear(op, integers), engine.linear_map(op, integers)
 
     def expected(x):
@@ -77,7 +77,7 @@ def test_linear_ops_are_alike(case, seed):
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(3, 6), st.integers(3, 7), st.data())
 def test_ops_without_a_secret_are_alike(seed, channels, height, width, data):
     stream = Stream(seed.to_bytes(16, "little"), "values")
-    values = [stream.ring(2, channels, height, width) for _ in range(2)]
+    values = [stream.elements(2, channels, height, width) for _ in range(2)]
     windows = [data.draw(st.tuples(st.integers(*ends), st.integers(*ends))) for ends in ((1, 3), (1, 3), (0, 1))]
     start = data.draw(st.integers(0, channels - 1))
     factor = data.draw(st.integers(1, 2**31 - 1)) * data.draw(st.sampled_from((-1, 1)))

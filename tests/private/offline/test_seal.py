@@ -14,8 +14,8 @@ from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
 from parelu.private.crypto.ring import BITS, encode, reduce
 from parelu.private.offline import seal as mode
-from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.mode import Deviation
+from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
@@ -60,7 +60,7 @@ def test_integers_times_values(width, monkeypatch):
     largest = 1 << (width - 1)
     factors = rng.integers(-largest, largest, 50)
     factors[:3] = -largest, largest - 1, 0
-    values = stream().ring(50)
+    values = stream().elements(50)
     abstract = {"linear": None, "square": None}
     end = type("Server", (ObliviousServer,), abstract), type("Client", (ObliviousClient,), abstract)
 

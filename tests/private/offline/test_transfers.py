@@ -80,7 +80,7 @@ def serve(channel, inferences=1):
 def ask(channel, secrets="random", inferences=1):
     """The client's, of secrets that are all zero or not."""
     known = Stream(bytes(16), "secrets")
-    bits, values = known.bits(BITS * COUNT).reshape(BITS, COUNT), known.ring(COUNT)
+    bits, values = known.bits(BITS * COUNT).reshape(BITS, COUNT), known.elements(COUNT)
     if secrets == "zeros":
         bits, values = np.zeros_like(bits), np.zeros_like(values)
     client = Client(channel, CONTEXT)

@@ -255,8 +255,8 @@ def test_the_ring_truncates_within_one_and_never_wraps_in_range():
     from parelu.private.crypto.ring import encode, truncate_client, truncate_server
 
     stream = Stream(b"0" * 16, "test")
-    values = (stream.ring(200_000) % np.uint64(1 << 30)).astype(np.int64) - (1 << 29)
-    share = stream.ring(200_000)
+    values = (stream.elements(200_000) % np.uint64(1 << 30)).astype(np.int64) - (1 << 29)
+    share = stream.elements(200_000)
     other = reduce(encode(values) - share)
     for bits in (1, 10, 20):
         total = decode(reduce(truncate_client(share, bits) + truncate_server(other, bits)))

@@ -7,13 +7,15 @@ from typing import Any, ClassVar
 
 from parelu import registry
 from parelu.errors import ProtocolError, UserError
-from parelu.private.crypto.ring import BITS
+from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.ops import Activation
 from parelu.private.lowering.program import Program
 from parelu.private.protocol.correlations import ClientOffline
 from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
+
+DEFAULT = "seal"
 
 
 class Deviation(ProtocolError):
@@ -32,6 +34,7 @@ class Mode(abc.ABC):
     """An offline mode.
 
     threat_model: whom the privacy of its rows rests on; third_party: whether that is anybody but the two.
+    ring_bits: of the widest ring that it computes in, which programs for it are made for.
     packages: whether material can be made before a client comes.
     comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
     audits: whether a phase can be opened when it is over: the client shows what it drew, the server checks that its
@@ -41,13 +44,21 @@ class Mode(abc.ABC):
     name: ClassVar[str]
     threat_model: ClassVar[str]
     third_party: ClassVar[bool] = True  # unless it says otherwise: clients accept such a mode by its name alone
+    ring_bits: ClassVar[int] = 64
     packages: ClassVar[bool] = False
     audits: ClassVar[bool] = False
     comparisons: ClassVar[str]
-    most_bits: ClassVar[int] = BITS
+    most_bits: ClassVar[int] = 64
 
     def check_terms(self, program: Program, relu: Relu) -> None:
-        """Raises UserError where the mode cannot make what the ReLU protocol consumes."""
+        """Raises UserError where the mode does not compute in the program's ring, or cannot make what the ReLU protocol
+        consumes."""
+        if program.ring.bits > self.ring_bits:
+            able = " or ".join(name for name, mode in modes().items() if mode.ring_bits >= program.ring.bits)
+            raise UserError(
+                f"the program's ring has {program.ring.bits} bits; offline mode {self.name} computes in at most "
+                f"{self.ring_bits}: give --offline {able}, or lower the network again for {self.name}"
+            )
         widths = [
             (op.bits, layer)
             for op, layer in zip(program.ops, program.layers, strict=True)
@@ -106,3 +117,8 @@ class Mode(abc.ABC):
 def modes() -> dict[str, Mode]:
     """Name → mode: those in `parelu.private.offline`, and those of plugins."""
     return registry.instances(Mode, "parelu.private.offline")
+
+
+def ring_for(offline: str) -> Ring:
+    """The ring of programs that are made for this offline mode."""
+    return Ring(modes()[offline].ring_bits)

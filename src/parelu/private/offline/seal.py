@@ -22,7 +22,7 @@ from parelu.errors import ProtocolError, UserError
 from parelu.fusion.packing import Packing, packing
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream
-from parelu.private.crypto.ring import BITS, Ring, encode, reduce
+from parelu.private.crypto.ring import Elements, encode
 from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.ops import Conv, Linear, Op
@@ -99,9 +99,9 @@ class _Server(ObliviousServer):
             if not all(audit.is_fresh(upload) for upload in uploads):
                 raise Deviation("an audit: a ciphertext of the client's is no fresh encryption")
 
-    def linear(self, number: int, op: Op) -> Ring:
+    def linear(self, number: int, op: Op) -> Elements:
         program, weights = self.model.terms.program, self.model.lowered.weights[number - 1]["weight"]
-        mask = Stream(self.seed, "linear", number).ring(math.prod(program.shapes[number]))
+        mask = Stream(self.seed, "linear", number).elements(math.prod(program.shapes[number]))
         if number not in self.packings:
             return self.multiply(encode(weights.reshape(-1)), self.width)
         packed = self.packings[number]
@@ -124,15 +124,15 @@ class _Server(ObliviousServer):
             self.uploads.append(upload)
         return upload
 
-    def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
+    def square(self, number: int, c1: Elements, c2: Elements) -> tuple[Elements, Elements, Elements]:
         """With a = a_s + a_c, a_c the client's share of x: u = 2·c2·a, v = c1·a + c2·a², and x − a = x_s − a_s."""
-        own = Stream(self.seed, "square", number).ring(len(c1))
-        times_share = self.multiply(reduce(c1 + np.uint64(2) * c2 * own), BITS)
+        own = Stream(self.seed, "square", number).elements(len(c1))
+        times_share = self.multiply(c1 + np.uint64(2) * c2 * own, self.model.terms.program.ring.bits)
         times_both = self.multiply(np.concatenate([c2, c2]), self.width)
         twice, squared = np.split(times_both, 2)
-        u = reduce(np.uint64(2) * c2 * own + twice)
-        v = reduce(c1 * own + c2 * own * own + times_share + squared)
-        return reduce(np.uint64(0) - own), u, v
+        u = np.uint64(2) * c2 * own + twice
+        v = c1 * own + c2 * own * own + times_share + squared
+        return np.uint64(0) - own, u, v
 
 
 class _Client(ObliviousClient):
@@ -140,7 +140,8 @@ class _Client(ObliviousClient):
         super().__init__(channel, context)
         with channel.measured("offline", "keys"):
             choice, self.width = SIZES.unpack(channel.receive("size", SIZES.size).tobytes())
-        if choice >= len(he.CHOICES) or not 2 <= self.width < BITS:
+        self.ring = program.ring
+        if choice >= len(he.CHOICES) or not 2 <= self.width < self.ring.bits:
             raise ProtocolError(f"the server states parameters {choice} and weights of {self.width} bits")
         self.parameters = he.CHOICES[choice]
         try:
@@ -155,8 +156,8 @@ class _Client(ObliviousClient):
             self.he = he.Client(self.parameters, Stream(self.seed, "ciphertexts"))
             self.channel.send("hkey", self.he.public_key())
 
-    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
-        flat = reduce(share.reshape(-1))
+    def linear(self, number: int, op: Op, share: Elements, count: int) -> Elements:
+        flat = share.reshape(-1)
         if number not in self.packings:
             return self.multiply(flat, self.width)
         packed = self.packings[number]
@@ -170,17 +171,18 @@ class _Client(ObliviousClient):
                 out[positions] = self.he.decrypt(answer, coefficients)
         return out
 
-    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
-        times_share = self.multiply(share, BITS)
-        both = np.concatenate([reduce(np.uint64(2) * share), reduce(share * share)])
+    def square(self, number: int, share: Elements) -> tuple[Elements, Elements]:
+        times_share = self.multiply(share, self.ring.bits)
+        both = np.concatenate([np.uint64(2) * share, share * share])
         twice, squared = np.split(self.multiply(both, self.width), 2)
-        return twice, reduce(times_share + squared)
+        return twice, times_share + squared
 
 
 class HomomorphicEncryption(Mode):
     name: ClassVar[str] = "seal"
     threat_model: ClassVar[str] = "semi-honest; no third party"
     third_party: ClassVar[bool] = False
+    ring_bits: ClassVar[int] = he.BITS
     comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
     most_bits: ClassVar[int] = MOST_BITS
     audits: ClassVar[bool] = True
@@ -189,7 +191,7 @@ class HomomorphicEncryption(Mode):
         try:
             packed = packings(model.terms.program)
         except ValueError as error:
-            raise UserError(f"offline mode he cannot run this network: {error}") from error
+            raise UserError(f"offline mode {self.name} cannot run this network: {error}") from error
         parameters(model.lowered, packed)
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:

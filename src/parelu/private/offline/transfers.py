@@ -26,10 +26,10 @@ from parelu.private.crypto.ot_extension import (
     trees_bytes,
 )
 from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
-from parelu.private.crypto.ring import BITS, Ring, reduce
+from parelu.private.crypto.ring import Elements
 from parelu.private.offline import comparisons
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
-from parelu.private.transport.channel import Channel, ring_of
+from parelu.private.transport.channel import Channel, elements_of
 
 BITS_TIMES, INTEGERS_TIMES = OT_DOMAIN + 1, OT_DOMAIN + 2  # uses of a transfer, for its tweak
 AT_ONCE = 1 << 18  # transfers of a product of integers
@@ -76,33 +76,33 @@ class ObliviousServer(_Inferences, ServerOffline):
         message = self.channel.receive("labl", message_bytes(wires * count))
         return self.sender.extend(message, wires * count).reshape(wires, count, 2)
 
-    def random_ot(self, number: int, first: int, count: int) -> tuple[Ring, Ring]:
+    def random_ot(self, number: int, first: int, count: int) -> tuple[Elements, Elements]:
         message = self.channel.receive("rand", message_bytes(count))
         return random_ot_sender(self.sender.extend(message, count), self.delta, self.hash, first)
 
     def send_tables(self, number: int, tables: Blocks) -> None:
         self.channel.send("tabl", tables)
 
-    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Ring:
+    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Elements:
         return self._chosen(bits, first, BITS_TIMES)
 
-    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Elements, Key, Elements, Elements]:
         own = Stream(self.seed, "comparison", number)
         key, r, top = comparisons.make(self, 1, self.permutation, own, count, bits)
-        theirs = ring_of(self.channel.receive("shft", 8 * count))
-        return reduce(theirs + r), key, r, top
+        theirs = elements_of(self.channel.receive("shft", 8 * count))
+        return theirs + r, key, r, top
 
-    def _chosen(self, bits: NDArray[np.uint8], first: int, use: int) -> Ring:
+    def _chosen(self, bits: NDArray[np.uint8], first: int, use: int) -> Elements:
         """A share of bits · (the client's values), (n,)."""
         message, rows = self.receiver.extend(bits)
         self.channel.send("prod", message)
-        corrections = ring_of(self.channel.receive("prod", 8 * len(bits)))
-        return reduce(random_ot_receiver(rows, self.hash, first, use) + bits * corrections)
+        corrections = elements_of(self.channel.receive("prod", 8 * len(bits)))
+        return random_ot_receiver(rows, self.hash, first, use) + bits * corrections
 
-    def multiply(self, factors: Ring, width: int) -> Ring:
+    def multiply(self, factors: Elements, width: int) -> Elements:
         """The server's share, (n,), of factors · (the client's values), by a transfer a bit (Gilboa 1999).
 
-        width: bits of a factor: in two's complement, or BITS for ring elements.
+        width: bits of a factor, in two's complement; 64 for any element.
         """
         out = np.zeros(len(factors), np.uint64)
         for part in _parts(len(factors), width):
@@ -110,7 +110,7 @@ class ObliviousServer(_Inferences, ServerOffline):
             shares = self._chosen(bits.astype(np.uint8).reshape(-1), self._multiplied, INTEGERS_TIMES)
             self._multiplied += bits.size
             out[part] = shares.reshape(width, -1).sum(0)
-        return reduce(out)
+        return out
 
 
 class ObliviousClient(_Inferences, ClientOffline):
@@ -138,7 +138,7 @@ class ObliviousClient(_Inferences, ClientOffline):
         self.channel.send("labl", message)
         return rows.reshape(*bits.shape, 2)
 
-    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Elements:
         message, rows = self.receiver.extend(choices)
         self.channel.send("rand", message)
         return random_ot_receiver(rows, self.hash, first)
@@ -146,34 +146,33 @@ class ObliviousClient(_Inferences, ClientOffline):
     def tables(self, number: int, blocks: int) -> Blocks:
         return self.channel.receive("tabl", 16 * blocks).view(np.uint64).reshape(-1, 2)
 
-    def product(self, number: int, first: int, values: Ring) -> Ring:
+    def product(self, number: int, first: int, values: Elements) -> Elements:
         return self._offered(values, first, BITS_TIMES)
 
-    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+    def comparison(self, number: int, share: Elements, bits: int) -> tuple[Key, Elements, Elements]:
         own = self.stream(number, "comparison")
         key, r, top = comparisons.make(self, 0, self.permutation, own, len(share), bits)
-        self.channel.send("shft", reduce(share + r))
+        self.channel.send("shft", share + r)
         return key, r, top
 
-    def _offered(self, values: Ring, first: int, use: int) -> Ring:
+    def _offered(self, values: Elements, first: int, use: int) -> Elements:
         message = self.channel.receive("prod", message_bytes(len(values)))
         rows = self.sender.extend(message, len(values))
         zero, one = random_ot_sender(rows, self.sender.delta, self.hash, first, use)
-        self.channel.send("prod", reduce(zero - one + values))
-        return reduce(np.uint64(0) - zero)
+        self.channel.send("prod", zero - one + values)
+        return np.uint64(0) - zero
 
-    def multiply(self, values: Ring, width: int) -> Ring:
+    def multiply(self, values: Elements, width: int) -> Elements:
         """The client's share, (n,), of (the server's factors) · values; width: as `ObliviousServer.multiply`."""
         weights = np.uint64(1) << np.arange(width, dtype=np.uint64)
-        if width < BITS:
-            weights[-1:] = np.uint64(0) - weights[-1:]  # the sign of two's complement
+        weights[-1:] = np.uint64(0) - weights[-1:]  # the sign of two's complement
         out = np.zeros(len(values), np.uint64)
         for part in _parts(len(values), width):
-            offered = reduce(weights[:, None] * values[part])
+            offered = weights[:, None] * values[part]
             shares = self._offered(offered.reshape(-1), self._multiplied, INTEGERS_TIMES)
             self._multiplied += offered.size
             out[part] = shares.reshape(width, -1).sum(0)
-        return reduce(out)
+        return out
 
 
 def _delta() -> NDArray[np.uint8]:

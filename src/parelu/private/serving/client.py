@@ -18,7 +18,6 @@ from torch import Tensor
 
 from parelu.errors import UserError
 from parelu.network.preprocessing import resize
-from parelu.private.crypto.ring import decode
 from parelu.private.lowering.encode import encode_images
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.session import Session
@@ -107,7 +106,7 @@ class Client:
         encoded = encode_images(self.program, self.fit(torch.as_tensor(images)))
         results = [np.zeros((0, 1), np.int64)] if not len(encoded) else []
         for start in range(0, len(encoded), batch):
-            results.append(decode(self.session.infer(encoded[start : start + batch])))
+            results.append(self.program.ring.decode(self.session.infer(encoded[start : start + batch])))
             progress(len(results[-1]))
         joined = np.concatenate(results)
         if self.session.terms.reveal.name == "label":

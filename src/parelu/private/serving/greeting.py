@@ -26,7 +26,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
-FORMAT = "parelu-session-3"
+FORMAT = "parelu-session-4"
 ENGINE = "delphi"
 LARGEST_HELLO = 4096
 PIN_DIGITS = 64

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
-from parelu.private.crypto.ring import Ring
+from parelu.private.crypto.ring import Elements
 from parelu.private.offline.mode import Deviation, Mode, Package
 from parelu.private.protocol.delphi import Material, Model, infer_client, infer_server, prepare_client
 from parelu.private.serving.greeting import (
@@ -166,7 +166,7 @@ class Session:
         for _ in range(count):
             self.prepared.append(self._fetch())
 
-    def infer(self, images: NDArray[np.int64]) -> Ring:
+    def infer(self, images: NDArray[np.int64]) -> Elements:
         """One query of integers (N, C, H, W), whose images share its rounds: (N, classes), or (N, 1) labels.
 
         The material is of the stock where nothing is prepared and the stock has enough; else what is missing is made.
