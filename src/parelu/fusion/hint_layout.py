@@ -359,6 +359,11 @@ class Reader:
         taps = (self.offsets - shift[:, None]).reshape(-1)
         return (slots + taps[:, None] - self._range[0]).astype(np.int32)
 
+    @functools.cached_property
+    def indices(self) -> Ints:
+        """Index of each slot's element in the product."""
+        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
+
     @property
     def run(self) -> int:
         return self.tile_size[1]

@@ -18,7 +18,7 @@ from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Elements
 from parelu.private.lowering.ops import Op
-from parelu.private.offline.mode import Mode, Package
+from parelu.private.offline.mode import Keep, Mode, Package
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
 from parelu.private.transport.channel import Channel
@@ -197,7 +197,7 @@ class Dealt(Mode):
     def server(self, channel: Channel, context: bytes, model: Model) -> None:
         return None
 
-    def client(self, channel: Channel, context: bytes, terms: Terms) -> None:
+    def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> None:
         return None
 
     def serve(self, channel: Channel, state: None, model: Model, *, audited: bool = False) -> Material:

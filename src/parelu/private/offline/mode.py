@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from parelu import registry
@@ -16,6 +19,29 @@ from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
 
 DEFAULT = "seal"
+
+
+Progress = Callable[[int, int], None]  # what is done, and of how much
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclasses.dataclass
+class Keep:
+    """What a party brings to a mode that makes and sends something once.
+
+    queries: inferences that a client expects to ask for. folder: where it is kept, None for memory alone. progress: of
+    making or sending it. notice: is told in one line what went wrong without harm. loaded: what a client has in memory
+    already, by digest.
+    """
+
+    queries: int = 1
+    folder: Path | None = None
+    progress: Progress = silent
+    notice: Callable[[str], None] = lambda line: None
+    loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Deviation(ProtocolError):
@@ -83,13 +109,20 @@ class Mode(abc.ABC):
     def check(self, model: Model) -> None:  # noqa: B027
         """Raises UserError where the mode cannot run this model."""
 
+    def make(self, model: Model, keep: Keep | None = None) -> str:
+        """Make what the mode makes once for a model, or take what was kept; the digest that clients pin.
+
+        "" where it makes nothing. What was made is kept with the model, so that to ask again costs nothing.
+        """
+        return ""
+
     @abc.abstractmethod
     def server(self, channel: Channel, context: bytes, model: Model) -> Any:
         """Set a connection up; context: what both parties have seen of it. Returns the state for `serve`."""
 
     @abc.abstractmethod
-    def client(self, channel: Channel, context: bytes, terms: Terms) -> Any:
-        """The other end; returns the state for `fetch`."""
+    def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> Any:
+        """The other end; returns the state for `fetch`. digest: as the server's `make` gave it, by its offer."""
 
     @abc.abstractmethod
     def serve(self, channel: Channel, state: Any, model: Model, *, audited: bool = False) -> Material:

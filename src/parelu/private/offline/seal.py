@@ -25,11 +25,11 @@ from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import Elements, encode
 from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lower import Lowered
-from parelu.private.lowering.ops import Conv, Linear, Op
+from parelu.private.lowering.ops import Op
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
-from parelu.private.offline.mode import Deviation, Mode
-from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
+from parelu.private.offline.mode import Deviation, Keep, Mode
+from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
 
@@ -44,16 +44,6 @@ def norm(lowered: Lowered, packed: dict[int, Packing]) -> int:
         rows = weight.reshape(len(weight), -1).sum(1)
         found = max(found, int(np.add.reduceat(rows, np.arange(0, len(rows), how.kernels)).max()))
     return found
-
-
-def width(lowered: Lowered) -> int:
-    """m with |w| < 2^(m − 1) for every weight of a single value and c2: the client is told by how many transfers."""
-    single = [1]
-    for number, op in enumerate(lowered.program.ops):
-        if not isinstance(op, (Conv, Linear)):
-            integers = lowered.weights.get(number, {})
-            single += [int(np.abs(integers[name]).max(initial=0)) for name in ("weight", "c2") if name in integers]
-    return max(single).bit_length() + 1
 
 
 def parameters(lowered: Lowered, packed: dict[int, Packing]) -> he.Parameters:
@@ -71,6 +61,7 @@ class _Server(ObliviousServer):
     def __init__(self, channel: Channel, context: bytes, model: Model) -> None:
         super().__init__(channel, context)
         self.model, self.packings = model, packings(model.terms.program)
+        self.ring = model.terms.program.ring
         self.parameters, self.width = parameters(model.lowered, self.packings), width(model.lowered)
         self.uploads: list[np.ndarray] | None = None  # of an audited query
         with channel.measured("offline", "keys"):
@@ -124,16 +115,6 @@ class _Server(ObliviousServer):
             self.uploads.append(upload)
         return upload
 
-    def square(self, number: int, c1: Elements, c2: Elements) -> tuple[Elements, Elements, Elements]:
-        """With a = a_s + a_c, a_c the client's share of x: u = 2·c2·a, v = c1·a + c2·a², and x − a = x_s − a_s."""
-        own = Stream(self.seed, "square", number).elements(len(c1))
-        times_share = self.multiply(c1 + np.uint64(2) * c2 * own, self.model.terms.program.ring.bits)
-        times_both = self.multiply(np.concatenate([c2, c2]), self.width)
-        twice, squared = np.split(times_both, 2)
-        u = np.uint64(2) * c2 * own + twice
-        v = c1 * own + c2 * own * own + times_share + squared
-        return np.uint64(0) - own, u, v
-
 
 class _Client(ObliviousClient):
     def __init__(self, channel: Channel, context: bytes, program: Program) -> None:
@@ -171,12 +152,6 @@ class _Client(ObliviousClient):
                 out[positions] = self.he.decrypt(answer, coefficients)
         return out
 
-    def square(self, number: int, share: Elements) -> tuple[Elements, Elements]:
-        times_share = self.multiply(share, self.ring.bits)
-        both = np.concatenate([np.uint64(2) * share, share * share])
-        twice, squared = np.split(self.multiply(both, self.width), 2)
-        return twice, times_share + squared
-
 
 class HomomorphicEncryption(Mode):
     name: ClassVar[str] = "seal"
@@ -197,7 +172,7 @@ class HomomorphicEncryption(Mode):
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model)
 
-    def client(self, channel: Channel, context: bytes, terms: Terms) -> _Client:
+    def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> _Client:
         return _Client(channel, context, terms.program)
 
     def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:

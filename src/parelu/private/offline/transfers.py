@@ -26,13 +26,25 @@ from parelu.private.crypto.ot_extension import (
     trees_bytes,
 )
 from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
-from parelu.private.crypto.ring import Elements
+from parelu.private.crypto.ring import Elements, Ring
+from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.ops import Conv, Linear
 from parelu.private.offline import comparisons
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.transport.channel import Channel, elements_of
 
 BITS_TIMES, INTEGERS_TIMES = OT_DOMAIN + 1, OT_DOMAIN + 2  # uses of a transfer, for its tweak
 AT_ONCE = 1 << 18  # transfers of a product of integers
+
+
+def width(lowered: Lowered) -> int:
+    """m with |w| < 2^(m − 1) for every weight of a single value and c2: the client is told by how many transfers."""
+    single = [1]
+    for number, op in enumerate(lowered.program.ops):
+        if not isinstance(op, (Conv, Linear)):
+            integers = lowered.weights.get(number, {})
+            single += [int(np.abs(integers[name]).max(initial=0)) for name in ("weight", "c2") if name in integers]
+    return max(single).bit_length() + 1
 
 
 class _Inferences:
@@ -55,7 +67,13 @@ class _Inferences:
 
 
 class ObliviousServer(_Inferences, ServerOffline):
-    """The server of one connection; `begin` starts an inference."""
+    """The server of one connection; `begin` starts an inference.
+
+    ring: the program's; width: of its single factors, in bits. The offline mode sets both.
+    """
+
+    ring: Ring
+    width: int
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         choices = _delta()
@@ -112,9 +130,22 @@ class ObliviousServer(_Inferences, ServerOffline):
             out[part] = shares.reshape(width, -1).sum(0)
         return out
 
+    def square(self, number: int, c1: Elements, c2: Elements) -> tuple[Elements, Elements, Elements]:
+        """With a = a_s + a_c, a_c the client's share of x: u = 2·c2·a, v = c1·a + c2·a², and x − a = x_s − a_s."""
+        own = Stream(self.seed, "square", number).elements(len(c1))
+        times_share = self.multiply(c1 + np.uint64(2) * c2 * own, self.ring.bits)
+        times_both = self.multiply(np.concatenate([c2, c2]), self.width)
+        twice, squared = np.split(times_both, 2)
+        u = np.uint64(2) * c2 * own + twice
+        v = c1 * own + c2 * own * own + times_share + squared
+        return np.uint64(0) - own, u, v
+
 
 class ObliviousClient(_Inferences, ClientOffline):
-    """The client of one connection; `begin` starts an inference."""
+    """The client of one connection; as `ObliviousServer`."""
+
+    ring: Ring
+    width: int
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         choices = _delta()
@@ -173,6 +204,12 @@ class ObliviousClient(_Inferences, ClientOffline):
             self._multiplied += offered.size
             out[part] = shares.reshape(width, -1).sum(0)
         return out
+
+    def square(self, number: int, share: Elements) -> tuple[Elements, Elements]:
+        times_share = self.multiply(share, self.ring.bits)
+        both = np.concatenate([np.uint64(2) * share, share * share])
+        twice, squared = np.split(self.multiply(both, self.width), 2)
+        return twice, times_share + squared
 
 
 def _delta() -> NDArray[np.uint8]:

@@ -99,7 +99,10 @@ class Terms:
 
 
 class Model:
-    """What the server has: the terms, the secret integers, and the linear layers ready to apply."""
+    """What the server has: the terms, the secret integers, and the linear layers ready to apply.
+
+    made: by the name of an offline mode, what it makes once.
+    """
 
     def __init__(self, lowered: Lowered, relu: Relu, reveal: Reveal, truncation: str = "local") -> None:
         self.lowered, self.terms = lowered, Terms(lowered.program, relu, reveal, truncation)
@@ -107,6 +110,7 @@ class Model:
         weights, ring = lowered.weights, lowered.program.ring
         self.maps = {number: linear_map(op, weights[number - 1], ring) for number, op in ops if op.is_secret}
         self.followers = _followers(lowered.program, self.maps)
+        self.made: dict[str, Any] = {}
 
 
 def _followers(program: Program, maps: Mapping[int, Callable[[Elements], Elements]]) -> dict[int, dict[int, LinearMap]]:

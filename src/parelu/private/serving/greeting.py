@@ -38,11 +38,13 @@ CHOICES = ("relu", "offline", "reveal", "truncation")
 class Offer:
     """What a server offers, and is pinned to; all fields are text.
 
-    program: SHA-256 of the program; weights: `Lowered.commitment`; relu, offline, reveal, truncation: names.
+    program: SHA-256 of the program; weights: `Lowered.commitment`; hints: digest of what the offline mode made once,
+    "" for nothing; relu, offline, reveal, truncation: names.
     """
 
     program: str
     weights: str
+    hints: str
     relu: str
     offline: str
     reveal: str
@@ -54,6 +56,7 @@ class Offer:
         return cls(
             program=terms.program.digest,
             weights=model.lowered.commitment,
+            hints=mode.make(model),
             relu=terms.relu.name,
             offline=mode.name,
             reveal=terms.reveal.text,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError
 from parelu.private.crypto.kernels import lattice_kernels as kernels
-from parelu.private.crypto.lattice.parameters import DROPPED, KEPT, PRIMES, P, Q, Q_KEPT
+from parelu.private.crypto.lattice.parameters import DROPPED, KEPT, PRIMES, Q_KEPT, P, Q
 from parelu.private.crypto.lattice.sampling import (
     ALL_PRIMES,
     FLOOD_CONSTANTS,

@@ -63,7 +63,7 @@ def partner(polynomials: Residues, n: int) -> Residues:
     return out
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tables(n: int, k: int, sign: int = 1) -> tuple[Residues, Residues, float]:
     """Twiddles of n points modulo PRIMES[k] for ψ^sign, each also divided by the prime, and 1/n.
 
