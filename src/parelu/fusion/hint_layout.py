@@ -170,9 +170,11 @@ class Upload:
         """The positions in [0, n) that are read of any part, ascending: what is sent of each part and tile."""
         used = np.zeros(self.points, bool)
         for reader in self.readers:
-            reach = np.arange(1 - reader.per_row, reader.per_row) * self.spacing
-            reads = np.unique(reader.base[:, None] + reader.offsets)
-            used[(reads + reach[:, None]) % self.points] = True
+            reads = np.zeros(self.points, bool)  # of an output alone in its row
+            for offset in reader.offsets:
+                reads[(reader.base + offset) % self.points] = True
+            for reach in range(1 - reader.per_row, reader.per_row):
+                used |= np.roll(reads, reach * self.spacing)
         return np.flatnonzero(used)
 
     def pack(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -281,10 +283,10 @@ class Reader:
     @functools.cached_property
     def _taps(self) -> tuple[Ints, Ints, Ints]:
         """(column of a kernel's weights, phase, offset) of each tap that meets the map."""
-        taps = []
+        taps, numbers = [], {phase: number for number, phase in enumerate(self.upload.phases)}
         for down in self.upload.rows.taps[self.place]:
             for across in self.upload.columns.taps[self.place]:
-                phase = self.upload.phases.index((down.phase, across.phase))
+                phase = numbers[down.phase, across.phase]
                 offset = down.offset * self.upload.pitch + across.offset
                 taps.append((down.tap * self.layer.kernel[1] + across.tap, phase, offset))
         number, phases, offsets = np.array(taps, np.int64).T
