@@ -240,11 +240,13 @@ class Hints(Mode):
         """Raises UserError where a map is too wide, or a row's weights are too large to be exact."""
         for use in self._uses(model):
             for reader in use.plan.readers.values():
-                norm = int(np.abs(reader.matrix(model.lowered.weights[reader.number - 1]["weight"])).sum(-1).max())
+                weight = np.abs(model.lowered.weights[reader.number - 1]["weight"])
+                of_output = np.append(weight.reshape(len(weight), -1).sum(1), 0)  # −1 takes the zero
+                norm = int(of_output[reader.row_outputs].sum(1).max())
                 if not holds(norm):
                     raise UserError(
                         f"offline mode {self.name} cannot run this network: weights of Σ|w| = {norm} at "
-                        f"{model.terms.program.layers[reader.number - 1]}; give --offline seal"
+                        f"{model.terms.program.layers[reader.number - 1]} are not exact there; give --offline seal"
                     )
 
     def make(self, model: Model, keep: Keep | None = None) -> str:
