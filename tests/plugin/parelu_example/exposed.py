@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from parelu.private.crypto.codec import Encodable
-from parelu.private.crypto.ring import Elements, decode, encode, reduce
+from parelu.private.crypto.ring import Elements, Ring, encode
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import elements_of
 
@@ -17,14 +17,19 @@ class _Client(Encodable, kind="exposed, client"):
     mask: Elements
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Server(Encodable, kind="exposed, server"):
+    ring: Ring
+
+
 class Exposed(Relu):
     name: ClassVar[str] = "exposed"
 
-    def prepare_client(self, offline, number, first, share, bits, cut):
+    def prepare_client(self, offline, number, first, share, bits, cut, ring):
         return _Client(share, offline.stream(number, "mask").elements(len(share)))
 
-    def prepare_server(self, offline, number, first, count, bits, cut):
-        return None
+    def prepare_server(self, offline, number, first, count, bits, cut, ring):
+        return _Server(ring)
 
     def open(self, channel, material, share):
         channel.send("xpos")
@@ -39,4 +44,4 @@ class Exposed(Relu):
 
     def close(self, material, opened, answer):
         share, mask = np.split(elements_of(answer), 2)
-        return reduce(encode(np.maximum(decode(reduce(opened + share)), 0)) - mask)
+        return encode(np.maximum(material.ring.decode(opened + share), 0)) - mask

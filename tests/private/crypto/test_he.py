@@ -11,12 +11,13 @@ from parelu.errors import ProtocolError, UserError
 from parelu.fusion.packing import DEGREE, packing
 from parelu.private.crypto import he, noise
 from parelu.private.crypto.prg import Stream, fresh_seed
-from parelu.private.crypto.ring import BITS, LinearMap, reduce
-from parelu.private.crypto.seal import Context
+from parelu.private.crypto.ring import LinearMap, Ring
+from parelu.private.crypto.seal import BITS, Context
 from parelu.private.lowering.layers import convolution
 from parelu.private.lowering.ops import Conv, Linear
 
 EVERY, FIRST = np.arange(DEGREE), 256
+PLAIN = Ring(BITS)  # the plaintext modulus
 USUAL = he.parameters(1 << 22, 200_000)
 ONE = np.eye(1, DEGREE, dtype=np.int64)[0]
 
@@ -60,9 +61,9 @@ def test_a_layers_shares_add_up_to_its_product(parties, data):
         source, op = (draw(1, 500),), Linear(0, draw(1, 40))
     rng = np.random.default_rng(draw(0, 9))
     weight = rng.integers(-1 << 11, 1 << 11, op.weight_shape(source))
-    values = rng.integers(0, 1 << BITS, source).astype(np.uint64)
+    values = rng.integers(0, 1 << 64, source, np.uint64)
     map_ = LinearMap(weight, op.stride, op.padding, op.groups) if isinstance(op, Conv) else LinearMap(weight)
-    expected = reduce(map_(values[None]).reshape(-1))
+    expected = PLAIN.reduce(map_(values[None]).reshape(-1))
     packed = packing(convolution(op, source))
     inputs = [server.open(array(client.encrypt(polynomial))) for polynomial in packed.pack_input(values.reshape(-1))]
     mask, got = stream().elements(len(expected)), np.zeros(len(expected), np.uint64)
@@ -76,7 +77,7 @@ def test_a_layers_shares_add_up_to_its_product(parties, data):
             body = server.answer(total, mask[positions], coefficients)
             assert len(body) == client.parameters.answer_bytes(len(coefficients))
             got[positions] = client.decrypt(array(body), coefficients)
-    np.testing.assert_array_equal(reduce(got + mask), expected)
+    np.testing.assert_array_equal(PLAIN.reduce(got + mask), expected)
 
 
 def worst(client: he.Client, server: he.Server, norm: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +89,7 @@ def worst(client: he.Client, server: he.Server, norm: int) -> tuple[np.ndarray, 
     ones = np.uint64(2) * prefix - prefix[-1:]  # times 1 + X + … + X^(N − 1)
     expected = ones * np.uint64(norm // DEGREE) + values * np.uint64(norm % DEGREE)
     got = client.decrypt(answer(server, array(client.encrypt(values)), weight), EVERY)
-    return got, reduce(expected)
+    return got, PLAIN.reduce(expected)
 
 
 def largest_flooding(parameters: he.Parameters, sign: int) -> np.ndarray:
@@ -193,7 +194,7 @@ def test_weights_of_zero_say_nothing_either(parties):
     client, server = parties
     mask = stream().elements(DEGREE)
     found = answer(server, array(client.encrypt(stream().elements(DEGREE))), np.zeros(DEGREE, np.int64), mask)
-    np.testing.assert_array_equal(client.decrypt(found, EVERY), reduce(np.uint64(0) - mask))
+    np.testing.assert_array_equal(client.decrypt(found, EVERY), PLAIN.reduce(np.uint64(0) - mask))
     assert len(np.unique(found[: DEGREE * 5])) == 256, "c1 is not bare"
 
 
