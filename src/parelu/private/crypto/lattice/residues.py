@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError
 from parelu.private.crypto.kernels import lattice_kernels as kernels
-from parelu.private.crypto.lattice.parameters import DROPPED, KEPT, PRIMES, P, Q, Q_KEPT
+from parelu.private.crypto.lattice.parameters import DROPPED, KEPT, PRIMES, Q_KEPT, P, Q
 from parelu.private.crypto.lattice.sampling import (
     ALL_PRIMES,
     FLOOD_CONSTANTS,
@@ -138,7 +138,7 @@ def packed_bytes(primes: tuple[int, ...], count: int) -> int:
 
 
 def pack(x: Residues, primes: tuple[int, ...]) -> bytes:
-    """Each prime's residues in [0, p), bit after bit, lowest first, filled up to a byte; x: (primes, count), balanced."""
+    """Each prime's residues in [0, p), bit by bit, lowest first, and up to a byte; x: (primes, count), balanced."""
     parts = []
     for row, prime in zip(x, primes, strict=True):
         bits = prime.bit_length()

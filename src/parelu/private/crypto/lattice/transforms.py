@@ -48,7 +48,7 @@ def dot(h: Stored, s: Residues, k: int) -> Residues:
     return out
 
 
-def classes(polynomials: NDArray[np.generic], n: int) -> NDArray[np.generic]:
+def classes(polynomials: Residues, n: int) -> Residues:
     """(2048, …) → (n, K, …): the classes h_v, a view."""
     return polynomials.reshape(n, DEGREE // n, *polynomials.shape[1:])
 
@@ -63,7 +63,7 @@ def partner(polynomials: Residues, n: int) -> Residues:
     return out
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tables(n: int, k: int, sign: int = 1) -> tuple[Residues, Residues, float]:
     """Twiddles of n points modulo PRIMES[k] for ψ^sign, each also divided by the prime, and 1/n.
 
