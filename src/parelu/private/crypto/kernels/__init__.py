@@ -14,7 +14,7 @@ NAMES = ("numba", "numpy")
 
 
 def load(name: str, loops: str = "") -> ModuleType:
-    """The kernels of this name, of the lattice where `loops` is "lattice_"; raises ImportError where numba is missing."""
+    """The kernels of this name, those of the lattice with `loops` "lattice_"; raises ImportError without numba."""
     return importlib.import_module(f"parelu.private.crypto.kernels.{loops}with_{name}")
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from parelu.network.cache import compiled
 
 ROUND = 1.5 * 2.0**52  # x + ROUND − ROUND is x rounded to an integer, for |x| < 2^51
-PIECE, TOGETHER = 22, 8
+PIECE = 22
+WIDE, LANES = 16, 4  # outputs of a dot from which on it pays to run along them; vectors at a time below
 CHUNK = 512  # outputs at a time: their pieces stay in the cache
 LOW, PART, TOP = np.uint64(0xFFFFFFFF), np.uint64((1 << 17) - 1), np.uint64((1 << 21) - 1)
 _loop = compiled(nogil=True)
@@ -30,6 +31,13 @@ def reduce(x: Any, p: float, out: Any) -> None:
     over = 1.0 / p
     for i in range(len(x)):
         out[i] = _reduced(_reduced(x[i], p, over), p, over)
+
+
+@_loop
+def _reduce_run(x: Any, p: float) -> None:
+    over = 1.0 / p
+    for j in range(len(x)):
+        x[j] = _reduced(x[j], p, over)
 
 
 # Transforms take two stages at a time on four runs of memory, which are arguments so that the compiler sees them apart.
@@ -136,105 +144,111 @@ def _inverse_four(x0: Any, x1: Any, x2: Any, x3: Any, powers: Any, quotients: An
         x2[j], x3[j] = _times(e - g, w, w_over, p), _times(f - h, w, w_over, p)
 
 
-# Dots: of 8 products at a time, along whichever of the two free axes is longer.
+# Dots: RANK·K is a multiple of 3 and mostly of 6, so they take 6 products at a time, then 3, then one.
 
 
 @_loop
 def dot(h: Any, s: Any, p: float, out: Any) -> None:
     over = 1.0 / p
-    if h.shape[2] >= s.shape[2]:
-        wide = np.empty((TOGETHER, h.shape[2]))
+    if h.shape[2] < WIDE and s.shape[2] % LANES == 0:
         for y in range(len(h)):
-            _dot_rows(h[y], s[y], wide, p, over, out[y])
-    else:
-        sums = np.empty((h.shape[2], s.shape[2]))
-        narrow = np.empty((TOGETHER, h.shape[2]))
-        for y in range(len(h)):
-            _dot_few(h[y], s[y], narrow, p, over, sums)
-            for i in range(s.shape[2]):
-                for j in range(h.shape[2]):
-                    out[y, i, j] = sums[j, i]
+            _dot_few(h[y], s[y], p, over, out[y])
+        return
+    sixes, threes = h.shape[1] // 6 * 6, h.shape[1] // 3 * 3
+    for y in range(len(h)):
+        rows = h[y]
+        for i in range(s.shape[2]):
+            factors, row = s[y, :, i], out[y, i]
+            row[:] = 0.0
+            for c in range(0, sixes, 6):
+                _add_six(rows, factors, c, p, over, row)
+            if threes > sixes:
+                _add_three(rows, factors, sixes, p, over, row)
+            for c in range(threes, len(rows)):
+                _add_one(rows[c], factors[c], p, over, row)
+            _reduce_run(row, p)
 
 
 @_loop
-def _dot_rows(h: Any, s: Any, wide: Any, p: float, over: float, out: Any) -> None:
-    """out[i, j] = Σ_c h[c, j]·s[c, i]; wide: 8 rows of h in float64."""
-    out[:] = 0.0
-    for first in range(0, len(h), TOGETHER):
-        rows = min(TOGETHER, len(h) - first)
-        wide[rows:] = 0.0
-        for c in range(rows):
-            _widen(h[first + c], wide[c])
-        for i in range(s.shape[1]):
-            factors = s[first : first + rows, i]
-            _add_eight(wide, factors, rows, p, over, out[i])
-    for i in range(s.shape[1]):
-        _reduce_row(out[i], p, over)
-
-
-@_loop
-def _dot_few(h: Any, s: Any, narrow: Any, p: float, over: float, sums: Any) -> None:
-    """sums[j, i] = Σ_c h[c, j]·s[c, i]."""
-    sums[:] = 0.0
-    whole = len(h) // TOGETHER * TOGETHER
-    for first in range(0, whole, TOGETHER):
-        for c in range(TOGETHER):
-            _widen(h[first + c], narrow[c])
-        block = s[first : first + TOGETHER]
-        for j in range(h.shape[1]):
-            _add_eight(block, narrow[:, j], TOGETHER, p, over, sums[j])
-    for c in range(whole, len(h)):
-        for j in range(h.shape[1]):
-            factor, row, total = np.float64(h[c, j]), s[c], sums[j]
-            for i in range(len(row)):
-                total[i] += _reduced(factor * row[i], p, over)
-    for j in range(h.shape[1]):
-        _reduce_row(sums[j], p, over)
-
-
-@_loop
-def _widen(row: Any, out: Any) -> None:
-    for j in range(len(row)):
-        out[j] = np.float64(row[j])
-
-
-@_loop
-def _reduce_row(row: Any, p: float, over: float) -> None:
-    for j in range(len(row)):
-        row[j] = _reduced(row[j], p, over)
-
-
-@_loop
-def _add_eight(rows: Any, factors: Any, count: int, p: float, over: float, out: Any) -> None:
-    """out += Σ_c rows[c]·factors[c], of 8 rows, reduced; factors from `count` on are 0."""
-    r0, r1, r2, r3, r4, r5, r6, r7 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
-    f = np.zeros(TOGETHER)
-    for c in range(count):
-        f[c] = factors[c]
-    f0, f1, f2, f3, f4, f5, f6, f7 = f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]
+def _add_six(rows: Any, factors: Any, c: int, p: float, over: float, out: Any) -> None:
+    r0, r1, r2, r3, r4, r5 = rows[c], rows[c + 1], rows[c + 2], rows[c + 3], rows[c + 4], rows[c + 5]
+    f0, f1, f2 = factors[c], factors[c + 1], factors[c + 2]
+    f3, f4, f5 = factors[c + 3], factors[c + 4], factors[c + 5]
     for j in range(len(out)):
-        low = r0[j] * f0 + r1[j] * f1 + r2[j] * f2 + r3[j] * f3
-        high = r4[j] * f4 + r5[j] * f5 + r6[j] * f6 + r7[j] * f7
+        low = r0[j] * f0 + r1[j] * f1 + r2[j] * f2
+        high = r3[j] * f3 + r4[j] * f4 + r5[j] * f5
         out[j] += _reduced(low + high, p, over)
 
 
-# Residues
+@_loop
+def _add_three(rows: Any, factors: Any, c: int, p: float, over: float, out: Any) -> None:
+    r0, r1, r2 = rows[c], rows[c + 1], rows[c + 2]
+    f0, f1, f2 = factors[c], factors[c + 1], factors[c + 2]
+    for j in range(len(out)):
+        out[j] += _reduced(r0[j] * f0 + r1[j] * f1 + r2[j] * f2, p, over)
 
 
 @_loop
-def _message_pieces(values: Any, scale: Any, out: Any) -> None:
-    piece = np.int64((1 << PIECE) - 1)
-    high, middle, low = out[0], out[1], out[2]
+def _add_one(row: Any, factor: float, p: float, over: float, out: Any) -> None:
+    for j in range(len(out)):
+        out[j] += _reduced(row[j] * factor, p, over)
+
+
+# Where few outputs share a vector: four vectors at a time against one output, in registers.
+
+
+@_loop
+def _dot_few(h: Any, s: Any, p: float, over: float, out: Any) -> None:
+    sixes, threes = len(h) // 6 * 6, len(h) // 3 * 3
+    for j in range(h.shape[1]):
+        for i in range(0, s.shape[1], LANES):
+            a0, a1, a2, a3 = 0.0, 0.0, 0.0, 0.0
+            for c in range(0, sixes, 6):
+                f0, f1, f2 = np.float64(h[c, j]), np.float64(h[c + 1, j]), np.float64(h[c + 2, j])
+                f3, f4, f5 = np.float64(h[c + 3, j]), np.float64(h[c + 4, j]), np.float64(h[c + 5, j])
+                a0 += _reduced(_three(s, c, i, f0, f1, f2) + _three(s, c + 3, i, f3, f4, f5), p, over)
+                a1 += _reduced(_three(s, c, i + 1, f0, f1, f2) + _three(s, c + 3, i + 1, f3, f4, f5), p, over)
+                a2 += _reduced(_three(s, c, i + 2, f0, f1, f2) + _three(s, c + 3, i + 2, f3, f4, f5), p, over)
+                a3 += _reduced(_three(s, c, i + 3, f0, f1, f2) + _three(s, c + 3, i + 3, f3, f4, f5), p, over)
+            if threes > sixes:
+                f0, f1, f2 = np.float64(h[sixes, j]), np.float64(h[sixes + 1, j]), np.float64(h[sixes + 2, j])
+                a0 += _reduced(_three(s, sixes, i, f0, f1, f2), p, over)
+                a1 += _reduced(_three(s, sixes, i + 1, f0, f1, f2), p, over)
+                a2 += _reduced(_three(s, sixes, i + 2, f0, f1, f2), p, over)
+                a3 += _reduced(_three(s, sixes, i + 3, f0, f1, f2), p, over)
+            for c in range(threes, len(h)):
+                f = np.float64(h[c, j])
+                a0 += _reduced(s[c, i] * f, p, over)
+                a1 += _reduced(s[c, i + 1] * f, p, over)
+                a2 += _reduced(s[c, i + 2] * f, p, over)
+                a3 += _reduced(s[c, i + 3] * f, p, over)
+            out[i, j], out[i + 1, j] = _reduced(a0, p, over), _reduced(a1, p, over)
+            out[i + 2, j], out[i + 3, j] = _reduced(a2, p, over), _reduced(a3, p, over)
+
+
+@_loop
+def _three(s: Any, c: int, i: int, f0: float, f1: float, f2: float) -> Any:
+    return s[c, i] * f0 + s[c + 1, i] * f1 + s[c + 2, i] * f2
+
+
+# Residues, by chunks of which the pieces stay in the cache. A row is taken before it is sliced, and is then known to be
+# contiguous. A row of `pieces` is that of one multiple in every function here.
+
+
+@_loop
+def _message_pieces(values: Any, scale: Any, pieces: Any) -> None:
+    mask = np.int64((1 << PIECE) - 1)
+    high, middle, low = pieces[0], pieces[1], pieces[2]
     for i in range(len(values)):
         s = np.int64(values[i] * scale)
         high[i] = np.float64(s >> np.int64(2 * PIECE))
-        middle[i] = np.float64((s >> np.int64(PIECE)) & piece)
-        low[i] = np.float64(s & piece)
+        middle[i] = np.float64((s >> np.int64(PIECE)) & mask)
+        low[i] = np.float64(s & mask)
 
 
 @_loop
-def _flood_pieces(words: Any, out: Any) -> None:
-    r0, r1, r2, r3 = out[0], out[1], out[2], out[3]
+def _flood_pieces(words: Any, pieces: Any) -> None:
+    r0, r1, r2, r3 = pieces[0], pieces[1], pieces[2], pieces[3]
     shift, half, part = np.uint64(32), np.uint64(17), np.uint64(21)
     for i in range(len(words)):
         a, b, c, d = words[i, 0], words[i, 1], words[i, 2], words[i, 3]
@@ -248,17 +262,16 @@ def _flood_pieces(words: Any, out: Any) -> None:
 
 @_loop
 def add_message(ready: Any, values: Any, scale: Any, constants: Any, primes: Any, out: Any) -> None:
-    scratch = np.empty((3, CHUNK))
+    pieces = np.empty((3, CHUNK))
     for first in range(0, len(values), CHUNK):
         last = min(first + CHUNK, len(values))
-        pieces = scratch[:, : last - first]
         _message_pieces(values[first:last], scale, pieces)
         for k in range(len(primes)):
-            _add_three(ready[k, first:last], pieces, constants[k], primes[k], out[k, first:last])
+            _add_message(ready[k][first:last], pieces, constants[k], primes[k], out[k][first:last])
 
 
 @_loop
-def _add_three(x: Any, pieces: Any, constants: Any, p: float, out: Any) -> None:
+def _add_message(x: Any, pieces: Any, constants: Any, p: float, out: Any) -> None:
     a, b, c, over = constants[0], constants[1], constants[2], 1.0 / p
     high, middle, low = pieces[0], pieces[1], pieces[2]
     for i in range(len(x)):
@@ -266,53 +279,57 @@ def _add_three(x: Any, pieces: Any, constants: Any, p: float, out: Any) -> None:
 
 
 @_loop
-def _add_four(x: Any, pieces: Any, constants: Any, offset: float, p: float, out: Any) -> None:
-    a, b, c, d, over = constants[0], constants[1], constants[2], constants[3], 1.0 / p
-    r0, r1, r2, r3 = pieces[0], pieces[1], pieces[2], pieces[3]
-    for i in range(len(x)):
-        out[i] = _reduced(x[i] + offset + r0[i] * a + r1[i] * b + r2[i] * c + r3[i] * d, p, over)
+def flood(words: Any, constants: Any, offsets: Any, primes: Any, out: Any) -> None:
+    pieces = np.empty((4, CHUNK))
+    for first in range(0, len(words), CHUNK):
+        last = min(first + CHUNK, len(words))
+        _flood_pieces(words[first:last], pieces)
+        for k in range(len(primes)):
+            row = out[k][first:last]
+            row[:] = offsets[k]
+            _add_flood(row, pieces, constants[k], primes[k])
 
 
 @_loop
-def flood(words: Any, constants: Any, offsets: Any, primes: Any, out: Any) -> None:
-    scratch, zeros = np.empty((4, CHUNK)), np.zeros(CHUNK)
-    for first in range(0, len(words), CHUNK):
-        last = min(first + CHUNK, len(words))
-        pieces = scratch[:, : last - first]
-        _flood_pieces(words[first:last], pieces)
-        for k in range(len(primes)):
-            _add_four(zeros[: last - first], pieces, constants[k], offsets[k], primes[k], out[k, first:last])
+def _add_flood(x: Any, pieces: Any, constants: Any, p: float) -> None:
+    a, b, c, d, over = constants[0], constants[1], constants[2], constants[3], 1.0 / p
+    r0, r1, r2, r3 = pieces[0], pieces[1], pieces[2], pieces[3]
+    for i in range(len(x)):
+        x[i] = _reduced(x[i] + r0[i] * a + r1[i] * b + r2[i] * c + r3[i] * d, p, over)
 
 
 @_loop
 def drop(x: Any, primes: Any, mixed: Any, lift: Any, out: Any) -> None:
-    scratch = np.empty((2, CHUNK))
+    rows, digits = np.empty((6, CHUNK)), np.empty((2, CHUNK))
     for first in range(0, x.shape[1], CHUNK):
         last = min(first + CHUNK, x.shape[1])
-        _drop(x[:, first:last], primes, mixed, lift, scratch[:, : last - first], out[:, first:last])
+        for k in range(6):
+            rows[k][: last - first] = x[k][first:last]
+        _drop(rows, primes, mixed, lift, digits, first, last, out)
 
 
 @_loop
-def _drop(x: Any, primes: Any, mixed: Any, lift: Any, digits: Any, out: Any) -> None:
-    _mix(x[3], x[4], x[5], primes, mixed, digits[0], digits[1])
+def _drop(rows: Any, primes: Any, mixed: Any, lift: Any, digits: Any, first: int, last: int, out: Any) -> None:
+    _mix(rows, last - first, primes, mixed, digits)
     for k in range(3):
-        _lift(x[k], x[3], digits[0], digits[1], lift[k], primes[k], out[k])
+        _lift(rows[k], rows[3], digits, lift[k], primes[k], out[k][first:last])
 
 
 @_loop
-def _mix(first: Any, x4: Any, x5: Any, primes: Any, mixed: Any, second: Any, third: Any) -> None:
-    p, r = primes[4], primes[5]
-    p_over, r_over, a, b, c = 1.0 / p, 1.0 / r, mixed[0], mixed[1], mixed[2]
-    for i in range(len(first)):
+def _mix(rows: Any, count: int, primes: Any, mixed: Any, digits: Any) -> None:
+    first, x4, x5, second, third, p, r = rows[3], rows[4], rows[5], digits[0], digits[1], primes[4], primes[5]
+    a, b, c, p_over, r_over = mixed[0], mixed[1], mixed[2], 1.0 / p, 1.0 / r
+    for i in range(count):
         digit = _reduced((x4[i] - first[i]) * a, p, p_over)
         second[i] = digit
         third[i] = _reduced((x5[i] - first[i]) * b + digit * c, r, r_over)
 
 
 @_loop
-def _lift(x: Any, first: Any, second: Any, third: Any, constants: Any, p: float, out: Any) -> None:
+def _lift(x: Any, first: Any, digits: Any, constants: Any, p: float, out: Any) -> None:
     a, b, c, d, over = constants[0], constants[1], constants[2], constants[3], 1.0 / p
-    for i in range(len(x)):
+    second, third = digits[0], digits[1]
+    for i in range(len(out)):
         out[i] = _reduced(x[i] * a + first[i] * b + second[i] * c + third[i] * d, p, over)
 
 
@@ -330,18 +347,17 @@ def answer(
     lift: Any,
     out: Any,
 ) -> None:
-    kept_pieces, kept_totals, kept_digits = np.empty((7, CHUNK)), np.empty((6, CHUNK)), np.empty((2, CHUNK))
+    message, flooding = np.empty((3, CHUNK)), np.empty((4, CHUNK))
+    rows, digits = np.empty((6, CHUNK)), np.empty((2, CHUNK))
     for first in range(0, len(values), CHUNK):
         last = min(first + CHUNK, len(values))
-        count = last - first
-        pieces, totals = kept_pieces[:, :count], kept_totals[:, :count]
-        _message_pieces(values[first:last], scale, pieces[:3])
-        _flood_pieces(words[first:last], pieces[3:])
+        _message_pieces(values[first:last], scale, message)
+        _flood_pieces(words[first:last], flooding)
         for k in range(len(primes)):
-            of_k, p = constants[k], primes[k]
-            _add_sums(sums[k, first:last], masks[k, first:last], pieces, of_k, offsets[k], p, totals[k])
-            _add_four(totals[k], pieces[3:], of_k[3:], 0.0, p, totals[k])
-        _drop(totals, primes, mixed, lift, kept_digits[:, :count], out[:, first:last])
+            row, p = rows[k][: last - first], primes[k]
+            _add_sums(sums[k][first:last], masks[k][first:last], message, constants[k], offsets[k], p, row)
+            _add_flood(row, flooding, constants[k][3:], p)
+        _drop(rows, primes, mixed, lift, digits, first, last, out)
 
 
 @_loop
@@ -385,13 +401,17 @@ def pack(x: Any, p: int, bits: int, out: Any) -> None:
 
 
 @_loop
-def unpack(words: Any, p: int, bits: int, out: Any) -> bool:
-    mask, prime, half, worst = np.int64((1 << bits) - 1), np.int64(p), np.int64(p // 2), np.int64(0)
+def unpack(words: Any, p: int, bits: int, out: Any) -> Any:
+    mask, prime, half = np.int64((1 << bits) - 1), np.int64(p), np.int64(p // 2)
+    worst, held, filled, at = np.int64(0), np.int64(0), 0, 0
     for i in range(len(out)):
-        start = np.int64(i) * np.int64(bits)
-        at = start >> np.int64(5)
-        both = np.int64(words[at]) | np.int64(words[at + 1]) << np.int64(32)
-        value = both >> (start & np.int64(31)) & mask
+        if filled < bits:
+            held |= np.int64(words[at]) << np.int64(filled)
+            filled += 32
+            at += 1
+        value = held & mask
+        held >>= np.int64(bits)
+        filled -= bits
         worst = max(worst, value)
         out[i] = np.float64(value - (prime & ((half - value) >> np.int64(63))))
     return worst < prime

@@ -104,7 +104,7 @@ def flood(words: Words, constants: Residues, offsets: Residues, primes: Residues
 def drop(x: Residues, primes: Residues, mixed: Residues, lift: Residues, out: Residues) -> None:
     """out = round(x/P) modulo the kept primes, balanced; x: (6, count), balanced.
 
-    mixed: (3,), of the digits of x modulo P in the mixed radix of the dropped primes; lift: (3, 4), of x and the digits.
+    mixed: (3,), for the digits of x modulo P in the mixed radix of the dropped primes; lift: (3, 4), of x and digits.
     """
     first = x[3]
     second = _reduced((x[4] - first) * mixed[0], primes[4])
@@ -129,8 +129,8 @@ def answer(
 ) -> None:
     """out = round((sums + masks − message(values) + flood)/P), (3, count), balanced.
 
-    sums: (6, count), |sums| < 2^53 − p; masks: (6, count), balanced; constants: (6, 7), of the pieces of −message and of
-    the flooding.
+    sums: (6, count), |sums| < 2^53 − p; masks: (6, count), balanced; constants: (6, 7), of the pieces of −message and
+    of the flooding.
     """
     column = primes[:, None]
     pieces = np.concatenate([message_pieces(values, scale), flood_pieces(words)])
@@ -169,7 +169,7 @@ def pack(x: Residues, p: int, bits: int, out: NDArray[np.uint32]) -> None:
 
 
 def unpack(words: NDArray[np.uint32], p: int, bits: int, out: Residues) -> bool:
-    """The inverse of `pack`; words has one more than needed. Says whether all are below p; where not, out is nothing."""
+    """The inverse of `pack`; Says whether all are below p, as they must be."""
     start = np.arange(len(out), dtype=np.int64) * bits
     low, high = (words[(start >> 5) + i].astype(np.uint64) for i in range(2))
     values = (low | high << np.uint64(32)) >> (start & 31).astype(np.uint64) & np.uint64((1 << bits) - 1)

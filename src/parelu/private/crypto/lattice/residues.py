@@ -138,7 +138,7 @@ def packed_bytes(primes: tuple[int, ...], count: int) -> int:
 
 
 def pack(x: Residues, primes: tuple[int, ...]) -> bytes:
-    """Each prime's residues in [0, p), bit after bit, lowest first, filled up to a byte; x: (primes, count), balanced."""
+    """Each prime's residues in [0, p), bit by bit, lowest first, and up to a byte; x: (primes, count), balanced."""
     parts = []
     for row, prime in zip(x, primes, strict=True):
         bits = prime.bit_length()

@@ -24,7 +24,7 @@ assert FLOOD_BITS + 1 == 64 + 21, "the bits that a uniform on [−B, B) is made 
 
 
 def uniform(stream: Stream, shape: tuple[int, ...], k: int) -> NDArray[np.int32]:
-    """Uniform residues modulo PRIMES[k], balanced: words of 32 bits below the largest multiple of the prime, in order."""
+    """Uniform modulo PRIMES[k], balanced: the words of 32 bits that are below the largest multiple of it."""
     out, found = np.empty(math.prod(shape), np.int32), 0
     while found < len(out):
         words = stream.bytes(4 * (len(out) - found)).view(np.uint32)

@@ -48,7 +48,7 @@ def dot(h: Stored, s: Residues, k: int) -> Residues:
     return out
 
 
-def classes(polynomials: NDArray[np.generic], n: int) -> NDArray[np.generic]:
+def classes(polynomials: Residues, n: int) -> Residues:
     """(2048, …) → (n, K, …): the classes h_v, a view."""
     return polynomials.reshape(n, DEGREE // n, *polynomials.shape[1:])
 
