@@ -126,10 +126,10 @@ def inverse(x: Any, powers: Any, quotients: Any, scale: float, p: float) -> None
 
 @_loop
 def _inverse_two(x0: Any, x1: Any, powers: Any, quotients: Any, i: int, p: float) -> None:
-    w, w_over = powers[i], quotients[i]
+    w, w_over, over = powers[i], quotients[i], 1.0 / p
     for j in range(len(x0)):
         low, high = x0[j], x1[j]
-        x0[j], x1[j] = low + high, _times(low - high, w, w_over, p)
+        x0[j], x1[j] = _reduced(low + high, p, over), _times(low - high, w, w_over, p)
 
 
 @_loop
