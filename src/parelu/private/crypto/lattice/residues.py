@@ -118,7 +118,7 @@ def answer(sums: Residues, masks: Residues, values: Words, stream: Stream) -> Re
             LIFT,
             found,
         )
-        out[:, part] = found.reshape(len(KEPT), -1, slots)
+        out[:, part] = found.reshape(len(KEPT), *values[part].shape)
     return out.reshape(len(KEPT), *shape)
 
 
