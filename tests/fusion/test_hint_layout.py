@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from parelu.fusion.composition import Convolution
-from parelu.fusion.hint_layout import DEGREE, Layer, Reader, Upload
+from parelu.fusion.hint_geometry import DEGREE
+from parelu.fusion.hint_layout import Layer, Reader, Upload
 
 FEW = settings(max_examples=200, deadline=None)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from parelu.fusion import hint_plan
 from parelu.fusion.composition import Convolution
-from parelu.fusion.hint_layout import DEGREE, Layer, Upload
+from parelu.fusion.hint_geometry import DEGREE
+from parelu.fusion.hint_layout import Layer, Upload
 from parelu.fusion.hint_plan import OFTEN, ONCE, best, plan, plans, seconds, upload_cost
 
 BLOCK = (

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from parelu.fusion.composition import Convolution
-from parelu.fusion.hint_layout import DEGREE, MATRICES, Layer, Reader, Upload
+from parelu.fusion.hint_geometry import DEGREE
+from parelu.fusion.hint_layout import MATRICES, Layer, Reader, Upload
 
 RANK = 3
 KEPT_BITS, DROPPED_BITS = 3 * 26, 3 * 25  # of the primes that are in answers and hints, and of those that are dropped
