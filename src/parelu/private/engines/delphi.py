@@ -40,7 +40,7 @@ from parelu.private.transport.traffic import Traffic
 PHASES = ("offline", "online")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
 TIMEOUT = 600.0  # seconds of silence
-QUERIES = 1000  # that the client says it will ask for: a row is of a client that stays
+QUERIES = 1000  # that the client expects to ask for: a row is of one that stays
 
 
 class Delphi(Engine):
@@ -82,6 +82,7 @@ class Delphi(Engine):
             online=_cost(("online",), *runs),
             total=_cost(PHASES, *runs),
             setup=_cost(("setup",), client["runs"][:1], server["runs"][:1]),
+            hints_bytes=_hints_bytes(client["runs"][0]),
             peak_mb=client["peak_mb"] + server["peak_mb"],
             peak_mb_client=client["peak_mb"],
             peak_mb_server=server["peak_mb"],
@@ -147,6 +148,11 @@ def _cost(phases: Sequence[str], client: Runs, server: Runs) -> Cost:
     )
 
 
+def _hints_bytes(first: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the setup, what the client keeps; None where the offline mode has no hints."""
+    return sum(t["received"] for t in first if (t["phase"], t["layer"]) == ("setup", "hints")) or None
+
+
 def _layers(client: Runs, server: Runs) -> tuple[LayerCost, ...]:
     """Of each phase and layer, the medians over the inferences."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
@@ -193,9 +199,12 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
     model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
+    mode = modes()[offline]
+    mode.check(model)
+    mode.make(model, Keep(folder=folder / "hints"))
     server = Server(
         model,
-        modes()[offline],
+        mode,
         ("127.0.0.1", 0),
         options=ServerOptions(link=LINKS[link], timeout=TIMEOUT, budget=0, audit=0.0),
         log=failures.append,
@@ -209,8 +218,8 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
 def _client(folder: Path, port: str, offline: str, relu: str, link: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    keep = Keep(QUERIES, folder / "hints")
-    with Client("127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT) as client:
+    options = {"offline": offline, "relu": relu, "keep": Keep(QUERIES, folder / "mine"), "link": LINKS[link]}
+    with Client("127.0.0.1", int(port), **options, timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()
