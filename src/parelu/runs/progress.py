@@ -91,7 +91,7 @@ def share(title: str, elsewhere: str = "") -> Iterator[Callable[[int, int], None
         if not bars:
             bars.append(_bars())
             if not bars[0].console.is_terminal:
-                bars[0].console.print(f"{title}, {total / 1e6:.3g} MB{elsewhere}", soft_wrap=True, markup=False)
+                bars[0].console.print(f"{title}: {total / 1e6:.3g} MB{elsewhere}", soft_wrap=True, markup=False)
             bars[0].start()
             bars[0].add_task(title, total=total)
         bars[0].update(bars[0].task_ids[0], completed=done)
