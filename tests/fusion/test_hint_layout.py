@@ -73,7 +73,7 @@ def ring(reader: Reader, weight: np.ndarray, sent: np.ndarray, seed: int = 2) ->
     for part in range(upload.parts):
         b[part // upload.classes, upload.coefficients, part % upload.classes] = sent[part]
     b = b.reshape(upload.polynomials, DEGREE)
-    w = reader.polynomials(weight, slice(None)).astype(np.int64)
+    w = reader.polynomials(reader.matrix(weight), slice(None)).astype(np.int64)
     at = reader.base + np.arange(reader.per_row)[:, None] * upload.spacing
     out = np.zeros((reader.rows, reader.slots), np.int64)
     for row in range(reader.rows):

@@ -335,9 +335,12 @@ class Reader:
         taken = np.where(self.row_outputs[:, :, None, None] >= 0, taps[self.row_outputs], 0)
         return taken.reshape(self.groups, self.group_rows, self.columns).astype(np.float64)
 
-    def polynomials(self, weight: NDArray[np.integer] | Floats, rows: slice) -> Floats:
-        """(2048, polynomials, rows): w with class 0 of Σ_i b_i·w_i the plain convolution; by these hints are made."""
-        matrix = self.matrix(weight).reshape(self.rows, -1)[rows]
+    def polynomials(self, matrix: Floats, rows: slice) -> Floats:
+        """(2048, polynomials, rows): w with class 0 of Σ_i b_i·w_i the plain convolution; by these hints are made.
+
+        matrix: of `matrix`.
+        """
+        matrix = matrix.reshape(self.rows, -1)[rows]
         numbers = np.arange(self.rows)[rows]
         upload = self.upload
         shift = np.arange(self.per_row)[:, None, None] * upload.spacing

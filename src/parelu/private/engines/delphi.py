@@ -191,6 +191,7 @@ def peak_mb() -> float:
 
 def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -> None:
     model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
+    modes()[offline].make(model, Keep(folder=folder / "hints of the server"))
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
     server = Server(

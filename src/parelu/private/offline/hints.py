@@ -126,7 +126,8 @@ class _Server(ObliviousServer):
             del self._opened[at]
         sums = np.empty((len(PRIMES), reader.groups, reader.group_rows, upload.tiles, reader.slots))
         for tile in range(upload.tiles):
-            for group, weights in enumerate(self._factors[reader.number].matrix):
+            for group, stored in enumerate(self._factors[reader.number].matrix):
+                weights = stored.astype(np.float64)
                 columns = reader.gather(sent[:, tile], group)
                 product = weights @ columns.reshape(len(columns), -1)
                 sums[:, group, :, tile] = product.reshape(len(weights), len(PRIMES), -1).swapaxes(0, 1)
