@@ -211,7 +211,9 @@ def _client(folder: Path, port: str, offline: str, relu: str, link: str) -> None
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
     keep = Keep(QUERIES, folder / "hints")
-    with Client("127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT) as client:
+    with Client(
+        "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT
+    ) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()
