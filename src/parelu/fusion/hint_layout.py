@@ -221,6 +221,11 @@ class Reader:
         return self.upload.geometry.origin + self._steps[0] * i * self.upload.geometry.pitch + self._steps[1] * j
 
     @functools.cached_property
+    def positions(self) -> Ints:
+        """(slots,): index of each slot, in [0, n): its place in class 0 of the ring product."""
+        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
+
+    @functools.cached_property
     def _taps(self) -> tuple[Ints, Ints, Ints]:
         """(column of a kernel's weights, phase, offset) of each tap that meets the map."""
         taps, numbers = [], {phase: number for number, phase in enumerate(self.upload.geometry.phases)}
@@ -296,10 +301,9 @@ class Reader:
 
         A row of the map, `run` slots, is a run: its entries are at distances `step`.
         """
-        shift = np.arange(self.per_row) * self.upload.spacing
-        slots = (shift[:, None] + self.base).reshape(-1)
-        taps = (self.offsets - shift[:, None]).reshape(-1)
-        return (slots + taps[:, None] - self._range[0]).astype(np.int32)
+        shift = np.arange(self.per_row)[:, None] * self.upload.spacing
+        taps = (self.offsets - shift).reshape(-1, 1)
+        return (self.positions + taps - self._range[0]).astype(np.int32)
 
     @property
     def run(self) -> int:
