@@ -221,6 +221,11 @@ class Reader:
         return self.upload.geometry.origin + self._steps[0] * i * self.upload.geometry.pitch + self._steps[1] * j
 
     @functools.cached_property
+    def positions(self) -> Ints:
+        """(slots,): index of each slot, in [0, n): its place in class 0 of the ring product."""
+        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
+
+    @functools.cached_property
     def _taps(self) -> tuple[Ints, Ints, Ints]:
         """(column of a kernel's weights, phase, offset) of each tap that meets the map."""
         taps, numbers = [], {phase: number for number, phase in enumerate(self.upload.geometry.phases)}
@@ -292,32 +297,19 @@ class Reader:
 
     @functools.cached_property
     def index(self) -> Indices:
-        """(M·taps, slots): the entry that tap (m', t) reads for each slot.
+        """(M·taps, slots): the entry that tap (m', t) reads for each slot."""
+        shift = np.arange(self.per_row)[:, None] * self.upload.spacing
+        taps = (self.offsets - shift).reshape(-1, 1)
+        return (self.positions + taps - self._range[0]).astype(np.int32)
 
-        A row of the map, `run` slots, is a run: its entries are at distances `step`.
-        """
-        shift = np.arange(self.per_row) * self.upload.spacing
-        slots = (shift[:, None] + self.base).reshape(-1)
-        taps = (self.offsets - shift[:, None]).reshape(-1)
-        return (slots + taps[:, None] - self._range[0]).astype(np.int32)
-
-    @functools.cached_property
-    def indices(self) -> Ints:
-        """Index of each slot's element in the product."""
-        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
-
-    @property
-    def run(self) -> int:
-        return self.tile_size[1]
-
-    @property
-    def step(self) -> int:
-        return self._steps[1]
+    def sequences(self, coefficients: NDArray[np.number]) -> NDArray[np.number]:
+        """(…, coefficients) → (…, entries): each entry with its sign."""
+        places, signs = self.entries
+        return coefficients[..., places] * signs.astype(coefficients.dtype)
 
     def gather(self, coefficients: NDArray[np.number], group: int) -> NDArray[np.number]:
         """(L, V, coefficients) of one tile → (columns, L, slots), what a group's matrix is multiplied with."""
-        places, signs = self.entries
-        sequences = coefficients[:, :, places] * signs.astype(coefficients.dtype)
+        sequences = self.sequences(coefficients)
         found = sequences[:, self.parts[group][:, None], self.index[self.taps]]
         return found.transpose(1, 0, 2)
 

@@ -28,6 +28,7 @@ from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, PRIMES, RANK,
 from parelu.private.crypto.lattice.residues import (
     answer,
     ciphertext,
+    columns,
     decode,
     drop,
     message,
@@ -126,10 +127,11 @@ class _Server(ObliviousServer):
             del self._opened[at]
         sums = np.empty((len(PRIMES), reader.groups, reader.group_rows, upload.tiles, reader.slots))
         for tile in range(upload.tiles):
-            for group, stored in enumerate(self._factors[reader.number].matrix):
-                weights = stored.astype(np.float64)
-                columns = reader.gather(sent[:, tile], group)
-                product = weights @ columns.reshape(len(columns), -1)
+            sequences = reader.sequences(sent[:, tile])
+            for group, weights in enumerate(self._factors[reader.number].matrix):
+                product = weights.astype(np.float64) @ columns(
+                    sequences, reader.parts[group], reader.taps, reader.index
+                )
                 sums[:, group, :, tile] = product.reshape(len(weights), len(PRIMES), -1).swapaxes(0, 1)
         return sums.reshape(len(PRIMES), reader.rows, upload.tiles, reader.slots)[:, reader.used]
 
@@ -218,7 +220,7 @@ def _is_fresh(sent: Residues, masks: Residues) -> bool:
 
 def _at_slots(reader: Reader, coefficients: Residues) -> Residues:
     """(n, tiles, rows) → those of the op's elements, in order of its slots in use."""
-    return coefficients[reader.indices].transpose(2, 1, 0)[: reader.rows][reader.used]
+    return coefficients[reader.positions].transpose(2, 1, 0)[: reader.rows][reader.used]
 
 
 def _reduced(residues: Residues, primes: range) -> Residues:
