@@ -239,3 +239,18 @@ def test_without_flooding_they_are_and_by_a_single_uniform_too(noises):
     assert (v != other).any()
     half = round(2.0 ** accounting.distance(Fraction(int(((v - other) ** 2).sum())), 1, 0) / 0.2)
     assert Flooding(half, terms=1).advantage(v, other) > 0.9
+
+
+def test_a_client_with_a_malformed_beta_reads_u_behind_mask_and_flooding(model, query):
+    """So phases are audited: a third of q/t in β puts u where neither the mask nor the flooding covers it."""
+    deviating = copy.copy(query)
+    deviating.beta = query.beta.copy()
+    deviating.beta[0, 0, 0] += Q // (3 * T)
+    stream = Stream(fresh_seed(), "server")
+    width = 2 << parameters.FLOOD_BITS
+    flood = sum(uniform(stream, width, DEGREE) - width // 2 for _ in range(3))
+    answer = deviating.product(model, 0) + flood - scaled(uniform(stream, T, DEGREE))
+    left = balanced(answer - inner(model.hints[0], query.s))
+    y = [(2 * T * int(x) + Q) // (2 * Q) for x in left]
+    read = [round(3 * T * int(below) / Q) for below in left - scaled(y)]
+    assert np.mean(np.array(read) == model.u[0]) > 0.8
