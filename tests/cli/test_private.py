@@ -16,7 +16,6 @@ from commands import refused, run
 from PIL import Image
 
 from parelu import data
-from parelu.private.crypto.ring import decode
 from parelu.private.engines import base as engines
 from parelu.private.engines.base import Measurement
 from parelu.private.lowering import reference
@@ -39,7 +38,8 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
 
 
 @pytest.mark.parametrize(
-    ("relu", "offline", "network"), [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("fss", "seal", "loopback")]
+    ("relu", "offline", "network"),
+    [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("fss", "seal", "loopback")],
 )
 def test_bench_prints_a_row(capsys, relu, offline, network):
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
@@ -160,7 +160,7 @@ def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study, r
         for image, logits in zip(images, expected, strict=True):
             result, shares = pair.infer(image)
             assert np.array_equal(result, reference.replay(lowered, image, shares, relu, truncation))
-            errors.append(np.abs(decode(result) * lowered.program.output_unit - logits).max())
+            errors.append(np.abs(lowered.program.ring.decode(result) * lowered.program.output_unit - logits).max())
     assert pair.done == 100 and max(errors) < (0.1 if truncation == "local" else 1e-15)
 
 
