@@ -73,15 +73,14 @@ def ring(reader: Reader, weight: np.ndarray, sent: np.ndarray, seed: int = 2) ->
     for part in range(upload.parts):
         b[part // upload.classes, upload.coefficients, part % upload.classes] = sent[part]
     b = b.reshape(upload.polynomials, DEGREE)
-    w = reader.polynomials(weight, slice(None)).astype(np.int64)
-    at = reader.base + np.arange(reader.per_row)[:, None] * upload.spacing
+    w = reader.polynomials(reader.matrix(weight), slice(None)).astype(np.int64)
     out = np.zeros((reader.rows, reader.slots), np.int64)
     for row in range(reader.rows):
         total = np.zeros(DEGREE, np.int64)
         for i in range(upload.polynomials):
             for power in np.flatnonzero(w[:, i, row]):
                 total += w[power, i, row] * np.concatenate([-b[i, DEGREE - power :], b[i, : DEGREE - power]])
-        out[row] = total[upload.classes * at.reshape(-1)]
+        out[row] = total[upload.classes * reader.positions]
     return out
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,33 +160,33 @@ class Reader:
     def number(self) -> int:
         return self.upload.layers[self.place].number
 
-    @property
+    @functools.cached_property
     def merged(self) -> int:
         """Groups of the layer whose outputs share a row, where a group has fewer outputs than a row could hold."""
         groups = self.layer.groups
         most = min(groups, max(1, self.upload.most // (self.layer.outputs // groups)))
         return -(-groups // -(-groups // most))
 
-    @property
+    @functools.cached_property
     def _outputs(self) -> int:
         """Of a group of rows."""
         return self.merged * self.layer.outputs // self.layer.groups
 
-    @property
+    @functools.cached_property
     def group_rows(self) -> int:
         return -(-self._outputs // self.upload.most)
 
-    @property
+    @functools.cached_property
     def per_row(self) -> int:
         """Outputs of a row: no more than the number of rows asks for."""
         return -(-self._outputs // self.group_rows)
 
-    @property
+    @functools.cached_property
     def groups(self) -> int:
         """Of rows that read the same parts."""
         return -(-self.layer.groups // self.merged)
 
-    @property
+    @functools.cached_property
     def rows(self) -> int:
         """Hint polynomials."""
         return self.groups * self.group_rows
@@ -203,13 +203,13 @@ class Reader:
     def _steps(self) -> tuple[int, int]:
         return self.upload.geometry.rows.steps[self.place], self.upload.geometry.columns.steps[self.place]
 
-    @property
+    @functools.cached_property
     def tile_size(self) -> tuple[int, int]:
         """(rows, columns) of the output in a tile."""
         rows, columns = self.layer.output_size
         return (rows if self.upload.geometry.is_whole else self.upload.geometry.height // self._steps[0]), columns
 
-    @property
+    @functools.cached_property
     def slots(self) -> int:
         """Of a row in one tile."""
         return self.per_row * math.prod(self.tile_size)
@@ -219,6 +219,11 @@ class Reader:
         """Index of each position of an output in a tile."""
         i, j = np.indices(self.tile_size).reshape(2, -1)
         return self.upload.geometry.origin + self._steps[0] * i * self.upload.geometry.pitch + self._steps[1] * j
+
+    @functools.cached_property
+    def positions(self) -> Ints:
+        """(slots,): index of each slot, in [0, n): its place in class 0 of the ring product."""
+        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
 
     @functools.cached_property
     def _taps(self) -> tuple[Ints, Ints, Ints]:
@@ -292,32 +297,19 @@ class Reader:
 
     @functools.cached_property
     def index(self) -> Indices:
-        """(M·taps, slots): the entry that tap (m', t) reads for each slot.
+        """(M·taps, slots): the entry that tap (m', t) reads for each slot."""
+        shift = np.arange(self.per_row)[:, None] * self.upload.spacing
+        taps = (self.offsets - shift).reshape(-1, 1)
+        return (self.positions + taps - self._range[0]).astype(np.int32)
 
-        A row of the map, `run` slots, is a run: its entries are at distances `step`.
-        """
-        shift = np.arange(self.per_row) * self.upload.spacing
-        slots = (shift[:, None] + self.base).reshape(-1)
-        taps = (self.offsets - shift[:, None]).reshape(-1)
-        return (slots + taps[:, None] - self._range[0]).astype(np.int32)
-
-    @functools.cached_property
-    def indices(self) -> Ints:
-        """Index of each slot's element in the product."""
-        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
-
-    @property
-    def run(self) -> int:
-        return self.tile_size[1]
-
-    @property
-    def step(self) -> int:
-        return self._steps[1]
-
-    def gather(self, coefficients: NDArray[np.number], group: int) -> NDArray[np.number]:
-        """(L, V, coefficients) of one tile → (columns, L, slots), what a group's matrix is multiplied with."""
+    def sequences(self, coefficients: NDArray[Any]) -> NDArray[Any]:
+        """(…, coefficients) → (…, entries): each entry with its sign."""
         places, signs = self.entries
-        sequences = coefficients[:, :, places] * signs.astype(coefficients.dtype)
+        return coefficients[..., places] * signs.astype(coefficients.dtype)
+
+    def gather(self, coefficients: NDArray[Any], group: int) -> NDArray[Any]:
+        """(L, V, coefficients) of one tile → (columns, L, slots), what a group's matrix is multiplied with."""
+        sequences = self.sequences(coefficients)
         found = sequences[:, self.parts[group][:, None], self.index[self.taps]]
         return found.transpose(1, 0, 2)
 
@@ -335,9 +327,12 @@ class Reader:
         taken = np.where(self.row_outputs[:, :, None, None] >= 0, taps[self.row_outputs], 0)
         return taken.reshape(self.groups, self.group_rows, self.columns).astype(np.float64)
 
-    def polynomials(self, weight: NDArray[np.integer] | Floats, rows: slice) -> Floats:
-        """(2048, polynomials, rows): w with class 0 of Σ_i b_i·w_i the plain convolution; by these hints are made."""
-        matrix = self.matrix(weight).reshape(self.rows, -1)[rows]
+    def polynomials(self, matrix: Floats, rows: slice) -> Floats:
+        """(2048, polynomials, rows): w with class 0 of Σ_i b_i·w_i the plain convolution; by these hints are made.
+
+        matrix: of `matrix`.
+        """
+        matrix = matrix.reshape(self.rows, -1)[rows]
         numbers = np.arange(self.rows)[rows]
         upload = self.upload
         shift = np.arange(self.per_row)[:, None, None] * upload.spacing

@@ -3,7 +3,7 @@
 Outputs that share a hint save its bytes, once a client, and cost multiply-adds and uploads at every query: what is
 best depends on how many queries a client will ask. Both parties derive the plan from the layers and that number, so
 it is decided by integers alone. Squares and weights of single positions are no layers here: an output is a hint
-of 60 KB, where an oblivious transfer takes some 2 KB.
+of 60 KB, where a product by oblivious transfer takes a few KB at most.
 """
 
 from __future__ import annotations

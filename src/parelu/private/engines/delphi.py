@@ -197,14 +197,12 @@ def peak_mb() -> float:
 
 def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -> None:
     model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
+    modes()[offline].make(model, Keep(folder=folder / "hints of the server"))
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
-    mode = modes()[offline]
-    mode.check(model)
-    mode.make(model, Keep(folder=folder / "hints"))
     server = Server(
         model,
-        mode,
+        modes()[offline],
         ("127.0.0.1", 0),
         options=ServerOptions(link=LINKS[link], timeout=TIMEOUT, budget=0, audit=0.0),
         log=failures.append,
@@ -218,8 +216,10 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
 def _client(folder: Path, port: str, offline: str, relu: str, link: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    options = {"offline": offline, "relu": relu, "keep": Keep(QUERIES, folder / "mine"), "link": LINKS[link]}
-    with Client("127.0.0.1", int(port), **options, timeout=TIMEOUT) as client:
+    keep = Keep(QUERIES, folder / "hints")
+    with Client(
+        "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT
+    ) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()

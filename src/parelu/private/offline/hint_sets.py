@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from parelu.fusion import hint_layout, hint_plan
 from parelu.fusion.hint_layout import Reader
 from parelu.fusion.hint_plan import Plan, plans
 from parelu.private.crypto.lattice import parameters
-from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, RANK
+from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, MATRICES, RANK
 from parelu.private.crypto.lattice.residues import pack, packed_bytes, unpack
 from parelu.private.crypto.lattice.scheme import (
     ALL,
@@ -43,6 +44,9 @@ from parelu.private.offline.hint_folder import drop_others, file_of, temporary
 from parelu.private.offline.mode import Keep, Progress
 
 FORMAT = "parelu-hints-1"
+assert (hint_layout.DEGREE, hint_layout.MATRICES, hint_plan.RANK) == (DEGREE, MATRICES, RANK), (
+    "plans are for the lattice"
+)
 DIGEST_BYTES = 32
 POLYNOMIAL = DEGREE * RANK  # coefficients of a hint
 
@@ -176,8 +180,8 @@ class Made:
         for number, upload in enumerate(self.use.plan.uploads):
             polynomials = public_polynomials(self.use.public, number, upload.polynomials)
             for reader in upload.readers:
-                weight = self._lowered.weights[reader.number - 1]["weight"]
-                weights = functools.partial(reader.polynomials, weight)
+                matrix = reader.matrix(self._lowered.weights[reader.number - 1]["weight"])
+                weights = functools.partial(reader.polynomials, matrix)
                 for hints in self._hiding(reader).hints(polynomials, weights):
                     packed = pack(hints.reshape(len(KEPT), -1), KEPT)
                     done += len(packed)
@@ -197,7 +201,7 @@ class Made:
     def _factors(self) -> dict[int, Factors]:
         return {
             number: Factors(
-                reader.matrix(self._lowered.weights[number - 1]["weight"]),
+                reader.matrix(self._lowered.weights[number - 1]["weight"]).astype(np.float32),
                 [as_classes(self._hiding(reader).u(), reader.upload.points, k) for k in ALL],
             )
             for number, reader in self.use.plan.readers.items()
@@ -222,7 +226,7 @@ def _shifted(progress: Progress, before: int, total: int, done: int, _: int) -> 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
-    """matrix: of `Reader.matrix`; u: modulo each prime, `as_classes`."""
+    """matrix: of `Reader.matrix`, in half the memory; u: modulo each prime, `as_classes`."""
 
     matrix: np.ndarray
     u: list[Stored]
