@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -260,12 +261,13 @@ class _Opened:
     """A server's file, which stays there for this process where another drops it."""
 
     def __init__(self, file: Path, use: Use) -> None:
-        self._file, self._use = file.open("rb"), use
+        self._descriptor, self._use = os.open(file, os.O_RDONLY), use
+        weakref.finalize(self, os.close, self._descriptor)
 
     def body(self) -> Iterator[bytes]:
         first = 0
         for chunk in self._use.chunks:
-            yield os.pread(self._file.fileno(), chunk.bytes, first)
+            yield os.pread(self._descriptor, chunk.bytes, first)
             first += chunk.bytes
 
 
