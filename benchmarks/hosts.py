@@ -121,10 +121,12 @@ def measured(
 def main() -> None:
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["serve"]:
-        serve(*sys.argv[2:6], Link(*json.loads(sys.argv[6])))
+        folder, host, relu, offline, link = sys.argv[2:]
+        serve(folder, host, relu, offline, Link(*json.loads(link)))
         return
     if sys.argv[1:2] == ["ask"]:
-        ask(*sys.argv[2:6], int(sys.argv[6]), Link(*json.loads(sys.argv[7])))
+        folder, host, relu, offline, repeat, link = sys.argv[2:]
+        ask(folder, host, relu, offline, int(repeat), Link(*json.loads(link)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)

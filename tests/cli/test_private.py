@@ -41,17 +41,20 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
 
 @pytest.mark.parametrize(
     ("relu", "offline", "network"),
-    [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("fss", "seal", "loopback")],
+    [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("sign", "hints", "lan"), ("fss", "hints", "loopback")],
 )
 def test_bench_prints_a_row(capsys, relu, offline, network):
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
     assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--link", network) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["engine"], row["relu"], row["offline_mode"], row["network"]) == ("delphi", relu, offline, network)
-    trust = {"seal": "no third party", "dealer": "no privacy against it"}
-    assert trust[offline] in row["threat_model"], "every row says whom it trusts"
-    makers = {"seal": "both parties make", "dealer": "dealer makes"}
-    assert (f"{makers[offline]} the" in row["threat_model"]) == (relu == "fss")
+    trust, maker = (
+        ("no privacy against it", "dealer makes") if offline == "dealer" else ("no third party", "both parties make")
+    )
+    assert trust in row["threat_model"], "every row says whom it trusts"
+    assert ("hints_bytes" in row) == (offline == "hints")
+    assert row.get("hints_bytes", 0) < row["setup"]["bytes_to_client"]
+    assert (f"{maker} the" in row["threat_model"]) == (relu == "fss")
     assert 0 < row["relus"] < 2000 and row["squares"] == 0
     for phase in ("online", "offline"):
         assert set(row[phase]) == PHASE and all(value >= 0 for value in row[phase].values())
@@ -261,12 +264,17 @@ def test_stocks_of_two_processes(study, tmp_path):
     )
     assert server.stderr is not None
     try:
-        said(server)
+        lines = "".join(said(server))
+        assert "making hints for clients, once: " in lines and re.search(
+            r"hints \w{16}…: .* to each client, once", lines
+        )
+        assert lines.count("hints") == 3, "by one of the two processes"
         address, ours = f"localhost:{port}", tmp_path / "client"
         refused = parelu("prepare", address, "7", "--stock-dir", ours)
         assert refused.returncode == 2 and "the server keeps 6 inferences" in refused.stderr
         done = parelu("prepare", address, "6", "--stock-dir", ours, "--jobs", "2")
         assert done.returncode == 0 and f"6 in {ours}, 6 made in" in done.stderr, done.stderr
+        assert done.stderr.count("hints from the server, once: ") == 1, "for both processes"
         again = parelu("prepare", address, "6", "--stock-dir", ours)
         assert "0 made in" in again.stderr
         image = tmp_path / "0.png"

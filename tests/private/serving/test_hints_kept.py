@@ -102,7 +102,7 @@ def test_a_clients_folder_stays_small(certificates, tmp_path, monkeypatch):
     for number, age in enumerate((30, 20, 10)):
         file = tmp_path / f"{number}.hints"
         file.write_bytes(bytes(150))
-        os.utime(file, (time.time() - age,) * 2)
+        os.utime(file, (time.time() - age, time.time() - age))
     (tmp_path / "mine.txt").write_text("not ours")
     hint_folder.touch(tmp_path / "0.hints")
     with serving(certificates) as (server, _):
