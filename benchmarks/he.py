@@ -44,7 +44,7 @@ def main() -> None:
     key = np.frombuffer(client.public_key(), np.uint8)
     server = he.Server(parameters, key, stream)
     rng = np.random.default_rng(0)
-    polynomial = rng.integers(0, 1 << 59, he.DEGREE).astype(np.uint64)
+    polynomial = rng.integers(0, 1 << he.BITS, he.DEGREE, np.uint64)
     weight = rng.integers(-4, 5, he.DEGREE)
     needed = np.arange(he.DEGREE // 2)
 

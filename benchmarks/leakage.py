@@ -48,10 +48,10 @@ from leakage_simulation import Inferences, Signed, Tail, toy
 from torch import Tensor
 
 from parelu.network.candidate import Candidate
-from parelu.private.crypto.ring import BITS
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.ops import Activation, Truncate, local, sources
+from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.private.protocol.reveal import Exact, Label, Logits, Reveal, reveal_for, reveal_of
 from parelu.runs import measurement
 
@@ -241,7 +241,7 @@ def check(case: Case, runs: int = 50) -> None:
         low = lambda n, shape, bits: shares[program.ops[n - 1].source] & ((1 << bits) - 1)  # noqa: B023, E731
         simulated = Inferences(case.lowered, truncation).whole(image, 1, low)[len(program.ops)][0]
         replayed = reference.replay(case.lowered, image, given, "sign", truncation)
-        assert np.array_equal(simulated % (1 << BITS), replayed.astype(np.int64)), "not the replayed reference"
+        assert np.array_equal(program.ring.reduce(simulated.view(np.uint64)), replayed), "not the replayed reference"
     whole, tail = inferences.logits(case.images[0], 4000, rng), inferences.tail(case.images[0], case.pool, rng)
     pooled = tail.draw(100_000, rng)[2]
     apart = abs(whole.mean(0) - pooled.mean(0)) / whole.std(0)
@@ -256,17 +256,18 @@ def check(case: Case, runs: int = 50) -> None:
 def _client(lowered: Lowered, rng: np.random.Generator) -> tuple[list[Signed], dict[int, Signed]]:
     """A client's shares of all values, (1, *shape), and those of them that `reference.replay` takes."""
     program = lowered.program
-    shares = [rng.integers(0, 1 << BITS, (1, *program.input_shape))]
+    drawn = lambda *shape: rng.integers(0, 1 << 64, shape, np.uint64).view(np.int64)  # noqa: E731
+    shares = [drawn(1, *program.input_shape)]
     given = {0: shares[0].reshape(-1)}
     for number, op in enumerate(program.ops, start=1):
         share = shares[op.source].copy()
         if op.is_secret:
-            share = rng.integers(0, 1 << BITS, (1, *program.shapes[number]))
+            share = drawn(1, *program.shapes[number])
             given[number] = share.reshape(-1)
         elif isinstance(op, Truncate):
-            share = share % (1 << BITS) >> op.bits
+            share = program.ring.truncate_client(share.view(np.uint64), op.bits).view(np.int64)
         elif isinstance(op, Activation):
-            given[number] = share.reshape(-1)[op.relus] = rng.integers(0, 1 << BITS, len(op.relus))
+            given[number] = share.reshape(-1)[op.relus] = drawn(len(op.relus))
         else:
             share = local(op, *(shares[n] for n in sources(op)))  # pyright: ignore[reportArgumentType]
         shares.append(share)
@@ -356,7 +357,7 @@ def _trained(folder: Path) -> tuple[Lowered, Tensor]:
     """The program of a candidate, and images of its test set."""
     candidate = Candidate.load(folder)
     dataset = measurement.dataset_of(candidate)
-    lowered = measurement.lowered(folder, candidate, dataset)
+    lowered = measurement.lowered(folder, candidate, ring_for(DEFAULT), dataset)
     return lowered, measurement.fit(candidate, dataset.test.images[:2000])
 
 

@@ -79,7 +79,7 @@ def blocks(*shape: int) -> Secret:
 
 def elements(*shape: int) -> Secret:
     """Ring elements: all 0, or random."""
-    return Secret(np.zeros(shape, np.uint64), lambda: draw.integers(0, 1 << 59, shape, np.uint64))
+    return Secret(np.zeros(shape, np.uint64), lambda: draw.integers(0, 1 << 64, shape, np.uint64))
 
 
 def early_exit() -> tuple[Secret, Callable[[], Operation]]:
@@ -183,7 +183,7 @@ def gate(machine: Callable[[Hash, NDArray[np.uint64]], Any]) -> Callable[[], tup
 
 def comparison_key() -> tuple[Secret, Callable[[], Operation]]:
     """Evaluation under keys of fixed or random roots, at the same points."""
-    levels, points = 15, draw.integers(0, 1 << 59, COUNT, np.uint64)
+    levels, points = 15, draw.integers(0, 1 << 64, COUNT, np.uint64)
     corrections = draw.integers(0, 1 << 64, (dcf.correction_blocks(levels, COUNT), 2), np.uint64)
     secret = blocks(COUNT)
 
@@ -197,7 +197,7 @@ def comparison_key() -> tuple[Secret, Callable[[], Operation]]:
 def comparison_threshold() -> tuple[Secret, Callable[[], Operation]]:
     """The making of keys for fixed or random thresholds."""
     roots = tuple(draw.integers(0, 1 << 64, (2, COUNT, 2), np.uint64))
-    secret, betas = elements(COUNT), draw.integers(0, 1 << 59, (COUNT, 2), np.uint64)
+    secret, betas = elements(COUNT), draw.integers(0, 1 << 64, (COUNT, 2), np.uint64)
     return secret, lambda: lambda: dcf.correct(bytes(16), 15, secret.now, betas, (roots[0], roots[1]))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
-from parelu.private.crypto.ring import reduce
+from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.lowering.ops import Activation
@@ -21,9 +21,11 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.session import Service, Session, serve
-from parelu.private.transport.channel import Channel, ring_of
+from parelu.private.transport.channel import Channel, elements_of
 
 SERVICE = Service()
+NARROW, WIDE = Ring(59), Ring(64)  # every offline mode computes in the first
+MODES = [(name, ring) for ring in (NARROW, WIDE) for name, mode in modes().items() if ring.bits <= mode.ring_bits]
 PREPROCESSING = {"mean": [0.5], "std": [0.25]}
 
 
@@ -54,8 +56,9 @@ def ready(
 
 
 def lowered_of(network: Network, count: int = 16, **options: Any) -> Lowered:
+    """In the ring that every offline mode computes in, unless told otherwise."""
     shape = network.input_shape
-    return lower(network, images_of(count, shape), preprocessing_of(shape[0]), **options)
+    return lower(network, images_of(count, shape), preprocessing_of(shape[0]), **{"ring": NARROW, **options})
 
 
 def without_relus_at(network: Network, *names: str) -> Network:
@@ -126,7 +129,7 @@ class RecordingChannel(Channel):
     def receive(self, kind: str, length: int) -> Any:
         body = super().receive(kind, length)
         if kind == "sqre":
-            self.opened.append(ring_of(body))
+            self.opened.append(elements_of(body))
         return body
 
 
@@ -198,7 +201,7 @@ class Pair:
                 if len(op.squares):
                     square = content.squares[number]
                     own[number] = np.concatenate([own[number], square.offset])
-                    own[-number] = reduce(next(opened) * square.u + square.v)
+                    own[-number] = next(opened) * square.u + square.v
         return result, shares
 
     def __enter__(self) -> "Pair":

@@ -24,6 +24,7 @@ from parelu.data.memory import from_memory
 from parelu.errors import UserError
 from parelu.methods.base import Method, methods
 from parelu.models.in_memory import InMemory
+from parelu.network.cache import folder as cache_folder
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, skeleton
 from parelu.network.count import count as count_network
@@ -31,7 +32,7 @@ from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
 from parelu.private.engines.base import Options, chosen
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import DEFAULT, Keep, modes
 from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
@@ -52,7 +53,7 @@ from parelu.runs.inspection import Subject, designs, measured_order, program_of,
 from parelu.runs.measurement import measure_run
 from parelu.runs.merging import merge
 from parelu.runs.processes import Processes
-from parelu.runs.progress import TerminalProgress, bar
+from parelu.runs.progress import TerminalProgress, bar, share
 from parelu.runs.recipes import read_recipe
 from parelu.runs.sweep import parse_budgets, sweep
 from parelu.runs.workload import Workload, trained_workload, untrained_workload, workload_on
@@ -67,6 +68,7 @@ __all__ = [
     "Client",
     "Dataset",
     "Experiment",
+    "Keep",
     "Ledger",
     "Method",
     "Options",
@@ -80,6 +82,7 @@ __all__ = [
     "Workload",
     "bar",
     "bench",
+    "cache_folder",
     "chosen",
     "count",
     "data",
@@ -102,6 +105,7 @@ __all__ = [
     "relus",
     "run_experiment",
     "server_of",
+    "share",
     "spec_of",
     "subject",
     "sweep",
@@ -282,7 +286,7 @@ def bench(
     images: int = 5,
     engine: str = "delphi",
     relu: str = "sign",
-    offline: str = "seal",
+    offline: str = DEFAULT,
     link: str = "loopback",
     batch: int = 1,
     truncation: str = "local",
@@ -308,7 +312,7 @@ def bench(
         known = data.load(dataset) if dataset else measurement.dataset_of(candidate)
     else:
         known = from_memory(dataset)
-    return workload_on(candidate, known, images).run(options, engine)
+    return workload_on(candidate, known, images, offline).run(options, engine)
 
 
 def _budgets(budget: int | float | str | Sequence[int | float | str]) -> tuple[str, ...]:

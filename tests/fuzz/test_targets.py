@@ -20,7 +20,7 @@ ROOT = Path(parelu.__file__).parent
 NEVER_ACCEPTED = {"stock_file": "nobody can write a piece without the key"}
 # Calls that look into bytes of others. What makes them is a decoder, and some target has to reach it.
 DECODING = {"loads", "frombuffer", "unpack", "unpack_from", "receive", "receive_part", "receive_up_to", "expect"}
-DECODING |= {"ring_of", "bits_of", "unpackbits", "fromfile", "_unpack"}
+DECODING |= {"elements_of", "bits_of", "unpackbits", "fromfile", "_unpack"}
 ROOMS = ("private", "network/storage.py", "network/plan.py", "data/readers/fashion.py", "data/readers/cifar.py")
 NOT_OF_OTHERS = {
     "private/engines": "a process that this one started, over its pipes",

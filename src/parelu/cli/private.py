@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,9 +126,9 @@ class Bench:
 
         folder = Path(self.network_or_candidate)
         if (folder / "candidate.json").exists():
-            return api.trained_workload(folder, self.images)
+            return api.trained_workload(folder, self.images, self.offline)
         spec = api.spec_of(self.network_or_candidate, api.parse_input(self.input), self.classes)
-        return api.untrained_workload(spec, self.keep, self.images, self.seed)
+        return api.untrained_workload(spec, self.keep, self.images, self.seed, self.offline)
 
 
 def measure_frontier(run: Run, options: Options, others: list[str]) -> Dataset:
@@ -171,7 +171,7 @@ class Serve:
     relu: ReluName = "sign"
     """as bench has them; fss without a dealer up to m = 16 bits"""
     offline: OfflineName = "seal"
-    """he: no third party; dealer: for development, no privacy against this process"""
+    """seal: no third party; dealer: for development, no privacy against this process"""
     truncation: TruncationName = "local"
     """as bench has them; exact keeps from clients what local truncation tells of the weights"""
     stock: int = 0
@@ -284,7 +284,7 @@ class Infer:
             raise UserError("no image given; name one or more image files")
         from parelu import api
 
-        with client_of(self) as client:
+        with client_of(self, len(self.images)) as client:
             images = [api.read_image(path, client.program.input_shape[0]) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
@@ -350,7 +350,7 @@ class Prepare:
         from parelu import api
         from parelu.report.private import duration
 
-        with client_of(self) as client:
+        with client_of(self, self.count) as client:
             kept, room, trust = (
                 client.session.in_stock,
                 client.session.room,
@@ -379,7 +379,7 @@ class Prepare:
                 progress(done)
 
     def _make(self, share: int) -> int:
-        with client_of(self) as client:
+        with client_of(self, self.count) as client:
             for _ in range(share):
                 client.session.add_to_stock()
         return share
@@ -433,22 +433,28 @@ class Certs:
         say(f"{self.folder}: ca.pem, server.pem and .key, client.pem and .key; a party needs ca.pem and its own two")
 
 
-def client_of(command: Infer | Prepare) -> Client:
-    """A connection to the command's HOST:PORT."""
+@contextlib.contextmanager
+def client_of(command: Infer | Prepare, queries: int) -> Iterator[Client]:
+    """A connection to the command's HOST:PORT, for so many inferences."""
     from parelu import api
 
     host, port = parse_address(command.address)
-    return api.Client(
-        host,
-        port,
-        command.tls,
-        command.pin,
-        offline=command.offline,
-        relu=command.relu,
-        reveal=command.reveal,
-        truncation=command.truncation,
-        stock=command.stock_dir,
-    )
+    with api.share("hints from the server, once") as progress:
+        keep = api.Keep(queries, api.cache_folder() / "hints", progress, say)
+        client = api.Client(
+            host,
+            port,
+            command.tls,
+            command.pin,
+            offline=command.offline,
+            relu=command.relu,
+            reveal=command.reveal,
+            truncation=command.truncation,
+            stock=command.stock_dir,
+            keep=keep,
+        )
+    with client:
+        yield client
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from parelu.network.preprocessing import normalise
 from parelu.private.engines.base import Options, chosen
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
+from parelu.private.offline.mode import DEFAULT
 from parelu.private.rows import Difference, Row
 
 Logits = NDArray[np.float64]
@@ -26,7 +27,7 @@ def bench(
     *,
     engine: str = "delphi",
     relu: str = "sign",
-    offline: str = "seal",
+    offline: str = DEFAULT,
     link: str = "loopback",
     batch: int = 1,
     truncation: str = "local",

@@ -14,6 +14,7 @@ from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
 from parelu.network.spec import Spec
+from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.lower import Lowered, lower
 
 NOISE = 16  # images
@@ -46,10 +47,10 @@ def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
     return Candidate(spec, plan, weights, None, {"mean": list(mean), "std": list(std)})
 
 
-def sketch(spec: Spec, plan: Plan) -> Lowered:
+def sketch(spec: Spec, plan: Plan, ring: Ring = WIDE) -> Lowered:
     """The program that a network with fresh weights would have."""
     candidate = fresh(spec, plan)
-    return lower(candidate.network(), noise(NOISE, spec.input, seed=1), candidate.preprocessing)
+    return lower(candidate.network(), noise(NOISE, spec.input, seed=1), candidate.preprocessing, ring=ring)
 
 
 def noise(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:

@@ -11,7 +11,6 @@ from parelu.network.ops import Unsupported
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
-from parelu.private.crypto.ring import BITS
 from parelu.private.lowering.lower import WEIGHT_BITS, Lowered
 
 _BAR = 32
@@ -44,7 +43,7 @@ def fixed_point(lowered: Lowered) -> dict[str, Any]:
     """The fixed-point plan as JSON values."""
     program = lowered.program
     return {
-        "ring_bits": BITS,
+        "ring_bits": program.ring.bits,
         "fraction_bits": program.fraction,
         "weight_bits": WEIGHT_BITS,
         "wrap_bound": lowered.wrap_bound,
@@ -60,8 +59,9 @@ def fixed_point(lowered: Lowered) -> dict[str, Any]:
 
 def _fixed_point_text(lowered: Lowered) -> list[str]:
     program = lowered.program
+    ring = f"ring Z_2^{program.ring.bits}"
     lines = [
-        f"  private inference: ring Z_2^{BITS}, {program.fraction} fraction bits, weights of {WEIGHT_BITS} bits",
+        f"  private inference: {ring}, {program.fraction} fraction bits, weights of {WEIGHT_BITS} bits",
         f"  a truncation is off by at most 1 LSB, {2.0**-program.fraction:.6f}; any wraps in an inference with "
         f"probability ≤ {lowered.wrap_bound:.1e}",
         f"  program {program.digest}",

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from parelu.network.candidate import Candidate
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import DEFAULT, Keep, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_for
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 from parelu.runs import measurement
+from parelu.runs.progress import share
 
 
 def server_of(
@@ -22,14 +23,15 @@ def server_of(
     options: ServerOptions,
     *,
     relu: str = "sign",
-    offline: str = "seal",
+    offline: str = DEFAULT,
     reveal: str = "label",
     step: float | None = None,
     truncation: str = "local",
     data_folder: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Server:
-    """A server of the candidate in a folder, listening; its program is made and kept there at the first start.
+    """A server of the candidate in a folder, listening; its program and hints are made and kept there at the first
+    start.
 
     certificates: folder with ca.pem, server.pem and server.key; None for plain connections. log: is told of each
     connection that ends. data_folder: where the data set's files are, to calibrate. reveal, step: as `reveal_for` takes
@@ -38,6 +40,10 @@ def server_of(
     mode = modes()[offline]
     tls.check_plain(address[0], certificates)
     options.check(mode)
-    lowered = measurement.lowered(folder, Candidate.load(folder), data_folder)
+    lowered = measurement.lowered(folder, Candidate.load(folder), ring_for(offline), data_folder)
     model = Model(lowered, relus()[relu], reveal_for(reveal, lowered.program, step), truncation)
+    mode.check_terms(lowered.program, model.terms.relu)
+    mode.check(model)
+    with share("hints for clients, made once") as progress:
+        mode.make(model, Keep(folder=folder / "hints", progress=progress, notice=log))
     return Server(model, mode, address, certificates, options, log=log)

@@ -17,6 +17,7 @@ from parelu.network.steps import apply_steps
 from parelu.private.fresh import sketch
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.refusals import problems
+from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.runs import measurement
 from parelu.runs.folder import Run
 
@@ -44,7 +45,7 @@ def subject(network: str, input_shape: Shape, classes: int, steps: str = "none")
 
 
 def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...]]:
-    """The fixed-point program of a network, or the ops that have no secure lowering.
+    """The fixed-point program of a network, for the usual offline mode, or the ops that have no secure lowering.
 
     An untrained one gets fresh weights and ranges from noise.
     """
@@ -54,8 +55,8 @@ def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...
     if unsupported:
         return None, unsupported
     if subject.candidate and subject.folder:
-        return measurement.lowered(subject.folder, subject.candidate), ()
-    return sketch(subject.spec, subject.plan), ()
+        return measurement.lowered(subject.folder, subject.candidate, ring_for(DEFAULT)), ()
+    return sketch(subject.spec, subject.plan, ring_for(DEFAULT)), ()
 
 
 def designs(

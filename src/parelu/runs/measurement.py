@@ -18,9 +18,11 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
+from parelu.private.crypto.ring import Ring
 from parelu.private.engines.base import Options
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.offline.mode import ring_for
 from parelu.private.rows import PrivateInference, RingAccuracy
 from parelu.runs import folder as run_folder
 from parelu.runs.folder import Run
@@ -55,13 +57,13 @@ def fit(candidate: Candidate, images: Tensor) -> Tensor:
     return data.resize(images, (candidate.spec.input[1], candidate.spec.input[2]))
 
 
-def lowered(folder: Path, candidate: Candidate, dataset: data.Dataset | Path | None = None) -> Lowered:
-    """The candidate's program, calibrated on its training data; made once and kept beside it.
+def lowered(folder: Path, candidate: Candidate, ring: Ring, dataset: data.Dataset | Path | None = None) -> Lowered:
+    """The candidate's program in a ring, calibrated on its training data; made once for each and kept beside it.
 
     dataset: the data it was trained on, or the folder where its files are.
     """
     header = storage.read_header(folder, "candidate")
-    own = folder / "private"
+    own = folder / "private" / f"{ring.bits}-bit"
     if (own / f"{PROGRAM}.json").exists():
         known = storage.read_header(own, PROGRAM)
         if known.get("candidate") == header["tensors_sha256"] and "salt" in known:
@@ -69,7 +71,7 @@ def lowered(folder: Path, candidate: Candidate, dataset: data.Dataset | Path | N
     if not isinstance(dataset, data.Dataset):
         dataset = dataset_of(candidate, dataset)
     images = fit(candidate, dataset.train.images[:CALIBRATION])
-    result = lower(candidate.network(), images, candidate.preprocessing)
+    result = lower(candidate.network(), images, candidate.preprocessing, ring=ring)
     result.save(own, header["tensors_sha256"])
     return result
 
@@ -107,7 +109,8 @@ def measure(
     if known and set(others) <= set(others_known):
         return known
     candidate = Candidate.load(folder)
-    program, images = lowered(folder, candidate, dataset), fit(candidate, dataset.test.images[:IMAGES])
+    program = lowered(folder, candidate, ring_for(options.offline), dataset)
+    images = fit(candidate, dataset.test.images[:IMAGES])
     if known:
         ring, row = known.ring, known.row
     else:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -74,8 +75,26 @@ class TerminalProgress:
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, nothing elsewhere; gives what to call with the number done."""
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description:44.44}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with _bars() as bars:
         task = bars.add_task(title, total=total)
         yield lambda done: bars.advance(task, done)
+
+
+@contextlib.contextmanager
+def share(title: str) -> Iterator[Callable[[int, int], None]]:
+    """As `bar`, shown from the first call on; gives what to call with all that is done so far, and the total."""
+    with _bars() as bars:
+        tasks: list[Any] = []
+
+        def moved(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bars.add_task(title))
+            bars.update(tasks[0], completed=done, total=total)
+
+        yield moved
+
+
+def _bars() -> Progress:
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description:44.44}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

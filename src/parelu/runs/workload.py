@@ -18,6 +18,7 @@ from parelu.private.engines.base import Options
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.offline.mode import ring_for
 from parelu.private.rows import Difference, Row
 from parelu.runs import measurement
 
@@ -50,16 +51,17 @@ class Workload:
         return difference([ring, *(np.array(row.logits) for row in rows)])
 
 
-def trained_workload(folder: Path, images: int) -> Workload:
-    """A candidate of a run, with its program, which is kept there, on images of its test set."""
+def trained_workload(folder: Path, images: int, offline: str) -> Workload:
+    """A candidate of a run, with its program for an offline mode, which is kept there, on images of its test set."""
     candidate = Candidate.load(folder)
     dataset = measurement.dataset_of(candidate)
-    lowered = measurement.lowered(folder, candidate, dataset)
+    lowered = measurement.lowered(folder, candidate, ring_for(offline), dataset)
     return Workload(lowered, candidate, measurement.fit(candidate, dataset.test.images[:images]))
 
 
-def workload_on(candidate: Candidate, dataset: Dataset, images: int) -> Workload:
-    """A candidate, calibrated on the training images of a data set, on images of its test set.
+def workload_on(candidate: Candidate, dataset: Dataset, images: int, offline: str) -> Workload:
+    """A candidate, lowered for an offline mode and calibrated on the training images of a data set, on images of its
+    test set.
 
     Raises:
         UserError: the images have other channels than the network, or there are too few.
@@ -71,11 +73,12 @@ def workload_on(candidate: Candidate, dataset: Dataset, images: int) -> Workload
     if not 1 <= images <= len(dataset.test):
         raise UserError(f"{images} images asked; the test set has {len(dataset.test)}")
     seen = measurement.fit(candidate, dataset.train.images[: measurement.CALIBRATION])
-    lowered = lower(candidate.network(), seen, candidate.preprocessing)
+    lowered = lower(candidate.network(), seen, candidate.preprocessing, ring=ring_for(offline))
     return Workload(lowered, candidate, measurement.fit(candidate, dataset.test.images[:images]))
 
 
-def untrained_workload(spec: Spec, keep: float, images: int, seed: int) -> Workload:
+def untrained_workload(spec: Spec, keep: float, images: int, seed: int, offline: str) -> Workload:
     """An architecture with fresh weights and a random mask that keeps a fraction of its ReLUs, on noise."""
     candidate, pixels = untrained(spec, keep, seed), noise(images, spec.input, seed + 1)
-    return Workload(lower(candidate.network(), pixels, candidate.preprocessing), candidate, pixels)
+    lowered = lower(candidate.network(), pixels, candidate.preprocessing, ring=ring_for(offline))
+    return Workload(lowered, candidate, pixels)

@@ -18,8 +18,8 @@ class Again(Mode):
     def server(self, channel, context, model):
         return self.dealer.server(channel, context, model)
 
-    def client(self, channel, context, terms):
-        return self.dealer.client(channel, context, terms)
+    def client(self, channel, context, terms, digest, keep):
+        return self.dealer.client(channel, context, terms, digest, keep)
 
     def serve(self, channel, state, model, *, audited=False):
         return self.dealer.serve(channel, state, model, audited=audited)

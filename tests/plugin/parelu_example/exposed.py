@@ -6,25 +6,30 @@ from typing import ClassVar
 import numpy as np
 
 from parelu.private.crypto.codec import Encodable
-from parelu.private.crypto.ring import Ring, decode, encode, reduce
+from parelu.private.crypto.ring import Elements, Ring, encode
 from parelu.private.protocol.relu import Relu
-from parelu.private.transport.channel import ring_of
+from parelu.private.transport.channel import elements_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Client(Encodable, kind="exposed, client"):
-    share: Ring
-    mask: Ring
+    share: Elements
+    mask: Elements
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Server(Encodable, kind="exposed, server"):
+    ring: Ring
 
 
 class Exposed(Relu):
     name: ClassVar[str] = "exposed"
 
-    def prepare_client(self, offline, number, first, share, bits, cut):
-        return _Client(share, offline.stream(number, "mask").ring(len(share)))
+    def prepare_client(self, offline, number, first, share, bits, cut, ring):
+        return _Client(share, offline.stream(number, "mask").elements(len(share)))
 
-    def prepare_server(self, offline, number, first, count, bits, cut):
-        return None
+    def prepare_server(self, offline, number, first, count, bits, cut, ring):
+        return _Server(ring)
 
     def open(self, channel, material, share):
         channel.send("xpos")
@@ -38,5 +43,5 @@ class Exposed(Relu):
         return 2 * 8 * count
 
     def close(self, material, opened, answer):
-        share, mask = np.split(ring_of(answer), 2)
-        return reduce(encode(np.maximum(decode(reduce(opened + share)), 0)) - mask)
+        share, mask = np.split(elements_of(answer), 2)
+        return encode(np.maximum(material.ring.decode(opened + share), 0)) - mask

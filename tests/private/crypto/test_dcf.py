@@ -13,7 +13,6 @@ from parelu.private.crypto import dcf, kernels
 from parelu.private.crypto.dcf import Key, correct, correction_blocks
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Stream, fresh_seed
-from parelu.private.crypto.ring import BITS, reduce
 
 PERMUTATION = bytes(range(16))
 PAIRS = [(a, b) for a in kernels.NAMES for b in kernels.NAMES]
@@ -36,7 +35,7 @@ def keys(levels: int, alphas: Any, betas: Any, seed: bytes | None = None) -> tup
 
 
 def together(pair: tuple[Key, Key], points: Any) -> Any:
-    return reduce(pair[0].evaluate(points) + pair[1].evaluate(points))
+    return pair[0].evaluate(points) + pair[1].evaluate(points)
 
 
 def below(points: Any, alphas: Any, betas: Any) -> Any:
@@ -50,7 +49,7 @@ def test_all_points_and_all_thresholds(levels, dealer, parties, monkeypatch):
     monkeypatch.setattr(dcf, "CHUNK", 1000)
     grid = np.arange(1 << levels, dtype=np.uint64)
     alphas, points = (side.reshape(-1) for side in np.meshgrid(grid, grid))
-    betas = Stream(fresh_seed(), "betas").ring(len(alphas), 2)
+    betas = Stream(fresh_seed(), "betas").elements(len(alphas), 2)
     with using(dealer):
         pair = keys(levels, alphas, betas)
     with using(parties):
@@ -58,23 +57,23 @@ def test_all_points_and_all_thresholds(levels, dealer, parties, monkeypatch):
 
 
 @settings(max_examples=60)
-@given(st.data(), st.integers(1, BITS - 1), st.integers(0, 6))
+@given(st.data(), st.integers(1, 63), st.integers(0, 6))
 def test_any_number_of_levels(data, levels, count):
     """Also where x is α, its neighbours, or shares a long prefix; bits above the levels do not count."""
-    word, element = st.integers(0, (1 << levels) - 1), st.integers(0, (1 << BITS) - 1)
+    word, element = st.integers(0, (1 << levels) - 1), st.integers(0, (1 << 64) - 1)
     case = st.tuples(word, word, st.integers(-1, 1), st.booleans(), element, element)
     drawn = data.draw(st.lists(case, min_size=count, max_size=count))
     alphas = np.array([alpha for alpha, *_ in drawn], np.uint64)
     points = np.array([(alpha + step) % (1 << levels) if near else x for alpha, x, step, near, *_ in drawn], np.uint64)
     betas = np.array([beta for *_, first, second in drawn for beta in (first, second)], np.uint64).reshape(-1, 2)
-    above = Stream(fresh_seed(), "above").ring(2, count) << np.uint64(levels)
-    pair = keys(levels, reduce(alphas + above[0]), betas)
-    assert np.array_equal(together(pair, reduce(points + above[1])), below(points, alphas, betas))
+    above = Stream(fresh_seed(), "above").elements(2, count) << np.uint64(levels)
+    pair = keys(levels, alphas + above[0], betas)
+    assert np.array_equal(together(pair, points + above[1]), below(points, alphas, betas))
 
 
 def test_both_sets_of_kernels_give_the_same_bytes():
     stream = Stream(PERMUTATION, "same bytes")
-    alphas, points, betas = stream.ring(300), stream.ring(300), stream.ring(300, 2)
+    alphas, points, betas = stream.elements(300), stream.elements(300), stream.elements(300, 2)
     found = []
     for name in kernels.NAMES:
         with using(name):
@@ -83,7 +82,7 @@ def test_both_sets_of_kernels_give_the_same_bytes():
     assert found[0] == found[1]
 
 
-def test_an_evaluation_takes_two_blocks_a_level(monkeypatch):
+def test_an_evaluation_takes_two_blocks_a_level_and_one_on_the_last(monkeypatch):
     blocks = []
     permuted = Hash.permuted
 
@@ -94,10 +93,10 @@ def test_an_evaluation_takes_two_blocks_a_level(monkeypatch):
     monkeypatch.setattr(Hash, "permuted", counted)
     count, levels = 2500, 31
     pair = keys(levels, np.zeros(count, np.uint64), np.zeros((count, 2), np.uint64))
-    assert sum(blocks) == 8 * levels * count
+    assert sum(blocks) == (8 * levels - 4) * count
     blocks.clear()
     pair[0].evaluate(np.zeros(count, np.uint64))
-    assert sum(blocks) == 2 * levels * count
+    assert sum(blocks) == (2 * levels - 1) * count
 
 
 def bits(words: Any) -> Any:
@@ -106,34 +105,17 @@ def bits(words: Any) -> Any:
 
 
 @pytest.mark.parametrize("alpha", [0, 5, 255])
-@pytest.mark.parametrize("beta", [0, (1 << BITS) - 1])
+@pytest.mark.parametrize("beta", [0, (1 << 64) - 1])
 def test_one_key_looks_the_same_for_every_threshold_and_payload(alpha, beta):
     """The corrections, and one party's value at points on both sides: no bit of them leans to one side."""
     levels, count = 8, 2000
     first, second = keys(levels, np.full(count, alpha, np.uint64), np.full((count, 2), beta, np.uint64))
     assert first.corrections.shape == (correction_blocks(levels, count), 2)
-    nodes = first.corrections[: 2 * levels * count].reshape(levels, 2, count, 2)
-    values = np.concatenate([nodes[:, 1].reshape(-1, count, 2), first.corrections[None, 2 * levels * count :]])
-    seen = [bits(level) for level in nodes[:, 0]]
-    seen += [bits(level).reshape(count, 2, 64)[:, :, :BITS] for level in values]
-    seen += [bits(level)[:, -1] for level in nodes[:, 1]]
+    seen = [bits(level) for level in first.corrections.reshape(2 * levels, count, 2)]
     for point in (0, 4, 5, 255):
-        shares = [reduce(key.evaluate(np.full(count, point, np.uint64))) for key in (first, second)]
-        seen += [bits(share).reshape(count, 2, 64)[:, :, :BITS] for share in shares]
+        seen += [bits(key.evaluate(np.full(count, point, np.uint64))) for key in (first, second)]
     for found in seen:
         assert np.abs(found.mean(0) - 0.5).max() < 6 * 0.5 / np.sqrt(count)
-
-
-def test_no_bits_are_left_that_could_say_anything():
-    """Of a value's correction 118 bits are the value, one is a colour, and the others are zero."""
-    levels, count = 8, 50
-    stream = Stream(fresh_seed(), "spare bits")
-    pair = keys(levels, stream.ring(count), stream.ring(count, 2))
-    corrections = pair[0].corrections[: 2 * levels * count].reshape(levels, 2, count, 2)
-    spare = np.uint64(0b1111 << BITS)
-    assert not (corrections[:, 1] & spare).any()
-    assert not (corrections[:, 1, :, 0] >> np.uint64(63)).any()
-    assert not (pair[0].corrections[2 * levels * count :] >> np.uint64(BITS)).any()
 
 
 def test_keys_of_other_roots_share_no_block():

@@ -11,12 +11,13 @@ from parelu.errors import ProtocolError, UserError
 from parelu.fusion.packing import DEGREE, packing
 from parelu.private.crypto import he, noise
 from parelu.private.crypto.prg import Stream, fresh_seed
-from parelu.private.crypto.ring import BITS, LinearMap, reduce
-from parelu.private.crypto.seal import Context
+from parelu.private.crypto.ring import LinearMap, Ring
+from parelu.private.crypto.seal import BITS, Context
+from parelu.private.lowering.layers import convolution
 from parelu.private.lowering.ops import Conv, Linear
-from parelu.private.offline.seal import convolution
 
 EVERY, FIRST = np.arange(DEGREE), 256
+PLAIN = Ring(BITS)  # the plaintext modulus
 USUAL = he.parameters(1 << 22, 200_000)
 ONE = np.eye(1, DEGREE, dtype=np.int64)[0]
 
@@ -60,12 +61,12 @@ def test_a_layers_shares_add_up_to_its_product(parties, data):
         source, op = (draw(1, 500),), Linear(0, draw(1, 40))
     rng = np.random.default_rng(draw(0, 9))
     weight = rng.integers(-1 << 11, 1 << 11, op.weight_shape(source))
-    values = rng.integers(0, 1 << BITS, source).astype(np.uint64)
+    values = rng.integers(0, 1 << 64, source, np.uint64)
     map_ = LinearMap(weight, op.stride, op.padding, op.groups) if isinstance(op, Conv) else LinearMap(weight)
-    expected = reduce(map_(values[None]).reshape(-1))
+    expected = PLAIN.reduce(map_(values[None]).reshape(-1))
     packed = packing(convolution(op, source))
     inputs = [server.open(array(client.encrypt(polynomial))) for polynomial in packed.pack_input(values.reshape(-1))]
-    mask, got = stream().ring(len(expected)), np.zeros(len(expected), np.uint64)
+    mask, got = stream().elements(len(expected)), np.zeros(len(expected), np.uint64)
     for block in range(packed.output_blocks):
         for tile in range(packed.tiles):
             total = server.blank()
@@ -76,19 +77,19 @@ def test_a_layers_shares_add_up_to_its_product(parties, data):
             body = server.answer(total, mask[positions], coefficients)
             assert len(body) == client.parameters.answer_bytes(len(coefficients))
             got[positions] = client.decrypt(array(body), coefficients)
-    np.testing.assert_array_equal(reduce(got + mask), expected)
+    np.testing.assert_array_equal(PLAIN.reduce(got + mask), expected)
 
 
 def worst(client: he.Client, server: he.Server, norm: int) -> tuple[np.ndarray, np.ndarray]:
     """(answer's values, W·r) for a polynomial of weights with Σ|w| = norm."""
-    values = stream().ring(DEGREE)
+    values = stream().elements(DEGREE)
     weight = np.full(DEGREE, norm // DEGREE)
     weight[0] += norm - weight.sum()
     prefix = np.cumsum(values)
     ones = np.uint64(2) * prefix - prefix[-1:]  # times 1 + X + … + X^(N − 1)
     expected = ones * np.uint64(norm // DEGREE) + values * np.uint64(norm % DEGREE)
     got = client.decrypt(answer(server, array(client.encrypt(values)), weight), EVERY)
-    return got, reduce(expected)
+    return got, PLAIN.reduce(expected)
 
 
 def largest_flooding(parameters: he.Parameters, sign: int) -> np.ndarray:
@@ -175,7 +176,7 @@ def test_an_answers_noise_is_the_floodings(parties, monkeypatch):
 
     def noise_of(weight: np.ndarray) -> np.ndarray:
         """Over the flooding's width."""
-        body = answer(server, array(client.encrypt(stream().ring(DEGREE))), weight, stream().ring(DEGREE))
+        body = answer(server, array(client.encrypt(stream().elements(DEGREE))), weight, stream().elements(DEGREE))
         found = fraction(client, body, EVERY)
         return np.where(found > 0.5, found - 1, found) * (scale(USUAL) / 2**USUAL.flood_bits)
 
@@ -191,17 +192,17 @@ def test_an_answers_noise_is_the_floodings(parties, monkeypatch):
 
 def test_weights_of_zero_say_nothing_either(parties):
     client, server = parties
-    mask = stream().ring(DEGREE)
-    found = answer(server, array(client.encrypt(stream().ring(DEGREE))), np.zeros(DEGREE, np.int64), mask)
-    np.testing.assert_array_equal(client.decrypt(found, EVERY), reduce(np.uint64(0) - mask))
+    mask = stream().elements(DEGREE)
+    found = answer(server, array(client.encrypt(stream().elements(DEGREE))), np.zeros(DEGREE, np.int64), mask)
+    np.testing.assert_array_equal(client.decrypt(found, EVERY), PLAIN.reduce(np.uint64(0) - mask))
     assert len(np.unique(found[: DEGREE * 5])) == 256, "c1 is not bare"
 
 
 def test_two_answers_to_one_upload_share_nothing(parties):
     client, server = parties
-    upload, weight = array(client.encrypt(stream().ring(DEGREE))), np.ones(DEGREE, np.int64)
+    upload, weight = array(client.encrypt(stream().elements(DEGREE))), np.ones(DEGREE, np.int64)
     width = client.parameters.widths[0]
-    bodies = [answer(server, upload, weight, stream().ring(DEGREE)) for _ in range(2)]
+    bodies = [answer(server, upload, weight, stream().elements(DEGREE)) for _ in range(2)]
     words = [body[: DEGREE * width].reshape(-1, width) for body in bodies]  # c1, which no mask of the server's is in
     assert (words[0] == words[1]).all(1).mean() < 0.001
 
@@ -210,13 +211,13 @@ def test_c1_is_a_ring_lwe_sample_of_the_servers(monkeypatch):
     """a·u + e for a ternary u and an error e of its stream, where the weights are zero; e is enlarged to be seen."""
     client, seed, binomial = he.Client(USUAL, stream()), fresh_seed(), noise.binomial
     context, key = client.context, array(client.public_key())
-    upload, server = array(client.encrypt(stream().ring(DEGREE))), he.Server(USUAL, key, Stream(seed, "answers"))
+    upload, server = array(client.encrypt(stream().elements(DEGREE))), he.Server(USUAL, key, Stream(seed, "answers"))
     large = np.array([-1 << 47, 1 << 47])
     monkeypatch.setattr(noise, "binomial", lambda *drawn: large[(binomial(*drawn) >= 0).astype(int)])
     body = answer(server, upload, np.zeros(DEGREE, np.int64))
 
     own = Stream(seed, "answers")
-    own.ring(DEGREE)  # the blinding
+    own.elements(DEGREE)  # the blinding
     u = noise.ternary(own, DEGREE)
     noise.flooding(own, USUAL.flood_bits, DEGREE, context.primes)
     e = context.residues(noise.binomial(own, DEGREE))
@@ -243,7 +244,7 @@ def test_weights_are_blinded_and_products_equal_to_the_bit(name, monkeypatch):
     """SEAL sees positive numbers, of which those below 2^56 differ from query to query; nothing of them is left."""
     client, seen, weight = he.Client(USUAL, stream()), [], WEIGHTS[name]
     context, factor = client.context, client.context.factor
-    upload = array(client.encrypt(stream().ring(DEGREE)))
+    upload = array(client.encrypt(stream().elements(DEGREE)))
     for _ in range(2):
         server = he.Server(USUAL, array(client.public_key()), stream())
         total = server.blank()
@@ -263,7 +264,7 @@ def test_weights_are_blinded_and_products_equal_to_the_bit(name, monkeypatch):
 def test_zero_weights_take_the_same_operations(parties, monkeypatch):
     """What SEAL is asked to do, and on how many bytes, does not depend on which blocks of weights are zero."""
     client, server = parties
-    upload = array(client.encrypt(stream().ring(DEGREE)))
+    upload = array(client.encrypt(stream().elements(DEGREE)))
     calls: list[str] = []
 
     class Counted:
@@ -304,7 +305,7 @@ def test_residues_out_of_range_are_refused(parties):
 
 def test_a_query_is_its_seed():
     """Every byte that a client sends is of its stream: SEAL draws nothing."""
-    seed, values = fresh_seed(), stream().ring(DEGREE)
+    seed, values = fresh_seed(), stream().elements(DEGREE)
 
     def sent(seed: bytes) -> bytes:
         client = he.Client(USUAL, Stream(seed, "query"))
@@ -339,7 +340,7 @@ def read_weights(client: he.Client, server: he.Server, weight: np.ndarray, bits:
             total = server.blank()
             one = server.open(shifted(client, upload, scale(client.parameters) >> (bit + 1)))
             server.accumulate(total, one, server.weight(weight))
-            body = array(server.answer(total, stream().ring(FIRST), first))
+            body = array(server.answer(total, stream().elements(FIRST), first))
             seen += np.exp(2j * np.pi * fraction(client, body, first))
         known |= ((seen * np.exp(-2j * np.pi * known / (2 << bit))).real < 0).astype(np.int64) << bit
     return known
@@ -360,7 +361,7 @@ def test_a_deviating_client_reads_weights_and_an_audit_always_sees_it():
     weight = np.random.default_rng(0).integers(-4, 4, DEGREE)
     np.testing.assert_array_equal(read_weights(client, server, weight, 3, 16), weight[:FIRST] & 7)
     audit = he.Audit(USUAL, array(client.show()))
-    honest = array(client.encrypt(stream().ring(DEGREE)))
+    honest = array(client.encrypt(stream().elements(DEGREE)))
     assert audit.is_fresh(honest)
     assert audit.is_fresh(server.public_key, is_key=True)
     for bit in range(80):  # down to what no flooding would let through, and to the least that is no error
@@ -370,7 +371,7 @@ def test_a_deviating_client_reads_weights_and_an_audit_always_sees_it():
 
 def test_an_audit_takes_every_error_of_an_honest_client_and_no_other(monkeypatch):
     client = he.Client(USUAL, stream())
-    audit, values = he.Audit(USUAL, array(client.show())), stream().ring(DEGREE)
+    audit, values = he.Audit(USUAL, array(client.show())), stream().elements(DEGREE)
     error = np.zeros(DEGREE, np.int64)
     monkeypatch.setattr(noise, "binomial", lambda *_: error)
     for size, is_honest in ((21, True), (-21, True), (22, False), (-22, False), (1 << 40, False)):

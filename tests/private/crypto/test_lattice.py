@@ -59,6 +59,22 @@ def test_the_searches_find_what_a_scan_of_all_block_sizes_finds(instance):
 
 
 def test_what_is_in_use_has_128_bits_by_every_attack_at_the_tables_costs():
-    assert len(lattice.in_use()) >= 1
-    for instance in {**lattice.in_use(), **lattice.PLANNED}.values():
-        assert lattice.security(instance) >= lattice.BITS
+    used = lattice.in_use()
+    assert used["offline mode hints"].dimension == 6144
+    for instance in used.values():
+        for attack in lattice.ATTACKS:
+            assert attack(instance, lattice.sieve).bits >= lattice.BITS
+
+
+@pytest.mark.parametrize("instance", lattice.in_use().values(), ids=lattice.in_use())
+def test_no_attack_wants_more_samples_than_a_dimensions_worth(instance):
+    for attack in lattice.ATTACKS:
+        assert attack(instance, lattice.sieve).dimension <= 2 * instance.dimension
+
+
+@few
+@given(dimensions, st.floats(0.015, 0.03))
+def test_to_guess_nothing_is_the_dual_attack_and_to_guess_costs_no_more(dimension, share):
+    instance = lattice.Instance(dimension, share * dimension)
+    plain, guessing = lattice.dual(instance, lattice.sieve).bits, lattice.hybrid(instance, lattice.sieve).bits
+    assert plain - 10 < guessing <= plain

@@ -24,9 +24,10 @@ SECRET = {
     "evaluate": (*(words(2, N, 2) for _ in range(3)), words(N, 2), words(2, N, 2), words(N, 2)),
     "select_labels": (words(4, N, 2), words(2), words(N), words(4, N, 2)),
     "descend": (words(2, N, 2), words(2, N, 2), words(N), 1, words(2, N, 2), words(N, 2)),
+    "arrive": (words(N, 2), words(N, 2), words(N), words(2, N, 2), words(N, 2)),
     "correct": (words(8, N, 2), words(8, N, 2), words(N), 1, words(N, 2), words(N, 2), words(2, N, 2)),
     "grow": (words(4, N, 2), words(4, N, 2), 0, N, words(N, 2, 2), words(2, 1, 2), words(2, 1, 2)),
-    "correct_children": (words(2, 3, 2), words(2, 2), words(2), words(2, 3, 2, 2)),
+    "correct_children": (words(2, 3, 2), words(2, 2), words(2, 3, 2, 2)),
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from two_parties import Pair, Residual, images_of, lowered_of, ready
 
 from parelu.private.crypto.prg import Stream
-from parelu.private.crypto.ring import decode, encode, reduce
+from parelu.private.crypto.ring import WIDTHS, Ring, encode
 from parelu.private.lowering import encode as engine
 from parelu.private.lowering import reference
 from parelu.private.lowering.ops import Add, Concat, Conv, Flatten, Linear, Multiply, Pool, Scale, Slice, local, sources
@@ -37,7 +37,7 @@ def linear_ops(draw):
     stream = Stream(draw(st.integers(0, 2**31)).to_bytes(16, "little"), "weights")
 
     def numbers(*shape):
-        return (stream.ring(*shape) % np.uint64(4001)).astype(np.int64) - 2000
+        return (stream.elements(*shape) % np.uint64(4001)).astype(np.int64) - 2000
 
     kind, groups = draw(st.sampled_from(("conv", "linear", "multiply"))), draw(st.integers(1, 3))
     ins, outs = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
@@ -55,36 +55,38 @@ def linear_ops(draw):
 
 
 @settings(max_examples=100)
-@given(linear_ops(), st.integers(0, 2**31))
-def test_linear_ops_are_alike(case, seed):
+@given(linear_ops(), st.integers(0, 2**31), st.sampled_from(WIDTHS))
+def test_linear_ops_are_alike(case, seed, bits):
     """In float64 for small values, by integers that wrap for any."""
     op, integers, shape = case
+    ring = Ring(bits)
     stream = Stream(seed.to_bytes(16, "little"), "values")
-    small, large = (decode(stream.ring(2, *shape)) >> bits for bits in (40, 0))
-    layer, apply = reference.ExactLinear(op, integers), engine.linear_map(op, integers)
+    small, large = (ring.decode(stream.elements(2, *shape)) >> lost for lost in (bits - 19, 0))
+    layer, apply = reference.ExactLinear(op, integers), engine.linear_map(op, integers, ring)
 
     def expected(x):
-        return decode(reduce(apply(encode(x)) + encode(engine.bias_of(op, integers))))
+        return ring.decode(apply(encode(x)) + encode(engine.bias_of(op, integers)))
 
     assert np.array_equal(layer(small), expected(small))
     with pytest.raises(OverflowError, match="reaches 2"):
         layer(np.where(large < 0, large, 1 << 58))
     products = reference._modular_products(op, integers["weight"], large) + reference._bias(op, integers)
-    assert np.array_equal(reference._wrapped(products), expected(large))
+    assert np.array_equal(reference._Modulo(bits).wrapped(products), expected(large))
 
 
 @settings(max_examples=100)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(3, 6), st.integers(3, 7), st.data())
 def test_ops_without_a_secret_are_alike(seed, channels, height, width, data):
     stream = Stream(seed.to_bytes(16, "little"), "values")
-    values = [stream.ring(2, channels, height, width) for _ in range(2)]
+    values = [stream.elements(2, channels, height, width) for _ in range(2)]
     windows = [data.draw(st.tuples(st.integers(*ends), st.integers(*ends))) for ends in ((1, 3), (1, 3), (0, 1))]
     start = data.draw(st.integers(0, channels - 1))
     factor = data.draw(st.integers(1, 2**31 - 1)) * data.draw(st.sampled_from((-1, 1)))
     for op in (Add(0, 1), Concat(0, 1), Slice(0, start, channels), Pool(0, *windows), Scale(0, factor), Flatten(0)):
         expected = local(op, *values[: len(sources(op))])
         found = reference._rearranged(op, [value.astype(np.int64) for value in values[: len(sources(op))]])
-        assert np.array_equal(reference._wrapped(found), decode(reduce(expected))), op.kind
+        for ring in map(Ring, WIDTHS):
+            assert np.array_equal(reference._Modulo(ring.bits).wrapped(found), ring.decode(expected)), op.kind
 
 
 def polynomial(channels):
@@ -93,7 +95,8 @@ def polynomial(channels):
     return c[torch.arange(channels) % 4].T.contiguous()
 
 
-LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.5, polynomial))
+NETWORK = ready(Residual(), (1, 6, 6), lambda u: u < 0.5, polynomial)
+LOWERED = {bits: lowered_of(NETWORK, ring=Ring(bits)) for bits in WIDTHS}
 
 
 def of_local(kind, change):
@@ -103,8 +106,8 @@ def of_local(kind, change):
 
 def of_weights(kind, change):
     def changed(linear_map):
-        def mapped(op, own):
-            return linear_map(op, {"weight": change(own["weight"]) if isinstance(op, kind) else own["weight"]})
+        def mapped(op, own, ring):
+            return linear_map(op, {"weight": change(own["weight"]) if isinstance(op, kind) else own["weight"]}, ring)
 
         return mapped
 
@@ -124,18 +127,19 @@ MUTANTS = {
     "no bias": (delphi, "bias_of", lambda f: lambda op, integers: 0 * f(op, integers)),
     "its pools": (delphi, "local", of_local(Pool, lambda x: x - x[:, :, ::-1, :1])),
     "its sums": (delphi, "local", of_local(Add, lambda x: x << np.uint64(1))),
-    "the client's truncation": (delphi, "truncate_client", lambda f: lambda share, bits: f(share, bits - 1)),
-    "the server's truncation": (delphi, "truncate_server", lambda f: lambda share, bits: reduce(share) >> bits),
+    "the client's truncation": (Ring, "truncate_client", lambda f: lambda ring, share, cut: f(ring, share, cut - 1)),
+    "the server's truncation": (Ring, "truncate_server", lambda f: lambda ring, share, cut: ring.reduce(share) >> cut),
     "its squares": (delphi, "_square", lambda f: lambda integers, *rest: f({**integers, "c0": -integers["c0"]}, *rest)),
 }
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("mutant", [None, *MUTANTS])
-def test_a_mistake_of_the_engine_is_seen(mutant, monkeypatch):
+def test_a_mistake_of_the_engine_is_seen(mutant, bits, monkeypatch):
     if mutant:
         module, name, change = MUTANTS[mutant]
         monkeypatch.setattr(module, name, change(getattr(module, name)))
-    with Pair(LOWERED) as pair:
+    with Pair(LOWERED[bits]) as pair:
         (image,) = images_of(1, (1, 6, 6), seed=1)
         result, shares = pair.infer(image)
-    assert np.array_equal(result, reference.replay(LOWERED, image, shares, "sign")) == (mutant is None)
+    assert np.array_equal(result, reference.replay(LOWERED[bits], image, shares, "sign")) == (mutant is None)

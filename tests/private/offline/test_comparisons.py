@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from parelu.private.crypto import kernels
 from parelu.private.crypto.dcf import correct
-from parelu.private.crypto.ring import reduce
 from parelu.private.offline import comparisons
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
@@ -55,13 +54,13 @@ def made(parties, share, bits):
 
 
 def check(parties, count, bits):
-    share = np.random.default_rng(bits).integers(0, 1 << 59, count).astype(np.uint64)
+    share = np.random.default_rng(bits).integers(0, 1 << 64, count, np.uint64)
     (shift, theirs, their_r, their_top), (own, r, top) = made(parties, share, bits)
-    r = reduce(r + their_r)
-    np.testing.assert_array_equal(reduce(shift), reduce(share + r))
+    r = r + their_r
+    np.testing.assert_array_equal(shift, share + r)
     one_and_r, bit = np.stack([np.ones_like(r), r], 1), (r >> np.uint64(bits - 1) & np.uint64(1))[:, None]
-    np.testing.assert_array_equal(reduce(top + their_top), reduce(bit * one_and_r))
-    betas = reduce((np.uint64(1) - np.uint64(2) * bit) * one_and_r)
+    np.testing.assert_array_equal(top + their_top, bit * one_and_r)
+    betas = (np.uint64(1) - np.uint64(2) * bit) * one_and_r
     dealt = correct(own.permutation, bits - 1, r, betas, (own.roots, theirs.roots))
     np.testing.assert_array_equal(own.corrections, dealt)
     np.testing.assert_array_equal(theirs.corrections, dealt)
@@ -94,5 +93,5 @@ def test_what_opens_is_uniform(parties):
     """r has entropy in every bit, and no two functions share it."""
     r = check(parties, 300, 5)
     assert len(set(r.tolist())) == 300
-    ones = (r[:, None] >> np.arange(59, dtype=np.uint64) & np.uint64(1)).mean(0)
+    ones = (r[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)).mean(0)
     assert (np.abs(ones - 0.5) < 0.2).all()

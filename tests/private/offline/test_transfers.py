@@ -14,7 +14,6 @@ from parelu.private.crypto.garbling import sign
 from parelu.private.crypto.hash import OT_DOMAIN, Hash
 from parelu.private.crypto.ot_extension import BASE
 from parelu.private.crypto.prg import Stream
-from parelu.private.crypto.ring import reduce
 from parelu.private.offline import comparisons, transfers
 from parelu.private.offline.transfers import BITS_TIMES, INTEGERS_TIMES, ObliviousClient, ObliviousServer
 from parelu.private.protocol.relu import garble
@@ -80,7 +79,7 @@ def serve(channel, inferences=1):
 def ask(channel, secrets="random", inferences=1):
     """The client's, of secrets that are all zero or not."""
     known = Stream(bytes(16), "secrets")
-    bits, values = known.bits(BITS * COUNT).reshape(BITS, COUNT), known.ring(COUNT)
+    bits, values = known.bits(BITS * COUNT).reshape(BITS, COUNT), known.elements(COUNT)
     if secrets == "zeros":
         bits, values = np.zeros_like(bits), np.zeros_like(values)
     client = Client(channel, CONTEXT)
@@ -287,4 +286,4 @@ def test_products_add_up_over_inferences(quick):
 
     assert run(server, client) is None
     for ours, theirs in zip(*shares.values(), strict=True):
-        assert np.array_equal(reduce(ours + theirs), np.arange(COUNT))
+        assert np.array_equal(ours + theirs, np.arange(COUNT))

@@ -5,24 +5,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from two_parties import Pair, Residual, images_of, lowered_of, ready, without_relus_at
+from two_parties import MODES, NARROW, WIDE, Pair, Residual, images_of, lowered_of, ready, without_relus_at
 
 from parelu.fusion.fuse import nothing
 from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.crypto.kernels import kernels
-from parelu.private.crypto.ring import decode, reduce
 from parelu.private.fresh import fresh, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import lower
-from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import TRUNCATIONS, Material
 from parelu.private.protocol.relu import relus
 from parelu.private.transport.channel import HEADER
 
-MODES, RELUS = list(modes()), list(relus())
-PAIRS = [(relu, mode) for relu in RELUS for mode in MODES if modes()[mode].comparisons or not relus()[relu].compares]
+RELUS = list(relus())
+PROTOCOLS = [(relu, *mode) for relu in RELUS for mode in MODES]
 
 
 def polynomial(channels: int) -> torch.Tensor:
@@ -35,15 +33,15 @@ def residual(seed: int, keep: float, width: int = 4) -> torch.nn.Module:
     return ready(Residual(width=width, seed=seed), (1, 6, 6), lambda u: u < keep, polynomial)
 
 
-@pytest.mark.parametrize(("relu", "offline"), PAIRS)
-def test_secure_inference_is_the_replayed_reference(offline, relu):
-    lowered = lowered_of(residual(0, 0.5))
+@pytest.mark.parametrize(("relu", "offline", "ring"), PROTOCOLS)
+def test_secure_inference_is_the_replayed_reference(offline, relu, ring):
+    lowered = lowered_of(residual(0, 0.5), ring=ring)
     assert lowered.program.squares and lowered.program.relus
     with Pair(lowered, relu, offline) as pair:
         for image in images_of(3, (1, 6, 6), seed=1):
             result, shares = pair.infer(image)
             assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
-            logits = decode(result) * lowered.program.output_unit
+            logits = lowered.program.ring.decode(result) * lowered.program.output_unit
             assert np.abs(logits - reference.run(lowered, image[None]).logits).max() < 0.05
     assert pair.server_error is None and pair.done == 3
 
@@ -63,7 +61,7 @@ def test_images_of_one_query_share_its_rounds(relu, reveal):
             for image, got, own in zip(batch, result, shares, strict=True):
                 expected = reference.replay(lowered, image, own, relu)
                 if reveal == "label":
-                    assert got.tolist() == [int(decode(expected).argmax())]
+                    assert got.tolist() == [int(lowered.program.ring.decode(expected).argmax())]
                 else:
                     assert np.array_equal(got, expected)
     assert pair.server_error is None and pair.done == 4
@@ -71,10 +69,10 @@ def test_images_of_one_query_share_its_rounds(relu, reveal):
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(PAIRS), st.integers(1, 3))
+@given(st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(PROTOCOLS), st.integers(1, 3))
 def test_secure_inference_of_random_programs(seed, keep, protocols, width):
-    relu, offline = protocols
-    lowered = lowered_of(residual(seed, keep, 2 * width))
+    relu, offline, ring = protocols
+    lowered = lowered_of(residual(seed, keep, 2 * width), ring=ring)
     image = images_of(1, (1, 6, 6), seed=seed)[0]
     with Pair(lowered, relu, offline) as pair:
         result, shares = pair.infer(image)
@@ -104,7 +102,7 @@ def test_secure_inference_of_fused_networks(gone):
         for image in images_of(3, (1, 6, 6), seed=1):
             result, shares = pair.infer(image)
             assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
-            logits = decode(result) * lowered.program.output_unit
+            logits = lowered.program.ring.decode(result) * lowered.program.output_unit
             assert np.abs(logits - reference.run(lowered, image[None]).logits).max() < 0.05
     assert pair.server_error is None
 
@@ -122,11 +120,11 @@ def test_convolutions_in_two_parts_are_the_replayed_reference(relu):
             assert np.array_equal(result, reference.replay(lowered, image, shares, relu))
 
 
-@pytest.mark.parametrize("offline", MODES)
-def test_relu_reuse_is_the_replayed_reference(offline):
+@pytest.mark.parametrize(("offline", "ring"), MODES)
+def test_relu_reuse_is_the_replayed_reference(offline, ring):
     reduced = apply_steps(spec_of("hrn-2x2x2x m=4", (1, 8, 8), 10), "cull S1; thin S2+S3+S4; reuse 4")
     candidate = fresh(reduced.spec, reduced.plan)
-    lowered = lower(candidate.network(), images_of(16, reduced.spec.input), candidate.preprocessing)
+    lowered = lower(candidate.network(), images_of(16, reduced.spec.input), candidate.preprocessing, ring=ring)
     with Pair(lowered, offline=offline) as pair:
         for image in images_of(2, reduced.spec.input, seed=1):
             result, shares = pair.infer(image)
@@ -203,42 +201,51 @@ def frames(stream):
     return found
 
 
+@pytest.mark.parametrize("ring", [NARROW, WIDE])
 @pytest.mark.parametrize(
     ("relu", "truncation"),
     [(name, how) for name, relu in relus().items() for how in TRUNCATIONS if how == "local" or relu.truncates],
 )
-def test_what_crosses_the_wire_looks_uniform(relu, truncation):
-    """Masked openings of a black and of a white image, over enough runs that a biased bit would show."""
-    lowered = lowered_of(residual(1, 0.8))
+def test_what_crosses_the_wire_looks_uniform(relu, truncation, ring):
+    """Masked openings of a black and of a white image, over enough runs that a biased bit would show.
+
+    What has a mask of 64 bits is uniform in all of them; what has none but a share, or the colours of a circuit, has
+    nothing above the ring.
+    """
+    lowered = lowered_of(residual(1, 0.8), ring=ring)
     for level in (0, 255):
         image = torch.full((1, 6, 6), level, dtype=torch.uint8)
         opened = {"inpt": [], "mask": [], "sqre": [], "outp": []} | ({"open": []} if relu == "fss" else {})
-        answers, flips = 2 if truncation == "exact" else 1, []
+        answers, flips, of_circuits = 2 if truncation == "exact" else 1, [], []
         for _ in range(40):
             sent, received = record(lowered, image, relu, truncation=truncation)
             activations = [op for op in lowered.program.ops if op.kind == "activation"]
             for kind, body in frames(sent) + frames(received):
+                count = len(activations.pop(0).relus) if kind == "mask" else 0
                 if kind == "mask" and relu == "sign":  # packed bits stand between the ReLUs' and the squares' elements
-                    count = len(activations.pop(0).relus)
                     end = 8 * count + -(-answers * count // 8)
                     packed = np.frombuffer(body[8 * count : end], np.uint8)
                     flips.append(np.unpackbits(packed, count=answers * count, bitorder="little").reshape(answers, -1))
                     body = body[: 8 * count] + body[end:]
+                elif kind == "mask" and relu == "full":
+                    of_circuits.append(np.frombuffer(body[: 8 * count], np.uint64))
+                    body = body[8 * count :]
                 if kind in opened:
                     opened[kind].append(np.frombuffer(body, np.uint64))
-        for kind, parts in opened.items():
-            elements = np.concatenate(parts)
+        shown = [(kind, np.concatenate(parts), ring.bits if kind == "outp" else 64) for kind, parts in opened.items()]
+        shown += [("circuits", np.concatenate(of_circuits), ring.bits)] if of_circuits else []
+        for kind, elements, width in shown:
             assert len(elements) > 150, kind
-            bits = (elements[:, None] >> np.arange(59, dtype=np.uint64)) & np.uint64(1)
-            assert np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(elements)), kind
-            assert (elements >> np.uint64(59) == 0).all(), kind
+            bits = (elements[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+            assert np.abs(bits[:, :width].mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(elements)), kind
+            assert not bits[:, width:].any(), kind
         for answered in np.concatenate(flips, axis=1) if flips else ():
             assert len(answered) > 150 and abs(answered.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(answered))
 
 
-@pytest.mark.parametrize(("relu", "offline"), PAIRS)
-def test_two_runs_on_one_image_share_no_message(relu, offline):
-    lowered = lowered_of(residual(2, 0.6))
+@pytest.mark.parametrize(("relu", "offline", "ring"), PROTOCOLS)
+def test_two_runs_on_one_image_share_no_message(relu, offline, ring):
+    lowered = lowered_of(residual(2, 0.6), ring=ring)
     image = images_of(1, (1, 6, 6))[0]
     first, second = (record(lowered, image, relu, offline) for _ in range(2))
     for ours, theirs in zip(first, second, strict=True):
@@ -248,17 +255,3 @@ def test_two_runs_on_one_image_share_no_message(relu, offline):
         words = {body[i : i + 8] for kind, body in frames(ours) if kind != "comd" for i in range(0, len(body) - 7, 8)}
         for kind, body in frames(theirs):
             assert kind == "comd" or not any(body[i : i + 8] in words for i in range(0, len(body) - 7, 8)), kind
-
-
-def test_the_ring_truncates_within_one_and_never_wraps_in_range():
-    from parelu.private.crypto.prg import Stream
-    from parelu.private.crypto.ring import encode, truncate_client, truncate_server
-
-    stream = Stream(b"0" * 16, "test")
-    values = (stream.ring(200_000) % np.uint64(1 << 30)).astype(np.int64) - (1 << 29)
-    share = stream.ring(200_000)
-    other = reduce(encode(values) - share)
-    for bits in (1, 10, 20):
-        total = decode(reduce(truncate_client(share, bits) + truncate_server(other, bits)))
-        floor = values >> bits
-        assert ((total == floor) | (total == floor + 1)).all()

@@ -182,6 +182,6 @@ def test_what_a_client_sends_to_a_deviating_server_looks_uniform():
                 masked.append(np.frombuffer(body[: 8 * relus], np.uint64))
                 flips.append(np.unpackbits(np.frombuffer(body[8 * relus :], np.uint8), count=relus, bitorder="little"))
     elements, chosen = np.concatenate(masked), np.concatenate(flips)
-    bits = (elements[:, None] >> np.arange(59, dtype=np.uint64)) & np.uint64(1)
+    bits = (elements[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
     assert len(elements) > 600 and np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(elements))
     assert abs(chosen.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(chosen))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from two_parties import Pair, Residual, images_of, lowered_of, ready
+from two_parties import MODES, NARROW, WIDE, Pair, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.garbling import Clear, total
-from parelu.private.crypto.ring import decode, encode
+from parelu.private.crypto.ring import encode
 from parelu.private.lowering import reference
 from parelu.private.lowering.ops import Activation
 from parelu.private.offline.mode import modes
@@ -21,9 +21,10 @@ from parelu.private.protocol.delphi import Terms
 from parelu.private.protocol.relu import planes, relus, words
 from parelu.private.protocol.reveal import REVEALS, Exact, Label, Logits, dither, reveal_for, reveal_of
 
-MODES = list(modes())
-LOWERED = lowered_of(ready(Residual(seed=3), (1, 6, 6), lambda u: u < 0.7))
-PROGRAM = LOWERED.program
+NETWORK = ready(Residual(seed=3), (1, 6, 6), lambda u: u < 0.7)
+OF_RING = {ring: lowered_of(NETWORK, ring=ring) for ring in (NARROW, WIDE)}
+LOWERED = OF_RING[NARROW]
+PROGRAM = LOWERED.program  # of which the output is as wide in both rings
 ROOT = Path(__file__).parents[3]
 SEED = b"of no importance"
 
@@ -131,7 +132,7 @@ def test_a_label_of_three_quanta_of_margin_does_not_change(cut):
 
 def test_a_dither_is_the_sum_of_two_uniform_numbers_and_comes_once():
     cut, count = 3, 40_000
-    found = decode(dither(SEED, 7, count, cut))
+    found = dither(SEED, 7, count, cut).view(np.int64)
     values, seen = np.unique(found, return_counts=True)
     expected = {int(v): int(n) for v, n in zip(*np.unique(dithers(cut), return_counts=True), strict=True)}
     assert values.tolist() == sorted(expected)
@@ -143,12 +144,12 @@ def test_a_dither_is_the_sum_of_two_uniform_numbers_and_comes_once():
     assert not dither(SEED, 7, 100, 0).any()
 
 
-@given(st.integers(1, 59), st.lists(st.tuples(st.integers(0, 2**59 - 1), st.integers(0, 2**59 - 1)), min_size=1))
+@given(st.integers(1, 64), st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), min_size=1))
 def test_the_circuit_adds(bits, pairs):
     a, b = (np.array(side, np.uint64) for side in zip(*pairs, strict=True))
     clear = Clear()
     found = words(np.stack(total(clear, list(planes(a, max(bits, 2))), list(planes(b, max(bits, 2))))))
-    assert np.array_equal(found, (a + b) & np.uint64((1 << max(bits, 2)) - 1))
+    assert np.array_equal(found, a + b & np.uint64((1 << max(bits, 2)) - 1))
     assert clear.gates == max(bits, 2) - 1
 
 
@@ -168,16 +169,16 @@ class Drawn:
 
 
 @pytest.mark.parametrize("cut", [1, 9, PROGRAM.output_bits - 3])
-@pytest.mark.parametrize("offline", MODES)
-def test_logits_in_steps_are_the_dithered_reference_cut(offline, cut, monkeypatch):
-    drawn = Drawn(monkeypatch)
-    with Pair(LOWERED, "sign", offline, f"logits 2^{cut}") as pair:
+@pytest.mark.parametrize(("offline", "ring"), MODES)
+def test_logits_in_steps_are_the_dithered_reference_cut(offline, ring, cut, monkeypatch):
+    drawn, lowered = Drawn(monkeypatch), OF_RING[ring]
+    with Pair(lowered, "sign", offline, f"logits 2^{cut}") as pair:
         for image in images_of(4, (1, 6, 6), seed=2):
             result, shares = pair.infer(image)
-            z = decode(reference.replay(LOWERED, image, shares, "sign"))
-            expected = (z + decode(drawn.dithers[-1])) >> cut << cut
-            assert np.array_equal(result, encode(expected))
-            assert np.abs(decode(result) - z).max() < 1.5 * 2**cut
+            z = ring.decode(reference.replay(lowered, image, shares, "sign"))
+            expected = (z + drawn.dithers[-1].view(np.int64)) >> cut << cut
+            assert np.array_equal(result, ring.reduce(encode(expected)))
+            assert np.abs(ring.decode(result) - z).max() < 1.5 * 2**cut
     assert pair.server_error is None and len(drawn.dithers) == 4
     sent_to_client = pair.client.channel.traffic["online", "output"].received
     bits = PROGRAM.output_bits
@@ -185,13 +186,13 @@ def test_logits_in_steps_are_the_dithered_reference_cut(offline, cut, monkeypatc
 
 
 @pytest.mark.parametrize("cut", [0, 9, PROGRAM.output_bits - 3])
-@pytest.mark.parametrize("offline", MODES)
-def test_label_reveals_the_arg_max_and_nothing_else(offline, cut, monkeypatch):
-    drawn = Drawn(monkeypatch)
-    with Pair(LOWERED, "sign", offline, Label(cut).text) as pair:
+@pytest.mark.parametrize(("offline", "ring"), MODES)
+def test_label_reveals_the_arg_max_and_nothing_else(offline, ring, cut, monkeypatch):
+    drawn, lowered = Drawn(monkeypatch), OF_RING[ring]
+    with Pair(lowered, "sign", offline, Label(cut).text) as pair:
         for image in images_of(6, (1, 6, 6), seed=2):
             result, shares = pair.infer(image)
-            z = decode(reference.replay(LOWERED, image, shares, "sign")) + decode(drawn.dithers[-1])
+            z = ring.decode(reference.replay(lowered, image, shares, "sign")) + drawn.dithers[-1].view(np.int64)
             assert result.shape == (1,) and z[int(result[0])] == z.max()
     assert pair.server_error is None
     sent_to_client = pair.client.channel.traffic["online", "output"].received
@@ -239,12 +240,12 @@ def read_last_layer(reveal, size, offline="dealer"):
         object.__setattr__(pair.client.terms, "relu", relu)
         for channel, relu.number in itertools.chain([(0, 0)], ((c, size) for c in range(channels))):
             relu.position = channel * math.prod(pixels)
-            found.append(decode(pair.infer(image)[0]).astype(np.float64))
+            found.append(lowered.program.ring.decode(pair.infer(image)[0]).astype(np.float64))
     assert pair.server_error is None
     return (np.array(found[1:]) - found[0]).T / size, lowered.weights[len(lowered.program.ops) - 1]["weight"]
 
 
-@pytest.mark.parametrize("offline", MODES)
+@pytest.mark.parametrize("offline", modes())
 def test_a_client_that_deviates_reads_the_last_layer_from_exact_logits_in_five_queries(offline):
     """No claim is made against this: nothing checks the client's answers."""
     found, weight = read_last_layer("exact", 1 << 30, offline)
@@ -275,7 +276,7 @@ def test_simulated_inferences_are_the_secure_ones(monkeypatch):
                 return shares[program.ops[number - 1].source].astype(np.int64).reshape(shape) & ((1 << bits) - 1)
 
             simulated = Inferences(lowered, "local").whole(image, 1, low)
-            assert np.array_equal(result, encode(simulated[len(program.ops)][0]))
+            assert np.array_equal(result, program.ring.reduce(encode(simulated[len(program.ops)][0])))
     assert pair.server_error is None
 
 

@@ -6,22 +6,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from two_parties import Pair, images_of, lowered_of, ready
+from two_parties import MODES, Pair, images_of, lowered_of, ready
 
 from parelu.fusion.fuse import nothing
 from parelu.private.crypto.prg import fresh_seed
-from parelu.private.crypto.ring import decode
 from parelu.private.lowering import reference
 from parelu.private.lowering.ops import Activation, Truncate
 from parelu.private.offline.dealer import Mirror
-from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import TRUNCATIONS, Model, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 
-MODES = list(modes())
 TRUNCATING = [name for name, relu in relus().items() if relu.truncates]
-PAIRS = [(relu, mode) for relu in TRUNCATING for mode in MODES]
+PROTOCOLS = [(relu, *mode) for relu in TRUNCATING for mode in MODES]
 
 
 class Two(nn.Module):
@@ -49,8 +46,8 @@ def correlated(relu, truncation, repetitions):
     with Pair(lowered, relu, truncation=truncation) as pair:
         for _ in range(repetitions // 100):
             results, shares = pair.infer_all(images)
-            low += [own[1].astype(np.float64) % 2**cut / 2**cut for own in shares]
-            logits += list(decode(results).astype(np.float64))
+            low += [(own[1] % np.uint64(1 << cut)) / 2.0**cut for own in shares]
+            logits += list(lowered.program.ring.decode(results).astype(np.float64))
     known, seen = (np.array(each) - np.mean(each, 0) for each in (low, logits))
     slopes, *_ = np.linalg.lstsq(known, seen, rcond=None)
     return slopes.T, lowered.weights[max(lowered.weights)]["weight"].astype(np.float64)
@@ -106,22 +103,23 @@ KINDS = st.lists(st.sampled_from(("plain", "identity", "projection", "three", "p
 
 
 @settings(max_examples=12)
-@given(KINDS, st.integers(1, 4), st.integers(0, 2**31), st.sampled_from(PAIRS))
+@given(KINDS, st.integers(1, 4), st.integers(0, 2**31), st.sampled_from(PROTOCOLS))
 def test_with_all_relus_it_is_the_reference_to_the_bit(kinds, width, seed, protocols):
     """Of no seed: `run` knows nothing of shares."""
-    lowered = lowered_of(ready(Blocks(kinds, width, seed), (1, 6, 6)), cost=nothing)
+    *names, ring = protocols
+    lowered = lowered_of(ready(Blocks(kinds, width, seed), (1, 6, 6)), cost=nothing, ring=ring)
     ops = lowered.program.ops
     read = {op.source for op in ops if isinstance(op, Activation)}
     assert read == {number for number, op in enumerate(ops, start=1) if isinstance(op, Truncate)}
     terms = Model(lowered, relus()["sign"], reveal_of("exact"), "exact").terms
     assert terms.truncated_locally == 0
     images = images_of(2, (1, 6, 6), seed=seed)
-    with Pair(lowered, *protocols, truncation="exact") as pair:
+    with Pair(lowered, *names, truncation="exact") as pair:
         result, _ = pair.infer_all(images)
     assert pair.server_error is None
     expected = reference.run(lowered, images)
     assert expected.overflows == 0, "the ranges have room"
-    assert np.array_equal(decode(result) * lowered.program.output_unit, expected.logits)
+    assert np.array_equal(ring.decode(result) * lowered.program.output_unit, expected.logits)
 
 
 def polynomial(channels: int) -> torch.Tensor:
@@ -131,14 +129,15 @@ def polynomial(channels: int) -> torch.Tensor:
 
 
 @settings(max_examples=12)
-@given(KINDS, st.integers(1, 4), st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(PAIRS), st.booleans())
+@given(KINDS, st.integers(1, 4), st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(PROTOCOLS), st.booleans())
 def test_with_other_positions_it_is_the_replayed_reference(kinds, width, seed, keep, protocols, has_squares):
     """Identities and squares are truncated locally, next to ReLUs that are not."""
     coefficients = polynomial if has_squares else None
+    *names, ring = protocols
     network = ready(Blocks(kinds, width, seed), (1, 6, 6), lambda u: u < keep, coefficients)
-    lowered = lowered_of(network)
+    lowered = lowered_of(network, ring=ring)
     images = images_of(2, (1, 6, 6), seed=seed)
-    with Pair(lowered, *protocols, truncation="exact") as pair:
+    with Pair(lowered, *names, truncation="exact") as pair:
         results, shares = pair.infer_all(images)
     assert pair.server_error is None
     for image, result, own in zip(images, results, shares, strict=True):

@@ -21,8 +21,8 @@ from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering import reference
-from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.mode import modes
+from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact, reveal_of
@@ -65,7 +65,9 @@ def until(condition, seconds=5.0):
     return condition()
 
 
-@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("seal", "fss")])
+@pytest.mark.parametrize(
+    ("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("seal", "fss")]
+)
 def test_predictions_over_tls(certificates, offline, relu):
     with serving(certificates, offline, relu=relu, ahead=(offline, relu) == ("dealer", "fss")) as (server, lines):
         with Client(

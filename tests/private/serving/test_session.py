@@ -13,8 +13,8 @@ from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.program import Program
 from parelu.private.offline.dealer import Dealt
-from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.mode import Deviation, Mode, modes
+from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import Relu, relus
 from parelu.private.protocol.reveal import reveal_of
@@ -353,11 +353,15 @@ class Mutator:
         return getattr(self.socket, name)
 
 
-@pytest.mark.parametrize(("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("seal", "fss")])
+@pytest.mark.parametrize(
+    ("offline", "relu"), [*((mode, "sign") for mode in modes()), ("dealer", "fss"), ("seal", "fss")]
+)
 def test_mutated_sessions_end_in_one_line_and_never_hang(offline, relu):
     """Sessions with one spoilt message each: every end is a result or one clear line on each side."""
     clear, ended = 0, 0
-    sessions = {("seal", "fss"): 10, ("seal", "sign"): 40}.get((offline, relu), 100)  # benchmarks/transcripts.py has more
+    sessions = {("seal", "fss"): 10, ("seal", "sign"): 40}.get(
+        (offline, relu), 100
+    )  # benchmarks/transcripts.py has more
     for seed in range(sessions):
 
         def wrap(socket, seed=seed):
@@ -392,13 +396,3 @@ def test_a_server_that_lies_about_its_program_is_refused():
             pair.server_channel.socket.sendall(HEADER.pack(b"prog", channel._numbers[1], 1 << 40))
             channel.receive_up_to("prog", 1 << 20)
     assert isinstance(pair.client, Session)
-
-
-def test_ring_elements_are_checked_on_both_sides():
-    with Pair(LOWERED) as pair:
-        pair.client.prepare()
-        channel = pair.client.channel
-        channel.send("comd", COMMAND.pack(b"infr", 1))
-        channel.send("inpt", np.full(36, 2**63, np.uint64))
-        pair.thread.join(5)
-    assert "outside of the ring" in str(pair.server_error)

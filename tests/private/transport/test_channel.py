@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from parelu.errors import ProtocolError, UserError
 from parelu.private.serving.greeting import FORMAT, _load
 from parelu.private.transport import tls
-from parelu.private.transport.channel import FAIL, HEADER, LINGER, Channel, bits_of, connect, pack_bits, ring_of
+from parelu.private.transport.channel import FAIL, HEADER, LINGER, Channel, bits_of, connect, elements_of, pack_bits
 from parelu.private.transport.link import LINKS, Link, shaped
 
 
@@ -359,12 +359,7 @@ def test_decoders_take_only_what_encoders_make(body, count):
     else:
         assert pack_bits(bits).tobytes() == body and len(bits) == count
     words = array[: len(array) // 8 * 8]
-    try:
-        elements = ring_of(words)
-    except ProtocolError:
-        assert any(word >> 59 for word in np.frombuffer(words.tobytes(), np.uint64).tolist())
-    else:
-        assert elements.tobytes() == words.tobytes() and not (elements >> np.uint64(59)).any()
+    assert elements_of(words).tobytes() == words.tobytes()
 
 
 GREETING = b'{"format": "%s", "nonce": "00", "pin": ""}' % FORMAT.encode()

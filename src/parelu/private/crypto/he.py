@@ -22,8 +22,8 @@ from parelu.fusion.packing import DEGREE
 from parelu.private.crypto import noise
 from parelu.private.crypto.noise import ETA
 from parelu.private.crypto.prg import Stream
-from parelu.private.crypto.ring import BITS, Ring
-from parelu.private.crypto.seal import SEED_BYTES, Context
+from parelu.private.crypto.ring import Elements
+from parelu.private.crypto.seal import BITS, SEED_BYTES, Context
 
 FRESH = ETA + 1  # |error| of a fresh ciphertext: the binomial's, and a rounding
 ZERO = 2 * DEGREE * ETA  # |error| of the public key times u with an error added to c1, for ternary u and secret
@@ -137,8 +137,8 @@ class Client:
         self.secret = noise.ternary(stream, DEGREE)
         self._factor, self._decryptor = self.context.factor(self.secret), self.context.decryptor(self.secret)
 
-    def encrypt(self, values: Ring) -> bytes:
-        """values: (N,) → `upload_bytes`: round(q/t·values) + e − c1·secret in NTT form, and the seed of c1."""
+    def encrypt(self, values: Elements) -> bytes:
+        """values: (N,) modulo t → `upload_bytes`: round(q/t·values) + e − c1·secret in NTT form, the seed of c1."""
         context, seed = self.context, self._stream.bytes(SEED_BYTES).tobytes()
         message = np.zeros((2, len(context.primes), DEGREE), np.uint64)
         message[0] = context.residues(noise.binomial(self._stream, DEGREE))
@@ -153,7 +153,7 @@ class Client:
         """`upload_bytes`: an encryption of zero."""
         return self.encrypt(np.zeros(DEGREE, np.uint64))
 
-    def decrypt(self, answer: NDArray[np.uint8], coefficients: NDArray[np.int64]) -> Ring:
+    def decrypt(self, answer: NDArray[np.uint8], coefficients: NDArray[np.int64]) -> Elements:
         """answer: `answer_bytes` of the server's; returns W·r − s at the coefficients."""
         primes, widths = self.context.primes[:2], self.parameters.widths[:2]
         residues = np.zeros((2, 2, DEGREE), np.uint64)
@@ -178,7 +178,7 @@ class Server:
         self.parameters, self.context, self._stream = parameters, context(parameters), stream
         self.public_key = public_key
         self._key = self._opened(public_key)
-        self._blinding = ((stream.ring(DEGREE) >> np.uint64(BITS - BLINDED)) + np.uint64(1 << BLINDED)).view(np.int64)
+        self._blinding = ((stream.elements(DEGREE) >> np.uint64(64 - BLINDED)) + np.uint64(1 << BLINDED)).view(np.int64)
         self._factor = self.context.factor(self._blinding)
 
     def open(self, upload: NDArray[np.uint8]) -> tuple[Any, Any]:
@@ -209,7 +209,7 @@ class Server:
         self.context.evaluator.add_inplace(total, self.context.product(ciphertext, weight))
         self.context.evaluator.sub_inplace(total, added)
 
-    def answer(self, total: Any, mask: Ring, coefficients: NDArray[np.int64]) -> bytes:
+    def answer(self, total: Any, mask: Elements, coefficients: NDArray[np.int64]) -> bytes:
         """mask: what is subtracted at the coefficients; returns `answer_bytes`."""
         context, parameters = self.context, self.parameters
         context.evaluator.transform_from_ntt_inplace(total)

@@ -29,7 +29,7 @@ from parelu.private.crypto.garbling import chunks
 from parelu.private.crypto.hash import LINEAR_BYTES, OT_DOMAIN, Hash, linear_hash
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.prg import Blocks, Stream
-from parelu.private.crypto.ring import Ring, reduce
+from parelu.private.crypto.ring import Elements
 
 BASE = 128
 WIDTH = 3  # k: bits of Δ in a group; more is fewer bytes and more streams (benchmarks/transfers.py)
@@ -204,7 +204,9 @@ def _bound(context: bytes, trees: bytes) -> bytes:
     return hashlib.sha256(context + trees).digest()
 
 
-def random_ot_sender(q: Blocks, delta: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) -> tuple[Ring, Ring]:
+def random_ot_sender(
+    q: Blocks, delta: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN
+) -> tuple[Elements, Elements]:
     """Two random elements a transfer, (n,) each, of which the receiver has one; tweaks (first + i, use)."""
     zero, one = np.empty((2, len(q)), np.uint64)
     for part in chunks(len(q), HASHED):
@@ -213,9 +215,9 @@ def random_ot_sender(q: Blocks, delta: Blocks, hash: Hash, first: int, use: int 
     return zero, one
 
 
-def random_ot_receiver(t: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) -> Ring:
+def random_ot_receiver(t: Blocks, hash: Hash, first: int, use: int = OT_DOMAIN) -> Elements:
     """The chosen element of each transfer, (n,)."""
     out = np.empty(len(t), np.uint64)
     for part in chunks(len(t), HASHED):
         out[part] = hash(t[part], first + part.start, use)[:, 0]
-    return reduce(out)
+    return out

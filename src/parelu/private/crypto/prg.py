@@ -13,8 +13,6 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from parelu.private.crypto.ring import MASK
-
 SEED_BYTES = 16
 Blocks = NDArray[np.uint64]  # (…, 2): 16-byte blocks as two little-endian words
 
@@ -53,9 +51,9 @@ class Stream:
         count = 16 * int(np.prod(shape))
         return self.bytes(count).view(np.uint64).reshape(*shape, 2)
 
-    def ring(self, *shape: int) -> NDArray[np.uint64]:
-        """Uniform ring elements."""
-        return (self.bytes(8 * int(np.prod(shape))).view(np.uint64) & MASK).reshape(shape)
+    def elements(self, *shape: int) -> NDArray[np.uint64]:
+        """uint64 (*shape,): uniform modulo 2^64, and so in every ring."""
+        return self.bytes(8 * int(np.prod(shape))).view(np.uint64).reshape(shape)
 
     def bits(self, count: int) -> NDArray[np.uint8]:
         """uint8 (count,) of 0 and 1."""

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from parelu.errors import UserError
 from parelu.fusion.packing import DEGREE
-from parelu.private.crypto.ring import BITS, Ring, encode
+from parelu.private.crypto.ring import Elements, encode
 
+BITS = 59  # of the plaintext modulus t: the largest power of two that SEAL takes is below 2^60
 SEED_BYTES = 64  # of SEAL's generator, Blake2xb
 HEADER = struct.Struct("<HBBBBHQ")  # magic, its own size, version, mode of compression, nothing, all bytes
 MAGIC = 0xA15E
@@ -75,9 +76,10 @@ class Context:
         tail = _header(HEADER.size + 1 + SEED_BYTES) + b"\1" + seed  # SEAL's first generator
         return _load(seal.Ciphertext(), self.seal, [header, *_array(residues), tail if seed else b""])
 
-    def plaintext(self, values: Ring) -> Any:
-        """(N,) coefficients."""
-        return _load(seal.Plaintext(), self.seal, [PLAINTEXT.pack(*NOWHERE, DEGREE, 1.0), *_array(values)])
+    def plaintext(self, values: Elements) -> Any:
+        """(N,) coefficients, of which the lowest `BITS` bits count."""
+        header = PLAINTEXT.pack(*NOWHERE, DEGREE, 1.0)
+        return _load(seal.Plaintext(), self.seal, [header, *_array(values & np.uint64((1 << BITS) - 1))])
 
     def factor(self, values: NDArray[np.int64], level: Any = None) -> Any:
         """(N,) signed integers, not all zero, as a plaintext in NTT form."""
@@ -100,7 +102,7 @@ class Context:
         """(2, primes, N) residues, in whatever form they are."""
         return _words(_save(ciphertext), CIPHERTEXT.size, 2, ciphertext.coeff_modulus_size(), DEGREE)
 
-    def decrypt(self, decryptor: Any, ciphertext: Any) -> Ring:
+    def decrypt(self, decryptor: Any, ciphertext: Any) -> Elements:
         """(N,) coefficients."""
         found = seal.Plaintext()
         decryptor.decrypt(ciphertext, found)

@@ -14,6 +14,7 @@ from torch import Tensor
 from parelu import registry
 from parelu.errors import UserError
 from parelu.private.lowering.lower import Lowered
+from parelu.private.offline.mode import DEFAULT
 from parelu.private.rows import Costs
 
 
@@ -26,7 +27,7 @@ class Options:
     """
 
     relu: str = "sign"
-    offline: str = "seal"
+    offline: str = DEFAULT
     link: str = "loopback"
     batch: int = 1
     truncation: str = "local"

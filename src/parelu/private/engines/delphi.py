@@ -27,7 +27,7 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.private.engines.base import Engine, Measurement, Options
 from parelu.private.lowering.lower import Lowered
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model, check_truncation
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
@@ -40,6 +40,7 @@ from parelu.private.transport.traffic import Traffic
 PHASES = ("offline", "online")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
 TIMEOUT = 600.0  # seconds of silence
+QUERIES = 1000  # that the client says it will ask for: a row is of a client that stays
 
 
 class Delphi(Engine):
@@ -190,6 +191,7 @@ def peak_mb() -> float:
 
 def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -> None:
     model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
+    modes()[offline].make(model, Keep(folder=folder / "hints of the server"))
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
     server = Server(
@@ -208,7 +210,10 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
 def _client(folder: Path, port: str, offline: str, relu: str, link: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    with Client("127.0.0.1", int(port), offline=offline, relu=relu, link=LINKS[link], timeout=TIMEOUT) as client:
+    keep = Keep(QUERIES, folder / "hints")
+    with Client(
+        "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT
+    ) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parelu.network.preprocessing import normalise
-from parelu.private.crypto.ring import LinearMap, Ring, encode
+from parelu.private.crypto.ring import Elements, LinearMap, Ring, encode
 from parelu.private.lowering.lower import Integers
 from parelu.private.lowering.ops import Conv, Linear, Op
 from parelu.private.lowering.program import Program
@@ -21,13 +21,13 @@ def encode_images(program: Program, images: Tensor) -> NDArray[np.int64]:
     return np.rint(normalise(images, mean, std).double().numpy() * 2.0**program.fraction).astype(np.int64)
 
 
-def linear_map(op: Op, integers: Integers) -> Callable[[Ring], Ring]:
-    """W of a secret op as a function of (batch, …) ring elements, modulo 2^64; the bias is left out."""
+def linear_map(op: Op, integers: Integers, ring: Ring) -> Callable[[Elements], Elements]:
+    """W of a secret op as a function of (batch, …) elements, right in the ring; the bias is left out."""
     match op:
         case Conv():
-            return LinearMap(integers["weight"], op.stride, op.padding, op.groups)
+            return LinearMap(integers["weight"], op.stride, op.padding, op.groups, ring)
         case Linear():
-            return LinearMap(integers["weight"])
+            return LinearMap(integers["weight"], ring=ring)
         case _:
             factor = encode(integers["weight"])
             return lambda x: x * factor

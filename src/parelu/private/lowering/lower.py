@@ -22,7 +22,7 @@ from parelu.fusion.fuse import Cost, fuse
 from parelu.fusion.packing import seconds
 from parelu.network import ops, storage, trace
 from parelu.network.sites import IDENTITY, Network, Site
-from parelu.private.crypto.ring import BITS
+from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.calibrate import Calibration, Seen, calibrate, spread, squares
 from parelu.private.lowering.ops import (
     Activation,
@@ -94,9 +94,9 @@ class Lowered:
 
     @property
     def wrap_bound(self) -> float:
-        """Bound on the probability that any truncation of one inference wraps: Σ 4·mean|x| / 2^59."""
+        """Bound on the probability that any truncation of one inference wraps: Σ 4·mean|x| / 2^bits of the ring."""
         truncations = (r for r in self.ranges if r.kind in ("truncate", "square"))
-        return sum(4 * r.elements * r.mean / r.unit for r in truncations) / 2.0**BITS
+        return sum(4 * r.elements * r.mean / r.unit for r in truncations) / 2.0**self.program.ring.bits
 
     def save(self, folder: Path, candidate: str = "") -> None:
         """Write program.json and program.safetensors. candidate: SHA-256 of the weights that it was lowered from."""
@@ -128,16 +128,26 @@ class Lowered:
             if len(salt) != SALT_BYTES:
                 raise ValueError(f"a salt of {len(salt)} bytes")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{folder}/program.json is not a program of this version ({error})") from error
+            raise UserError(
+                f"{folder}/program.json is not a program of this version ({error}); make it anew"
+            ) from error
         return cls(program, weights, ranges, salt)
 
 
-def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *, cost: Cost = seconds) -> Lowered:
+def lower(
+    network: Network,
+    images: Tensor,
+    preprocessing: Mapping[str, Any],
+    *,
+    cost: Cost = seconds,
+    ring: Ring = WIDE,
+) -> Lowered:
     """Fuse and lower a network that follows its plan and has its weights.
 
     images: uint8 (N, *network.input_shape), training images that the ranges are calibrated on; a few hundred do.
     preprocessing: of a candidate: mean, std, and image, (C, H, W) of the data set's images, else the network's input.
     cost: what fusion weighs; `fuse.nothing` for the layers as they are.
+    ring: of the offline mode that is to run it (`Mode.ring_bits`).
 
     Raises:
         UserError: an op has no secure lowering (one line each), or the wrap bound is above 1e-4.
@@ -152,14 +162,20 @@ def lower(network: Network, images: Tensor, preprocessing: Mapping[str, Any], *,
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
     tried: list[float] = []
     for square_bits, is_late in itertools.product(range(WEIGHT_BITS, LEAST_SQUARE_BITS - 1, -1), (True, False)):
-        lowered = _Lowering(fused, seen, square_bits, is_late).result(described)
+        lowered = _Lowering(fused, seen, ring, square_bits, is_late).result(described)
         if lowered.wrap_bound <= LARGEST_WRAP:
             return lowered
         tried.append(lowered.wrap_bound)
     raise UserError(
         f"a truncation may wrap with probability {min(tried):.1e} an inference, more than "
-        f"{LARGEST_WRAP:g}; keep activations and the number of squares smaller"
+        f"{LARGEST_WRAP:g}; " + _remedy(ring)
     )
+
+
+def _remedy(ring: Ring) -> str:
+    """Where a truncation may wrap."""
+    smaller = "keep activations and the number of squares smaller"
+    return f"{smaller}, or give an offline mode with a ring of 64 bits" if ring != WIDE else smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +202,9 @@ class _Lowering:
     once, and what a residual block's ReLU reads comes from a truncation, which a ReLU protocol can do exactly.
     """
 
-    def __init__(self, network: Network, seen: Calibration, square_bits: int, is_late: bool) -> None:
-        self.network, self.seen, self.square_bits, self.is_late = network, seen, square_bits, is_late
+    def __init__(self, network: Network, seen: Calibration, ring: Ring, square_bits: int, is_late: bool) -> None:
+        self.network, self.seen, self.ring = network, seen, ring
+        self.square_bits, self.is_late = square_bits, is_late
         self.ops: list[Op] = []
         self.layers: list[str] = []
         self.weights: dict[int, Integers] = {}
@@ -214,10 +231,11 @@ class _Lowering:
             low=math.floor(min(edges)),
             high=math.ceil(max(edges)),
             output_unit=logits.unit,
-            output_bits=min(output_bits, BITS),
+            output_bits=min(output_bits, self.ring.bits),
             ops=tuple(self.ops),
             layers=tuple(self.layers),
             preprocessing=preprocessing,
+            ring=self.ring,
         )
         return Lowered(program, self.weights, tuple(self.ranges))
 
@@ -336,7 +354,7 @@ class _Lowering:
         source = self._truncate(node, source)
         seen = self.seen.relus[node]
         bits = 1 + SPARE_BITS + _bits(seen.largest / source.unit)
-        if bits > BITS:
+        if bits > self.ring.bits:
             raise UserError(f"{site.name}: activations reach {seen.largest:.3g}: more than the ring holds")
         if len(relus):
             self._range(node, "relu", seen, source.unit, len(relus), bits)

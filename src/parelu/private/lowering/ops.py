@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from parelu.errors import UserError
-from parelu.private.crypto.ring import BITS, Ring
+from parelu.private.crypto.ring import Elements, Ring
 
 LARGEST_VALUE = 1 << 26  # elements of one value
 
@@ -39,6 +39,9 @@ class Op:
     def shape(self, source: Shape) -> Shape:
         """Of the value it makes; raises ValueError where it does not take the source."""
         return source
+
+    def check(self, ring: Ring) -> None:
+        """Raises ValueError where the ring has too few bits for it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,10 +189,9 @@ class Truncate(Op):
 
     bits: int
 
-    def shape(self, source: Shape) -> Shape:
-        if not 1 <= self.bits < BITS:
-            raise ValueError(f"truncation by {self.bits} bits")
-        return source
+    def check(self, ring: Ring) -> None:
+        if not 1 <= self.bits < ring.bits:
+            raise ValueError(f"truncation by {self.bits} bits in a ring of {ring.bits}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,11 +215,13 @@ class Activation(Op):
                 raise ValueError(f"{name} outside of shape {source}")
             if len(positions) > 1 and not bool((np.diff(positions) > 0).all()):
                 raise ValueError(f"{name} not in ascending order")
-        if not 2 <= self.bits <= BITS or not 0 <= self.truncation < BITS:
-            raise ValueError(f"m = {self.bits}, truncation by {self.truncation} bits")
         if np.intersect1d(self.relus, self.squares).size:
             raise ValueError("a position is a ReLU and a square")
         return source
+
+    def check(self, ring: Ring) -> None:
+        if not 2 <= self.bits <= ring.bits or not 0 <= self.truncation < ring.bits:
+            raise ValueError(f"m = {self.bits}, truncation by {self.truncation} bits in a ring of {ring.bits}")
 
 
 OPS: dict[str, type[Op]] = {
@@ -252,7 +256,7 @@ def _window(source: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
     return height, width
 
 
-def local(op: Op, *values: Ring) -> Ring:
+def local(op: Op, *values: Elements) -> Elements:
     """An op that each party runs on its own shares; values: (batch, *shape), modulo 2^64."""
     x = values[0]
     match op:

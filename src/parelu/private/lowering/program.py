@@ -16,10 +16,10 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from parelu.private.crypto.ring import BITS
+from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.ops import OPS, Activation, Op, Pair, Positions, Shape, shape_of
 
-FORMAT = "parelu-program-1"
+FORMAT = "parelu-program-2"
 
 
 LARGEST_TOTAL = 1 << 28  # elements of all values: a party keeps them for one inference
@@ -45,6 +45,7 @@ class Program:
         layers: op → the module path in the network, for reports.
         preprocessing: JSON values: mean and std, one number a channel; image, (C, H, W) of the data set's images, which
             a client resizes to input_shape.
+        ring: that both parties' shares add up in.
     """
 
     input_shape: tuple[int, int, int]
@@ -56,6 +57,7 @@ class Program:
     ops: tuple[Op, ...]
     layers: tuple[str, ...]
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ring: Ring = WIDE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", _shapes(self))
@@ -83,7 +85,13 @@ class Program:
         """Canonical JSON."""
         header = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("ops", "shapes")}
         ops = [_op_to_json(op, self.shapes[op.source]) for op in self.ops]
-        value = {"format": FORMAT, **header, "preprocessing": dict(self.preprocessing), "ops": ops}
+        value = {
+            "format": FORMAT,
+            **header,
+            "preprocessing": dict(self.preprocessing),
+            "ring": self.ring.bits,
+            "ops": ops,
+        }
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
@@ -93,8 +101,9 @@ class Program:
             raise ValueError(f"a program of {len(data)} bytes, more than {LARGEST_PROGRAM}")
         try:
             value = json.loads(data)
-            if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
-                raise ValueError(f"not a program of this version ({FORMAT})")
+            found = value.pop("format", None) if isinstance(value, dict) else None
+            if found != FORMAT:
+                raise ValueError(f"its format is {str(found)[:40]!r}, that of this version {FORMAT!r}")
             program = _program_from_json(value)
         except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise ValueError(f"malformed program ({type(error).__name__}: {str(error)[:80]})") from error
@@ -112,6 +121,7 @@ def _shapes(program: Program) -> tuple[Shape, ...]:
         raise ValueError(f"{len(program.ops)} ops and {len(program.layers)} layer names")
     for op in program.ops:
         shapes.append(shape_of(op, shapes))
+        op.check(program.ring)
     if sum(map(math.prod, shapes)) > LARGEST_TOTAL:
         raise ValueError(f"values of {sum(map(math.prod, shapes))} elements together, more than {LARGEST_TOTAL}")
     if len(shapes[-1]) != 1:
@@ -129,7 +139,7 @@ def _shapes(program: Program) -> tuple[Shape, ...]:
         raise ValueError("malformed preprocessing")
     if values["image"][0] != channels or not all(1 <= side <= 4096 for side in values["image"]):
         raise ValueError(f"images of shape {values['image']}")
-    if not 3 <= program.output_bits <= BITS:
+    if not 3 <= program.output_bits <= program.ring.bits:
         raise ValueError(f"an output of {program.output_bits} bits")
     return tuple(shapes)
 
@@ -170,14 +180,15 @@ def _program_from_json(value: dict[str, Any]) -> Program:
     if not isinstance(value["output_unit"], float) or not isinstance(value["preprocessing"], dict):
         raise ValueError("malformed output unit or preprocessing")
     rest = {name: _integer(value[name]) for name in ("fraction", "low", "high", "output_bits")}
-    if len(value) != 9 or len(shapes[0]) != 3:
-        raise ValueError(f"fields {sorted(value)[:9]}")
+    if len(value) != 10 or len(shapes[0]) != 3:
+        raise ValueError(f"fields {sorted(value)[:10]}")
     return Program(
         input_shape=shapes[0],
         output_unit=value["output_unit"],
         ops=tuple(ops),
         layers=tuple(layers),
         preprocessing=value["preprocessing"],
+        ring=Ring(_integer(value["ring"])),
         **rest,
     )
 

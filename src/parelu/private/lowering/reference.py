@@ -37,7 +37,6 @@ from parelu.private.lowering.ops import (
 from parelu.private.lowering.program import Program
 
 BATCH = 50
-MODULUS = 1 << 59  # of the ring
 EXACT = 1 << 53  # float64 holds all integers below
 
 Signed = NDArray[np.int64]
@@ -161,14 +160,14 @@ def _rounded(x: Signed, bits: int) -> Signed:
 def replay(
     lowered: Lowered, image: Tensor, client: Mapping[int, NDArray[Any]], relu: str, truncation: str = "local"
 ) -> NDArray[np.uint64]:
-    """The last value of one inference, (classes,) below 2^59, given the client's shares of it.
+    """The last value of one inference, (classes,) below the ring's modulus, given the client's shares of it.
 
     client: number of a value → the client's share, flat: of the input and of each linear op's output, and of an
     activation's output at its ReLUs, then its squares; the squares' own share before truncation under −number.
     relu: "full" looks at all bits of the input, every other protocol at m. truncation: "exact" has a ReLU divide what
     the truncation in front of it reads.
     """
-    program = lowered.program
+    program, modulo = lowered.program, _Modulo(lowered.program.ring.bits)
     given = {number: share.astype(np.int64) for number, share in client.items()}
     values = [integers_of(program, image[None])]
     shares = [given[0].reshape(values[0].shape)]
@@ -178,59 +177,78 @@ def replay(
             y = _modular_products(op, integers["weight"], x) + _bias(op, integers)
             share = given[number + 1].reshape(y.shape)
         elif isinstance(op, Truncate):
-            y, share = _truncated(x, c, op.bits)
+            y, share = modulo.truncated(x, c, op.bits)
         elif isinstance(op, Activation):
-            y, share = _replayed_activation(op, integers, x, c, given, number + 1, relu)
+            y, share = _replayed_activation(modulo, op, integers, x, c, given, number + 1, relu)
             before = program.ops[op.source - 1] if op.source else op
             if truncation == "exact" and isinstance(before, Truncate):
                 whole, own = (both[before.source].reshape(-1)[op.relus] for both in (values, shares))
-                y.reshape(-1)[op.relus] = _divided(whole, own, before.bits, op.bits, relu)
+                y.reshape(-1)[op.relus] = modulo.divided(whole, own, before.bits, op.bits, relu)
         else:
             y, share = (_rearranged(op, [both[i] for i in sources(op)]) for both in (values, shares))
-        values.append(_wrapped(y))
+        values.append(modulo.wrapped(y))
         shares.append(share)
-    return (values[-1][0] % MODULUS).astype(np.uint64)
+    return modulo.least(values[-1][0])
 
 
 def _replayed_activation(
-    op: Activation, integers: Integers, x: Signed, c: Signed, given: Mapping[int, Signed], number: int, relu: str
+    modulo: _Modulo,
+    op: Activation,
+    integers: Integers,
+    x: Signed,
+    c: Signed,
+    given: Mapping[int, Signed],
+    number: int,
+    relu: str,
 ) -> tuple[Signed, Signed]:
     y, share = x.reshape(-1).copy(), c.reshape(-1).copy()
     z = y[op.relus]
-    bits = 59 if relu == "full" else op.bits
+    bits = modulo.bits if relu == "full" else op.bits
     y[op.relus] = np.where(z >> (bits - 1) & 1, 0, z)
     if len(op.squares):
-        y[op.squares] = _truncated(_polynomial(integers, y[op.squares]), given[-number], op.truncation)[0]
+        y[op.squares] = modulo.truncated(_polynomial(integers, y[op.squares]), given[-number], op.truncation)[0]
     share[op.relus], share[op.squares] = np.split(given[number], [len(op.relus)])
     return y.reshape(x.shape), share.reshape(c.shape)
 
 
-def _truncated(x: Signed, client: Signed, bits: int) -> tuple[Signed, Signed]:
-    """x as the parties divide it by 2^bits, and the client's share of that (SecureML, section 4.1).
+@dataclasses.dataclass(frozen=True)
+class _Modulo:
+    """What the parties do modulo 2^bits, on int64, which wraps at a multiple of it."""
 
-    The client shifts its share, taken from 0 to 2^59; the server shifts the negative of its own, and negates.
-    """
-    share = client % MODULUS >> bits
-    return share - ((client - x) % MODULUS >> bits), share
+    bits: int
 
+    def least(self, x: Signed) -> NDArray[np.uint64]:
+        """The representative from 0 on."""
+        return x.astype(np.uint64) % np.uint64(1 << self.bits) if self.bits < 64 else x.astype(np.uint64)
 
-def _divided(x: Signed, client: Signed, cut: int, bits: int, relu: str) -> Signed:
-    """relu(x / 2^cut), rounded to the nearest, as the parties find it given the client's share of x."""
-    x = x + (np.int64(1) << np.int64(cut - 1))
-    if relu == "full":
-        return np.maximum(_wrapped(x), 0) >> cut
-    total = client % MODULUS + (x - client) % MODULUS  # x + 2^59, but for a wrap
-    negative = x >> (min(bits + cut, 59) - 1) & 1
-    return np.where(negative, 0, (total - MODULUS) >> cut)
+    def wrapped(self, x: Signed) -> Signed:
+        """The representative in [−2^(bits − 1), 2^(bits − 1))."""
+        spare = np.int64(64 - self.bits)
+        return x << spare >> spare
 
+    def truncated(self, x: Signed, client: Signed, cut: int) -> tuple[Signed, Signed]:
+        """x as the parties divide it by 2^cut, and the client's share of that (SecureML, section 4.1).
 
-def _wrapped(x: Signed) -> Signed:
-    """The representative modulo 2^59 in [−2^58, 2^58); int64 wraps at a multiple of 2^59."""
-    return (x + MODULUS // 2) % MODULUS - MODULUS // 2
+        The client shifts its share, taken from 0 to 2^bits; the server shifts the negative of its own, and negates.
+        """
+        share, negative = (self.least(part) // np.uint64(1 << cut) for part in (client, client - x))
+        return (share - negative).astype(np.int64), share.astype(np.int64)
+
+    def divided(self, x: Signed, client: Signed, cut: int, bits: int, relu: str) -> Signed:
+        """relu(x / 2^cut), rounded to the nearest, as the parties find it given the client's share of x."""
+        x = x + (np.int64(1) << np.int64(cut - 1))
+        if relu == "full":
+            return np.maximum(self.wrapped(x), 0) >> cut
+        # Their shares from 0 on add up to x + 2^bits, but for a wrap; the sum may not fit in 64 bits.
+        step, mine, theirs = np.uint64(1 << cut), self.least(client), self.least(x - client)
+        quotient = mine // step + theirs // step + (mine % step + theirs % step) // step
+        quotient -= np.uint64(1 << self.bits - cut)
+        negative = x >> (min(bits + cut, self.bits) - 1) & 1
+        return np.where(negative, 0, quotient.astype(np.int64))
 
 
 def _modular_products(op: Op, weight: Signed, x: Signed) -> Signed:
-    """W·x of (batch, …) by int64, which wraps: right modulo 2^59 for any x."""
+    """W·x of (batch, …) by int64, which wraps: right in every ring for any x."""
     match op:
         case Linear():
             return x @ weight.T
@@ -274,7 +292,7 @@ def _polynomial(integers: Integers, z: Signed) -> Signed:
 
 
 def _rearranged(op: Op, values: Sequence[Signed]) -> Signed:
-    """What an op without a secret makes of (batch, …) integers, or of shares modulo 2^59."""
+    """What an op without a secret makes of (batch, …) integers, or of shares modulo 2^64."""
     x = values[0]
     match op:
         case Add():

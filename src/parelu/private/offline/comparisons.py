@@ -19,13 +19,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.dcf import CHUNK, Key, correction_blocks, parts, rooted
+from parelu.private.crypto.dcf import CHUNK, FLAG, Key, correction_blocks, parts, rooted
 from parelu.private.crypto.garbling import TOP, chunks
 from parelu.private.crypto.hash import OT_DOMAIN, Hash
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ot_extension import ExtensionReceiver, ExtensionSender, message_bytes
 from parelu.private.crypto.prg import Blocks, Stream
-from parelu.private.crypto.ring import Ring, reduce
+from parelu.private.crypto.ring import Elements
 from parelu.private.transport.channel import Channel
 
 MOST_BITS = 16
@@ -48,7 +48,7 @@ class Connection(Protocol):
 
 def make(
     offline: Connection, party: int, permutation: bytes, own: Stream, count: int, bits: int
-) -> tuple[Key, Ring, Ring]:
+) -> tuple[Key, Elements, Elements]:
     """A party's (key, share of r, share of r_t·(1, r)) as `ClientOffline.comparison` says; party: the client is 0."""
     levels, roots = bits - 1, own.blocks(count)
     choices = own.bits(bits * count).reshape(bits, count)
@@ -57,19 +57,19 @@ def make(
     if party:
         weights[:, :, 0] = np.uint64(1) << np.arange(bits, dtype=np.uint64)[:, None]
     low = transfers.times(slice(0, bits), slice(0, count), VALUE, weights)[:, :, 0].sum(0, dtype=np.uint64)
-    r = reduce(low + (own.ring(count) << np.uint64(bits)))
+    r = low + (own.elements(count) << np.uint64(bits))
     one_and_r = np.stack([np.full(count, party, np.uint64), r], 1)
     top = transfers.times(slice(levels, bits), slice(0, count), TOP_BIT, one_and_r[None])[0]
-    betas = reduce(one_and_r - np.uint64(2) * top)
+    betas = one_and_r - np.uint64(2) * top
     corrections = np.empty((correction_blocks(levels, count), 2), np.uint64)
     together, hash = max(1, MEMORY >> levels + 4), Hash(permutation)
     for part in chunks(count, CHUNK):
-        each, last = parts(corrections, levels, part)
+        each = parts(corrections, levels, part)
         for few in chunks(part.stop - part.start, together):
             trees = slice(part.start + few.start, part.start + few.stop)
             grown = _Trees(offline, party, hash, transfers, trees, roots[trees], betas[trees])
-            each[:, :, few], last[few] = grown.corrections(levels)
-    return Key(permutation, party, levels, roots, corrections), r, reduce(top)
+            each[:, :, few] = grown.corrections(levels)
+    return Key(permutation, party, levels, roots, corrections), r, top
 
 
 class _Transfers:
@@ -87,13 +87,13 @@ class _Transfers:
         self._offered = offline.sender.extend(theirs, bits.size).reshape(*bits.shape, 2)
         self._first, offline.compared = offline.compared, offline.compared + bits.size
 
-    def times(self, rows: slice, part: slice, use: int, values: Ring) -> Ring:
+    def times(self, rows: slice, part: slice, use: int, values: Elements) -> Elements:
         """A share of bit · value, (rows, n, 2), of bits shared by XOR and values shared by addition."""
         bits = self.bits[rows, part].astype(np.uint64)[:, :, None]
-        zero, one, chosen = (reduce(pad) for pad in self._pads(rows, part, use))
+        zero, one, chosen = self._pads(rows, part, use)
         # mine ⊕ other = mine + (1 − 2·mine)·other: the other party chooses that multiple of this one's value, or 0.
-        theirs = self._swap(reduce(zero - one + (np.uint64(1) - np.uint64(2) * bits) * values))
-        return reduce(bits * values - zero + chosen + bits * theirs)
+        theirs = self._swap(zero - one + (np.uint64(1) - np.uint64(2) * bits) * values)
+        return bits * values - zero + chosen + bits * theirs
 
     def masked(self, rows: slice, part: slice, use: int, blocks: Blocks) -> Blocks:
         """A share of bit · block, (rows, n, 2), of bits and blocks shared by XOR."""
@@ -138,52 +138,50 @@ class _Trees:
     transfers: _Transfers
     part: slice
     roots: Blocks
-    betas: Ring
+    betas: Elements
 
-    def corrections(self, levels: int) -> tuple[NDArray[np.uint64], Blocks]:
-        """(levels, 2, c, 2) of the levels, (c, 2) of the leaves: what `dcf.correct` makes of the same secrets."""
+    def corrections(self, levels: int) -> NDArray[np.uint64]:
+        """(levels, 2, c, 2): what `dcf.correct` makes of the same secrets."""
         count = len(self.roots)
         nodes = rooted(self.roots, self.party)[:, None]
         sums = np.zeros((count, 2), np.uint64)  # a share of what α's path has added up to so far
         out = np.empty((levels, 2, count, 2), np.uint64)
         values, signs = [], []
-        for level in range(levels):
+        for level in range(levels - 1):
             signs.append(self._colour_on_path(nodes))
-            nodes, value, sums, out[level, 0], change = self._level(
-                nodes, sums, slice(levels - 1 - level, levels - level)
-            )
+            row = slice(levels - 1 - level, levels - level)
+            nodes, value, sums, out[level, 0] = self._level(nodes, sums, row)
             values.append(value)
-            out[level, 1] = 0
-            out[level, 1, :, 1] = change
-        signs.append(self._colour_on_path(nodes))
-        values.append(reduce(self._signed(nodes.sum(1, dtype=np.uint64)) - sums))
+        signs += [self._colour_on_path(nodes)] * 2
+        values += self._last_level(nodes, sums)
         opened = self._with_signs(np.stack(signs), np.stack(values))
-        out[:, 1] |= opened[:-1]
-        return out, opened[-1]
+        out[:-1, 1], out[-1] = opened[:-2], opened[-2:]
+        return out
 
-    def _level(self, nodes: Blocks, sums: Ring, row: slice) -> tuple[Blocks, Ring, Ring, Blocks, Ring]:
-        """The children, shares of the level's value and of the path's sum, the correction of a child and its change."""
+    def _last_level(self, nodes: Blocks, sums: Elements) -> tuple[Elements, Elements]:
+        """Shares of its left and its right value."""
+        left, right = (self._signed(side) for side in _values(self.hash, nodes))
+        payload = self.transfers.times(slice(0, 1), self.part, PAYLOAD, self.betas[None])[0]
+        return left - sums + payload, right - sums
+
+    def _level(self, nodes: Blocks, sums: Elements, row: slice) -> tuple[Blocks, Elements, Elements, Blocks]:
+        """The children, shares of the level's value and of the path's sum, and the correction of a child."""
         children, added, mixed = _grow(self.hash, nodes)
         left, right = (self._signed(side) for side in added)
-        lost = right + self.transfers.times(row, self.part, SIDES, reduce(left - right)[None])[0]
+        lost = right + self.transfers.times(row, self.part, SIDES, (left - right)[None])[0]
         payload = self.transfers.times(row, self.part, PAYLOAD, self.betas[None])[0]
         node = mixed[1] ^ self.transfers.masked(row, self.part, NODE, (mixed[0] ^ mixed[1])[None])[0]
         bit = self.transfers.bits[row, self.part][0].astype(np.uint64) << np.uint64(63)
         always = np.uint64(0) if self.party else TOP
-        node[:, 1] = node[:, 1] & ~TOP | (mixed[0, :, 1] ^ bit ^ always) & TOP
         change = (mixed[0, :, 1] ^ mixed[1, :, 1] ^ always) & TOP
-        node, change = self._opened(node, change)
-        value = reduce(lost - sums + payload)
-        kernels.correct_children(nodes, node, change, children)
+        node[:, 1] = node[:, 1] & ~(TOP | FLAG) | (mixed[0, :, 1] ^ bit ^ always) & TOP | change >> np.uint64(1)
+        node ^= exchange(self.offline, self.party, node).view(np.uint64).reshape(node.shape)
+        value = lost - sums + payload
+        kernels.correct_children(nodes, node, children)
         count, width = nodes.shape[:2]
-        return children.reshape(count, 2 * width, 2), value, reduce(sums + value - (left + right - lost)), node, change
+        return children.reshape(count, 2 * width, 2), value, sums + value - (left + right - lost), node
 
-    def _opened(self, node: Blocks, change: Ring) -> tuple[Blocks, Ring]:
-        own = np.column_stack([node, change])
-        both = own ^ exchange(self.offline, self.party, own).view(np.uint64).reshape(own.shape)
-        return np.ascontiguousarray(both[:, :2]), np.ascontiguousarray(both[:, 2])
-
-    def _signed(self, sums: Ring) -> Ring:
+    def _signed(self, sums: Elements) -> Elements:
         """A share of party 1's less party 0's."""
         return sums if self.party else np.uint64(0) - sums
 
@@ -193,16 +191,16 @@ class _Trees:
         shared = ones >> np.uint64(1) ^ (ones if self.party else np.uint64(0))
         return (shared & np.uint64(1)).astype(np.uint8)
 
-    def _with_signs(self, signs: NDArray[np.uint8], values: Ring) -> Ring:
+    def _with_signs(self, signs: NDArray[np.uint8], values: Elements) -> Elements:
         """(−1)^sign·value, opened; signs: (rows, c), shared by XOR; values: (rows, c, 2), by addition."""
         rows, count = signs.shape
         flipped = _Transfers(self.offline, self.party, signs).times(slice(0, rows), slice(0, count), SIGN, values)
-        own = reduce(values - np.uint64(2) * flipped)
+        own = values - np.uint64(2) * flipped
         theirs = exchange(self.offline, self.party, own).view(np.uint64).reshape(own.shape)
-        return reduce(own + theirs)
+        return own + theirs
 
 
-def _grow(hash: Hash, nodes: Blocks) -> tuple[Blocks, Ring, Blocks]:
+def _grow(hash: Hash, nodes: Blocks) -> tuple[Blocks, Elements, Blocks]:
     """(c, w, 2) nodes → children (c, w, 2, 2), before correction; sums of left and right values and the XOR of left
     and right children, (2, c, 2) each."""
     count, width = nodes.shape[:2]
@@ -214,3 +212,17 @@ def _grow(hash: Hash, nodes: Blocks) -> tuple[Blocks, Ring, Blocks]:
         permuted = hash.permuted(scratch)
         kernels.grow(scratch.operands, permuted, part.start, width, children[part], added, mixed)
     return children.reshape(count, width, 2, 2), added, mixed
+
+
+def _values(hash: Hash, nodes: Blocks) -> Elements:
+    """The sums of left and right values of (c, w, 2) nodes, (2, c, 2)."""
+    count, width = nodes.shape[:2]
+    flat, added = nodes.reshape(-1, 2), np.zeros((2, count, 2), np.uint64)
+    for part in chunks(len(flat), NODES):
+        scratch = hash.scratch(2, part.stop - part.start)
+        scratch.operands[:] = flat[part]
+        scratch.operands[:, :, 0] ^= np.array([[1], [3]], np.uint64)
+        found = (hash.permuted(scratch) ^ scratch.operands).reshape(2, -1, min(width, part.stop - part.start), 2)
+        trees = slice(part.start // width, part.start // width + found.shape[1])
+        added[:, trees] += found.sum(2, dtype=np.uint64)
+    return added

@@ -16,9 +16,9 @@ from parelu.private.crypto.dcf import Key, correct, correction_blocks
 from parelu.private.crypto.garbling import with_colour
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
-from parelu.private.crypto.ring import Ring, reduce
+from parelu.private.crypto.ring import Elements
 from parelu.private.lowering.ops import Op
-from parelu.private.offline.mode import Mode, Package
+from parelu.private.offline.mode import Keep, Mode, Package
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
 from parelu.private.transport.channel import Channel
@@ -34,29 +34,29 @@ class DealtClient(ClientOffline):
     def stream(self, number: int, what: str) -> Stream:
         return Stream(self.seed, "client", what, number)
 
-    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
-        return self.stream(number, "linear").ring(count)
+    def linear(self, number: int, op: Op, share: Elements, count: int) -> Elements:
+        return self.stream(number, "linear").elements(count)
 
     def labels(self, number: int, first: int, bits: NDArray[np.uint8]) -> Blocks:
         return self.stream(number, "labels").blocks(*bits.shape)
 
-    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
-        return self.stream(number, "random ot").ring(len(choices))
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Elements:
+        return self.stream(number, "random ot").elements(len(choices))
 
     def tables(self, number: int, blocks: int) -> Blocks:
         assert self.channel is not None
         return self.channel.receive("tabl", 16 * blocks).view(np.uint64).reshape(-1, 2)
 
-    def product(self, number: int, first: int, values: Ring) -> Ring:
-        return self.stream(number, "product").ring(len(values))
+    def product(self, number: int, first: int, values: Elements) -> Elements:
+        return self.stream(number, "product").elements(len(values))
 
-    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
-        u, v = self.stream(number, "square").ring(2, len(share))
+    def square(self, number: int, share: Elements) -> tuple[Elements, Elements]:
+        u, v = self.stream(number, "square").elements(2, len(share))
         return u, v
 
-    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+    def comparison(self, number: int, share: Elements, bits: int) -> tuple[Key, Elements, Elements]:
         count, levels, own = len(share), bits - 1, self.stream(number, "comparison")
-        roots, r, top = own.blocks(count), own.ring(count), own.ring(count, 2)
+        roots, r, top = own.blocks(count), own.elements(count), own.elements(count, 2)
         corrections = self.tables(number, correction_blocks(levels, count))
         return Key(self.permutation, 0, levels, roots, corrections), r, top
 
@@ -68,7 +68,7 @@ class Mirror(DealtClient):
         super().__init__(seed, bytes(SEED_BYTES), None)
         self.asked: dict[tuple[str, int], Any] = {}
 
-    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
+    def linear(self, number: int, op: Op, share: Elements, count: int) -> Elements:
         result = super().linear(number, op, share, count)
         self.asked["linear", number] = share, result
         return result
@@ -78,7 +78,7 @@ class Mirror(DealtClient):
         self.asked["labels", number] = bits
         return result
 
-    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Elements:
         result = super().random_ot(number, first, choices)
         self.asked["random ot", number] = choices, result
         return result
@@ -86,17 +86,17 @@ class Mirror(DealtClient):
     def tables(self, number: int, blocks: int) -> Blocks:
         return np.empty((0, 2), np.uint64)
 
-    def product(self, number: int, first: int, values: Ring) -> Ring:
+    def product(self, number: int, first: int, values: Elements) -> Elements:
         result = super().product(number, first, values)
         self.asked["product", number] = values, result
         return result
 
-    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
+    def square(self, number: int, share: Elements) -> tuple[Elements, Elements]:
         result = super().square(number, share)
         self.asked["square", number] = (share, *result)
         return result
 
-    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+    def comparison(self, number: int, share: Elements, bits: int) -> tuple[Key, Elements, Elements]:
         result = super().comparison(number, share, bits)
         self.asked["comparison", number] = (share, *result)
         return result
@@ -118,9 +118,9 @@ class Dealer(ServerOffline):
     def _asked(self, what: str, number: int) -> Any:
         return self.mirror.asked.pop((what, number))
 
-    def linear(self, number: int, op: Op) -> Ring:
+    def linear(self, number: int, op: Op) -> Elements:
         share, result = self._asked("linear", number)
-        return reduce(self.model.maps[number](share).reshape(-1) - result)
+        return self.model.maps[number](share).reshape(-1) - result
 
     def labels(self, number: int, first: int, wires: int, count: int) -> Blocks:
         bits = self._asked("labels", number)
@@ -128,36 +128,38 @@ class Dealer(ServerOffline):
         labels ^= (np.uint64(0) - bits.astype(np.uint64))[:, :, None] & self.delta
         return labels
 
-    def random_ot(self, number: int, first: int, count: int) -> tuple[Ring, Ring]:
+    def random_ot(self, number: int, first: int, count: int) -> tuple[Elements, Elements]:
         choices, chosen = self._asked("random ot", number)
-        other = Stream(self.seed, "random ot", number).ring(count)
+        other = Stream(self.seed, "random ot", number).elements(count)
         return np.where(choices == 0, chosen, other), np.where(choices == 0, other, chosen)
 
     def send_tables(self, number: int, tables: Blocks) -> None:
         layers = (*self.model.terms.program.layers, OUTPUT)
         self.outgoing.append((layers[number - 1], tables))
 
-    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Ring:
+    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Elements:
         values, theirs = self._asked("product", number)
-        return reduce(bits * values - theirs)
+        return bits * values - theirs
 
-    def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
+    def square(self, number: int, c1: Elements, c2: Elements) -> tuple[Elements, Elements, Elements]:
         share, u, v = self._asked("square", number)
         # Neither party has a: the dealer draws it from both seeds.
-        a = Stream(self.seed, "square", number).ring(len(share)) + self.mirror.stream(number, "a").ring(len(share))
-        return reduce(share - a), reduce(np.uint64(2) * c2 * a - u), reduce(c1 * a + c2 * a * a - v)
+        a = Stream(self.seed, "square", number).elements(len(share)) + self.mirror.stream(number, "a").elements(
+            len(share)
+        )
+        return share - a, np.uint64(2) * c2 * a - u, c1 * a + c2 * a * a - v
 
-    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Elements, Key, Elements, Elements]:
         share, theirs, their_r, their_top = self._asked("comparison", number)
         own = Stream(self.seed, "comparison", number)
-        roots, our_r = own.blocks(count), own.ring(count)
-        r = reduce(their_r + our_r)  # neither party has it
+        roots, our_r = own.blocks(count), own.elements(count)
+        r = their_r + our_r  # neither party has it
         one_and_r, top = np.stack([np.ones_like(r), r], 1), (r >> np.uint64(bits - 1) & np.uint64(1))[:, None]
-        betas = reduce((np.uint64(1) - np.uint64(2) * top) * one_and_r)
+        betas = (np.uint64(1) - np.uint64(2) * top) * one_and_r
         corrections = correct(self.permutation, bits - 1, r, betas, (theirs.roots, roots))
         self.send_tables(number, corrections)
         key = Key(self.permutation, 1, bits - 1, roots, corrections)
-        return reduce(share + r), key, our_r, reduce(top * one_and_r - their_top)
+        return share + r, key, our_r, top * one_and_r - their_top
 
 
 class _Dealt(Package):
@@ -195,7 +197,7 @@ class Dealt(Mode):
     def server(self, channel: Channel, context: bytes, model: Model) -> None:
         return None
 
-    def client(self, channel: Channel, context: bytes, terms: Terms) -> None:
+    def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> None:
         return None
 
     def serve(self, channel: Channel, state: None, model: Model, *, audited: bool = False) -> Material:

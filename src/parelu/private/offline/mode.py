@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from parelu import registry
 from parelu.errors import ProtocolError, UserError
-from parelu.private.crypto.ring import BITS
+from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.ops import Activation
 from parelu.private.lowering.program import Program
 from parelu.private.protocol.correlations import ClientOffline
 from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
+
+DEFAULT = "seal"
+
+
+Progress = Callable[[int, int], None]  # what is done, and of how much
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclasses.dataclass
+class Keep:
+    """What a party brings to a mode that makes and sends something once.
+
+    queries: inferences that a client expects to ask for. folder: where it is kept, None for memory alone. progress: of
+    making or sending it. notice: is told in one line what went wrong without harm. loaded: what a client has in memory
+    already, by digest.
+    """
+
+    queries: int = 1
+    folder: Path | None = None
+    progress: Progress = silent
+    notice: Callable[[str], None] = lambda line: None
+    loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Deviation(ProtocolError):
@@ -32,6 +60,7 @@ class Mode(abc.ABC):
     """An offline mode.
 
     threat_model: whom the privacy of its rows rests on; third_party: whether that is anybody but the two.
+    ring_bits: of the widest ring that it computes in, which programs for it are made for.
     packages: whether material can be made before a client comes.
     comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
     audits: whether a phase can be opened when it is over: the client shows what it drew, the server checks that its
@@ -41,13 +70,21 @@ class Mode(abc.ABC):
     name: ClassVar[str]
     threat_model: ClassVar[str]
     third_party: ClassVar[bool] = True  # unless it says otherwise: clients accept such a mode by its name alone
+    ring_bits: ClassVar[int] = 64
     packages: ClassVar[bool] = False
     audits: ClassVar[bool] = False
     comparisons: ClassVar[str]
-    most_bits: ClassVar[int] = BITS
+    most_bits: ClassVar[int] = 64
 
     def check_terms(self, program: Program, relu: Relu) -> None:
-        """Raises UserError where the mode cannot make what the ReLU protocol consumes."""
+        """Raises UserError where the mode does not compute in the program's ring, or cannot make what the ReLU protocol
+        consumes."""
+        if program.ring.bits > self.ring_bits:
+            able = " or ".join(name for name, mode in modes().items() if mode.ring_bits >= program.ring.bits)
+            raise UserError(
+                f"the program's ring has {program.ring.bits} bits; offline mode {self.name} computes in at most "
+                f"{self.ring_bits}: give --offline {able}, or lower the network again for {self.name}"
+            )
         widths = [
             (op.bits, layer)
             for op, layer in zip(program.ops, program.layers, strict=True)
@@ -72,13 +109,20 @@ class Mode(abc.ABC):
     def check(self, model: Model) -> None:  # noqa: B027
         """Raises UserError where the mode cannot run this model."""
 
+    def make(self, model: Model, keep: Keep | None = None) -> str:
+        """Make what the mode makes once for a model, or take what was kept; the digest that clients pin.
+
+        "" where it makes nothing. What was made is kept with the model, so that to ask again costs nothing.
+        """
+        return ""
+
     @abc.abstractmethod
     def server(self, channel: Channel, context: bytes, model: Model) -> Any:
         """Set a connection up; context: what both parties have seen of it. Returns the state for `serve`."""
 
     @abc.abstractmethod
-    def client(self, channel: Channel, context: bytes, terms: Terms) -> Any:
-        """The other end; returns the state for `fetch`."""
+    def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> Any:
+        """The other end; returns the state for `fetch`. digest: as the server's `make` gave it, by its offer."""
 
     @abc.abstractmethod
     def serve(self, channel: Channel, state: Any, model: Model, *, audited: bool = False) -> Material:
@@ -106,3 +150,8 @@ class Mode(abc.ABC):
 def modes() -> dict[str, Mode]:
     """Name → mode: those in `parelu.private.offline`, and those of plugins."""
     return registry.instances(Mode, "parelu.private.offline")
+
+
+def ring_for(offline: str) -> Ring:
+    """The ring of programs that are made for this offline mode."""
+    return Ring(modes()[offline].ring_bits)

@@ -19,18 +19,17 @@ from typing import ClassVar
 import numpy as np
 
 from parelu.errors import ProtocolError, UserError
-from parelu.fusion.composition import Convolution
 from parelu.fusion.packing import Packing, packing
-from parelu.network import ops
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream
-from parelu.private.crypto.ring import BITS, Ring, encode, reduce
+from parelu.private.crypto.ring import Elements, encode
+from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lower import Lowered
-from parelu.private.lowering.ops import Conv, Linear, Op, Shape
+from parelu.private.lowering.ops import Op
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
-from parelu.private.offline.mode import Deviation, Mode
-from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
+from parelu.private.offline.mode import Deviation, Keep, Mode
+from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
 
@@ -47,16 +46,6 @@ def norm(lowered: Lowered, packed: dict[int, Packing]) -> int:
     return found
 
 
-def width(lowered: Lowered) -> int:
-    """m with |w| < 2^(m − 1) for every weight of a single value and c2: the client is told by how many transfers."""
-    single = [1]
-    for number, op in enumerate(lowered.program.ops):
-        if not isinstance(op, (Conv, Linear)):
-            integers = lowered.weights.get(number, {})
-            single += [int(np.abs(integers[name]).max(initial=0)) for name in ("weight", "c2") if name in integers]
-    return max(single).bit_length() + 1
-
-
 def parameters(lowered: Lowered, packed: dict[int, Packing]) -> he.Parameters:
     """Raises UserError where none are secure and exact."""
     coefficients = sum(math.prod(lowered.program.shapes[number]) for number in packed)
@@ -65,26 +54,14 @@ def parameters(lowered: Lowered, packed: dict[int, Packing]) -> he.Parameters:
 
 def packings(program: Program) -> dict[int, Packing]:
     """Value → how the layer that makes it is packed; raises ValueError where one does not fit."""
-    numbered = enumerate(program.ops, start=1)
-    return {
-        number: packing(convolution(op, program.shapes[op.source]))
-        for number, op in numbered
-        if isinstance(op, (Conv, Linear))
-    }
-
-
-def convolution(op: Conv | Linear, source: Shape) -> Convolution:
-    """An op on a source of this shape; a matrix is a convolution of a 1×1 map."""
-    if isinstance(op, Linear):
-        return Convolution(source[0], op.outputs, (1, 1))
-    inputs, *size = source
-    return Convolution(inputs, op.outputs, ops.two(size), op.kernel, op.stride, op.padding, op.groups)
+    return {layer.number: packing(layer.shape) for layer in layers(program)}
 
 
 class _Server(ObliviousServer):
     def __init__(self, channel: Channel, context: bytes, model: Model) -> None:
         super().__init__(channel, context)
         self.model, self.packings = model, packings(model.terms.program)
+        self.ring = model.terms.program.ring
         self.parameters, self.width = parameters(model.lowered, self.packings), width(model.lowered)
         self.uploads: list[np.ndarray] | None = None  # of an audited query
         with channel.measured("offline", "keys"):
@@ -113,9 +90,9 @@ class _Server(ObliviousServer):
             if not all(audit.is_fresh(upload) for upload in uploads):
                 raise Deviation("an audit: a ciphertext of the client's is no fresh encryption")
 
-    def linear(self, number: int, op: Op) -> Ring:
+    def linear(self, number: int, op: Op) -> Elements:
         program, weights = self.model.terms.program, self.model.lowered.weights[number - 1]["weight"]
-        mask = Stream(self.seed, "linear", number).ring(math.prod(program.shapes[number]))
+        mask = Stream(self.seed, "linear", number).elements(math.prod(program.shapes[number]))
         if number not in self.packings:
             return self.multiply(encode(weights.reshape(-1)), self.width)
         packed = self.packings[number]
@@ -138,23 +115,14 @@ class _Server(ObliviousServer):
             self.uploads.append(upload)
         return upload
 
-    def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
-        """With a = a_s + a_c, a_c the client's share of x: u = 2·c2·a, v = c1·a + c2·a², and x − a = x_s − a_s."""
-        own = Stream(self.seed, "square", number).ring(len(c1))
-        times_share = self.multiply(reduce(c1 + np.uint64(2) * c2 * own), BITS)
-        times_both = self.multiply(np.concatenate([c2, c2]), self.width)
-        twice, squared = np.split(times_both, 2)
-        u = reduce(np.uint64(2) * c2 * own + twice)
-        v = reduce(c1 * own + c2 * own * own + times_share + squared)
-        return reduce(np.uint64(0) - own), u, v
-
 
 class _Client(ObliviousClient):
     def __init__(self, channel: Channel, context: bytes, program: Program) -> None:
         super().__init__(channel, context)
         with channel.measured("offline", "keys"):
             choice, self.width = SIZES.unpack(channel.receive("size", SIZES.size).tobytes())
-        if choice >= len(he.CHOICES) or not 2 <= self.width < BITS:
+        self.ring = program.ring
+        if choice >= len(he.CHOICES) or not 2 <= self.width < self.ring.bits:
             raise ProtocolError(f"the server states parameters {choice} and weights of {self.width} bits")
         self.parameters = he.CHOICES[choice]
         try:
@@ -169,8 +137,8 @@ class _Client(ObliviousClient):
             self.he = he.Client(self.parameters, Stream(self.seed, "ciphertexts"))
             self.channel.send("hkey", self.he.public_key())
 
-    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
-        flat = reduce(share.reshape(-1))
+    def linear(self, number: int, op: Op, share: Elements, count: int) -> Elements:
+        flat = share.reshape(-1)
         if number not in self.packings:
             return self.multiply(flat, self.width)
         packed = self.packings[number]
@@ -184,17 +152,12 @@ class _Client(ObliviousClient):
                 out[positions] = self.he.decrypt(answer, coefficients)
         return out
 
-    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
-        times_share = self.multiply(share, BITS)
-        both = np.concatenate([reduce(np.uint64(2) * share), reduce(share * share)])
-        twice, squared = np.split(self.multiply(both, self.width), 2)
-        return twice, reduce(times_share + squared)
-
 
 class HomomorphicEncryption(Mode):
     name: ClassVar[str] = "seal"
     threat_model: ClassVar[str] = "semi-honest; no third party"
     third_party: ClassVar[bool] = False
+    ring_bits: ClassVar[int] = he.BITS
     comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
     most_bits: ClassVar[int] = MOST_BITS
     audits: ClassVar[bool] = True
@@ -203,13 +166,13 @@ class HomomorphicEncryption(Mode):
         try:
             packed = packings(model.terms.program)
         except ValueError as error:
-            raise UserError(f"offline mode he cannot run this network: {error}") from error
+            raise UserError(f"offline mode {self.name} cannot run this network: {error}") from error
         parameters(model.lowered, packed)
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model)
 
-    def client(self, channel: Channel, context: bytes, terms: Terms) -> _Client:
+    def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> _Client:
         return _Client(channel, context, terms.program)
 
     def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:

@@ -26,13 +26,25 @@ from parelu.private.crypto.ot_extension import (
     trees_bytes,
 )
 from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
-from parelu.private.crypto.ring import BITS, Ring, reduce
+from parelu.private.crypto.ring import Elements, Ring
+from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.ops import Conv, Linear
 from parelu.private.offline import comparisons
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
-from parelu.private.transport.channel import Channel, ring_of
+from parelu.private.transport.channel import Channel, elements_of
 
 BITS_TIMES, INTEGERS_TIMES = OT_DOMAIN + 1, OT_DOMAIN + 2  # uses of a transfer, for its tweak
 AT_ONCE = 1 << 18  # transfers of a product of integers
+
+
+def width(lowered: Lowered) -> int:
+    """m with |w| < 2^(m − 1) for every weight of a single value and c2: the client is told by how many transfers."""
+    single = [1]
+    for number, op in enumerate(lowered.program.ops):
+        if not isinstance(op, (Conv, Linear)):
+            integers = lowered.weights.get(number, {})
+            single += [int(np.abs(integers[name]).max(initial=0)) for name in ("weight", "c2") if name in integers]
+    return max(single).bit_length() + 1
 
 
 class _Inferences:
@@ -55,7 +67,13 @@ class _Inferences:
 
 
 class ObliviousServer(_Inferences, ServerOffline):
-    """The server of one connection; `begin` starts an inference."""
+    """The server of one connection; `begin` starts an inference.
+
+    ring: the program's; width: of its single factors, in bits. The offline mode sets both.
+    """
+
+    ring: Ring
+    width: int
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         choices = _delta()
@@ -76,33 +94,33 @@ class ObliviousServer(_Inferences, ServerOffline):
         message = self.channel.receive("labl", message_bytes(wires * count))
         return self.sender.extend(message, wires * count).reshape(wires, count, 2)
 
-    def random_ot(self, number: int, first: int, count: int) -> tuple[Ring, Ring]:
+    def random_ot(self, number: int, first: int, count: int) -> tuple[Elements, Elements]:
         message = self.channel.receive("rand", message_bytes(count))
         return random_ot_sender(self.sender.extend(message, count), self.delta, self.hash, first)
 
     def send_tables(self, number: int, tables: Blocks) -> None:
         self.channel.send("tabl", tables)
 
-    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Ring:
+    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Elements:
         return self._chosen(bits, first, BITS_TIMES)
 
-    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Elements, Key, Elements, Elements]:
         own = Stream(self.seed, "comparison", number)
         key, r, top = comparisons.make(self, 1, self.permutation, own, count, bits)
-        theirs = ring_of(self.channel.receive("shft", 8 * count))
-        return reduce(theirs + r), key, r, top
+        theirs = elements_of(self.channel.receive("shft", 8 * count))
+        return theirs + r, key, r, top
 
-    def _chosen(self, bits: NDArray[np.uint8], first: int, use: int) -> Ring:
+    def _chosen(self, bits: NDArray[np.uint8], first: int, use: int) -> Elements:
         """A share of bits · (the client's values), (n,)."""
         message, rows = self.receiver.extend(bits)
         self.channel.send("prod", message)
-        corrections = ring_of(self.channel.receive("prod", 8 * len(bits)))
-        return reduce(random_ot_receiver(rows, self.hash, first, use) + bits * corrections)
+        corrections = elements_of(self.channel.receive("prod", 8 * len(bits)))
+        return random_ot_receiver(rows, self.hash, first, use) + bits * corrections
 
-    def multiply(self, factors: Ring, width: int) -> Ring:
+    def multiply(self, factors: Elements, width: int) -> Elements:
         """The server's share, (n,), of factors · (the client's values), by a transfer a bit (Gilboa 1999).
 
-        width: bits of a factor: in two's complement, or BITS for ring elements.
+        width: bits of a factor, in two's complement; 64 for any element.
         """
         out = np.zeros(len(factors), np.uint64)
         for part in _parts(len(factors), width):
@@ -110,11 +128,24 @@ class ObliviousServer(_Inferences, ServerOffline):
             shares = self._chosen(bits.astype(np.uint8).reshape(-1), self._multiplied, INTEGERS_TIMES)
             self._multiplied += bits.size
             out[part] = shares.reshape(width, -1).sum(0)
-        return reduce(out)
+        return out
+
+    def square(self, number: int, c1: Elements, c2: Elements) -> tuple[Elements, Elements, Elements]:
+        """With a = a_s + a_c, a_c the client's share of x: u = 2·c2·a, v = c1·a + c2·a², and x − a = x_s − a_s."""
+        own = Stream(self.seed, "square", number).elements(len(c1))
+        times_share = self.multiply(c1 + np.uint64(2) * c2 * own, self.ring.bits)
+        times_both = self.multiply(np.concatenate([c2, c2]), self.width)
+        twice, squared = np.split(times_both, 2)
+        u = np.uint64(2) * c2 * own + twice
+        v = c1 * own + c2 * own * own + times_share + squared
+        return np.uint64(0) - own, u, v
 
 
 class ObliviousClient(_Inferences, ClientOffline):
-    """The client of one connection; `begin` starts an inference."""
+    """The client of one connection; as `ObliviousServer`."""
+
+    ring: Ring
+    width: int
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         choices = _delta()
@@ -138,7 +169,7 @@ class ObliviousClient(_Inferences, ClientOffline):
         self.channel.send("labl", message)
         return rows.reshape(*bits.shape, 2)
 
-    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Elements:
         message, rows = self.receiver.extend(choices)
         self.channel.send("rand", message)
         return random_ot_receiver(rows, self.hash, first)
@@ -146,34 +177,39 @@ class ObliviousClient(_Inferences, ClientOffline):
     def tables(self, number: int, blocks: int) -> Blocks:
         return self.channel.receive("tabl", 16 * blocks).view(np.uint64).reshape(-1, 2)
 
-    def product(self, number: int, first: int, values: Ring) -> Ring:
+    def product(self, number: int, first: int, values: Elements) -> Elements:
         return self._offered(values, first, BITS_TIMES)
 
-    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+    def comparison(self, number: int, share: Elements, bits: int) -> tuple[Key, Elements, Elements]:
         own = self.stream(number, "comparison")
         key, r, top = comparisons.make(self, 0, self.permutation, own, len(share), bits)
-        self.channel.send("shft", reduce(share + r))
+        self.channel.send("shft", share + r)
         return key, r, top
 
-    def _offered(self, values: Ring, first: int, use: int) -> Ring:
+    def _offered(self, values: Elements, first: int, use: int) -> Elements:
         message = self.channel.receive("prod", message_bytes(len(values)))
         rows = self.sender.extend(message, len(values))
         zero, one = random_ot_sender(rows, self.sender.delta, self.hash, first, use)
-        self.channel.send("prod", reduce(zero - one + values))
-        return reduce(np.uint64(0) - zero)
+        self.channel.send("prod", zero - one + values)
+        return np.uint64(0) - zero
 
-    def multiply(self, values: Ring, width: int) -> Ring:
+    def multiply(self, values: Elements, width: int) -> Elements:
         """The client's share, (n,), of (the server's factors) · values; width: as `ObliviousServer.multiply`."""
         weights = np.uint64(1) << np.arange(width, dtype=np.uint64)
-        if width < BITS:
-            weights[-1:] = np.uint64(0) - weights[-1:]  # the sign of two's complement
+        weights[-1:] = np.uint64(0) - weights[-1:]  # the sign of two's complement
         out = np.zeros(len(values), np.uint64)
         for part in _parts(len(values), width):
-            offered = reduce(weights[:, None] * values[part])
+            offered = weights[:, None] * values[part]
             shares = self._offered(offered.reshape(-1), self._multiplied, INTEGERS_TIMES)
             self._multiplied += offered.size
             out[part] = shares.reshape(width, -1).sum(0)
-        return reduce(out)
+        return out
+
+    def square(self, number: int, share: Elements) -> tuple[Elements, Elements]:
+        times_share = self.multiply(share, self.ring.bits)
+        both = np.concatenate([np.uint64(2) * share, share * share])
+        twice, squared = np.split(self.multiply(both, self.width), 2)
+        return twice, times_share + squared
 
 
 def _delta() -> NDArray[np.uint8]:

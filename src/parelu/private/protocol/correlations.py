@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from parelu.private.crypto.dcf import Key
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks, Stream
-from parelu.private.crypto.ring import Ring
+from parelu.private.crypto.ring import Elements
 from parelu.private.lowering.ops import Op
 
 
@@ -36,7 +36,7 @@ class ClientOffline(abc.ABC):
         """The client's own randomness for a value: the masks that become its shares, choice bits."""
 
     @abc.abstractmethod
-    def linear(self, number: int, op: Op, share: Ring, count: int) -> Ring:
+    def linear(self, number: int, op: Op, share: Elements, count: int) -> Elements:
         """The client's share, (count,), of W·share; the server's is `ServerOffline.linear`."""
 
     @abc.abstractmethod
@@ -44,7 +44,7 @@ class ClientOffline(abc.ABC):
         """Active labels (wires, n, 2) of the client's input bits (wires, n)."""
 
     @abc.abstractmethod
-    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Ring:
+    def random_ot(self, number: int, first: int, choices: NDArray[np.uint8]) -> Elements:
         """Of the server's two random elements, the chosen one, (n,)."""
 
     @abc.abstractmethod
@@ -52,15 +52,15 @@ class ClientOffline(abc.ABC):
         """Garbled tables (blocks, 2) from the server."""
 
     @abc.abstractmethod
-    def product(self, number: int, first: int, values: Ring) -> Ring:
+    def product(self, number: int, first: int, values: Elements) -> Elements:
         """The client's share of (the server's bit) · values, (n,)."""
 
     @abc.abstractmethod
-    def square(self, number: int, share: Ring) -> tuple[Ring, Ring]:
+    def square(self, number: int, share: Elements) -> tuple[Elements, Elements]:
         """Shares of 2·c2·a and c1·a + c2·a² for a random a; the client's half of the opening E = x − a goes now."""
 
     @abc.abstractmethod
-    def comparison(self, number: int, share: Ring, bits: int) -> tuple[Key, Ring, Ring]:
+    def comparison(self, number: int, share: Elements, bits: int) -> tuple[Key, Elements, Elements]:
         """(key, share of r, shares of r_t·(1, r)), the last (n, 2), for a random r that neither party knows.
 
         r_t is bit `bits` − 1 of r, r_0 the bits below it. The key's function is (1 − 2·r_t)·(1, r) at points below r_0.
@@ -83,7 +83,7 @@ class ServerOffline(abc.ABC):
         return first
 
     @abc.abstractmethod
-    def linear(self, number: int, op: Op) -> Ring:
+    def linear(self, number: int, op: Op) -> Elements:
         """The server's share, flat, of W·(the client's share)."""
 
     @abc.abstractmethod
@@ -91,7 +91,7 @@ class ServerOffline(abc.ABC):
         """Zero labels (wires, count, 2) of the client's input bits."""
 
     @abc.abstractmethod
-    def random_ot(self, number: int, first: int, count: int) -> tuple[Ring, Ring]:
+    def random_ot(self, number: int, first: int, count: int) -> tuple[Elements, Elements]:
         """Two random elements an instance, of which the client has one."""
 
     @abc.abstractmethod
@@ -99,13 +99,13 @@ class ServerOffline(abc.ABC):
         """Hand garbled tables (blocks, 2) to the client."""
 
     @abc.abstractmethod
-    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Ring:
+    def product(self, number: int, first: int, bits: NDArray[np.uint8]) -> Elements:
         """The server's share of bits · (the client's values), (n,)."""
 
     @abc.abstractmethod
-    def square(self, number: int, c1: Ring, c2: Ring) -> tuple[Ring, Ring, Ring]:
+    def square(self, number: int, c1: Elements, c2: Elements) -> tuple[Elements, Elements, Elements]:
         """(shift, u, v): E = x_s + shift for the server's share x_s of x; u and v as `ClientOffline.square`."""
 
     @abc.abstractmethod
-    def comparison(self, number: int, count: int, bits: int) -> tuple[Ring, Key, Ring, Ring]:
+    def comparison(self, number: int, count: int, bits: int) -> tuple[Elements, Key, Elements, Elements]:
         """(shift, …): x + r = x_s + shift for the server's share x_s of x; the rest as `ClientOffline.comparison`."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from parelu.errors import UserError
 from parelu.private.crypto.codec import Encodable, dump, load
 from parelu.private.crypto.kernels import kernels
-from parelu.private.crypto.ring import LinearMap, Ring, encode, reduce, truncate_client, truncate_server
+from parelu.private.crypto.ring import Elements, LinearMap, encode
 from parelu.private.lowering.encode import bias_of, linear_map
 from parelu.private.lowering.lower import Integers, Lowered
 from parelu.private.lowering.ops import Activation, Conv, Op, Truncate, local, sources
@@ -29,7 +29,7 @@ from parelu.private.lowering.program import Program
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import Relu, relus
 from parelu.private.protocol.reveal import Reveal
-from parelu.private.transport.channel import Channel, ring_of
+from parelu.private.transport.channel import Channel, elements_of
 
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
@@ -99,16 +99,21 @@ class Terms:
 
 
 class Model:
-    """What the server has: the terms, the secret integers, and the linear layers ready to apply."""
+    """What the server has: the terms, the secret integers, and the linear layers ready to apply.
+
+    made: by the name of an offline mode, what it makes once.
+    """
 
     def __init__(self, lowered: Lowered, relu: Relu, reveal: Reveal, truncation: str = "local") -> None:
         self.lowered, self.terms = lowered, Terms(lowered.program, relu, reveal, truncation)
         ops = enumerate(lowered.program.ops, start=1)
-        self.maps = {number: linear_map(op, lowered.weights[number - 1]) for number, op in ops if op.is_secret}
+        weights, ring = lowered.weights, lowered.program.ring
+        self.maps = {number: linear_map(op, weights[number - 1], ring) for number, op in ops if op.is_secret}
         self.followers = _followers(lowered.program, self.maps)
+        self.made: dict[str, Any] = {}
 
 
-def _followers(program: Program, maps: Mapping[int, Callable[[Ring], Ring]]) -> dict[int, dict[int, LinearMap]]:
+def _followers(program: Program, maps: Mapping[int, Callable[[Elements], Elements]]) -> dict[int, dict[int, LinearMap]]:
     """Activation → the convolutions that read it, where it is sparse enough to apply them in two parts."""
     numbered = list(enumerate(program.ops, start=1))
     convs = {
@@ -149,14 +154,14 @@ class Material:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Squares(Encodable, kind="squares"):
-    offset: Ring  # the client's mask of the output; the server's shift of the opening
-    u: Ring
-    v: Ring
+    offset: Elements  # the client's mask of the output; the server's shift of the opening
+    u: Elements
+    v: Elements
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ClientMaterial(Encodable, kind="inference, client"):
-    mask: Ring  # of the input
+    mask: Elements  # of the input
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]
     output: Any
@@ -164,13 +169,13 @@ class _ClientMaterial(Encodable, kind="inference, client"):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ServerMaterial(Encodable, kind="inference, server"):
-    summands: Mapping[int, Ring]  # of secret ops: the share of the product, and the bias
+    summands: Mapping[int, Elements]  # of secret ops: the share of the product, and the bias
     relus: Mapping[int, Any]
     squares: Mapping[int, _Squares]
     output: Any
 
 
-def _walk(program: Program, first_value: Ring, make: Callable[[int, Op, Sequence[Ring]], Ring]) -> Ring:
+def _walk(program: Program, first_value: Elements, make: Callable[[int, Op, Sequence[Elements]], Elements]) -> Elements:
     """One party's share of the last value; `make` gives those of secret ops, truncations and activations, given the
     number, the op, and the values before it."""
     values = [first_value]
@@ -197,38 +202,37 @@ class _ClientWalk:
 
     def material(self) -> Material:
         program, reveal = self.terms.program, self.terms.reveal
-        mask = self.offline.stream(0, "mask").ring(1, *program.input_shape)
-        last = reduce(_walk(program, mask, self._share))[0]
+        mask = self.offline.stream(0, "mask").elements(1, *program.input_shape)
+        last = program.ring.reduce(_walk(program, mask, self._share))[0]
         with self.measure(OUTPUT):
             first = self.offline.numbers(reveal.instances(program.classes))
             number = len(program.ops) + 1
             output = reveal.prepare_client(self.offline, number, first, last, program.output_bits)
         return Material(_ClientMaterial(mask, self.relus, self.squares, output))
 
-    def _share(self, number: int, op: Op, values: Sequence[Ring]) -> Ring:
+    def _share(self, number: int, op: Op, values: Sequence[Elements]) -> Elements:
         """Of the value that the op makes of these shares."""
-        source = values[op.source]
+        source, program = values[op.source], self.terms.program
         if isinstance(op, Truncate):
-            return truncate_client(source, op.bits)
-        program = self.terms.program
+            return program.ring.truncate_client(source, op.bits)
         shape = (1, *program.shapes[number])
         with self.measure(program.layers[number - 1]):
             if isinstance(op, Activation):
                 return self._activation(number, op, values).reshape(shape)
             return self.offline.linear(number, op, source, math.prod(shape)).reshape(shape)
 
-    def _activation(self, number: int, op: Activation, values: Sequence[Ring]) -> Ring:
-        flat = reduce(values[op.source].reshape(-1))
+    def _activation(self, number: int, op: Activation, values: Sequence[Elements]) -> Elements:
+        flat, ring = values[op.source].reshape(-1), self.terms.program.ring
         out = flat.copy()
         if len(op.relus):
             first = self.offline.numbers(len(op.relus))
             read, cut = self.terms.reads(op)
-            share = reduce(values[read].reshape(-1)[op.relus])
-            ready = self.terms.relu.prepare_client(self.offline, number, first, share, op.bits, cut)
+            share = values[read].reshape(-1)[op.relus]
+            ready = self.terms.relu.prepare_client(self.offline, number, first, share, op.bits, cut, ring)
             self.relus[number] = ready
             out[op.relus] = ready.mask
         if len(op.squares):
-            fresh = self.offline.stream(number, "square mask").ring(len(op.squares))
+            fresh = self.offline.stream(number, "square mask").elements(len(op.squares))
             self.squares[number] = _Squares(fresh, *self.offline.square(number, flat[op.squares]))
             out[op.squares] = fresh
         return out
@@ -244,7 +248,7 @@ class _ServerWalk:
 
     def __init__(self, model: Model, offline: ServerOffline, measure: Measure) -> None:
         self.model, self.offline, self.measure = model, offline, measure
-        self.summands: dict[int, Ring] = {}
+        self.summands: dict[int, Elements] = {}
         self.relus: dict[int, Any] = {}
         self.squares: dict[int, _Squares] = {}
 
@@ -260,50 +264,51 @@ class _ServerWalk:
         return Material(_ServerMaterial(self.summands, self.relus, self.squares, output))
 
     def _prepare(self, number: int, op: Op, integers: Integers) -> None:
+        program, relu = self.model.terms.program, self.model.terms.relu
         if op.is_secret:
-            shape = self.model.terms.program.shapes[number]
+            shape = program.shapes[number]
             bias = np.broadcast_to(encode(bias_of(op, integers)), shape)
             self.summands[number] = self.offline.linear(number, op).reshape(shape) + bias
         elif isinstance(op, Activation):
             if len(op.relus):
                 first, count = self.offline.numbers(len(op.relus)), len(op.relus)
                 _, cut = self.model.terms.reads(op)
-                ready = self.model.terms.relu.prepare_server(self.offline, number, first, count, op.bits, cut)
+                ready = relu.prepare_server(self.offline, number, first, count, op.bits, cut, program.ring)
                 self.relus[number] = ready
             if len(op.squares):
                 c1, c2 = (encode(integers[name]) for name in ("c1", "c2"))
                 self.squares[number] = _Squares(*self.offline.square(number, c1, c2))
 
 
-def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], images: NDArray[np.int64]) -> Ring:
+def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], images: NDArray[np.int64]) -> Elements:
     """The client's online phase; images of one query share its rounds, and have a material each.
 
     images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
-    reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1).
+    reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1), as elements of its ring.
     """
     program: Program = terms.program
     contents: list[_ClientMaterial] = [material.take() for material in materials]
     with channel.measured("online", INPUT):
         masks = np.concatenate([content.mask for content in contents])
-        channel.send("inpt", reduce(encode(images) - masks))
+        channel.send("inpt", encode(images) - masks)
     for number, op in enumerate(program.ops, start=1):
         if isinstance(op, Activation):
             with channel.measured("online", program.layers[number - 1]):
-                answers = [_answer(channel, terms.relu, number, op, content) for content in contents]
+                answers = [_answer(channel, terms, number, op, content) for content in contents]
                 channel.send("mask", *itertools.chain(*answers))
     with channel.measured("online", OUTPUT):
-        return np.stack([terms.reveal.answer(channel, content.output) for content in contents])
+        return program.ring.reduce(np.stack([terms.reveal.answer(channel, content.output) for content in contents]))
 
 
-def _answer(channel: Channel, relu: Relu, number: int, op: Activation, content: _ClientMaterial) -> list[Any]:
+def _answer(channel: Channel, terms: Terms, number: int, op: Activation, content: _ClientMaterial) -> list[Any]:
     answers: list[Any] = []
     if len(op.relus):
-        answers += relu.answer(channel, content.relus[number])
+        answers += terms.relu.answer(channel, content.relus[number])
     if len(op.squares):
         square = content.squares[number]
-        opened = ring_of(channel.receive("sqre", 8 * len(op.squares)))
-        share = reduce(opened * square.u + square.v)
-        answers.append(reduce(truncate_client(share, op.truncation) - square.offset))
+        opened = elements_of(channel.receive("sqre", 8 * len(op.squares)))
+        share = terms.program.ring.truncate_client(opened * square.u + square.v, op.truncation)
+        answers.append(share - square.offset)
     return answers
 
 
@@ -311,22 +316,22 @@ def infer_server(channel: Channel, model: Model, materials: Sequence[Material]) 
     """The server's online phase, for as many images as materials."""
     terms, program = model.terms, model.terms.program
     contents: list[_ServerMaterial] = [material.take() for material in materials]
-    ahead: dict[int, Ring] = {}
+    ahead: dict[int, Elements] = {}
     shape = (len(contents), *program.input_shape)
     with channel.measured("online", INPUT):
-        share = ring_of(channel.receive("inpt", 8 * math.prod(shape))).reshape(shape)
+        share = elements_of(channel.receive("inpt", 8 * math.prod(shape))).reshape(shape)
 
-    def make(number: int, op: Op, values: Sequence[Ring]) -> Ring:
+    def make(number: int, op: Op, values: Sequence[Elements]) -> Elements:
         source = values[op.source]
         if isinstance(op, Truncate):
-            return truncate_server(source, op.bits)
+            return program.ring.truncate_server(source, op.bits)
         with channel.measured("online", program.layers[number - 1]):
             if isinstance(op, Activation):
                 return _activate(channel, model, number, op, contents, values, ahead)
             product = ahead.pop(number) if number in ahead else model.maps[number](source)
             return product + np.stack([content.summands[number] for content in contents])
 
-    last = reduce(_walk(program, share, make))
+    last = program.ring.reduce(_walk(program, share, make))
     with channel.measured("online", OUTPUT):
         for content, values in zip(contents, last, strict=True):
             terms.reveal.open(channel, content.output, values)
@@ -338,18 +343,18 @@ def _activate(
     number: int,
     op: Activation,
     contents: Sequence[_ServerMaterial],
-    values: Sequence[Ring],
-    ahead: dict[int, Ring],
-) -> Ring:
+    values: Sequence[Elements],
+    ahead: dict[int, Elements],
+) -> Elements:
     """The server's shares of the activation's outputs; values: its shares of those before.
 
     While the client works on its answer, the convolutions that follow are applied to the identity positions, whose
     shares are known; `ahead` gets their products, complete when this returns.
     """
-    (read, cut), layers = model.terms.reads(op), model.terms.program.layers
-    shares = reduce(values[op.source])
+    (read, cut), program = model.terms.reads(op), model.terms.program
+    layers, shares = program.layers, values[op.source].copy()
     flat = shares.reshape(len(shares), -1)
-    at_relus, at_squares = reduce(values[read].reshape(len(shares), -1)[:, op.relus]), flat[:, op.squares]
+    at_relus, at_squares = values[read].reshape(len(shares), -1)[:, op.relus], flat[:, op.squares]
     opens = [
         _open(channel, model.terms.relu, number, op, content, *at)
         for content, *at in zip(contents, at_relus, at_squares, strict=True)
@@ -366,8 +371,8 @@ def _activate(
             flat[index, op.relus] = model.terms.relu.close(content.relus[number], compared, answer[:relus_due])
         if len(op.squares):
             integers, square = model.lowered.weights[number - 1], content.squares[number]
-            found = _square(integers, square, opened, op.truncation)
-            flat[index, op.squares] = reduce(found + ring_of(answer[relus_due:]))
+            found = program.ring.truncate_server(_square(integers, square, opened), op.truncation)
+            flat[index, op.squares] = found + elements_of(answer[relus_due:])
     positions = np.concatenate([op.relus, op.squares])
     for follower, map_ in followers.items():
         with channel.measured("online", layers[follower - 1]):
@@ -382,21 +387,20 @@ def _open(
     number: int,
     op: Activation,
     content: _ServerMaterial,
-    at_relus: Ring,
-    at_squares: Ring,
-) -> tuple[Any, Ring]:
+    at_relus: Elements,
+    at_squares: Elements,
+) -> tuple[Any, Elements]:
     """Send what one image's activation opens; returns what closes its ReLUs, and x − a of its squares."""
     compared, opened = None, at_squares
     if len(op.relus):
         compared = relu.open(channel, content.relus[number], at_relus)
     if len(op.squares):
-        opened = reduce(at_squares + content.squares[number].offset)
+        opened = at_squares + content.squares[number].offset
         channel.send("sqre", opened)
     return compared, opened
 
 
-def _square(integers: Integers, square: _Squares, opened: Ring, truncation: int) -> Ring:
-    """The server's share of c0 + c1·x + c2·x², truncated."""
+def _square(integers: Integers, square: _Squares, opened: Elements) -> Elements:
+    """The server's share of c0 + c1·x + c2·x², not truncated."""
     c0, c1, c2 = (encode(integers[name]) for name in ("c0", "c1", "c2"))
-    full = c0 + opened * (c1 + opened * c2) + opened * square.u + square.v
-    return truncate_server(full, truncation)
+    return c0 + opened * (c1 + opened * c2) + opened * square.u + square.v

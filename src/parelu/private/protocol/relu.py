@@ -19,7 +19,7 @@ from parelu.private.crypto.garbling import CHUNK, Clear, Evaluator, Garbler, Mac
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.prg import Blocks, Stream
-from parelu.private.crypto.ring import Ring, reduce
+from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.transport.channel import Channel
 
@@ -30,7 +30,8 @@ class Relu(abc.ABC):
     """A ReLU protocol. It is stateless: what a party keeps for an inference is in the material it prepares.
 
     Its output is relu(x / 2^cut), rounded to the nearest, halves up: with a cut above 0 it does the truncation that is
-    in front of it, exactly. bits: m, |x / 2^cut| < 2^(m − 1).
+    in front of it, exactly. bits: m, |x / 2^cut| < 2^(m − 1); ring: the program's, in which shares add up to x and
+    to the output; their bits above it are anything.
     """
 
     name: ClassVar[str]
@@ -39,15 +40,19 @@ class Relu(abc.ABC):
     truncates: ClassVar[bool] = False  # it takes a cut above 0
 
     @abc.abstractmethod
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int, cut: int) -> Any:
+    def prepare_client(
+        self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int, cut: int, ring: Ring
+    ) -> Any:
         """Material for n ReLUs whose share, (n,), the client knows; `.mask` is its share of the outputs."""
 
     @abc.abstractmethod
-    def prepare_server(self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int) -> Any:
+    def prepare_server(
+        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int, ring: Ring
+    ) -> Any:
         """The server's material for the same ReLUs."""
 
     @abc.abstractmethod
-    def open(self, channel: Channel, material: Any, share: Ring) -> Any:
+    def open(self, channel: Channel, material: Any, share: Elements) -> Any:
         """Server → client, given the server's share (n,); then its own work, while the client is at its. Returns what
         `close` takes."""
 
@@ -60,7 +65,7 @@ class Relu(abc.ABC):
         """Length of the answer."""
 
     @abc.abstractmethod
-    def close(self, material: Any, opened: Any, answer: NDArray[np.uint8]) -> Ring:
+    def close(self, material: Any, opened: Any, answer: NDArray[np.uint8]) -> Elements:
         """Server: its share of the outputs, (n,). opened: of `open`."""
 
 
@@ -69,17 +74,17 @@ def relus() -> dict[str, Relu]:
     return registry.instances(Relu, "parelu.private.protocol")
 
 
-def planes(values: Ring, bits: int) -> NDArray[np.uint8]:
+def planes(values: Elements, bits: int) -> NDArray[np.uint8]:
     """The lowest bits of (n,) values as (bits, n) of 0 and 1."""
     return ((values >> np.arange(bits, dtype=np.uint64)[:, None]) & np.uint64(1)).astype(np.uint8)
 
 
-def halved(share: Ring, cut: int) -> Ring:
+def halved(share: Elements, cut: int) -> Elements:
     """The server's share of x + 2^cut/2: rounded down after that, x / 2^cut is rounded to the nearest."""
-    return reduce(share + np.uint64(1 << cut >> 1))
+    return share + np.uint64(1 << cut >> 1)
 
 
-def words(bits: NDArray[np.uint8]) -> Ring:
+def words(bits: NDArray[np.uint8]) -> Elements:
     """The inverse of `planes`."""
     return (bits.astype(np.uint64) << np.arange(len(bits), dtype=np.uint64)[:, None]).sum(0, dtype=np.uint64)
 
@@ -125,7 +130,7 @@ def open_bytes(count: int, server_wires: int) -> int:
 
 
 def open_labels(
-    channel: Channel, seed: bytes, number: int, delta: Blocks, values: Ring, server_wires: int, chunk: int = CHUNK
+    channel: Channel, seed: bytes, number: int, delta: Blocks, values: Elements, server_wires: int, chunk: int = CHUNK
 ) -> None:
     """Send the active labels of the server's input bits, chunk by chunk; the zero labels come from the seed again."""
     own = Stream(seed, "labels", number)

@@ -7,7 +7,7 @@ below it; likewise x̂_t and x̂_0. Subtraction without what is above gives bit 
 
 the bracket being the borrow. s = 1 where x is negative, for |x| < 2^(m − 1). v is affine in the comparison: a key with
 the payload (1 − 2·r_t)·(1, r), and shares of r_t·(1, r), give shares of v and v·r. x̂_t is public, so s and s·r are
-affine in these, and with all 59 bits of x̂ and r
+affine in these, and with all bits of x̂ and r
 
     s·(1, r) = x̂_t·(1, r) + (1 − 2·x̂_t)·v·(1, r)
     relu(x) = x − s·(x̂ − r) = x − x̂·s + s·r
@@ -30,30 +30,30 @@ from numpy.typing import NDArray
 
 from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.dcf import Key
-from parelu.private.crypto.ring import Ring, reduce
+from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import Relu
-from parelu.private.transport.channel import Channel, ring_of
+from parelu.private.transport.channel import Channel, elements_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Client(Encodable, kind="fss, client"):
-    share: Ring
-    mask: Ring
+    share: Elements
+    mask: Elements
     key: Key
-    r: Ring
-    top: Ring  # of r_t·(1, r), (n, 2)
+    r: Elements
+    top: Elements  # of r_t·(1, r), (n, 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Server(Encodable, kind="fss, server"):
-    shift: Ring
+    shift: Elements
     key: Key
-    r: Ring
-    top: Ring
+    r: Elements
+    top: Elements
 
 
-def _relu(party: int, key: Key, r: Ring, top: Ring, opened: Ring, share: Ring) -> Ring:
+def _relu(party: int, key: Key, r: Elements, top: Elements, opened: Elements, share: Elements) -> Elements:
     """A party's share of relu(x), (n,), modulo 2^64; r, top, share: its shares of r, r_t·(1, r) and x; opened: x̂."""
     above = opened >> np.uint64(key.levels) & np.uint64(1)  # x̂_t
     v, v_r = (key.evaluate(opened) + top).T
@@ -69,28 +69,28 @@ class Fss(Relu):
     compares: ClassVar[bool] = True
 
     def prepare_client(
-        self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int, cut: int
+        self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int, cut: int, ring: Ring
     ) -> _Client:
-        mask = offline.stream(number, "mask").ring(len(share))
+        mask = offline.stream(number, "mask").elements(len(share))
         return _Client(share, mask, *offline.comparison(number, share, bits))
 
     def prepare_server(
-        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int
+        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int, ring: Ring
     ) -> _Server:
         return _Server(*offline.comparison(number, count, bits))
 
-    def open(self, channel: Channel, material: _Server, share: Ring) -> Ring:
-        opened = reduce(share + material.shift)
+    def open(self, channel: Channel, material: _Server, share: Elements) -> Elements:
+        opened = share + material.shift
         channel.send("open", opened)
         return _relu(1, material.key, material.r, material.top, opened, share)
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
-        opened = ring_of(channel.receive("open", 8 * len(material.share)))
+        opened = elements_of(channel.receive("open", 8 * len(material.share)))
         output = _relu(0, material.key, material.r, material.top, opened, material.share)
-        return (reduce(output - material.mask),)
+        return (output - material.mask,)
 
     def answer_bytes(self, count: int, cut: int) -> int:
         return 8 * count
 
-    def close(self, material: _Server, opened: Ring, answer: NDArray[np.uint8]) -> Ring:
-        return reduce(opened + ring_of(answer))
+    def close(self, material: _Server, opened: Elements, answer: NDArray[np.uint8]) -> Elements:
+        return opened + elements_of(answer)

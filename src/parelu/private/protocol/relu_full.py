@@ -1,4 +1,4 @@
-"""ReLU protocol `full`: relu(x) − mask inside one garbled circuit over all 59 bits, as in DELPHI (2020, section 4.1).
+"""ReLU protocol `full`: relu(x) − mask in one garbled circuit over the ring's bits, as in DELPHI (2020, section 4.1).
 
 The client gets the output's colours and sends them back; only the server can decode them.
 
@@ -20,7 +20,7 @@ from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import Machine, masked_relu
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks
-from parelu.private.crypto.ring import BITS, Ring, reduce
+from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import (
     Circuit,
@@ -34,13 +34,13 @@ from parelu.private.protocol.relu import (
     table_blocks,
     words,
 )
-from parelu.private.transport.channel import Channel, ring_of
+from parelu.private.transport.channel import Channel, elements_of
 
 
 @functools.cache
-def _circuit(cut: int) -> Circuit:
+def _circuit(ring: Ring, cut: int) -> Circuit:
     def circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> list[Any]:
-        return masked_relu(machine, client[:BITS], server, client[BITS:], cut)
+        return masked_relu(machine, client[: ring.bits], server, client[ring.bits :], cut)
 
     return circuit
 
@@ -49,8 +49,9 @@ def _circuit(cut: int) -> Circuit:
 class _Client(Encodable, kind="full, client"):
     hash: Hash
     first: int
+    ring: Ring
     cut: int
-    mask: Ring
+    mask: Elements
     labels: Blocks
     tables: Blocks
 
@@ -59,9 +60,10 @@ class _Client(Encodable, kind="full, client"):
 class _Server(Encodable, kind="full, server"):
     seed: bytes
     number: int
+    ring: Ring
     cut: int
     delta: Blocks
-    permutation: Ring
+    permutation: Elements
 
 
 class Full(Relu):
@@ -69,35 +71,37 @@ class Full(Relu):
     truncates: ClassVar[bool] = True
 
     def prepare_client(
-        self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int, cut: int
+        self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int, cut: int, ring: Ring
     ) -> _Client:
-        mask = offline.stream(number, "mask").ring(len(share))
-        inputs = np.concatenate([planes(reduce(share), BITS), planes(mask, BITS)])
+        mask = offline.stream(number, "mask").elements(len(share))
+        inputs = np.concatenate([planes(share, ring.bits), planes(mask, ring.bits)])
         labels = offline.labels(number, first, inputs)
-        tables = offline.tables(number, table_blocks(_circuit(cut), 2 * BITS, BITS, len(share)))
-        return _Client(offline.hash, first, cut, mask, labels, tables)
+        tables = offline.tables(number, table_blocks(_circuit(ring, cut), 2 * ring.bits, ring.bits, len(share)))
+        return _Client(offline.hash, first, ring, cut, mask, labels, tables)
 
     def prepare_server(
-        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int
+        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int, ring: Ring
     ) -> _Server:
-        zeros = offline.labels(number, first, 2 * BITS, count)
-        tables, permutation = garble(_circuit(cut), offline, number, first, zeros, BITS)
+        zeros = offline.labels(number, first, 2 * ring.bits, count)
+        tables, permutation = garble(_circuit(ring, cut), offline, number, first, zeros, ring.bits)
         offline.send_tables(number, tables)
-        return _Server(offline.seed, number, cut, offline.delta, words(permutation))
+        return _Server(offline.seed, number, ring, cut, offline.delta, words(permutation))
 
-    def open(self, channel: Channel, material: _Server, share: Ring) -> None:
-        channel.announce("full", open_bytes(len(share), BITS))
+    def open(self, channel: Channel, material: _Server, share: Elements) -> None:
+        bits = material.ring.bits
+        channel.announce("full", open_bytes(len(share), bits))
         rounded = halved(share, material.cut)
-        open_labels(channel, material.seed, material.number, material.delta, rounded, BITS)
+        open_labels(channel, material.seed, material.number, material.delta, rounded, bits)
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
-        channel.expect("full", open_bytes(len(material.mask), BITS))
-        circuit = _circuit(material.cut)
-        output = evaluate(circuit, material.hash, channel, material.first, material.labels, BITS, material.tables)
+        bits = material.ring.bits
+        channel.expect("full", open_bytes(len(material.mask), bits))
+        circuit = _circuit(material.ring, material.cut)
+        output = evaluate(circuit, material.hash, channel, material.first, material.labels, bits, material.tables)
         return (words(output),)
 
     def answer_bytes(self, count: int, cut: int) -> int:
         return 8 * count
 
-    def close(self, material: _Server, opened: None, answer: NDArray[np.uint8]) -> Ring:
-        return ring_of(answer) ^ material.permutation
+    def close(self, material: _Server, opened: None, answer: NDArray[np.uint8]) -> Elements:
+        return elements_of(answer) ^ material.permutation

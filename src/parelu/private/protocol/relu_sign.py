@@ -8,11 +8,11 @@ With a bit c drawn by the client offline and e = d ⊕ c sent online,
 
 so that one round trip is enough: 16m + 8 bytes down, 8⅛ up.
 
-**Truncating.** Where x is still to be divided by 2^f, let y_c and y_s be its shares as integers from 0 to 2^59 − 1, the
-server's after it added 2^f/2. They add up to x + 2^f/2 + 2^59, but for a wrap, of probability |x|/2^59. With κ the
-carry of that addition into bit f,
+**Truncating.** Where x is still to be divided by 2^f, let y_c and y_s be its shares as integers from 0 to 2^k − 1, in a
+ring of k bits, the server's after it added 2^f/2. They add up to x + 2^f/2 + 2^k, but for a wrap, of probability
+|x|/2^k. With κ the carry of that addition into bit f,
 
-    x / 2^f, rounded to the nearest, = ⌊y_c/2^f⌋ + (⌊y_s/2^f⌋ − 2^(59 − f)) + κ.
+    x / 2^f, rounded to the nearest, = ⌊y_c/2^f⌋ + (⌊y_s/2^f⌋ − 2^(k − f)) + κ.
 
 Local truncation takes 1 for κ, and a client, which knows y_c, learns of x where it sees the difference. Here the first
 two are the shares that are multiplied, as above, and the circuit sees m + f bits: its adder has κ, and gives
@@ -38,7 +38,7 @@ from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import Machine, sign, sign_and_carry
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks
-from parelu.private.crypto.ring import BITS, Ring, reduce
+from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import (
     Circuit,
@@ -51,7 +51,7 @@ from parelu.private.protocol.relu import (
     planes,
     table_blocks,
 )
-from parelu.private.transport.channel import Channel, bits_of, pack_bits, ring_of
+from parelu.private.transport.channel import Channel, bits_of, elements_of, pack_bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,14 +60,14 @@ class _Client(Encodable, kind="sign, client"):
     first: int
     bits: int  # that the circuit sees
     cut: int
-    share: Ring  # without its lowest bits
-    mask: Ring
+    share: Elements  # without its lowest bits
+    mask: Elements
     labels: Blocks
     tables: Blocks
     choices: NDArray[np.uint8]  # c, and c' with a cut: (1 or 2, n)
-    chosen: Ring
-    product: Ring
-    carry: Ring | None  # of τ
+    chosen: Elements
+    product: Elements
+    carry: Elements | None  # of τ
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,12 +75,13 @@ class _Server(Encodable, kind="sign, server"):
     seed: bytes
     number: int
     bits: int
+    ring: Ring
     cut: int
     delta: Blocks
     permutation: NDArray[np.uint8]  # π, and ρ with a cut: (1 or 2, n)
-    difference: Ring  # of the two random elements
-    constant: Ring
-    carry: Ring | None
+    difference: Elements  # of the two random elements
+    constant: Elements
+    carry: Elements | None
 
 
 @functools.cache
@@ -91,14 +92,14 @@ def _circuit(cut: int) -> Circuit:
     return circuit if cut else sign
 
 
-def _signed(bits: NDArray[np.uint8]) -> Ring:
+def _signed(bits: NDArray[np.uint8]) -> Elements:
     """1 − 2·bits."""
     return np.uint64(1) - np.uint64(2) * bits
 
 
-def _exclusive_or(bit: NDArray[np.uint8], product: Ring) -> Ring:
+def _exclusive_or(bit: NDArray[np.uint8], product: Elements) -> Elements:
     """A party's share of c' ⊕ ρ, from its bit and its share of the product."""
-    return reduce(bit - np.uint64(2) * product)
+    return bit - np.uint64(2) * product
 
 
 class Sign(Relu):
@@ -107,24 +108,24 @@ class Sign(Relu):
     truncates: ClassVar[bool] = True
 
     def prepare_client(
-        self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int, cut: int
+        self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int, cut: int, ring: Ring
     ) -> _Client:
-        count, outputs, bits = len(share), 2 if cut else 1, min(bits + cut, BITS)
-        mask = offline.stream(number, "mask").ring(count)
+        count, outputs, bits = len(share), 2 if cut else 1, min(bits + cut, ring.bits)
+        mask = offline.stream(number, "mask").elements(count)
         choices = offline.stream(number, "choice").bits(outputs * count).reshape(outputs, count)
         labels = offline.labels(number, first, planes(share, bits))
         chosen = offline.random_ot(number, first, choices[0])
         tables = offline.tables(number, table_blocks(_circuit(cut), bits, bits, count))
-        share = share >> np.uint64(cut)
-        values = np.concatenate([reduce(_signed(choices[0]) * share), *choices[1:].astype(np.uint64)])
+        share = ring.reduce(share) >> np.uint64(cut)
+        values = np.concatenate([_signed(choices[0]) * share, *choices[1:].astype(np.uint64)])
         product, *rest = offline.product(number, offline.numbers(len(values)), values).reshape(outputs, count)
         carry = _exclusive_or(choices[1], *rest) if cut else None
         return _Client(offline.hash, first, bits, cut, share, mask, labels, tables, choices, chosen, product, carry)
 
     def prepare_server(
-        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int
+        self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int, ring: Ring
     ) -> _Server:
-        bits = min(bits + cut, BITS)
+        bits = min(bits + cut, ring.bits)
         zeros = offline.labels(number, first, bits, count)
         zero_choice, one_choice = offline.random_ot(number, first, count)
         tables, permutation = garble(_circuit(cut), offline, number, first, zeros, bits)
@@ -133,15 +134,17 @@ class Sign(Relu):
         product, *rest = offline.product(number, offline.numbers(len(flat)), flat).reshape(permutation.shape)
         difference, constant = zero_choice - one_choice, product - zero_choice
         carry = _exclusive_or(permutation[1], *rest) if cut else None
-        return _Server(offline.seed, number, bits, cut, offline.delta, permutation, difference, constant, carry)
+        return _Server(offline.seed, number, bits, ring, cut, offline.delta, permutation, difference, constant, carry)
 
-    def open(self, channel: Channel, material: _Server, share: Ring) -> Ring:
+    def open(self, channel: Channel, material: _Server, share: Elements) -> Elements:
         """Returns the server's share without its lowest bits."""
         channel.announce("sign", open_bytes(len(share), material.bits) + 8 * len(share))
         rounded = halved(share, material.cut)
         open_labels(channel, material.seed, material.number, material.delta, rounded, material.bits)
-        share = (rounded >> np.uint64(material.cut)) - np.uint64(1 << (BITS - material.cut))
-        channel.send_part(reduce(material.difference + _signed(material.permutation[0]) * share))
+        share = material.ring.reduce(rounded) >> np.uint64(material.cut)
+        if material.cut:
+            share -= np.uint64(1 << (material.ring.bits - material.cut))
+        channel.send_part(material.difference + _signed(material.permutation[0]) * share)
         return share
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
@@ -150,18 +153,18 @@ class Sign(Relu):
         decided = evaluate(
             circuit, material.hash, channel, material.first, material.labels, material.bits, material.tables
         )
-        corrections = ring_of(channel.receive_part(8 * count))
+        corrections = elements_of(channel.receive_part(8 * count))
         flips = decided ^ material.choices
         brackets = material.product + material.chosen + material.choices[0] * corrections
         share = decided[0] * material.share + _signed(flips[0]) * brackets
         if material.carry is not None:
             share += flips[1] + _signed(flips[1]) * material.carry
-        return reduce(share - material.mask), pack_bits(flips.reshape(-1))
+        return share - material.mask, pack_bits(flips.reshape(-1))
 
     def answer_bytes(self, count: int, cut: int) -> int:
         return 8 * count + -(-(2 if cut else 1) * count // 8)
 
-    def close(self, material: _Server, opened: Ring, answer: NDArray[np.uint8]) -> Ring:
+    def close(self, material: _Server, opened: Elements, answer: NDArray[np.uint8]) -> Elements:
         share, count = opened, len(opened)
         permutation = material.permutation
         flips = bits_of(answer[8 * count :], permutation.size).reshape(permutation.shape)
@@ -169,4 +172,4 @@ class Sign(Relu):
         own += _signed(flips[0]) * material.constant
         if material.carry is not None:
             own += _signed(flips[1]) * material.carry
-        return reduce(own + ring_of(answer[: 8 * count]))
+        return own + elements_of(answer[: 8 * count])

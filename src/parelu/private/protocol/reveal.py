@@ -28,11 +28,11 @@ from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import argmax, total
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks, Stream
-from parelu.private.crypto.ring import BITS, Ring, encode, reduce
+from parelu.private.crypto.ring import Elements, encode
 from parelu.private.lowering.program import Program
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import evaluate, garble, open_bytes, open_labels, planes, table_blocks, words
-from parelu.private.transport.channel import Channel, bits_of, pack_bits, ring_of
+from parelu.private.transport.channel import Channel, bits_of, elements_of, pack_bits
 
 RANGE_STEPS = 11  # of an output of n bits the low n − 11 are cut unless a step is given
 LEAST_RANGE = 3  # and never more than the low n − 3
@@ -61,7 +61,7 @@ class Reveal(abc.ABC):
 
     def check(self, program: Program) -> None:
         """Raises UserError where the output has no room for the dither."""
-        most = min(program.output_bits, BITS - 1) - LEAST_RANGE
+        most = min(program.output_bits, program.ring.bits - 1) - LEAST_RANGE
         if self.cut > most:
             raise UserError(
                 f"reveal {self.text}: of an output of {program.output_bits} bits at most the low {most} can be cut"
@@ -72,19 +72,19 @@ class Reveal(abc.ABC):
         """Numbers of garbled instances that it takes."""
 
     @abc.abstractmethod
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> Any:
+    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int) -> Any:
         """The client's material; share: of the last value, (classes,), below 2^(bits − 2)."""
 
     @abc.abstractmethod
     def prepare_server(self, offline: ServerOffline, number: int, first: int, classes: int, bits: int) -> Any: ...
 
     @abc.abstractmethod
-    def open(self, channel: Channel, material: Any, share: Ring) -> None:
-        """Server → client, given the server's share of the last value."""
+    def open(self, channel: Channel, material: Any, share: Elements) -> None:
+        """Server → client, given the server's share of the last value, reduced to the program's ring."""
 
     @abc.abstractmethod
-    def answer(self, channel: Channel, material: Any) -> Ring:
-        """Client: what is revealed."""
+    def answer(self, channel: Channel, material: Any) -> Elements:
+        """Client: what is revealed; logits modulo the program's ring."""
 
 
 class Exact(Reveal):
@@ -99,17 +99,17 @@ class Exact(Reveal):
     def instances(self, classes: int) -> int:
         return 0
 
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> Ring:
+    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int) -> Elements:
         return share
 
     def prepare_server(self, offline: ServerOffline, number: int, first: int, classes: int, bits: int) -> None:
         return None
 
-    def open(self, channel: Channel, material: None, share: Ring) -> None:
+    def open(self, channel: Channel, material: None, share: Elements) -> None:
         channel.send("outp", share)
 
-    def answer(self, channel: Channel, material: Ring) -> Ring:
-        return reduce(material + ring_of(channel.receive("outp", 8 * len(material))))
+    def answer(self, channel: Channel, material: Elements) -> Elements:
+        return material + elements_of(channel.receive("outp", 8 * len(material)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,10 +130,10 @@ class _Server(Encodable, kind="reveal, server"):
     permutation: Any  # (outputs, instances)
 
 
-def dither(seed: bytes, number: int, count: int, cut: int) -> Ring:
+def dither(seed: bytes, number: int, count: int, cut: int) -> Elements:
     """(count,): sums of two uniform integers below 2^cut, less 2^(cut − 1)."""
-    parts = Stream(seed, "dither", number).ring(2, count) & np.uint64((1 << cut) - 1)
-    return reduce(parts.sum(0, dtype=np.uint64) - np.uint64(1 << cut >> 1))
+    parts = Stream(seed, "dither", number).elements(2, count) & np.uint64((1 << cut) - 1)
+    return parts.sum(0, dtype=np.uint64) - np.uint64(1 << cut >> 1)
 
 
 class Logits(Reveal):
@@ -147,7 +147,7 @@ class Logits(Reveal):
     def instances(self, classes: int) -> int:
         return classes
 
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> _Client:
+    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int) -> _Client:
         labels = offline.labels(number, first, planes(share, bits))
         tables = offline.tables(number, table_blocks(total, bits, bits, len(share)))
         return _Client(offline.hash, first, bits, labels, tables)
@@ -158,14 +158,14 @@ class Logits(Reveal):
         offline.send_tables(number, tables)
         return _Server(offline.seed, number, bits, offline.delta, permutation[self.cut :])
 
-    def open(self, channel: Channel, material: _Server, share: Ring) -> None:
+    def open(self, channel: Channel, material: _Server, share: Elements) -> None:
         decoding = pack_bits(material.permutation.reshape(-1))
-        dithered = reduce(share + dither(material.seed, material.number, len(share), self.cut))
+        dithered = share + dither(material.seed, material.number, len(share), self.cut)
         channel.announce("logi", open_bytes(len(share), material.bits) + len(decoding))
         open_labels(channel, material.seed, material.number, material.delta, dithered, material.bits)
         channel.send_part(decoding)
 
-    def answer(self, channel: Channel, material: _Client) -> Ring:
+    def answer(self, channel: Channel, material: _Client) -> Elements:
         bits, count = material.bits, material.labels.shape[1]
         high = (bits - self.cut) * count
         channel.expect("logi", open_bytes(count, bits) + -(-high // 8))
@@ -182,10 +182,17 @@ class Label(Reveal):
 
     name: ClassVar[str] = "label"
 
+    def check(self, program: Program) -> None:
+        super().check(program)
+        if self._width(program.output_bits) > program.ring.bits:
+            raise UserError(
+                f"reveal {self.text}: an output of {program.output_bits} bits fills the ring: give --step 0"
+            )
+
     def instances(self, classes: int) -> int:
         return _padded(classes)
 
-    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Ring, bits: int) -> _Client:
+    def prepare_client(self, offline: ClientOffline, number: int, first: int, share: Elements, bits: int) -> _Client:
         count, bits = _padded(len(share)), self._width(bits)
         padded = np.zeros(count, np.uint64)
         padded[: len(share)] = share
@@ -200,16 +207,16 @@ class Label(Reveal):
         offline.send_tables(number, tables)
         return _Server(offline.seed, number, bits, offline.delta, permutation[:, :1])
 
-    def open(self, channel: Channel, material: _Server, share: Ring) -> None:
+    def open(self, channel: Channel, material: _Server, share: Elements) -> None:
         count = _padded(len(share))
         padded = np.full(count, encode(np.array(-(1 << (material.bits - 2))))[()], np.uint64)  # loses to every logit
-        padded[: len(share)] = reduce(share + dither(material.seed, material.number, len(share), self.cut))
+        padded[: len(share)] = share + dither(material.seed, material.number, len(share), self.cut)
         decoding = pack_bits(material.permutation[:, 0])
         channel.announce("labl", open_bytes(count, material.bits) + len(decoding))
         open_labels(channel, material.seed, material.number, material.delta, padded, material.bits, count)
         channel.send_part(decoding)
 
-    def answer(self, channel: Channel, material: _Client) -> Ring:
+    def answer(self, channel: Channel, material: _Client) -> Elements:
         count = material.labels.shape[1]
         levels = count.bit_length() - 1
         channel.expect("labl", open_bytes(count, material.bits) + -(-levels // 8))

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parelu.errors import UserError
+from parelu.network import cache
 from parelu.network.preprocessing import resize
-from parelu.private.crypto.ring import decode
 from parelu.private.lowering.encode import encode_images
+from parelu.private.offline.mode import Keep
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.session import Session
 from parelu.private.serving.stock import ClientStocks
@@ -47,6 +48,7 @@ class Client:
         reveal: str | None = None,
         truncation: str | None = None,
         stock: Path | None = None,
+        keep: Keep | None = None,
         link: Link = LINKS["loopback"],
         timeout: float = TIMEOUT,
     ) -> None:
@@ -58,6 +60,8 @@ class Client:
             offline, relu, reveal, truncation: names that the server must offer; None leaves the choice to it, but an
                 offline mode that trusts a third party, and a ReLU protocol other than `sign`, by its name alone.
             stock: folder of this client's offline material; inferences take from it first.
+            keep: how many inferences are expected, and where hints are kept, which a server sends once; left out, one,
+                and the cache folder.
             link: what the connection is shaped to, where the server's is too.
 
         Raises:
@@ -67,6 +71,7 @@ class Client:
         accepted = Accepted(pin, relu, offline, reveal, truncation)
         tls.check_plain(host, certificates)
         folder = ClientStocks(stock) if stock else None
+        keep = keep or Keep(folder=cache.folder() / "hints")
         context = tls.client_context(certificates) if certificates else None
         connection = connect(host, port)
         try:
@@ -78,7 +83,7 @@ class Client:
             ) from error
         channel = Channel(shaped(wrapped, link), timeout)
         try:
-            self.session = Session(channel, accepted, stocks=folder, peer=tls.peer_of(wrapped))
+            self.session = Session(channel, accepted, stocks=folder, peer=tls.peer_of(wrapped), keep=keep)
         except BaseException:
             channel.close()
             raise
@@ -107,7 +112,7 @@ class Client:
         encoded = encode_images(self.program, self.fit(torch.as_tensor(images)))
         results = [np.zeros((0, 1), np.int64)] if not len(encoded) else []
         for start in range(0, len(encoded), batch):
-            results.append(decode(self.session.infer(encoded[start : start + batch])))
+            results.append(self.program.ring.decode(self.session.infer(encoded[start : start + batch])))
             progress(len(results[-1]))
         joined = np.concatenate(results)
         if self.session.terms.reveal.name == "label":

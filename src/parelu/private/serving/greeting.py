@@ -26,7 +26,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
-FORMAT = "parelu-session-3"
+FORMAT = "parelu-session-4"
 ENGINE = "delphi"
 LARGEST_HELLO = 4096
 PIN_DIGITS = 64
@@ -38,11 +38,13 @@ CHOICES = ("relu", "offline", "reveal", "truncation")
 class Offer:
     """What a server offers, and is pinned to; all fields are text.
 
-    program: SHA-256 of the program; weights: `Lowered.commitment`; relu, offline, reveal, truncation: names.
+    program: SHA-256 of the program; weights: `Lowered.commitment`; hints: digest of what the offline mode made once,
+    "" for nothing; relu, offline, reveal, truncation: names.
     """
 
     program: str
     weights: str
+    hints: str
     relu: str
     offline: str
     reveal: str
@@ -54,6 +56,7 @@ class Offer:
         return cls(
             program=terms.program.digest,
             weights=model.lowered.commitment,
+            hints=mode.make(model),
             relu=terms.relu.name,
             offline=mode.name,
             reveal=terms.reveal.text,

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
-from parelu.private.crypto.ring import Ring
-from parelu.private.offline.mode import Deviation, Mode, Package
+from parelu.private.crypto.ring import Elements
+from parelu.private.offline.mode import Deviation, Keep, Mode, Package
 from parelu.private.protocol.delphi import Material, Model, infer_client, infer_server, prepare_client
 from parelu.private.serving.greeting import (
     NO_LIMIT,
@@ -73,13 +73,15 @@ class Session:
         *,
         stocks: ClientStocks | None = None,
         peer: str = "",
+        keep: Keep | None = None,
     ) -> None:
         """Shake hands; with stocks, compare this server's with its half.
 
-        peer: the name in the server's certificate, to which its stock belongs.
+        peer: the name in the server's certificate, to which its stock belongs. keep: for what the offline mode sends
+        once; None for a single inference's, in memory.
         Raises ProtocolError where the server offers what is not accepted: then nothing was sent that tells anything.
         """
-        self.channel, self._stocks = channel, stocks
+        self.channel, self._stocks, self._keep = channel, stocks, keep or Keep()
         self.prepared: deque[Material] = deque()
         with channel.measured("setup", "handshake"):
             greeted = greet_server(channel, accepted, stocks.identity if stocks else "")
@@ -103,7 +105,8 @@ class Session:
         """The material of one inference; of those before it that the server opened, all is shown and dropped."""
         for _ in range(MOST_OPENED):
             if self._phases % RENEWED == 0:
-                self._state = self.mode.client(self.channel, _fresh(self._context, self._phases), self.terms)
+                context = _fresh(self._context, self._phases)
+                self._state = self.mode.client(self.channel, context, self.terms, self.offer.hints, self._keep)
             self._phases += 1
             offline = self.mode.fetch(self.channel, self._state)
             material = prepare_client(self.terms, offline, functools.partial(self.channel.measured, "offline"))
@@ -166,7 +169,7 @@ class Session:
         for _ in range(count):
             self.prepared.append(self._fetch())
 
-    def infer(self, images: NDArray[np.int64]) -> Ring:
+    def infer(self, images: NDArray[np.int64]) -> Elements:
         """One query of integers (N, C, H, W), whose images share its rounds: (N, classes), or (N, 1) labels.
 
         The material is of the stock where nothing is prepared and the stock has enough; else what is missing is made.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
-from parelu.private.crypto.ring import BITS, Ring
+from parelu.private.crypto.ring import Elements
 from parelu.private.transport.link import Socket
 from parelu.private.transport.traffic import Meter, Traffic
 
@@ -169,12 +169,9 @@ def _bytes(part: Any) -> memoryview:
     return memoryview(part).cast("B")
 
 
-def ring_of(body: NDArray[np.uint8]) -> Ring:
-    """Ring elements of a body, 8 bytes each, little-endian; raises ProtocolError where one is not below 2^59."""
-    elements = body.view(np.uint64)
-    if elements.size and int(elements.max()) >> BITS:
-        raise ProtocolError("an element is outside of the ring")
-    return elements
+def elements_of(body: NDArray[np.uint8]) -> Elements:
+    """Elements of a body, 8 bytes each, little-endian: every body of a whole number of them is one."""
+    return body.view(np.uint64)
 
 
 def bits_of(body: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -110,11 +110,16 @@ def upload(r: Any, drawn: Drawn) -> Any:
     return b.transpose(0, 3, 2, 1).reshape(6, -1, N)[:, : len(r), PLACES] * SIGNS
 
 
+def every(b: Any, index: Any) -> list[Any]:
+    """(parts, taps) of all columns: each tap of each part."""
+    return [axis.reshape(-1).astype(np.int32) for axis in np.indices((b.shape[1], len(index)))]
+
+
 def sums(weight: Any, b: Any, drawn: Drawn) -> tuple[Any, Any]:
     """What the server adds up: products with the weights, and ⟨β_g, u_τ⟩; (6, O, slots) each."""
     body = residues.pack(b.reshape(6, -1), PRIMES)
     b = residues.unpack(np.frombuffer(body, np.uint8), PRIMES, b[0].size).reshape(b.shape)
-    products = weight.reshape(len(weight), -1).astype(np.float64) @ residues.columns(b, INDEX)
+    products = weight.reshape(len(weight), -1).astype(np.float64) @ residues.columns(b, *every(b, INDEX), INDEX)
     masks = []
     for k in range(6):
         u = forward(classes(drawn.u, N).reshape(N, -1, drawn.u.shape[2]), k).astype(np.int32)

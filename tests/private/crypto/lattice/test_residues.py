@@ -154,12 +154,13 @@ def test_products_of_rows_at_the_largest_norm_are_exact_in_float64():
 
 
 def test_columns_are_the_entries_at_the_indices():
+    draw = np.random.default_rng(0)
     b = np.stack([random_residues((3, 50), k) for k in range(6)])
-    index = np.random.default_rng(0).integers(0, 50, (4, 9)).astype(np.int32)
-    found = by_both(lambda: residues.columns(b, index))
+    index, parts, taps = (draw.integers(0, n, s).astype(np.int32) for n, s in ((50, (4, 9)), (3, 12), (4, 12)))
+    found = by_both(lambda: residues.columns(b, parts, taps, index))
     assert found.shape == (12, 54)
-    for v, t, k, i in np.ndindex(3, 4, 6, 9):
-        assert found[v * 4 + t, k * 9 + i] == b[k, v, index[t, i]]
+    for c, k, i in np.ndindex(12, 6, 9):
+        assert found[c, k * 9 + i] == b[k, parts[c], index[taps[c], i]]
 
 
 # The wire

@@ -436,11 +436,10 @@ def accept(words: Any, p: int, out: Any) -> int:
 
 
 @_loop
-def columns(b: Any, index: Any, out: Any) -> None:
-    for v in range(b.shape[1]):
-        for t in range(len(index)):
-            for k in range(len(b)):
-                _gather(b[k, v], index[t], out[v, t, k])
+def columns(sequences: Any, parts: Any, taps: Any, index: Any, out: Any) -> None:
+    for c in range(len(parts)):
+        for k in range(len(sequences)):
+            _gather(sequences[k, parts[c]], index[taps[c]], out[c, k])
 
 
 @_loop

@@ -10,7 +10,7 @@ from parelu.network.cache import compiled
 
 SPARSE = 0.3
 FOLDED = 128  # words of all leaves at a time: they stay in the cache
-COLOUR, TOP, RING = np.uint64(63), np.uint64(1 << 63), np.uint64((1 << 59) - 1)
+COLOUR, TOP, FLAG = np.uint64(63), np.uint64(1 << 63), np.uint64(1 << 62)
 _loop = compiled(nogil=True)
 
 
@@ -158,13 +158,25 @@ def descend(operands: Any, permuted: Any, paths: Any, shift: int, correction: An
         taken = np.uint64(0) - (operands[0, i, 1] >> COLOUR)
         right = (paths[i] >> now & one) << COLOUR
         below = (paths[i] >> ahead & one) << one
-        value = correction[1, i, 1]
+        change = correction[0, i, 1]
         sums[i, 0] += (permuted[1, i, 0] ^ operands[1, i, 0]) + (taken & correction[1, i, 0])
-        sums[i, 1] += (permuted[1, i, 1] ^ operands[1, i, 1]) + (taken & value)
+        sums[i, 1] += (permuted[1, i, 1] ^ operands[1, i, 1]) + (taken & correction[1, i, 1])
         low = permuted[0, i, 0] ^ operands[0, i, 0] ^ (taken & correction[0, i, 0]) ^ below
-        high = permuted[0, i, 1] ^ operands[0, i, 1] ^ (taken & (correction[0, i, 1] ^ (value & right)))
+        high = permuted[0, i, 1] ^ operands[0, i, 1] ^ (taken & (change ^ (change << one & right)))
+        high &= ~FLAG
         operands[0, i, 0], operands[0, i, 1] = low, high
         operands[1, i, 0], operands[1, i, 1] = low ^ one, high
+
+
+@_loop
+def arrive(operands: Any, permuted: Any, paths: Any, correction: Any, sums: Any) -> None:
+    for i in range(len(paths)):
+        taken = np.uint64(0) - (operands[i, 1] >> COLOUR)
+        right = np.uint64(0) - (paths[i] & np.uint64(1))
+        low = correction[0, i, 0] ^ (right & (correction[0, i, 0] ^ correction[1, i, 0]))
+        high = correction[0, i, 1] ^ (right & (correction[0, i, 1] ^ correction[1, i, 1]))
+        sums[i, 0] += (permuted[i, 0] ^ operands[i, 0]) + (taken & low)
+        sums[i, 1] += (permuted[i, 1] ^ operands[i, 1]) + (taken & high)
 
 
 @_loop
@@ -185,13 +197,14 @@ def correct(operands: Any, permuted: Any, alphas: Any, shift: int, betas: Any, s
             added, value = _sides(operands, permuted, 1, i, word, right)
             their_added, their_value = _sides(operands, permuted, 5, i, word, right)
             value = their_value - value - sums[i, word] + (right & betas[i, word])
-            value = ((value ^ minus) - minus) & RING
+            value = (value ^ minus) - minus
             sums[i, word] += added - their_added + (value ^ minus) - minus
             node = beside ^ their_beside
             if word:
-                node = (node & ~TOP) | colour
-            correction[0, i, word] = node
-            correction[1, i, word] = value | change if word else value
+                node = (node & ~(TOP | FLAG)) | colour
+                path, their_path = path & ~FLAG, their_path & ~FLAG
+            correction[0, i, word] = node | change >> np.uint64(1) if word else node
+            correction[1, i, word] = value
             if word:
                 node ^= change & right
             child, their_child = path ^ (taken & node), their_path ^ (minus & node)
@@ -238,28 +251,32 @@ def grow(operands: Any, permuted: Any, first: int, width: int, children: Any, ad
 
 
 @_loop
-def correct_children(nodes: Any, node: Any, change: Any, children: Any) -> None:
+def correct_children(nodes: Any, node: Any, children: Any) -> None:
     for tree in range(len(nodes)):
+        right = node[tree, 1] ^ ((node[tree, 1] << np.uint64(1)) & TOP)
         for i in range(nodes.shape[1]):
             taken = np.uint64(0) - (nodes[tree, i, 1] >> COLOUR)
             children[tree, i, 0, 0] ^= taken & node[tree, 0]
-            children[tree, i, 0, 1] ^= taken & node[tree, 1]
+            children[tree, i, 0, 1] = (children[tree, i, 0, 1] ^ (taken & node[tree, 1])) & ~FLAG
             children[tree, i, 1, 0] ^= taken & node[tree, 0]
-            children[tree, i, 1, 1] ^= taken & (node[tree, 1] ^ change[tree])
+            children[tree, i, 1, 1] = (children[tree, i, 1, 1] ^ (taken & right)) & ~FLAG
 
 
 @_loop
 def limb_columns(x: Any, width: int, stride: Any, padding: Any, out: Any) -> None:
     (top, left), (down, across) = padding, stride
-    low, ring = np.uint64((1 << width) - 1), np.uint64((1 << 59) - 1)
+    low, half, offset = np.uint64((1 << width) - 1), np.int64((1 << width) >> 1), np.uint64(0)
+    for k in range(out.shape[3]):
+        if k * width + width <= 64:  # in C a shift by more bits is undefined
+            offset += np.uint64(1) << np.uint64(k * width + width - 1)
     padded = np.zeros((x.shape[2] + 2 * top, x.shape[3] + 2 * left))
     for c in range(x.shape[1]):
         for k in range(out.shape[3]):
             for n in range(len(x)):
                 for i in range(x.shape[2]):
                     for j in range(x.shape[3]):
-                        limb = ((x[n, c, i, j] & ring) >> np.uint64(k * width)) & low
-                        padded[top + i, left + j] = np.float64(np.int64(limb))
+                        limb = np.int64(((x[n, c, i, j] + offset) >> np.uint64(k * width)) & low) - half
+                        padded[top + i, left + j] = np.float64(limb)
                 # One function, so that the compiler sees that no index is negative, and vectorises.
                 for u in range(out.shape[1]):
                     for v in range(out.shape[2]):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Blocks = NDArray[np.uint64]
 COLOUR = np.uint64(63)
 TOP = np.uint64(1 << 63)
-RING = np.uint64((1 << 59) - 1)
+FLAG = np.uint64(1 << 62)
 SPARSE = 0.0  # of a site's positions: up to here, `add_sparse` costs less than the convolution
 
 
@@ -104,18 +104,31 @@ def fold(leaves: NDArray[np.uint64], columns: NDArray[np.uint64]) -> None:
 def descend(
     operands: Blocks, permuted: Blocks, paths: NDArray[np.uint64], shift: int, correction: Blocks, sums: Blocks
 ) -> None:
-    """One level of a distributed comparison function, down to the child that bit `shift` of the path says.
+    """One level of a distributed comparison function, down to the child that bit `shift` of the path says, 1 or more.
 
     operands: (2, n, 2), the node ⊕ (0 or 2) and ⊕ (1 or 3), by the path's bit; replaced by the child's, by the next
     lower bit; permuted: π of them; correction: (2, n, 2), of the child and of the value; sums: (n, 2), += the value.
     """
-    value = _where(operands[0], correction[1])
-    sums += (permuted[1] ^ operands[1]) + value
-    child = permuted[0] ^ operands[0] ^ _where(operands[0], correction[0])
-    child[:, 1] ^= value[:, 1] & (paths >> np.uint64(shift)) << COLOUR
+    sums += (permuted[1] ^ operands[1]) + _where(operands[0], correction[1])
+    taken = _where(operands[0], correction[0])
+    child = permuted[0] ^ operands[0] ^ taken
+    child[:, 1] ^= taken[:, 1] << np.uint64(1) & (paths >> np.uint64(shift)) << COLOUR
+    child[:, 1] &= ~FLAG
     child[:, 0] ^= (paths >> np.uint64(shift - 1) & np.uint64(1)) << np.uint64(1)
     operands[:] = child
     operands[1, :, 0] ^= np.uint64(1)
+
+
+def arrive(
+    operands: Blocks, permuted: Blocks, paths: NDArray[np.uint64], correction: NDArray[np.uint64], sums: Blocks
+) -> None:
+    """The last level: its value alone, on the side that the path's lowest bit says.
+
+    operands: (n, 2), the node ⊕ (1 or 3) by that bit; permuted: π of it; correction: (2, n, 2), of the left and the
+    right value; sums: (n, 2), += the value.
+    """
+    right = (np.uint64(0) - (paths & np.uint64(1)))[:, None]
+    sums += (permuted ^ operands) + _where(operands, correction[0] ^ right & (correction[0] ^ correction[1]))
 
 
 def correct(
@@ -129,6 +142,8 @@ def correct(
 ) -> None:
     """The corrections of one level, and both parties' nodes below it on α's path (Boyle et al. 2021, section 3).
 
+    shift: of α's bit, 1 or more: the last level is another.
+
     operands: (8, n, 2), node ⊕ 0 to 3 of party 0, then of party 1; replaced by the children's; permuted: π of them;
     betas: (n, 2); sums: (n, 2), what the path has added up to, updated; correction: (2, n, 2), written.
     """
@@ -139,15 +154,16 @@ def correct(
     path, beside = left ^ swapped, other ^ swapped
     minus = (operands[4, :, 1:].view(np.int64) >> 63).view(np.uint64)  # (−1)^t·z = (z ^ minus) − minus
     value = beside[1, 1] - beside[0, 1] - sums + (right & betas)  # β where x leaves α's path to the left
-    value = (value ^ minus) - minus & RING
+    value = (value ^ minus) - minus
     sums += path[0, 1] - path[1, 1] + (value ^ minus) - minus
     colour = left[0, 0, :, 1] ^ left[1, 0, :, 1]
     change = ~(colour ^ other[0, 0, :, 1] ^ other[1, 0, :, 1]) & TOP
     node = beside[0, 0] ^ beside[1, 0]
-    node[:, 1] = node[:, 1] & ~TOP | (colour ^ (~bit << COLOUR)) & TOP
+    node[:, 1] = node[:, 1] & ~(TOP | FLAG) | (colour ^ (~bit << COLOUR)) & TOP
     correction[0], correction[1] = node, value
-    correction[1, :, 1] |= change
+    correction[0, :, 1] |= change >> np.uint64(1)
     node[:, 1] ^= change & right[:, 0]
+    path[:, 0, :, 1] &= ~FLAG
     for party in range(2):
         operands[4 * party : 4 * party + 4] = path[party, 0] ^ _where(operands[4 * party], node)
     operands[:, :, 0] ^= (np.arange(8, dtype=np.uint64) & np.uint64(3))[:, None]
@@ -174,15 +190,22 @@ def grow(
     added[:, trees] += found[1::2].sum(2, dtype=np.uint64)
 
 
-def correct_children(nodes: Blocks, node: Blocks, change: NDArray[np.uint64], children: Blocks) -> None:
-    """children, (c, w, 2, 2), ^= the correction where the node above, (c, w, 2), has colour 1.
+def correct_children(nodes: Blocks, node: Blocks, children: Blocks) -> None:
+    """children, (c, w, 2, 2), ^= the correction where the node above, (c, w, 2), has colour 1; then they are nodes.
 
-    node: (c, 2), of the left child; the right one's has another colour where `change`, (c,), has the highest bit.
+    node: (c, 2), the correction as it is in the key: with the right child's change of colour below the left's colour.
     """
     taken = np.uint64(0) - (nodes[:, :, 1] >> COLOUR)
-    for word in range(2):
-        children[:, :, 0, word] ^= taken & node[:, None, word]
-        children[:, :, 1, word] ^= taken & (node[:, word] ^ (change if word else np.uint64(0)))[:, None]
+    right = node[:, 1] ^ node[:, 1] << np.uint64(1) & TOP
+    children[:, :, :, 0] ^= (taken & node[:, :1])[:, :, None]
+    children[:, :, 0, 1] ^= taken & node[:, 1:]
+    children[:, :, 1, 1] ^= taken & right[:, None]
+    children[..., 1] &= ~FLAG
+
+
+def limb_offset(width: int, count: int) -> np.uint64:
+    """Half of each limb: added to an element, it makes limbs from 0 to 2^width − 1 of those that are signed."""
+    return np.uint64(sum(1 << k * width + width - 1 for k in range(count)) % (1 << 64))
 
 
 def limb_columns(
@@ -190,11 +213,13 @@ def limb_columns(
 ) -> None:
     """out[c, u, v, k, n, i, j] = limb k of x[n, c] at row i·stride + u − padding, column j·stride + v − padding.
 
-    A limb is `width` bits of the lowest 59; x: (N, C, H, W); outside of it is 0.
+    Σ_k limb k·2^(k·width) is x modulo 2^(K·width), or 2^64 where that is less; |limb| ≤ 2^(width − 1).
+    x: (N, C, H, W); outside of it is 0.
     """
-    low = np.uint64((1 << width) - 1)
-    ring = x & np.uint64((1 << 59) - 1)
-    limbs = np.stack([((ring >> np.uint64(k * width)) & low).astype(np.float64) for k in range(out.shape[3])])
+    low, half = np.uint64((1 << width) - 1), np.int64(1 << width >> 1)
+    raised = x + limb_offset(width, out.shape[3])
+    parts = [(raised >> np.uint64(k * width) & low).view(np.int64) - half for k in range(out.shape[3])]
+    limbs = np.stack(parts).astype(np.float64)
     (top, left), (down, across) = padding, stride
     padded = np.pad(limbs, ((0, 0), (0, 0), (0, 0), (top, top), (left, left)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, out.shape[1:3], (3, 4))

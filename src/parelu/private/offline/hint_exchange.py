@@ -1,0 +1,155 @@
+"""Hints from a server to a client, once: what sets there are, the one that the client wants, and its copy on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from parelu.errors import ProtocolError
+from parelu.fusion.hint_plan import best
+from parelu.private.lowering.program import Program
+from parelu.private.offline.hint_sets import DIGEST_BYTES, Hints, Made, Use, hashed, is_whole, loaded, read, uses
+from parelu.private.offline.mode import Keep
+from parelu.private.transport.channel import Channel
+
+LARGEST = 8 << 30  # bytes of a set that a client takes
+MOST = 8  # sets of a model
+WANT = struct.Struct("<BB")  # number of the set; whether the client has it
+
+
+def send(channel: Channel, sets: Sequence[Made]) -> Made:
+    """The server's end: say what sets there are, and send the one that the client wants; returns it."""
+    channel.send("sets", bytes.fromhex(sets[0].use.weights), *(made.digest for made in sets))
+    which, has = WANT.unpack(channel.receive("want", WANT.size).tobytes())
+    if which >= len(sets) or has not in (0, 1):
+        raise ProtocolError(f"the client wants set of hints {which} of {len(sets)}")
+    for body in sets[which].body() if not has else ():
+        channel.send("hint", body)
+    return sets[which]
+
+
+def root(weights: str, digests: Sequence[bytes]) -> str:
+    """What binds all sets of a model: it is offered and pinned."""
+    return hashlib.sha256(bytes.fromhex(weights) + b"".join(digests)).hexdigest()
+
+
+def fetched(channel: Channel, program: Program, digest: str, keep: Keep) -> tuple[Use, Hints]:
+    """The client's end: the best set for as many queries as it expects, or one for more that it has kept.
+
+    digest: the `root` that was offered. Raises ProtocolError where the server's sets are others.
+    """
+    weights, *digests = _digests(channel.receive_up_to("sets", DIGEST_BYTES * (1 + MOST)))
+    try:
+        own = uses(program, weights.hex())
+    except ValueError as error:
+        raise ProtocolError(f"the server's program is refused: {error}") from error
+    if len(own) != len(digests) or root(weights.hex(), digests) != digest:
+        raise ProtocolError("the server's hints are not those that it offers")
+    wanted = best([use.plan for use in own], keep.queries)
+    for which in range(wanted, len(own)):
+        hints = _kept(own[which], digests[which], keep)
+        if hints is not None:
+            channel.send("want", WANT.pack(which, 1))
+            return own[which], hints
+    if own[wanted].bytes > LARGEST:
+        raise ProtocolError(f"the server's hints take {own[wanted].bytes >> 30} GB, more than {LARGEST >> 30}")
+    channel.send("want", WANT.pack(wanted, 0))
+    return own[wanted], _received(channel, own[wanted], digests[wanted], keep)
+
+
+def _digests(body: bytes) -> list[bytes]:
+    return [body[i : i + DIGEST_BYTES] for i in range(0, len(body), DIGEST_BYTES)] or [b""]
+
+
+def _kept(use: Use, digest: bytes, keep: Keep) -> Hints | None:
+    """What is in memory or in the file; None where it is not there, or damaged."""
+    if digest.hex() in keep.loaded:
+        return keep.loaded[digest.hex()]
+    file = keep.folder / f"{digest.hex()}.hints" if keep.folder else None
+    if file is None or not is_whole(file, use.bytes):
+        return None
+    found = hashlib.sha256(use.identity)
+    try:
+        hints = loaded(use, hashed(read(file, use), found))
+    except (OSError, ProtocolError):
+        return None
+    if found.digest() != digest:
+        return None
+    keep.loaded[digest.hex()] = hints
+    return hints
+
+
+def _received(channel: Channel, use: Use, digest: bytes, keep: Keep) -> Hints:
+    """A set as it comes; it is kept in a file where the disk has room."""
+    found, done = hashlib.sha256(use.identity), 0
+
+    def coming() -> Iterator[bytes]:
+        nonlocal done
+        for chunk in use.chunks:
+            body = channel.receive("hint", chunk.bytes).tobytes()
+            done += len(body)
+            keep.progress(done, use.bytes)
+            yield body
+
+    with _Copy(keep, digest) as copy:
+        hints = loaded(use, copy.passing(hashed(coming(), found)))
+        if found.digest() != digest:
+            raise ProtocolError("the server's hints are not those that it offers")
+        copy.keep()
+    keep.loaded[digest.hex()] = hints
+    return hints
+
+
+class _Copy:
+    """What passes, in a file that is there whole or not at all; a full disk is told, and ends the copy alone."""
+
+    def __init__(self, keep: Keep, digest: bytes) -> None:
+        self._keep, self._name = keep, f"{digest.hex()}.hints"
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _Copy:
+        if self._keep.folder is not None:
+            with self._telling():
+                self._keep.folder.mkdir(parents=True, exist_ok=True)
+                self._path = self._keep.folder / f".{self._name}.{os.getpid()}.{threading.get_ident()}"
+                self._file = self._path.open("wb")
+        return self
+
+    def passing(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            if self._file is not None:
+                with self._telling():
+                    self._file.write(chunk)
+            yield chunk
+
+    def keep(self) -> None:
+        if self._file is not None:
+            with self._telling():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._path.replace(self._path.with_name(self._name))
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._path.unlink(missing_ok=True)
+            self._file = None
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._keep.notice(
+                f"{self._keep.folder}: hints cannot be kept ({error.strerror}); they come again next time"
+            )
+            self._end()

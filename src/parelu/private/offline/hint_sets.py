@@ -1,0 +1,260 @@
+"""Hints of a model: made once by its server, kept in a file, sent once to a client, kept by it under a pinned digest.
+
+A set is for one plan: clients that come for many inferences get more hints, and pay less for each. What hides the
+weights in it is drawn by a secret of the model, its salt, over all that it is for: every process that serves the model
+makes the same set, and other weights have another u.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parelu.fusion.hint_layout import Reader
+from parelu.fusion.hint_plan import Plan, plans
+from parelu.private.crypto.lattice import parameters
+from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, RANK
+from parelu.private.crypto.lattice.residues import pack, packed_bytes, unpack
+from parelu.private.crypto.lattice.scheme import (
+    ALL,
+    ANSWERED,
+    AT_ONCE,
+    Hiding,
+    Secrets,
+    Stored,
+    as_classes,
+    public_polynomials,
+)
+from parelu.private.crypto.prg import derive
+from parelu.private.lowering.layers import layers
+from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.program import Program
+from parelu.private.offline.mode import Keep, Progress
+
+FORMAT = "parelu-hints-1"
+DIGEST_BYTES = 32
+POLYNOMIAL = DEGREE * RANK  # coefficients of a hint
+
+Body = Callable[[], Iterator[bytes]]  # a set's chunks, from the first on
+Hints = dict[int, list[Stored]]  # op → its hints as classes, modulo each kept prime
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What a set of hints is for.
+
+    program, weights: of the offer: SHA-256 of the program, and the commitment.
+    """
+
+    program: str
+    weights: str
+    plan: Plan
+
+    @functools.cached_property
+    def identity(self) -> bytes:
+        """SHA-256 of all of it and of the parameters."""
+        parts = FORMAT, parameters.DESCRIPTION, self.program, self.weights, self.plan.text
+        return hashlib.sha256("\n".join(parts).encode()).digest()
+
+    @functools.cached_property
+    def public(self) -> bytes:
+        """The seed of the public polynomials and matrices, which neither party chooses."""
+        return derive(self.identity, "public")
+
+    @functools.cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Of a set, in order."""
+        return tuple(
+            Chunk(reader, slice(first, min(first + AT_ONCE, reader.rows)))
+            for upload in self.plan.uploads
+            for reader in upload.readers
+            for first in range(0, reader.rows, AT_ONCE)
+        )
+
+    @property
+    def bytes(self) -> int:
+        return sum(chunk.bytes for chunk in self.chunks)
+
+    @functools.cached_property
+    def upload_of(self) -> dict[int, int]:
+        """Op → the number of its upload."""
+        numbered = enumerate(self.plan.uploads)
+        return {reader.number: number for number, upload in numbered for reader in upload.readers}
+
+    def public_polynomials(self, upload: int) -> list[Stored]:
+        return public_polynomials(self.public, upload, self.plan.uploads[upload].polynomials)
+
+    def secrets(self, seed: bytes) -> Secrets:
+        """A client's of one query, by its seed."""
+        counts = Counter(secret for secret, _ in self.plan.public_parts)
+        return Secrets(seed, self.public, tuple(counts[secret] for secret in range(self.plan.secrets)))
+
+    def parts_of(self, reader: Reader) -> list[int]:
+        """Numbers of the public parts that an op's answers are made with."""
+        pairs = itertools.product(range(reader.upload.tiles), range(reader.matrices))
+        return [self.plan.public_parts.index(pair) for pair in pairs]
+
+    def digest(self, body: Iterator[bytes]) -> bytes:
+        """SHA-256 of what the set is for and of its chunks."""
+        found = hashlib.sha256(self.identity)
+        for chunk in body:
+            found.update(chunk)
+        return found.digest()
+
+
+def uses(program: Program, weights: str) -> tuple[Use, ...]:
+    """Of the sets that a server offers; raises ValueError where a map is too wide for a polynomial."""
+    return tuple(Use(program.digest, weights, plan) for plan in plans(layers(program)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Hints that are packed together: some rows of an op."""
+
+    reader: Reader
+    rows: slice
+
+    @property
+    def count(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    @property
+    def bytes(self) -> int:
+        return packed_bytes(KEPT, POLYNOMIAL * self.count)
+
+
+class Made:
+    """A server's set."""
+
+    def __init__(self, use: Use, lowered: Lowered, keep: Keep) -> None:
+        self.use, self._lowered, self._lock = use, lowered, threading.Lock()
+        self._secret = derive(lowered.salt, "hints", use.identity.hex())
+        self._file = keep.folder / f"{use.identity.hex()}.hints" if keep.folder else None
+        self.body: Body
+        self.digest = self._kept() or self._make(keep)
+
+    def _kept(self) -> bytes | None:
+        """The digest of the set in the file, whose last bytes it is; None where that is not there, or damaged."""
+        if self._file is None or not is_whole(self._file, self.use.bytes + DIGEST_BYTES):
+            return None
+        self.body = functools.partial(read, self._file, self.use)
+        digest = self.use.digest(self.body())
+        with self._file.open("rb") as file:
+            file.seek(-DIGEST_BYTES, os.SEEK_END)
+            return digest if file.read() == digest else None
+
+    def _make(self, keep: Keep) -> bytes:
+        """Make the set, in the file or, where its disk is full or there is none, in memory."""
+        if self._file is not None:
+            found = hashlib.sha256(self.use.identity)
+            try:
+                write(self._file, itertools.chain(hashed(self._chunks(keep.progress), found), _end(found)))
+                self.body = functools.partial(read, self._file, self.use)
+                return found.digest()
+            except OSError as error:
+                keep.notice(f"{self._file.parent}: hints cannot be kept ({error.strerror}): they stay in memory")
+        chunks = [*self._chunks(keep.progress)]
+        self.body = lambda: iter(chunks)
+        return self.use.digest(self.body())
+
+    def _chunks(self, progress: Progress) -> Iterator[bytes]:
+        done, total = 0, sum(reader.rows for reader in self.use.plan.readers.values())
+        for number, upload in enumerate(self.use.plan.uploads):
+            polynomials = public_polynomials(self.use.public, number, upload.polynomials)
+            for reader in upload.readers:
+                matrix = reader.matrix(self._lowered.weights[reader.number - 1]["weight"])
+                weights = functools.partial(reader.polynomials, matrix)
+                for hints in self._hiding(reader).hints(polynomials, weights):
+                    done += hints.shape[-1]
+                    progress(done, total)
+                    yield pack(hints.reshape(len(KEPT), -1), KEPT)
+
+    def _hiding(self, reader: Reader) -> Hiding:
+        secret = derive(self._secret, "op", reader.number)
+        return Hiding(secret, self.use.public, reader.rows, reader.matrices)
+
+    def factors(self) -> dict[int, Factors]:
+        """Op → what the server multiplies by; made for the first client that chooses this set."""
+        with self._lock:
+            return self._factors
+
+    @functools.cached_property
+    def _factors(self) -> dict[int, Factors]:
+        return {
+            number: Factors(
+                reader.matrix(self._lowered.weights[number - 1]["weight"]).astype(np.float32),
+                [as_classes(self._hiding(reader).u(), reader.upload.points, k) for k in ALL],
+            )
+            for number, reader in self.use.plan.readers.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factors:
+    """matrix: of `Reader.matrix`, in half the memory; u: modulo each prime, `as_classes`."""
+
+    matrix: np.ndarray
+    u: list[Stored]
+
+
+def loaded(use: Use, body: Iterator[bytes]) -> Hints:
+    """A set's hints, ready to be multiplied; raises ProtocolError where a residue is none."""
+    found: Hints = {}
+    for chunk, packed in zip(use.chunks, body, strict=True):
+        reader, n = chunk.reader, chunk.reader.upload.points
+        if reader.number not in found:
+            found[reader.number] = [np.empty((n, RANK * DEGREE // n, reader.rows), np.int32) for _ in ANSWERED]
+        residues = unpack(np.frombuffer(packed, np.uint8), KEPT, POLYNOMIAL * chunk.count)
+        for k, of_prime in zip(ANSWERED, residues.reshape(len(KEPT), DEGREE, RANK, -1), strict=True):
+            found[reader.number][k][:, :, chunk.rows] = as_classes(of_prime, n, k)
+    return found
+
+
+def hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+
+
+def _end(digest: Any) -> Iterator[bytes]:
+    """The digest, once all before it was hashed."""
+    yield digest.digest()
+
+
+def is_whole(file: Path, size: int) -> bool:
+    try:
+        return file.stat().st_size == size
+    except OSError:
+        return False
+
+
+def read(file: Path, use: Use) -> Iterator[bytes]:
+    """A set's chunks, of the beginning of a file."""
+    with file.open("rb") as opened:
+        for chunk in use.chunks:
+            yield opened.read(chunk.bytes)
+
+
+def write(file: Path, content: Iterator[bytes]) -> None:
+    """Write a file so that it is there whole or not at all; raises OSError where the disk is full."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with temporary.open("wb") as opened:
+            for part in content:
+                opened.write(part)
+            opened.flush()
+            os.fsync(opened.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
