@@ -40,6 +40,8 @@ def test_reducing_is_exact_up_to_2_to_the_53(k):
     prime, most = PRIMES[k], 2**53 - PRIMES[k]
     multiples = [most // prime * prime + shift for shift in (-prime, -prime // 2, -prime // 2 - 1, -1, 0)]
     x = np.array([0, 1, prime // 2, prime // 2 + 1, 2**51, 2**52 - 1, most, *multiples], np.float64)
+    halves = (most // prime - np.arange(1, 500)) * prime + prime // 2  # which the first of two reductions may miss
+    x = np.concatenate([x, halves, halves + 1.0])
     x = np.concatenate([x, -x, np.random.default_rng(k).integers(-most, most, 1000)])
     found = by_both(lambda: residues.reduce(x, k))
     assert is_balanced(found, k)
