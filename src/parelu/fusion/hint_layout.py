@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,33 +160,33 @@ class Reader:
     def number(self) -> int:
         return self.upload.layers[self.place].number
 
-    @property
+    @functools.cached_property
     def merged(self) -> int:
         """Groups of the layer whose outputs share a row, where a group has fewer outputs than a row could hold."""
         groups = self.layer.groups
         most = min(groups, max(1, self.upload.most // (self.layer.outputs // groups)))
         return -(-groups // -(-groups // most))
 
-    @property
+    @functools.cached_property
     def _outputs(self) -> int:
         """Of a group of rows."""
         return self.merged * self.layer.outputs // self.layer.groups
 
-    @property
+    @functools.cached_property
     def group_rows(self) -> int:
         return -(-self._outputs // self.upload.most)
 
-    @property
+    @functools.cached_property
     def per_row(self) -> int:
         """Outputs of a row: no more than the number of rows asks for."""
         return -(-self._outputs // self.group_rows)
 
-    @property
+    @functools.cached_property
     def groups(self) -> int:
         """Of rows that read the same parts."""
         return -(-self.layer.groups // self.merged)
 
-    @property
+    @functools.cached_property
     def rows(self) -> int:
         """Hint polynomials."""
         return self.groups * self.group_rows
@@ -203,13 +203,13 @@ class Reader:
     def _steps(self) -> tuple[int, int]:
         return self.upload.geometry.rows.steps[self.place], self.upload.geometry.columns.steps[self.place]
 
-    @property
+    @functools.cached_property
     def tile_size(self) -> tuple[int, int]:
         """(rows, columns) of the output in a tile."""
         rows, columns = self.layer.output_size
         return (rows if self.upload.geometry.is_whole else self.upload.geometry.height // self._steps[0]), columns
 
-    @property
+    @functools.cached_property
     def slots(self) -> int:
         """Of a row in one tile."""
         return self.per_row * math.prod(self.tile_size)
@@ -302,12 +302,12 @@ class Reader:
         taps = (self.offsets - shift).reshape(-1, 1)
         return (self.positions + taps - self._range[0]).astype(np.int32)
 
-    def sequences(self, coefficients: NDArray[np.number]) -> NDArray[np.number]:
+    def sequences(self, coefficients: NDArray[Any]) -> NDArray[Any]:
         """(…, coefficients) → (…, entries): each entry with its sign."""
         places, signs = self.entries
         return coefficients[..., places] * signs.astype(coefficients.dtype)
 
-    def gather(self, coefficients: NDArray[np.number], group: int) -> NDArray[np.number]:
+    def gather(self, coefficients: NDArray[Any], group: int) -> NDArray[Any]:
         """(L, V, coefficients) of one tile → (columns, L, slots), what a group's matrix is multiplied with."""
         sequences = self.sequences(coefficients)
         found = sequences[:, self.parts[group][:, None], self.index[self.taps]]

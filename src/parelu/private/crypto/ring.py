@@ -110,9 +110,9 @@ class LinearMap:
         sides = zip(images.shape[2:], self.kernel, self.stride, self.padding, strict=True)
         shape = tuple((size + 2 * pad - kernel) // step + 1 for size, kernel, step, pad in sides)
         batch, channels, outputs = len(images), images.shape[1], self.outputs
-        columns = _scratch("columns", channels, *self.kernel, self.count, batch, *shape)
+        columns = scratch("columns", channels, *self.kernel, self.count, batch, *shape)
         kernels.limb_columns(images, self.width, self.stride, self.padding, columns)
-        products = _scratch("products", outputs, self.count, batch, *shape)
+        products = scratch("products", outputs, self.count, batch, *shape)
         np.matmul(self.rows, columns.reshape(*self.rows.shape[::2], -1), out=products.reshape(*self.rows.shape[:2], -1))
         out = np.empty((batch, outputs, *shape), np.uint64)
         kernels.join_limbs(products, self.width, out)
@@ -129,8 +129,8 @@ class LinearMap:
 _kept = threading.local()
 
 
-def _scratch(name: str, *shape: int) -> NDArray[np.float64]:
-    """This thread's buffer: fresh memory for the columns would cost as much as filling them."""
+def scratch(name: str, *shape: int) -> NDArray[np.float64]:
+    """This thread's buffer of this name: fresh memory would cost as much as filling it."""
     size = math.prod(shape)
     kept: NDArray[np.float64] | None = getattr(_kept, name, None)
     if kept is None or len(kept) < size:

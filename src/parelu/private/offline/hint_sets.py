@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from parelu.fusion import hint_layout, hint_plan
 from parelu.fusion.hint_layout import Reader
 from parelu.fusion.hint_plan import Plan, plans
 from parelu.private.crypto.lattice import parameters
-from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, RANK
+from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, MATRICES, RANK
 from parelu.private.crypto.lattice.residues import pack, packed_bytes, unpack
 from parelu.private.crypto.lattice.scheme import (
     ALL,
@@ -42,6 +43,9 @@ from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import Keep, Progress
 
 FORMAT = "parelu-hints-1"
+assert (hint_layout.DEGREE, hint_layout.MATRICES, hint_plan.RANK) == (DEGREE, MATRICES, RANK), (
+    "plans are for the lattice"
+)
 DIGEST_BYTES = 32
 POLYNOMIAL = DEGREE * RANK  # coefficients of a hint
 

@@ -28,7 +28,6 @@ from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, PRIMES, RANK,
 from parelu.private.crypto.lattice.residues import (
     answer,
     ciphertext,
-    columns,
     decode,
     drop,
     message,
@@ -51,6 +50,7 @@ from parelu.private.crypto.prg import SEED_BYTES, Stream, derive
 from parelu.private.crypto.ring import Elements, encode
 from parelu.private.lowering.ops import Op
 from parelu.private.offline.comparisons import MOST_BITS
+from parelu.private.offline.hint_convolution import convolved
 from parelu.private.offline.hint_exchange import fetched, root, send
 from parelu.private.offline.hint_sets import Made, Use, uses
 from parelu.private.offline.mode import Deviation, Keep, Mode
@@ -119,21 +119,14 @@ class _Server(ObliviousServer):
     def _convolved(self, reader: Reader) -> Residues:
         """Σ_i b_i·w_i, (primes, elements), exact integers."""
         upload, at = reader.upload, self.use.upload_of[reader.number]
+        matrix = self._factors[reader.number].matrix.astype(np.float64)
         if at not in self._opened:
             self._opened[at] = self._receive("upld", at, upload.tiles, upload.parts, len(upload.coefficients))
         sent = self._opened[at]
         self._readers[at] -= 1
         if not self._readers[at]:
             del self._opened[at]
-        sums = np.empty((len(PRIMES), reader.groups, reader.group_rows, upload.tiles, reader.slots))
-        for tile in range(upload.tiles):
-            sequences = reader.sequences(sent[:, tile])
-            for group, weights in enumerate(self._factors[reader.number].matrix):
-                product = weights.astype(np.float64) @ columns(
-                    sequences, reader.parts[group], reader.taps, reader.index
-                )
-                sums[:, group, :, tile] = product.reshape(len(weights), len(PRIMES), -1).swapaxes(0, 1)
-        return sums.reshape(len(PRIMES), reader.rows, upload.tiles, reader.slots)[:, reader.used]
+        return convolved(reader, matrix, sent)
 
     def check(self) -> None:
         """Of the query that just ended: make its messages again from the seed that the client shows."""

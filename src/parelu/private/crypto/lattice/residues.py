@@ -23,6 +23,7 @@ from parelu.private.crypto.lattice.sampling import (
 )
 from parelu.private.crypto.lattice.transforms import balanced
 from parelu.private.crypto.prg import Stream
+from parelu.private.crypto.ring import scratch
 
 Residues = NDArray[np.float64]
 Words = NDArray[np.uint64]
@@ -125,11 +126,12 @@ def answer(sums: Residues, masks: Residues, values: Words, stream: Stream) -> Re
 def columns(
     sequences: Residues, parts: NDArray[np.int32], taps: NDArray[np.int32], index: NDArray[np.int32]
 ) -> Residues:
-    """What a convolution's weights are multiplied by: row c has sequences[k, parts[c], index[taps[c]]] for each prime k.
+    """What a convolution's weights are multiplied by: row c has sequences[k, parts[c], index[taps[c]]] for each k.
 
-    sequences: (6, V, entries); parts, taps: (columns,); index: (T, slots) → (columns, 6·slots).
+    sequences: (primes, V, entries); parts, taps: (columns,); index: (T, slots) → (columns, primes·slots), this thread's
+    until the next call.
     """
-    out = np.empty((len(parts), len(sequences), index.shape[1]))
+    out = scratch("lattice columns", len(parts), len(sequences), index.shape[1])
     kernels.columns(np.ascontiguousarray(sequences), parts, taps, index, out)
     return out.reshape(len(parts), -1)
 

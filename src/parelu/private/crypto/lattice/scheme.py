@@ -34,7 +34,7 @@ AT_ONCE = 32  # rows whose hints are made together
 
 
 def public_polynomials(seed: bytes, upload: int, count: int) -> list[Stored]:
-    """a_i of an upload's polynomials, transforms, (DEGREE, RANK, count); of nobody's choice: both parties derive them."""
+    """a_i of an upload, transforms, (DEGREE, RANK, count): of nobody's choice, both parties derive them."""
     return [uniform(Stream(seed, "polynomials", upload, k), (DEGREE, RANK, count), k) for k in ALL]
 
 
@@ -72,7 +72,7 @@ class Secrets:
         self._partners: dict[int, list[Residues]] = {}
 
     def beta(self) -> list[Residues]:
-        """M_gᵀ·s + ε, coefficients, (DEGREE, RANK, Σ matrices): of the first secret with each matrix, of the second …"""
+        """M_gᵀ·s + ε, coefficients, (DEGREE, RANK, Σ matrices): of the first secret with each, of the second …"""
         shape = (DEGREE, len(self._matrices), MATRICES, RANK)
         errors = binomial(Stream(self._seed, "beta"), (DEGREE, sum(self._matrices), RANK))
         out = []
