@@ -32,7 +32,7 @@ from parelu.network.spec import spec_of
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
@@ -228,7 +228,8 @@ def run(queries: int, clients: int, kills: int, cuts: int, offline: str, seed: i
     with tempfile.TemporaryDirectory(prefix="parelu-day-") as name:
         folder = Path(name)
         candidate = untrained(spec_of("resnet10 m=2", SHAPE, 10), 0.3, seed=0)
-        lowered = lower(candidate.network(), noise(64, SHAPE, seed=2), candidate.preprocessing)
+        ring = ring_for(offline)
+        lowered = lower(candidate.network(), noise(64, SHAPE, seed=2), candidate.preprocessing, ring=ring)
         lowered.save(folder)
         np.save(folder / "expected.npy", reference.run(lowered, noise(IMAGES, SHAPE, seed=1)).logits)
         started = time.monotonic()

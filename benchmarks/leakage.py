@@ -51,6 +51,7 @@ from parelu.network.candidate import Candidate
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.ops import Activation, Truncate, local, sources
+from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.private.protocol.reveal import Exact, Label, Logits, Reveal, reveal_for, reveal_of
 from parelu.runs import measurement
 
@@ -356,7 +357,7 @@ def _trained(folder: Path) -> tuple[Lowered, Tensor]:
     """The program of a candidate, and images of its test set."""
     candidate = Candidate.load(folder)
     dataset = measurement.dataset_of(candidate)
-    lowered = measurement.lowered(folder, candidate, dataset)
+    lowered = measurement.lowered(folder, candidate, ring_for(DEFAULT), dataset)
     return lowered, measurement.fit(candidate, dataset.test.images[:2000])
 
 

@@ -33,7 +33,7 @@ from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
 from parelu.private.lowering.lower import Lowered
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import modes, ring_for
 from parelu.runs import experiment, measurement
 from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
@@ -153,7 +153,7 @@ def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str,
     @functools.cache
     def lowered(folder: Path) -> tuple[Lowered, Candidate]:
         candidate = Candidate.load(folder)
-        return measurement.lowered(folder, candidate, dataset), candidate
+        return measurement.lowered(folder, candidate, ring_for(offline), dataset), candidate
 
     folders = [
         folder_of(out, name, label, seed) for seed in seeds for name, label, *_ in labels(setting) if label == "fisher"

@@ -38,6 +38,7 @@ from parelu.private.crypto.ring import LinearMap
 from parelu.private.fresh import fresh, noise, untrained
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.lowering.ops import Activation, Conv
+from parelu.private.offline.mode import ring_for
 
 MODEL, INPUT, SITE = "resnet20", (3, 32, 32), (1, 250, 400)
 IMAGES, FEW = 10, 3
@@ -115,7 +116,8 @@ def _spec() -> Any:
 
 def _case(candidate: Candidate, **settings: str) -> Case:
     images = noise(IMAGES, candidate.spec.input, seed=1)
-    return Case(lower(candidate.network(), images, candidate.preprocessing), candidate, images, settings)
+    ring = ring_for("seal")  # every offline mode computes in it: they are compared on one program
+    return Case(lower(candidate.network(), images, candidate.preprocessing, ring=ring), candidate, images, settings)
 
 
 def _bits(case: Case) -> list[int]:
@@ -180,7 +182,7 @@ def floors(case: Case) -> dict[str, float]:
     for number, op in enumerate(program.ops):
         if isinstance(op, Conv):
             weight = case.lowered.weights[number]["weight"]
-            limbs = LinearMap(weight, op.stride, op.padding, op.groups).count
+            limbs = LinearMap(weight, op.stride, op.padding, op.groups, program.ring).count
             flops += 2.0 * limbs * weight.size * np.prod(program.shapes[number + 1][1:])
     return {"aes_block": block, "flops_a_second": rate, "linear_flops": flops, "linear": flops / rate}
 

@@ -31,7 +31,7 @@ from parelu.methods.senet import SENet
 from parelu.network import storage
 from parelu.private.bench import bench
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import modes, ring_for
 from parelu.report.fusion import sizes
 from parelu.runs import experiment, measurement
 from parelu.runs.experiment import Experiment, Reduction
@@ -93,7 +93,7 @@ def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
     def lowered(name: str, way: str) -> Lowered:
         candidate = run.candidate(name)
         images = measurement.fit(candidate, dataset.train.images[: measurement.CALIBRATION])
-        return lower(candidate.network(), images, candidate.preprocessing, cost=WAYS[way])
+        return lower(candidate.network(), images, candidate.preprocessing, cost=WAYS[way], ring=ring_for(offline))
 
     for number in range(repeat):
         for record, way in itertools.product(records, WAYS):

@@ -19,6 +19,7 @@ from private import Case, alternate
 from parelu.network.spec import spec_of
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering.lower import lower
+from parelu.private.offline.mode import ring_for
 from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.rows import Cost, Row
@@ -26,12 +27,13 @@ from parelu.private.rows import Cost, Row
 NETWORKS = {"resnet20": ((3, 32, 32), 0.1), "resnet10 m=4": ((1, 28, 28), 1.0)}  # input, share of ReLUs
 
 
-def case(name: str, images: int, **settings: str) -> Case:
+def case(name: str, images: int, offline: str, **settings: str) -> Case:
     """The network as `bench` takes it, with fresh weights and a random mask."""
     shape, keep = NETWORKS[name]
     candidate = untrained(spec_of(name, shape, 10), keep, seed=0)
     inputs = noise(images, shape, seed=1)
-    return Case(lower(candidate.network(), inputs, candidate.preprocessing), candidate, inputs, settings)
+    lowered = lower(candidate.network(), inputs, candidate.preprocessing, ring=ring_for(offline))
+    return Case(lowered, candidate, inputs, settings)
 
 
 def ratios(values: Sequence[float]) -> str:
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--relus", nargs="*", default=[name for name, relu in relus().items() if relu.truncates])
     chosen = parser.parse_args()
     for name in chosen.networks:
-        ready = case(name, chosen.images)
+        ready = case(name, chosen.images, chosen.offline)
         for relu in chosen.relus:
             settings = {how: {"offline": chosen.offline, "relu": relu, "truncation": how} for how in TRUNCATIONS}
             found = alternate({h: dataclasses.replace(ready, settings=s) for h, s in settings.items()}, chosen.repeat)

@@ -26,7 +26,7 @@ from parelu.network.steps import KNOWN
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import lower
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Label
@@ -107,7 +107,7 @@ def test_the_example_of_a_client_runs(tmp_path, monkeypatch):
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
     candidate = untrained(spec, 0.2, seed=0)
     images = noise(3, spec.input, seed=0)
-    lowered = lower(candidate.network(), images, candidate.preprocessing)
+    lowered = lower(candidate.network(), images, candidate.preprocessing, ring=ring_for("seal"))
     make_certificates(tmp_path / "certs")
     monkeypatch.chdir(tmp_path)
     model = Model(lowered, relus()["sign"], Label())

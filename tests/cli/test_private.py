@@ -16,9 +16,11 @@ from commands import refused, run
 from PIL import Image
 
 from parelu import data
+from parelu.private.crypto.ring import WIDE, WIDTHS, Ring
 from parelu.private.engines import base as engines
 from parelu.private.engines.base import Measurement
 from parelu.private.lowering import reference
+from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.private.rows import Cost, Costs
 from parelu.report.latency import full_and_knee_text
 from parelu.report.page import write_report
@@ -152,7 +154,7 @@ def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study, r
     from two_parties import Pair
 
     candidate = study.candidate("teacher")
-    lowered = measurement.lowered(study.folder("teacher"), candidate)
+    lowered = measurement.lowered(study.folder("teacher"), candidate, WIDE)
     images = data.load("digits").test.images[:100]
     expected = reference.run(lowered, images).logits
     errors = []
@@ -164,14 +166,26 @@ def test_secure_inference_of_a_trained_resnet_is_the_replayed_reference(study, r
     assert pair.done == 100 and max(errors) < (0.1 if truncation == "local" else 1e-15)
 
 
+def test_a_program_of_each_ring_is_kept_and_pins_stay(study):
+    """A measurement in another ring does not change what a server has published."""
+    folder, candidate = study.folder("teacher"), study.candidate("teacher")
+    first, again = ([measurement.lowered(folder, candidate, Ring(bits)) for bits in WIDTHS] for _ in range(2))
+    assert [lowered.program.ring.bits for lowered in first] == list(WIDTHS)
+    assert [each.commitment for each in first] == [each.commitment for each in again]
+    assert len({each.program.digest for each in first + again}) == len(WIDTHS)
+
+
 def test_inspect_prints_the_fixed_point_plan(capsys, study):
     assert run("inspect", str(study.folder("teacher"))) == 0
     text = capsys.readouterr().out
-    assert "ring Z_2^59, 10 fraction bits" in text and "any wraps in an inference with probability ≤" in text
+    assert (
+        f"ring Z_2^{ring_for(DEFAULT).bits}, 10 fraction bits" in text
+        and "any wraps in an inference with probability ≤" in text
+    )
     assert run("inspect", "resnet10 m=2", "--input", "1x8x8", "--json") == 0
     value = json.loads(capsys.readouterr().out)
     assert value["private"]["wrap_bound"] < 1e-4 and value["unsupported"] == []
-    assert all(2 <= site["bits"] <= 59 for site in value["private"]["sites"])
+    assert all(2 <= site["bits"] <= value["private"]["ring_bits"] for site in value["private"]["sites"])
 
 
 def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
@@ -312,7 +326,7 @@ def test_serve_and_infer_as_two_processes(study, tmp_path):
         address = f"localhost:{lines[-1].split(':')[-1].strip()}"
         done = parelu("infer", address, *files, "--tls", certs, "--pin", pin, "--offline", "dealer", "--json")
         rows = json.loads(done.stdout)
-        lowered = measurement.lowered(study.folder("teacher"), study.candidate("teacher"))
+        lowered = measurement.lowered(study.folder("teacher"), study.candidate("teacher"), WIDE)
         expected = reference.run(lowered, data.load("digits").test.images[:2])
         assert [row["label"] for row in rows] == expected.labels.tolist()
         assert np.abs(np.array([row["logits"] for row in rows]) - expected.logits).max() < 0.1

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from parelu.fusion.composition import Convolution
-from parelu.fusion.hint_layout import DEGREE, Layer, Reader, Upload
+from parelu.fusion.hint_geometry import DEGREE
+from parelu.fusion.hint_layout import Layer, Reader, Upload
 
 FEW = settings(max_examples=200, deadline=None)
 
@@ -45,7 +46,7 @@ def weights(reader: Reader, seed: int = 0) -> np.ndarray:
 
 def source(upload: Upload, seed: int = 1) -> np.ndarray:
     count = upload.channels * int(np.prod(upload.layers[0].shape.size))
-    return np.random.default_rng(seed).integers(-1000, 1000, count)
+    return np.random.default_rng(seed).integers(-(1 << 63), 1 << 63, count)
 
 
 def direct(reader: Reader, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -72,15 +73,14 @@ def ring(reader: Reader, weight: np.ndarray, sent: np.ndarray, seed: int = 2) ->
     for part in range(upload.parts):
         b[part // upload.classes, upload.coefficients, part % upload.classes] = sent[part]
     b = b.reshape(upload.polynomials, DEGREE)
-    w = reader.polynomials(weight, slice(None)).astype(np.int64)
-    at = reader.base + np.arange(reader.per_row)[:, None] * upload.spacing
+    w = reader.polynomials(reader.matrix(weight), slice(None)).astype(np.int64)
     out = np.zeros((reader.rows, reader.slots), np.int64)
     for row in range(reader.rows):
         total = np.zeros(DEGREE, np.int64)
         for i in range(upload.polynomials):
             for power in np.flatnonzero(w[:, i, row]):
                 total += w[power, i, row] * np.concatenate([-b[i, DEGREE - power :], b[i, : DEGREE - power]])
-        out[row] = total[upload.classes * at.reshape(-1)]
+        out[row] = total[upload.classes * reader.positions]
     return out
 
 
@@ -134,6 +134,13 @@ def test_a_block_and_its_shortcut_read_one_upload():
     assert (both.parts, both.points, len(both.coefficients)) == (alone.parts, 512, len(alone.coefficients))
     assert [reader.columns for reader in both.readers] == [9 * 16, 16]
     assert [reader.macs for reader in both.readers] == [block.macs, shortcut.macs]
+
+
+def test_taps_that_only_meet_padding_are_not_multiplied():
+    (reader,) = Upload(0, (Layer(1, 0, Convolution(5, 7, (1, 2), (3, 3), padding=(1, 1))),)).readers
+    assert reader.columns == 5 * 3
+    (reader,) = Upload(0, (Layer(1, 0, Convolution(1, 1, (3, 3), (3, 3), (7, 7), (2, 2))),)).readers
+    assert reader.columns == 1
 
 
 def test_a_row_holds_outputs_of_several_groups():

@@ -22,6 +22,7 @@ from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_from_json, spec_of
+from parelu.private.crypto.ring import WIDE
 from parelu.private.lowering import reference
 from parelu.report.tables import frontier_rows
 from parelu.runs import experiment, measurement
@@ -294,7 +295,7 @@ def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
     for name in ("gated-97", "gated-97-auxiliary"):
         candidate = run.candidate(name)
         assert candidate.metrics.epochs == 0, "cut out, not trained"
-        program = measurement.lowered(run.folder(name), candidate)
+        program = measurement.lowered(run.folder(name), candidate, WIDE)
         assert program.program.relus == candidate.metrics.relus == count(candidate.network()).relus
         result = measurement.ring_accuracy(program, candidate, test)
         assert result.agreement >= 99 and result.float_accuracy == pytest.approx(candidate.metrics.test_accuracy)

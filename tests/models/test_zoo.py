@@ -13,6 +13,7 @@ from parelu import data
 from parelu.errors import UserError
 from parelu.methods.base import methods
 from parelu.network.spec import spec_of
+from parelu.private.crypto.ring import WIDE
 from parelu.private.fresh import untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import lower
@@ -40,7 +41,7 @@ def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
     candidate = done.candidate(record.name)
     assert problems(candidate.network()) == ()
     digits = data.load("digits")
-    lowered = measurement.lowered(done.folder(record.name), candidate, digits)
+    lowered = measurement.lowered(done.folder(record.name), candidate, WIDE, digits)
     ring = measurement.ring_accuracy(lowered, candidate, digits.test)
     assert ring.agreement >= 99 and ring.overflow_rate < 1e-3
     assert lowered.program.relus == record.metrics.relus

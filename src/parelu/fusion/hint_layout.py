@@ -1,4 +1,4 @@
-"""Convolutions and matrices as plain convolutions of ciphertext coefficients: the geometry of offline mode `hints`.
+"""Convolutions and matrices as plain convolutions of ciphertext coefficients, for offline mode `hints`.
 
 A ciphertext is a polynomial of Z[X]/(X^2048 + 1). With Y = X^K it holds K sequences of n = 2048/K elements, one of
 each class v + K·i, and a product's class 0 is the sum of the products of the sequences modulo Y^n + 1. An input
@@ -20,15 +20,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parelu.fusion.composition import Convolution
+from parelu.fusion.hint_geometry import DEGREE, Geometry
 
-DEGREE = 2048
 MATRICES = 8  # public matrices under which the rows of a layer share a secret of the server's
 
 Ints = NDArray[np.int64]
@@ -62,89 +61,30 @@ class Upload:
     most: int = 1
 
     def __post_init__(self) -> None:
-        shapes = [layer.shape for layer in self.layers]
-        if not shapes or any((shape.inputs, shape.size) != (shapes[0].inputs, shapes[0].size) for shape in shapes):
-            raise ValueError(f"value {self.source} is read in {len(shapes)} shapes")
-        if self.height < 1:
-            raise ValueError(
-                f"a map {shapes[0].size[1]} wide with a kernel of {max(shape.kernel[0] for shape in shapes)} rows does "
-                f"not fit into polynomials of degree {DEGREE}; use smaller images"
-            )
         if not 1 <= self.most <= DEGREE // self.spacing:
             raise ValueError(f"{self.most} outputs of {self.spacing} elements in a row of {DEGREE}")
 
     @functools.cached_property
-    def rows(self) -> _Axis:
-        return self._axis(0)
-
-    @functools.cached_property
-    def columns(self) -> _Axis:
-        return self._axis(1)
-
-    def _axis(self, direction: int) -> _Axis:
-        shapes = [layer.shape for layer in self.layers]
-        read = [(s.kernel[direction], s.stride[direction], s.padding[direction]) for s in shapes]
-        return _Axis.of(shapes[0].size[direction], read)
+    def geometry(self) -> Geometry:
+        return Geometry(tuple(layer.shape for layer in self.layers))
 
     @property
     def channels(self) -> int:
         return self.layers[0].shape.inputs
 
-    @functools.cached_property
-    def phases(self) -> tuple[tuple[int, int], ...]:
-        """(row, column) of the phases that are read."""
-        read = zip(self.rows.taps, self.columns.taps, strict=True)
-        return tuple(sorted({(u.phase, v.phase) for down, across in read for u in down for v in across}))
+    @property
+    def tiles(self) -> int:
+        return self.geometry.tiles
+
+    @property
+    def spacing(self) -> int:
+        """S."""
+        return self.geometry.spacing
 
     @property
     def parts(self) -> int:
         """V: sequences of the source; part c·phases + f is phase f of channel c."""
-        return self.channels * len(self.phases)
-
-    @property
-    def pitch(self) -> int:
-        """Elements from row to row; the zeros behind a row are those before the next."""
-        axis = self.columns
-        return axis.data + max(axis.before, axis.last - axis.data + 1)
-
-    @functools.cached_property
-    def is_whole(self) -> bool:
-        return self._whole_spacing <= DEGREE
-
-    @property
-    def _whole_spacing(self) -> int:
-        """What is read from index 0 on, and the data with what is read before index 0: neither may meet the other."""
-        rows, columns = self.rows, self.columns
-        lead = rows.before * self.pitch + columns.before
-        data = (rows.data - 1) * self.pitch + columns.data
-        return max(rows.last * self.pitch + columns.last + 1, lead + data)
-
-    @functools.cached_property
-    def height(self) -> int:
-        """Rows of elements in a tile, counted where outputs are: a multiple of each layer's step. 0: none fits."""
-        rows, columns = self.rows, self.columns
-        if self.is_whole:
-            return rows.span
-        unit = math.lcm(*rows.steps)
-        stored = (DEGREE - 1 - columns.before - columns.last) // self.pitch
-        fits = (stored - rows.before - rows.after + 1) // unit * unit
-        return -(-rows.span // (-(-rows.span // fits) * unit)) * unit if fits > 0 else 0
-
-    @functools.cached_property
-    def tiles(self) -> int:
-        return -(-self.rows.span // self.height)
-
-    @functools.cached_property
-    def origin(self) -> int:
-        """Index of the element of a tile's first output; what a whole map reads before it is at negative indices."""
-        return 0 if self.is_whole else self.rows.before * self.pitch + self.columns.before
-
-    @functools.cached_property
-    def spacing(self) -> int:
-        """S: elements from an output of a row to the next."""
-        if self.is_whole:
-            return self._whole_spacing
-        return self.origin + (self.height - 1 + self.rows.after) * self.pitch + self.columns.last + 1
+        return self.channels * len(self.geometry.phases)
 
     @functools.cached_property
     def points(self) -> int:
@@ -188,12 +128,12 @@ class Upload:
     def _sources(self) -> Ints:
         """(tiles, phases, coefficients): position in the source's map, −1 for a zero."""
         height, width = self.layers[0].shape.size
-        row, column = np.divmod(self.coefficients - self.origin, self.pitch)
-        row = row + np.arange(self.tiles)[:, None] * self.height
-        stored = (row >= 0) & (row < self.rows.data) & (column < self.columns.data)
+        row, column = np.divmod(self.coefficients - self.geometry.origin, self.geometry.pitch)
+        row = row + np.arange(self.tiles)[:, None] * self.geometry.height
+        stored = (row >= 0) & (row < self.geometry.rows.data) & (column < self.geometry.columns.data)
         places = []
-        for a, b in self.phases:
-            y, x = row * self.rows.phases + a, column * self.columns.phases + b
+        for a, b in self.geometry.phases:
+            y, x = row * self.geometry.rows.phases + a, column * self.geometry.columns.phases + b
             places.append(np.where(stored & (y < height) & (x < width), y * width + x, -1))
         return np.stack(places, 1)
 
@@ -261,13 +201,13 @@ class Reader:
 
     @property
     def _steps(self) -> tuple[int, int]:
-        return self.upload.rows.steps[self.place], self.upload.columns.steps[self.place]
+        return self.upload.geometry.rows.steps[self.place], self.upload.geometry.columns.steps[self.place]
 
     @property
     def tile_size(self) -> tuple[int, int]:
         """(rows, columns) of the output in a tile."""
         rows, columns = self.layer.output_size
-        return (rows if self.upload.is_whole else self.upload.height // self._steps[0]), columns
+        return (rows if self.upload.geometry.is_whole else self.upload.geometry.height // self._steps[0]), columns
 
     @property
     def slots(self) -> int:
@@ -278,16 +218,21 @@ class Reader:
     def base(self) -> Ints:
         """Index of each position of an output in a tile."""
         i, j = np.indices(self.tile_size).reshape(2, -1)
-        return self.upload.origin + self._steps[0] * i * self.upload.pitch + self._steps[1] * j
+        return self.upload.geometry.origin + self._steps[0] * i * self.upload.geometry.pitch + self._steps[1] * j
+
+    @functools.cached_property
+    def positions(self) -> Ints:
+        """(slots,): index of each slot, in [0, n): its place in class 0 of the ring product."""
+        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
 
     @functools.cached_property
     def _taps(self) -> tuple[Ints, Ints, Ints]:
         """(column of a kernel's weights, phase, offset) of each tap that meets the map."""
-        taps, numbers = [], {phase: number for number, phase in enumerate(self.upload.phases)}
-        for down in self.upload.rows.taps[self.place]:
-            for across in self.upload.columns.taps[self.place]:
+        taps, numbers = [], {phase: number for number, phase in enumerate(self.upload.geometry.phases)}
+        for down in self.upload.geometry.rows.taps[self.place]:
+            for across in self.upload.geometry.columns.taps[self.place]:
                 phase = numbers[down.phase, across.phase]
-                offset = down.offset * self.upload.pitch + across.offset
+                offset = down.offset * self.upload.geometry.pitch + across.offset
                 taps.append((down.tap * self.layer.kernel[1] + across.tap, phase, offset))
         number, phases, offsets = np.array(taps, np.int64).T
         return number, phases, offsets
@@ -320,7 +265,7 @@ class Reader:
         group = np.arange(self.groups)[:, None] * self.merged + np.broadcast_to(own, self.per_row)
         group = np.minimum(group, self.layer.groups - 1)[:, :, None, None]  # beyond the last one weights are 0
         channel = group * of_group + np.arange(of_group)[:, None]
-        return (channel * len(self.upload.phases) + self._taps[1]).reshape(self.groups, -1).astype(np.int32)
+        return (channel * len(self.upload.geometry.phases) + self._taps[1]).reshape(self.groups, -1).astype(np.int32)
 
     @functools.cached_property
     def taps(self) -> Indices:
@@ -352,32 +297,19 @@ class Reader:
 
     @functools.cached_property
     def index(self) -> Indices:
-        """(M·taps, slots): the entry that tap (m', t) reads for each slot.
+        """(M·taps, slots): the entry that tap (m', t) reads for each slot."""
+        shift = np.arange(self.per_row)[:, None] * self.upload.spacing
+        taps = (self.offsets - shift).reshape(-1, 1)
+        return (self.positions + taps - self._range[0]).astype(np.int32)
 
-        A row of the map, `run` slots, is a run: its entries are at distances `step`.
-        """
-        shift = np.arange(self.per_row) * self.upload.spacing
-        slots = (shift[:, None] + self.base).reshape(-1)
-        taps = (self.offsets - shift[:, None]).reshape(-1)
-        return (slots + taps[:, None] - self._range[0]).astype(np.int32)
-
-    @functools.cached_property
-    def indices(self) -> Ints:
-        """Index of each slot's element in the product."""
-        return (np.arange(self.per_row)[:, None] * self.upload.spacing + self.base).reshape(-1)
-
-    @property
-    def run(self) -> int:
-        return self.tile_size[1]
-
-    @property
-    def step(self) -> int:
-        return self._steps[1]
+    def sequences(self, coefficients: NDArray[np.number]) -> NDArray[np.number]:
+        """(…, coefficients) → (…, entries): each entry with its sign."""
+        places, signs = self.entries
+        return coefficients[..., places] * signs.astype(coefficients.dtype)
 
     def gather(self, coefficients: NDArray[np.number], group: int) -> NDArray[np.number]:
         """(L, V, coefficients) of one tile → (columns, L, slots), what a group's matrix is multiplied with."""
-        places, signs = self.entries
-        sequences = coefficients[:, :, places] * signs.astype(coefficients.dtype)
+        sequences = self.sequences(coefficients)
         found = sequences[:, self.parts[group][:, None], self.index[self.taps]]
         return found.transpose(1, 0, 2)
 
@@ -395,9 +327,12 @@ class Reader:
         taken = np.where(self.row_outputs[:, :, None, None] >= 0, taps[self.row_outputs], 0)
         return taken.reshape(self.groups, self.group_rows, self.columns).astype(np.float64)
 
-    def polynomials(self, weight: NDArray[np.integer] | Floats, rows: slice) -> Floats:
-        """(2048, polynomials, rows): w with class 0 of Σ_i b_i·w_i the plain convolution; by these hints are made."""
-        matrix = self.matrix(weight).reshape(self.rows, -1)[rows]
+    def polynomials(self, matrix: Floats, rows: slice) -> Floats:
+        """(2048, polynomials, rows): w with class 0 of Σ_i b_i·w_i the plain convolution; by these hints are made.
+
+        matrix: of `matrix`.
+        """
+        matrix = matrix.reshape(self.rows, -1)[rows]
         numbers = np.arange(self.rows)[rows]
         upload = self.upload
         shift = np.arange(self.per_row)[:, None, None] * upload.spacing
@@ -439,67 +374,3 @@ class Reader:
     def rows_of(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The inverse of `outputs`; 0 in slots that are no output."""
         return np.append(values, np.zeros(1, values.dtype))[self.places]
-
-
-class _Tap(NamedTuple):
-    """A row or column of a kernel: at output i it reads element step·i + offset of this phase."""
-
-    tap: int
-    phase: int
-    offset: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """One direction of a map, cut into phases by the greatest common divisor of its readers' strides.
-
-    Element e of phase a is position phases·e + a of the source.
-
-    Attributes:
-        data: elements of a phase that are stored.
-        before: elements that are read before the first.
-        after: the furthest that is read behind an output's own element.
-        last: the last element that is read.
-        span: elements from the first output's to the last one's, both included.
-        steps: elements from output to output, for each reader.
-        taps: for each reader, those that meet the map at some output.
-    """
-
-    phases: int
-    data: int
-    before: int
-    after: int
-    last: int
-    span: int
-    steps: tuple[int, ...]
-    taps: tuple[tuple[_Tap, ...], ...]
-
-    @classmethod
-    def of(cls, size: int, readers: Sequence[tuple[int, int, int]]) -> _Axis:
-        """readers: (kernel, stride, padding)."""
-        phases = math.gcd(*(stride for _, stride, _ in readers))
-        steps = [stride // phases for _, stride, _ in readers]
-        ends = [(size + 2 * padding - kernel) // stride for kernel, stride, padding in readers]
-        taps = []
-        for (kernel, stride, padding), end in zip(readers, ends, strict=True):
-            met = [tap for tap in range(kernel) if _meets(size, stride, tap - padding, end)] or [0]
-            taps.append(tuple(_Tap(tap, (tap - padding) % phases, (tap - padding) // phases) for tap in met))
-        offsets = [tap.offset for read in taps for tap in read]
-        furthest = [max(0, *(tap.offset for tap in read)) for read in taps]  # an output's own element counts as read
-        last = max(step * end + offset for step, end, offset in zip(steps, ends, furthest, strict=True))
-        return cls(
-            phases=phases,
-            data=min(-(-size // phases), last + 1),
-            before=max(0, -min(offsets)),
-            after=max(furthest),
-            last=last,
-            span=max(step * end for step, end in zip(steps, ends, strict=True)) + 1,
-            steps=tuple(steps),
-            taps=tuple(taps),
-        )
-
-
-def _meets(size: int, stride: int, start: int, end: int) -> bool:
-    """Whether one of the positions start, start + stride, … start + stride·end is in [0, size)."""
-    first = max(0, -(start // stride))
-    return first <= end and start + stride * first < size

@@ -3,7 +3,7 @@
 Outputs that share a hint save its bytes, once a client, and cost multiply-adds and uploads at every query: what is
 best depends on how many queries a client will ask. Both parties derive the plan from the layers and that number, so
 it is decided by integers alone. Squares and weights of single positions are no layers here: an output is a hint
-of 60 KB, where an oblivious transfer takes some 2 KB.
+of 60 KB, where a product by oblivious transfer takes a few KB at most.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from parelu.fusion.composition import Convolution
-from parelu.fusion.hint_layout import DEGREE, MATRICES, Layer, Reader, Upload
+from parelu.fusion.hint_geometry import DEGREE
+from parelu.fusion.hint_layout import MATRICES, Layer, Reader, Upload
 
 RANK = 3
 KEPT_BITS, DROPPED_BITS = 3 * 26, 3 * 25  # of the primes that are in answers and hints, and of those that are dropped
@@ -27,12 +28,13 @@ HINT = RANK * DEGREE * KEPT_BITS  # bits of a row
 PUBLIC = RANK * DEGREE * UPLOADED  # bits for a secret of the client's under one matrix
 
 # Picoseconds of one core, as `benchmarks/hints.py` measures them; for one prime where nothing else is said.
-MAC = 40  # a multiply-add of float64 matrices
+MAC = 45  # a multiply-add of float64 matrices
 GATHER = 700  # an element of a matrix of columns
-PRODUCT = 250  # of transforms
-TRANSFORM = 700  # a point and one of log2(2n) levels
+PRODUCT = 300  # of transforms
+TRANSFORM = 200  # a point and one of log2(2n) levels
 OUTPUT_SERVER, OUTPUT_CLIENT = 40_000, 8_000  # an output, all primes
-COEFFICIENT = 60_000  # of a polynomial that is encrypted, all primes
+COEFFICIENT = 40_000  # of a polynomial that is encrypted, all primes
+RECEIVED = 12_000  # a coefficient that is sent, all primes: the server unpacks and checks it
 BIT = 1_000  # at 1 Gb/s
 ONLINE_MAC = 300  # of the server's integers, in the online phase
 
@@ -64,8 +66,8 @@ class Cost(NamedTuple):
 def upload_cost(upload: Upload) -> Cost:
     """Of an upload with its readers; without the public parts of the client's secrets, which all uploads share."""
     client = COEFFICIENT * DEGREE * upload.polynomials * upload.tiles
-    up = UPLOADED * len(upload.coefficients) * upload.parts * upload.tiles
-    total = Cost(client=client, up=up)
+    sent = len(upload.coefficients) * upload.parts * upload.tiles
+    total = Cost(server=RECEIVED * sent, client=client, up=UPLOADED * sent)
     for reader in upload.readers:
         total = total.plus(_reader_cost(reader))
     return total

@@ -416,7 +416,7 @@ RINGS = st.builds(Ring, st.sampled_from(WIDTHS))
     st.integers(0, 1),
     st.sampled_from([1, 2]),
     st.integers(1, 40),
-    st.sampled_from(RINGS),
+    RINGS,
 )
 def test_linear_maps_are_exact_modulo_the_ring(seed, stride, padding, groups, bits, ring):
     generator = np.random.default_rng(seed)
@@ -438,7 +438,7 @@ def test_linear_maps_are_exact_modulo_the_ring(seed, stride, padding, groups, bi
     st.integers(0, 1),
     st.sampled_from([1, 3]),
     st.floats(0, 1),
-    st.sampled_from(RINGS),
+    RINGS,
 )
 def test_a_sparse_input_can_be_added_position_by_position(seed, stride, padding, kernel, share, ring):
     generator = np.random.default_rng(seed)

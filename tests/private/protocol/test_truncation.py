@@ -46,7 +46,7 @@ def correlated(relu, truncation, repetitions):
     with Pair(lowered, relu, truncation=truncation) as pair:
         for _ in range(repetitions // 100):
             results, shares = pair.infer_all(images)
-            low += [own[1].astype(np.float64) % 2**cut / 2**cut for own in shares]
+            low += [(own[1] % np.uint64(1 << cut)) / 2.0**cut for own in shares]
             logits += list(lowered.program.ring.decode(results).astype(np.float64))
     known, seen = (np.array(each) - np.mean(each, 0) for each in (low, logits))
     slopes, *_ = np.linalg.lstsq(known, seen, rcond=None)

@@ -191,6 +191,7 @@ def peak_mb() -> float:
 
 def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -> None:
     model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
+    modes()[offline].make(model, Keep(folder=folder / "hints of the server"))
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
     server = Server(
@@ -210,7 +211,9 @@ def _client(folder: Path, port: str, offline: str, relu: str, link: str) -> None
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
     keep = Keep(QUERIES, folder / "hints")
-    with Client("127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT) as client:
+    with Client(
+        "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT
+    ) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()

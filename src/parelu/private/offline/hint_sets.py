@@ -172,8 +172,8 @@ class Made:
         for number, upload in enumerate(self.use.plan.uploads):
             polynomials = public_polynomials(self.use.public, number, upload.polynomials)
             for reader in upload.readers:
-                weight = self._lowered.weights[reader.number - 1]["weight"]
-                weights = functools.partial(reader.polynomials, weight)
+                matrix = reader.matrix(self._lowered.weights[reader.number - 1]["weight"])
+                weights = functools.partial(reader.polynomials, matrix)
                 for hints in self._hiding(reader).hints(polynomials, weights):
                     done += hints.shape[-1]
                     progress(done, total)
@@ -192,7 +192,7 @@ class Made:
     def _factors(self) -> dict[int, Factors]:
         return {
             number: Factors(
-                reader.matrix(self._lowered.weights[number - 1]["weight"]),
+                reader.matrix(self._lowered.weights[number - 1]["weight"]).astype(np.float32),
                 [as_classes(self._hiding(reader).u(), reader.upload.points, k) for k in ALL],
             )
             for number, reader in self.use.plan.readers.items()
@@ -201,7 +201,7 @@ class Made:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
-    """matrix: of `Reader.matrix`; u: modulo each prime, `as_classes`."""
+    """matrix: of `Reader.matrix`, in half the memory; u: modulo each prime, `as_classes`."""
 
     matrix: np.ndarray
     u: list[Stored]

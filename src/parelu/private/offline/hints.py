@@ -28,6 +28,7 @@ from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, PRIMES, RANK,
 from parelu.private.crypto.lattice.residues import (
     answer,
     ciphertext,
+    columns,
     decode,
     drop,
     message,
@@ -78,25 +79,25 @@ class _Server(ObliviousServer):
             channel.send("size", WIDTH.pack(self.width))
             made = send(channel, sets)
         self.use, self._factors = made.use, made.factors()
-        self.received: list[NDArray[np.uint8]] | None = None  # β and the uploads of an audited query
+        self.received: dict[int | None, NDArray[np.uint8]] | None = None  # an audited query's uploads; None: its β
 
     def start(self, *, audited: bool) -> None:
         """A query's seed, and the client's β."""
         self.begin()
-        self.received = [] if audited else None
+        self.received = {} if audited else None
         plan = self.use.plan
         with self.channel.measured("offline", "keys"):
-            betas = Betas([*self._receive("beta", DEGREE, RANK, len(plan.public_parts))])
+            betas = Betas([*self._receive("beta", None, DEGREE, RANK, len(plan.public_parts))])
         self._opened: dict[int, Residues] = {}
         self._readers = Counter(self.use.upload_of.values())
         self._masks = {number: _ahead(self._times_u, betas, reader) for number, reader in plan.readers.items()}
 
-    def _receive(self, kind: str, *shape: int) -> Residues:
+    def _receive(self, kind: str, upload: int | None, *shape: int) -> Residues:
         """(primes, *shape)."""
         count = int(np.prod(shape))
         body = self.channel.receive(kind, packed_bytes(PRIMES, count))
         if self.received is not None:
-            self.received.append(body)
+            self.received[upload] = body
         return unpack(body, PRIMES, count).reshape(len(PRIMES), *shape)
 
     def _times_u(self, betas: Betas, reader: Reader) -> Residues:
@@ -119,16 +120,18 @@ class _Server(ObliviousServer):
         """Σ_i b_i·w_i, (primes, elements), exact integers."""
         upload, at = reader.upload, self.use.upload_of[reader.number]
         if at not in self._opened:
-            self._opened[at] = self._receive("upld", upload.tiles, upload.parts, len(upload.coefficients))
+            self._opened[at] = self._receive("upld", at, upload.tiles, upload.parts, len(upload.coefficients))
         sent = self._opened[at]
         self._readers[at] -= 1
         if not self._readers[at]:
             del self._opened[at]
         sums = np.empty((len(PRIMES), reader.groups, reader.group_rows, upload.tiles, reader.slots))
         for tile in range(upload.tiles):
+            sequences = reader.sequences(sent[:, tile])
             for group, weights in enumerate(self._factors[reader.number].matrix):
-                columns = reader.gather(sent[:, tile], group)
-                product = weights @ columns.reshape(len(columns), -1)
+                product = weights.astype(np.float64) @ columns(
+                    sequences, reader.parts[group], reader.taps, reader.index
+                )
                 sums[:, group, :, tile] = product.reshape(len(weights), len(PRIMES), -1).swapaxes(0, 1)
         return sums.reshape(len(PRIMES), reader.rows, upload.tiles, reader.slots)[:, reader.used]
 
@@ -138,11 +141,11 @@ class _Server(ObliviousServer):
             seed = self.channel.receive("show", SEED_BYTES).tobytes()
             received, self.received = self.received, None
             assert received is not None, "the query was not audited"
-            beta, *sent = received
             secrets = self.use.secrets(seed)
-            if pack(_flat(secrets.beta()), PRIMES) != beta.tobytes():
+            if pack(_flat(secrets.beta()), PRIMES) != received.pop(None).tobytes():
                 raise Deviation("an audit: the client's β is not that of its seed")
-            for at, body in enumerate(sent):
+            for at, body in received.items():
+                assert at is not None
                 masks = masked(self.use, secrets, at, self.use.public_polynomials(at))
                 if not _is_fresh(unpack(body, PRIMES, masks.shape[1]), masks):
                     raise Deviation("an audit: a ciphertext of the client's is no fresh encryption")
@@ -217,7 +220,7 @@ def _is_fresh(sent: Residues, masks: Residues) -> bool:
 
 def _at_slots(reader: Reader, coefficients: Residues) -> Residues:
     """(n, tiles, rows) → those of the op's elements, in order of its slots in use."""
-    return coefficients[reader.indices].transpose(2, 1, 0)[: reader.rows][reader.used]
+    return coefficients[reader.positions].transpose(2, 1, 0)[: reader.rows][reader.used]
 
 
 def _reduced(residues: Residues, primes: range) -> Residues:

@@ -13,7 +13,7 @@ PIECE = 22
 WIDE, LANES = 16, 4  # outputs of a dot from which on it pays to run along them; vectors at a time below
 CHUNK = 512  # outputs at a time: their pieces stay in the cache
 LOW, PART, TOP = np.uint64(0xFFFFFFFF), np.uint64((1 << 17) - 1), np.uint64((1 << 21) - 1)
-_loop = compiled(nogil=True)
+_loop = compiled(nogil=True, error_model="numpy")  # without tests for a division by 0
 
 
 @_loop
@@ -126,10 +126,10 @@ def inverse(x: Any, powers: Any, quotients: Any, scale: float, p: float) -> None
 
 @_loop
 def _inverse_two(x0: Any, x1: Any, powers: Any, quotients: Any, i: int, p: float) -> None:
-    w, w_over = powers[i], quotients[i]
+    w, w_over, over = powers[i], quotients[i], 1.0 / p
     for j in range(len(x0)):
         low, high = x0[j], x1[j]
-        x0[j], x1[j] = low + high, _times(low - high, w, w_over, p)
+        x0[j], x1[j] = _reduced(low + high, p, over), _times(low - high, w, w_over, p)
 
 
 @_loop
@@ -303,15 +303,21 @@ def drop(x: Any, primes: Any, mixed: Any, lift: Any, out: Any) -> None:
     rows, digits = np.empty((6, CHUNK)), np.empty((2, CHUNK))
     for first in range(0, x.shape[1], CHUNK):
         last = min(first + CHUNK, x.shape[1])
-        for k in range(6):
-            rows[k][: last - first] = x[k][first:last]
+        for k in range(len(x)):
+            _copy(x[k][first:last], rows[k])
         _drop(rows, primes, mixed, lift, digits, first, last, out)
+
+
+@_loop
+def _copy(x: Any, out: Any) -> None:
+    for i in range(len(x)):
+        out[i] = x[i]
 
 
 @_loop
 def _drop(rows: Any, primes: Any, mixed: Any, lift: Any, digits: Any, first: int, last: int, out: Any) -> None:
     _mix(rows, last - first, primes, mixed, digits)
-    for k in range(3):
+    for k in range(len(lift)):
         _lift(rows[k], rows[3], digits, lift[k], primes[k], out[k][first:last])
 
 
@@ -430,11 +436,10 @@ def accept(words: Any, p: int, out: Any) -> int:
 
 
 @_loop
-def columns(b: Any, index: Any, out: Any) -> None:
-    for v in range(b.shape[1]):
-        for t in range(len(index)):
-            for k in range(len(b)):
-                _gather(b[k, v], index[t], out[v, t, k])
+def columns(sequences: Any, parts: Any, taps: Any, index: Any, out: Any) -> None:
+    for c in range(len(parts)):
+        for k in range(len(sequences)):
+            _gather(sequences[k, parts[c]], index[taps[c]], out[c, k])
 
 
 @_loop

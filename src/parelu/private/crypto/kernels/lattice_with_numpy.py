@@ -185,7 +185,16 @@ def accept(words: NDArray[np.uint32], p: int, out: NDArray[np.int32]) -> int:
     return len(kept)
 
 
-def columns(b: Residues, index: NDArray[np.int32], out: Residues) -> None:
-    """out[v, t, k, i] = b[k, v, index[t, i]]; b: (6, V, entries), index: (T, slots), out: (V, T, 6, slots)."""
-    for k in range(len(b)):
-        out[:, :, k] = b[k][:, index]
+def columns(
+    sequences: Residues,
+    parts: NDArray[np.int32],
+    taps: NDArray[np.int32],
+    index: NDArray[np.int32],
+    out: Residues,
+) -> None:
+    """out[c, k, i] = sequences[k, parts[c], index[taps[c], i]].
+
+    sequences: (6, V, entries); parts, taps: (columns,); index: (T, slots); out: (columns, 6, slots).
+    """
+    for k, sequence in enumerate(sequences):
+        out[:, k] = sequence[parts[:, None], index[taps]]

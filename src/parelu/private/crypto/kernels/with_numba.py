@@ -173,10 +173,10 @@ def arrive(operands: Any, permuted: Any, paths: Any, correction: Any, sums: Any)
     for i in range(len(paths)):
         taken = np.uint64(0) - (operands[i, 1] >> COLOUR)
         right = np.uint64(0) - (paths[i] & np.uint64(1))
-        for word in range(2):
-            left = correction[0, i, word]
-            chosen = left ^ (right & (left ^ correction[1, i, word]))
-            sums[i, word] += (permuted[i, word] ^ operands[i, word]) + (taken & chosen)
+        low = correction[0, i, 0] ^ (right & (correction[0, i, 0] ^ correction[1, i, 0]))
+        high = correction[0, i, 1] ^ (right & (correction[0, i, 1] ^ correction[1, i, 1]))
+        sums[i, 0] += (permuted[i, 0] ^ operands[i, 0]) + (taken & low)
+        sums[i, 1] += (permuted[i, 1] ^ operands[i, 1]) + (taken & high)
 
 
 @_loop

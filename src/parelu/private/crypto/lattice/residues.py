@@ -118,18 +118,20 @@ def answer(sums: Residues, masks: Residues, values: Words, stream: Stream) -> Re
             LIFT,
             found,
         )
-        out[:, part] = found.reshape(len(KEPT), -1, slots)
+        out[:, part] = found.reshape(len(KEPT), *values[part].shape)
     return out.reshape(len(KEPT), *shape)
 
 
-def columns(b: Residues, index: NDArray[np.int32]) -> Residues:
-    """The matrix that a convolution's weights are multiplied by: row v·T + t has b[k, v, index[t]] for each prime k.
+def columns(
+    sequences: Residues, parts: NDArray[np.int32], taps: NDArray[np.int32], index: NDArray[np.int32]
+) -> Residues:
+    """What a convolution's weights are multiplied by: row c has sequences[k, parts[c], index[taps[c]]] for each prime k.
 
-    b: (6, V, entries); index: (T, slots) → (V·T, 6·slots).
+    sequences: (6, V, entries); parts, taps: (columns,); index: (T, slots) → (columns, 6·slots).
     """
-    out = np.empty((b.shape[1], len(index), len(b), index.shape[1]))
-    kernels.columns(np.ascontiguousarray(b), np.ascontiguousarray(index), out)
-    return out.reshape(b.shape[1] * len(index), -1)
+    out = np.empty((len(parts), len(sequences), index.shape[1]))
+    kernels.columns(np.ascontiguousarray(sequences), parts, taps, index, out)
+    return out.reshape(len(parts), -1)
 
 
 def packed_bytes(primes: tuple[int, ...], count: int) -> int:
