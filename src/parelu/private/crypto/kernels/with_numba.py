@@ -121,6 +121,20 @@ def transpose_bits(columns: Any, out: Any) -> None:
 
 
 @_loop
+def bit_planes(words: Any, out: Any) -> None:
+    block = np.empty((64, 32), np.uint64)
+    for first in range(0, out.shape[1], 32):
+        lanes = min(32, out.shape[1] - first)
+        for lane in range(lanes):
+            for k in range(64):
+                block[k, lane] = words[64 * (first + lane) + k]
+        _transpose_blocks(block)
+        for k in range(64):
+            for lane in range(lanes):
+                out[k, first + lane] = block[k, lane]
+
+
+@_loop
 def _transpose_blocks(block: Any) -> None:
     width, mask = 32, np.uint64(0xFFFFFFFF)
     while width:

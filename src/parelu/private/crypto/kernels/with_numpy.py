@@ -66,27 +66,39 @@ def select_labels(zeros: Blocks, delta: Blocks, values: NDArray[np.uint64], out:
 
 
 def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
-    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2).
-
-    Blocks of 64 × 64 by masked swaps, six rounds (Warren, Hacker's Delight, 7-3), all blocks at once.
-    """
+    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2)."""
     words = columns.shape[1]
     for half in range(2):
-        block = columns[64 * half : 64 * half + 64].copy()  # (64, words): row k of each block
-        scratch = np.empty((32, words), np.uint64)
-        width, mask = 32, np.uint64(0xFFFFFFFF)
-        while width:
-            shift, pairs = np.uint64(width), block.reshape(32 // width, 2, width, words)
-            upper, lower, swapped = pairs[:, 0], pairs[:, 1], scratch.reshape(32 // width, width, words)
-            np.right_shift(upper, shift, out=swapped)
-            swapped ^= lower
-            swapped &= mask
-            lower ^= swapped
-            swapped <<= shift
-            upper ^= swapped
-            width >>= 1
-            mask ^= mask << np.uint64(width)
+        block = np.empty((64, words), np.uint64)
+        _transpose_blocks(columns[64 * half : 64 * half + 64], block)
         out.reshape(-1, 64, 2)[:, :, half] = block.T
+
+
+def _transpose_blocks(rows: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
+    """Of each block of 64 × 64, out[k] is column k; rows, out: (64, blocks).
+
+    By masked swaps, six rounds (Warren, Hacker's Delight, 7-3), all blocks at once.
+    """
+    np.copyto(out, rows)
+    words = rows.shape[1]
+    scratch = np.empty((32, words), np.uint64)
+    width, mask = 32, np.uint64(0xFFFFFFFF)
+    while width:
+        shift, pairs = np.uint64(width), out.reshape(32 // width, 2, width, words)
+        upper, lower, swapped = pairs[:, 0], pairs[:, 1], scratch.reshape(32 // width, width, words)
+        np.right_shift(upper, shift, out=swapped)
+        swapped ^= lower
+        swapped &= mask
+        lower ^= swapped
+        swapped <<= shift
+        upper ^= swapped
+        width >>= 1
+        mask ^= mask << np.uint64(width)
+
+
+def bit_planes(words: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
+    """Bit k of words[i] becomes bit i of out[k]; words: (64n,), out: (64, n)."""
+    _transpose_blocks(np.ascontiguousarray(words.reshape(-1, 64).T), out)
 
 
 def fold(leaves: NDArray[np.uint64], columns: NDArray[np.uint64]) -> None:

@@ -1,0 +1,276 @@
+"""The carries of a sum of two secrets as a branching program, garbled without a cipher: one message, no tables.
+
+The client knows a, the server b, both of them m bits. An automaton reads the two from the lowest bit, two bits of each
+at a step, and its state is the carry. For each step the server holds four pads, and the client the one that its two
+bits choose, by oblivious transfer and long before b is known. Then the server, which knows b, sends for each step, each
+choice x of the client's and each state s the state that follows: the row (x, s), under x's pad and under a mask that
+only who is in state s has. It gets that mask from the row before, beside the state's name, which is the state
+exclusive-or bits of the server's; the first step has one state. So a row is one bit longer than the one of the step
+after it, and m bits take some m² bits altogether: fewer than labels of 128 bits as long as m is below 128.
+
+This is a private simultaneous message for branching programs (Feige, Kilian, Naor 1994, section 3), as gate evaluation
+secret sharing (Kolesnikov 2005) with the doubling always on the fresh inputs. Of all rows the client can open one a
+step: the others are each under a pad or a mask that it lacks and that hides, of the rows under its pad, no other. So
+what it sees is uniform but for the outputs, without any assumption beyond the pads.
+
+**Pads.** The transfers are correlated, A_x = A_0 ⊕ xΔ for the step's first bit, B_y = B_0 ⊕ yΔ for its second. With
+σ(u, v) = (u ⊕ v, u) on halves of 64 bits (Guo, Katz, Wang, Yu 2020, section 7.3) the pad of (x, y) is the hash of
+A_x ⊕ σ(B_y). The four inputs differ by Δ, σ(Δ) and Δ ⊕ σ(Δ), each of them a bijection of Δ: what is hashed is as hard
+to guess as Δ, and the tweak is the step's.
+
+Bits stand in planes: uint8 (…, ⌈n/8⌉), instance i at bit i mod 8 of byte i div 8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parelu.private.crypto.garbling import chunks
+from parelu.private.crypto.hash import Hash
+from parelu.private.crypto.kernels import kernels
+from parelu.private.crypto.prg import Blocks, Stream
+from parelu.private.crypto.ring import Ring
+
+PART = 1 << 13  # instances at a time, whose rows stay in the cache; a multiple of 64
+Planes = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is read and the size of rows. first: number of the first bit; width: bits of each number; entering, leaving:
+    bits of the state before and after; length: bits of a row; use: the first tweak."""
+
+    first: int
+    width: int
+    entering: int
+    leaving: int
+    length: int
+    use: int
+
+    @property
+    def pad(self) -> int:
+        """Bits of a pad: all rows of one choice."""
+        return self.length << self.entering
+
+    @property
+    def rows(self) -> int:
+        """Bits of all rows."""
+        return self.pad << self.width
+
+    @property
+    def uses(self) -> range:
+        """Tweaks: one for 128 bits of a pad."""
+        return range(self.use, self.use - -self.pad // 128)
+
+
+@functools.cache
+def steps(bits: int, cut: int) -> tuple[Step, ...]:
+    """The steps for numbers of so many bits, at least 2.
+
+    Without a cut all bits are read but the highest, with one all, and the state is the carry κ into bit `cut` from
+    there on, besides the carry.
+    """
+    assert bits > max(cut, 1)
+    low, high = _symbols(0, cut or bits - 1), _symbols(cut, bits) if cut else []
+    symbols = [*low, *high]
+    leaving = [1] * len(low) + [2] * len(high)
+    entering = [0, *leaving[:-1]]
+    lengths = np.cumsum(leaving[::-1])[::-1].tolist()
+    found, use = [], 0
+    for (first, width), before, after, length in zip(symbols, entering, leaving, lengths, strict=True):
+        found.append(Step(first, width, before, after, length, use))
+        use = found[-1].uses.stop
+    return tuple(found)
+
+
+def _symbols(start: int, stop: int) -> list[tuple[int, int]]:
+    """First bit and number of bits of each step: two, but for one bit at the start of an odd number."""
+    odd = (stop - start) % 2
+    return [(start, 1)] * odd + [(first, 2) for first in range(start + odd, stop, 2)]
+
+
+def wires(bits: int, cut: int) -> int:
+    """The bits of the client's that are transferred, from the lowest."""
+    return steps(bits, cut)[-1].first + steps(bits, cut)[-1].width
+
+
+def bit_planes(words: NDArray[np.uint64]) -> Planes:
+    """(n,) → (64, ⌈n/8⌉)."""
+    padded = np.zeros(-(-len(words) // 64) * 64, np.uint64)
+    padded[: len(words)] = words
+    out = np.empty((64, len(padded) // 64), np.uint64)
+    kernels.bit_planes(padded, out)
+    return out.view(np.uint8)[:, : -(-len(words) // 8)]
+
+
+# Before the server's number is known
+
+
+def server_pads(hash: Hash, first: int, zeros: Blocks, delta: Blocks, bits: int, cut: int) -> Planes:
+    """All pads, (planes, ⌈n/8⌉). zeros: the zero labels, (wires, n, 2); first: number of the first instance, never
+    used before under this key and Δ."""
+    mixed = _mix(delta)
+    offsets = np.stack([np.zeros_like(delta), delta, mixed, delta ^ mixed])
+    return _pads(hash, first, zeros, offsets, bits, cut)
+
+
+def client_pads(hash: Hash, first: int, labels: Blocks, bits: int, cut: int) -> Planes:
+    """The pads of the client's choices, (planes, ⌈n/8⌉). labels: the active ones, (wires, n, 2)."""
+    return _pads(hash, first, labels, np.zeros((1, 2), np.uint64), bits, cut)
+
+
+def _pads(hash: Hash, first: int, labels: Blocks, offsets: Blocks, bits: int, cut: int) -> Planes:
+    count, done = labels.shape[1], steps(bits, cut)
+    choices = [min(len(offsets), 1 << step.width) for step in done]
+    sizes = [each * step.pad for each, step in zip(choices, done, strict=True)]
+    out = np.empty((sum(sizes), -(-count // 8)), np.uint8)
+    for part in chunks(count, PART):
+        places = np.split(out[:, _columns(part)], np.cumsum(sizes)[:-1])
+        for step, each, place in zip(done, choices, places, strict=True):
+            base = labels[step.first, part]
+            if step.width == 2:
+                base = base ^ _mix(labels[step.first + 1, part])
+            hashed = _hashes(hash, first + part.start, base, offsets[:each], step)
+            place[:] = _gathered(hashed, step.pad)
+    return out
+
+
+def _mix(labels: Blocks) -> Blocks:
+    """σ."""
+    return np.stack([labels[..., 0] ^ labels[..., 1], labels[..., 0]], axis=-1)
+
+
+def _hashes(hash: Hash, first: int, base: Blocks, offsets: Blocks, step: Step) -> Blocks:
+    """(offsets, n, words)."""
+    scratch = hash.scratch(len(offsets), len(base))
+    np.bitwise_xor(base, offsets[:, None], out=scratch.operands)
+    found = []
+    for use in step.uses:
+        inner, outer = hash.halves(scratch, first, *[use] * len(offsets))
+        found.append(inner ^ outer)
+    return np.concatenate(found, axis=2)
+
+
+def _gathered(hashed: Blocks, size: int) -> Planes:
+    """The lowest bits of each, as planes: (k, n, words) → (k·size, ⌈n/8⌉)."""
+    together = max(1, min(len(hashed), 64 // size))  # that one word holds
+    found = []
+    for start in range(0, len(hashed), together):
+        some = hashed[start : start + together]
+        if together == 1:
+            (words,) = some
+            found.append(np.concatenate([bit_planes(word) for word in words.T])[:size])
+        else:
+            mask = np.uint64((1 << size) - 1)
+            joined = [(each[:, 0] & mask) << np.uint64(k * size) for k, each in enumerate(some)]
+            found.append(bit_planes(np.bitwise_or.reduce(joined))[: size * len(some)])
+    return np.concatenate(found)
+
+
+# With it
+
+
+def encode(
+    numbers: Ring, pads: Planes, outputs: Planes, stream: Stream, bits: int, cut: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The server's message, in parts.
+
+    numbers: its own; pads: of `server_pads`; outputs: what the outputs are exclusive-or'd with, (1, ⌈n/8⌉), or (2, …)
+    with a cut; stream: the server's own, for this use alone.
+    """
+    done = steps(bits, cut)
+    ends = np.cumsum([step.rows for step in done])[:-1]
+    for part in chunks(len(numbers), PART):
+        own, columns = bit_planes(numbers[part]), _columns(part)
+        names = outputs[:, columns] if cut else ~(outputs[:, columns] ^ own[bits - 1])
+        rows = _rows(done, own, np.split(pads[:, columns], ends), names, stream)
+        yield np.concatenate([each.reshape(-1) for each in rows])
+
+
+def _rows(
+    done: Sequence[Step], own: Planes, pads: Sequence[Planes], outputs: Planes, stream: Stream
+) -> Iterator[NDArray[np.uint8]]:
+    """Of each step (choices, states, length, ⌈n/8⌉). outputs: names of the last state."""
+    width, names, masks = own.shape[1], own[:0], np.zeros((1, 1, 1), np.uint8)
+    for step, pad in zip(done, pads, strict=True):
+        following = _following(step, own[step.first : step.first + step.width], names)
+        rest = step.length - step.leaving
+        names = stream.bytes(step.leaving * width).reshape(-1, width) if rest else outputs
+        named = following ^ names[:, None, None]
+        rows = pad.reshape(1 << step.width, 1 << step.entering, step.length, width) ^ masks
+        masks = stream.bytes((rest << step.leaving) * width).reshape(1 << step.leaving, rest, width)
+        rows[:, :, : step.leaving] ^= np.moveaxis(named, 0, 2)
+        rows[:, :, step.leaving :] ^= _select(masks[:, None, None], named[:, :, :, None])
+        yield rows
+
+
+def _following(step: Step, own: Planes, names: Planes) -> NDArray[np.uint8]:
+    """The state after a step, (leaving, choices, states, ⌈n/8⌉), for each choice of the client's and each name of the
+    state before. own: the server's bits; names: what states were exclusive-or'd with."""
+    choices, states = _constants(step.width)[:, :, None, None], _constants(step.entering)[:, None, :, None]
+    before = [name ^ state for name, state in zip(names, states, strict=True)]
+    carry = before[-1] if before else None
+    for number, (choice, bit) in enumerate(zip(choices, own, strict=True), start=1):
+        if step.length == step.leaving == 2 and number == step.width:  # the highest bit: the sign, and it with κ
+            positive = ~(choice ^ bit ^ carry)
+            return np.stack([positive, positive & before[0]])
+        carry = choice & bit if carry is None else carry ^ (choice ^ carry) & (bit ^ carry)
+    after = [carry] if step.leaving == 1 else [before[0], carry]
+    return np.stack(np.broadcast_arrays(*after))
+
+
+def _constants(width: int) -> NDArray[np.uint8]:
+    """(width, 2^width): bit k of each number, 0 or 255."""
+    return (np.arange(1 << width) >> np.arange(width)[:, None] & 1).astype(np.uint8) * np.uint8(255)
+
+
+def _select(options: NDArray[np.uint8], index: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """options[Σ index[k]·2^k], bit by bit. options: (2^k, …); index: planes."""
+    for plane in index:
+        even, odd = options[::2], options[1::2]
+        options = even ^ (plane & (even ^ odd))
+    return options[0]
+
+
+def part_bytes(count: int, bits: int, cut: int) -> Iterator[int]:
+    """The lengths of the parts of the server's message about so many instances."""
+    rows = sum(step.rows for step in steps(bits, cut))
+    return (rows * (end.stop - end.start) for end in map(_columns, chunks(count, PART)))
+
+
+def decode(message: Iterable[NDArray[np.uint8]], chosen: Planes, pads: Planes, bits: int, cut: int) -> Planes:
+    """The outputs under the server's bits, (1 or 2, ⌈n/8⌉): 1 where a + b modulo 2^m, as a signed number, is not
+    negative; with a cut also that and κ.
+
+    message: its parts; chosen: planes of the client's numbers, (m, ⌈n/8⌉); pads: of `client_pads`.
+    """
+    out = np.empty((2 if cut else 1, chosen.shape[1]), np.uint8)
+    for body, part in zip(message, chunks(8 * chosen.shape[1], PART), strict=True):
+        columns = _columns(part)
+        out[:, columns] = _read(steps(bits, cut), body, chosen[:, columns], pads[:, columns])
+    return out if cut else out ^ chosen[bits - 1]
+
+
+def _read(done: Sequence[Step], body: NDArray[np.uint8], chosen: Planes, pads: Planes) -> Planes:
+    """Names of the last state."""
+    width, position, start = chosen.shape[1], 0, 0
+    names, masks = chosen[:0], np.zeros((1, 1), np.uint8)
+    for step in done:
+        rows = body[position : position + step.rows * width]
+        pad = pads[start : start + step.pad]
+        position, start = position + len(rows), start + len(pad)
+        rows = rows.reshape(1 << step.width, 1 << step.entering, step.length, width)
+        rows = _select(rows, chosen[step.first : step.first + step.width]) ^ pad.reshape(rows.shape[1:])
+        row = _select(rows, names) ^ masks
+        names, masks = row[: step.leaving], row[step.leaving :]
+    return names
+
+
+def _columns(part: slice) -> slice:
+    """The bytes of a plane that hold these instances."""
+    return slice(part.start // 8, -(-part.stop // 8))
