@@ -63,6 +63,12 @@ class Step:
         return self.pad << self.width
 
     @property
+    def drawn(self) -> int:
+        """Bits that the server draws: the names of the states after, and their masks; those of outputs are given."""
+        rest = self.length - self.leaving
+        return self.leaving + (rest << self.leaving) if rest else 0
+
+    @property
     def uses(self) -> range:
         """Tweaks: one for 128 bits of a pad."""
         return range(self.use, self.use - -self.pad // 128)
@@ -72,8 +78,8 @@ class Step:
 def steps(bits: int, cut: int) -> tuple[Step, ...]:
     """The steps for numbers of so many bits, at least 2.
 
-    Without a cut all bits are read but the highest, with one all, and the state is the carry κ into bit `cut` from
-    there on, besides the carry.
+    Without a cut all bits are read but the highest, and the state is the carry. With one all are read, the state is
+    the carry and, from there on, also κ, the carry into bit `cut`, and the last one is the sum's sign and that and κ.
     """
     assert bits > max(cut, 1)
     low, high = _symbols(0, cut or bits - 1), _symbols(cut, bits) if cut else []
@@ -127,16 +133,17 @@ def client_pads(hash: Hash, first: int, labels: Blocks, bits: int, cut: int) -> 
 def _pads(hash: Hash, first: int, labels: Blocks, offsets: Blocks, bits: int, cut: int) -> Planes:
     count, done = labels.shape[1], steps(bits, cut)
     choices = [min(len(offsets), 1 << step.width) for step in done]
-    sizes = [each * step.pad for each, step in zip(choices, done, strict=True)]
-    out = np.empty((sum(sizes), -(-count // 8)), np.uint8)
+    total = sum(each * step.pad for each, step in zip(choices, done, strict=True))
+    out = np.empty((total, -(-count // 8)), np.uint8)
     for part in chunks(count, PART):
-        places = np.split(out[:, _columns(part)], np.cumsum(sizes)[:-1])
-        for step, each, place in zip(done, choices, places, strict=True):
+        columns, position = out[:, _columns(part)], 0
+        for step, each in zip(done, choices, strict=True):
             base = labels[step.first, part]
             if step.width == 2:
                 base = base ^ _mix(labels[step.first + 1, part])
             hashed = _hashes(hash, first + part.start, base, offsets[:each], step)
-            place[:] = _gathered(hashed, step.pad)
+            columns[position : position + each * step.pad] = _gathered(hashed, step.pad)
+            position += each * step.pad
     return out
 
 
@@ -183,50 +190,27 @@ def encode(
     numbers: its own; pads: of `server_pads`; outputs: what the outputs are exclusive-or'd with, (1, ⌈n/8⌉), or (2, …)
     with a cut; stream: the server's own, for this use alone.
     """
-    done = steps(bits, cut)
-    ends = np.cumsum([step.rows for step in done])[:-1]
     for part in chunks(len(numbers), PART):
         own, columns = bit_planes(numbers[part]), _columns(part)
+        message = pads[:, columns].copy()
         names = outputs[:, columns] if cut else ~(outputs[:, columns] ^ own[bits - 1])
-        rows = _rows(done, own, np.split(pads[:, columns], ends), names, stream)
-        yield np.concatenate([each.reshape(-1) for each in rows])
+        _add_rows(steps(bits, cut), own, names, stream, message)
+        yield message
 
 
-def _rows(
-    done: Sequence[Step], own: Planes, pads: Sequence[Planes], outputs: Planes, stream: Stream
-) -> Iterator[NDArray[np.uint8]]:
-    """Of each step (choices, states, length, ⌈n/8⌉). outputs: names of the last state."""
-    width, names, masks = own.shape[1], own[:0], np.zeros((1, 1, 1), np.uint8)
-    for step, pad in zip(done, pads, strict=True):
-        following = _following(step, own[step.first : step.first + step.width], names)
+def _add_rows(done: Sequence[Step], own: Planes, outputs: Planes, stream: Stream, message: Planes) -> None:
+    """outputs: names of the last state; message: the pads, (planes, ⌈n/8⌉), to which the rows are added."""
+    width, position = own.shape[1], 0
+    drawn = stream.bytes(sum(step.drawn for step in done) * width).reshape(-1, width)
+    names, masks = own[:0], np.zeros((1, done[0].length, width), np.uint8)
+    for step in done:
         rest = step.length - step.leaving
-        names = stream.bytes(step.leaving * width).reshape(-1, width) if rest else outputs
-        named = following ^ names[:, None, None]
-        rows = pad.reshape(1 << step.width, 1 << step.entering, step.length, width) ^ masks
-        masks = stream.bytes((rest << step.leaving) * width).reshape(1 << step.leaving, rest, width)
-        rows[:, :, : step.leaving] ^= np.moveaxis(named, 0, 2)
-        rows[:, :, step.leaving :] ^= _select(masks[:, None, None], named[:, :, :, None])
-        yield rows
-
-
-def _following(step: Step, own: Planes, names: Planes) -> NDArray[np.uint8]:
-    """The state after a step, (leaving, choices, states, ⌈n/8⌉), for each choice of the client's and each name of the
-    state before. own: the server's bits; names: what states were exclusive-or'd with."""
-    choices, states = _constants(step.width)[:, :, None, None], _constants(step.entering)[:, None, :, None]
-    before = [name ^ state for name, state in zip(names, states, strict=True)]
-    carry = before[-1] if before else None
-    for number, (choice, bit) in enumerate(zip(choices, own, strict=True), start=1):
-        if step.length == step.leaving == 2 and number == step.width:  # the highest bit: the sign, and it with κ
-            positive = ~(choice ^ bit ^ carry)
-            return np.stack([positive, positive & before[0]])
-        carry = choice & bit if carry is None else carry ^ (choice ^ carry) & (bit ^ carry)
-    after = [carry] if step.leaving == 1 else [before[0], carry]
-    return np.stack(np.broadcast_arrays(*after))
-
-
-def _constants(width: int) -> NDArray[np.uint8]:
-    """(width, 2^width): bit k of each number, 0 or 255."""
-    return (np.arange(1 << width) >> np.arange(width)[:, None] & 1).astype(np.uint8) * np.uint8(255)
+        after, fresh = (drawn[: step.leaving] if rest else outputs), drawn[step.leaving : step.drawn]
+        drawn, fresh = drawn[step.drawn :], fresh.reshape(1 << step.leaving, rest, width)
+        rows = message[position : position + step.rows]
+        rows = rows.reshape(1 << step.width, 1 << step.entering, step.length, width)
+        kernels.add_states(own[step.first : step.first + step.width], names, masks, after, fresh, rows)
+        names, masks, position = after, fresh, position + step.rows
 
 
 def _select(options: NDArray[np.uint8], index: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:

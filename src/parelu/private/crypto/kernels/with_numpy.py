@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Blocks = NDArray[np.uint64]
+Planes = NDArray[np.uint8]
 COLOUR = np.uint64(63)
 TOP = np.uint64(1 << 63)
 RING = np.uint64((1 << 59) - 1)
@@ -99,6 +100,41 @@ def _transpose_blocks(rows: NDArray[np.uint64], out: NDArray[np.uint64]) -> None
 def bit_planes(words: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
     """Bit k of words[i] becomes bit i of out[k]; words: (64n,), out: (64, n)."""
     _transpose_blocks(np.ascontiguousarray(words.reshape(-1, 64).T), out)
+
+
+def add_states(
+    own: Planes, names: Planes, masks: Planes, after: Planes, fresh: Planes, rows: Planes
+) -> None:
+    """rows[x, s] ^= masks[s] ⊕ (name of the state after, its mask): a step of `carries`, for each choice x of the
+    client's bits and each name s of the state before.
+
+    Bit planes, w bytes each: own: (1 or 2, w), the server's bits; names: (0 to 2, w), after: (1 or 2, w), what states
+    are exclusive-or'd with; masks: (s, l, w); fresh: (2 or 4, l − len(after), w), by the state's name; rows: (x, s, l,
+    w). A state is the carry, or the carry and κ, which is the carry where only that comes in; where two bits come out
+    and no masks, they are the sign of the sum, and it with κ.
+    """
+    choices, states = _all_bits(len(own))[:, :, None, None], _all_bits(len(names))[:, None, :, None]
+    found = list(names[:, None, None] ^ states) or [np.zeros((1, 1, 1), np.uint8)]
+    carry, kappa = found[0], found[-1]
+    signs = len(after) == 2 and not fresh.shape[1]
+    for k in range(len(own)):
+        if signs and k == len(own) - 1:
+            carry = ~(choices[k] ^ own[k] ^ carry)
+            kappa = kappa & carry
+        else:
+            carry = carry ^ (choices[k] ^ carry) & (own[k] ^ carry)
+    options = fresh[:, None, None]
+    rows ^= masks
+    for k, (bit, name) in enumerate(zip((carry, kappa), after, strict=False)):
+        named = bit ^ name
+        rows[:, :, k] ^= named
+        options = options[::2] ^ (named[:, :, None] & (options[::2] ^ options[1::2]))
+    rows[:, :, len(after) :] ^= options[0]
+
+
+def _all_bits(width: int) -> Planes:
+    """(width, 2^width): bit k of each number, 0 or 255."""
+    return (np.arange(1 << width) >> np.arange(width)[:, None] & 1).astype(np.uint8) * np.uint8(255)
 
 
 def fold(leaves: NDArray[np.uint64], columns: NDArray[np.uint64]) -> None:
