@@ -111,7 +111,7 @@ def bit_planes(words: NDArray[np.uint64]) -> Planes:
     padded[: len(words)] = words
     out = np.empty((64, len(padded) // 64), np.uint64)
     kernels.bit_planes(padded, out)
-    return out.view(np.uint8)[:, : -(-len(words) // 8)]
+    return np.ascontiguousarray(out.view(np.uint8)[:, : -(-len(words) // 8)])
 
 
 # Before the server's number is known
@@ -153,29 +153,28 @@ def _mix(labels: Blocks) -> Blocks:
 
 
 def _hashes(hash: Hash, first: int, base: Blocks, offsets: Blocks, step: Step) -> Blocks:
-    """(offsets, n, words)."""
+    """The words that a pad needs, (words, offsets, n)."""
     scratch = hash.scratch(len(offsets), len(base))
     np.bitwise_xor(base, offsets[:, None], out=scratch.operands)
-    found = []
-    for use in step.uses:
+    words = np.empty((-(-step.pad // 64), len(offsets), len(base)), np.uint64)
+    for start, use in enumerate(step.uses):
         inner, outer = hash.halves(scratch, first, *[use] * len(offsets))
-        found.append(inner ^ outer)
-    return np.concatenate(found, axis=2)
+        for half, out in enumerate(words[2 * start : 2 * start + 2]):
+            np.bitwise_xor(inner[..., half], outer[..., half], out=out)
+    return words
 
 
-def _gathered(hashed: Blocks, size: int) -> Planes:
-    """The lowest bits of each, as planes: (k, n, words) → (k·size, ⌈n/8⌉)."""
-    together = max(1, min(len(hashed), 64 // size))  # that one word holds
-    found = []
-    for start in range(0, len(hashed), together):
-        some = hashed[start : start + together]
-        if together == 1:
-            (words,) = some
-            found.append(np.concatenate([bit_planes(word) for word in words.T])[:size])
-        else:
-            mask = np.uint64((1 << size) - 1)
-            joined = [(each[:, 0] & mask) << np.uint64(k * size) for k, each in enumerate(some)]
-            found.append(bit_planes(np.bitwise_or.reduce(joined))[: size * len(some)])
+def _gathered(hashed: NDArray[np.uint64], size: int) -> Planes:
+    """The lowest bits of each, as planes: (words, k, n) → (k·size, ⌈n/8⌉)."""
+    if size > 32:
+        return np.concatenate(
+            [np.concatenate(list(map(bit_planes, words)))[:size] for words in np.moveaxis(hashed, 0, 1)]
+        )
+    together, mask, found = 64 // size, np.uint64((1 << size) - 1), []  # so many in a word
+    for start in range(0, hashed.shape[1], together):
+        some = hashed[0, start : start + together]
+        joined = [(each & mask) << np.uint64(k * size) for k, each in enumerate(some)]
+        found.append(bit_planes(np.bitwise_or.reduce(joined))[: size * len(some)])
     return np.concatenate(found)
 
 
@@ -193,7 +192,8 @@ def encode(
     for part in chunks(len(numbers), PART):
         own, columns = bit_planes(numbers[part]), _columns(part)
         message = pads[:, columns].copy()
-        names = outputs[:, columns] if cut else ~(outputs[:, columns] ^ own[bits - 1])
+        # Kernels are compiled for contiguous arrays alone.
+        names = outputs[:, columns].copy() if cut else ~(outputs[:, columns] ^ own[bits - 1])
         _add_rows(steps(bits, cut), own, names, stream, message)
         yield message
 
@@ -202,14 +202,14 @@ def _add_rows(done: Sequence[Step], own: Planes, outputs: Planes, stream: Stream
     """outputs: names of the last state; message: the pads, (planes, ⌈n/8⌉), to which the rows are added."""
     width, position = own.shape[1], 0
     drawn = stream.bytes(sum(step.drawn for step in done) * width).reshape(-1, width)
-    names, masks = own[:0], np.zeros((1, done[0].length, width), np.uint8)
+    names, masks, scratch = own[:0], np.zeros((1, done[0].length, width), np.uint8), np.empty((2, width), np.uint8)
     for step in done:
         rest = step.length - step.leaving
         after, fresh = (drawn[: step.leaving] if rest else outputs), drawn[step.leaving : step.drawn]
         drawn, fresh = drawn[step.drawn :], fresh.reshape(1 << step.leaving, rest, width)
         rows = message[position : position + step.rows]
         rows = rows.reshape(1 << step.width, 1 << step.entering, step.length, width)
-        kernels.add_states(own[step.first : step.first + step.width], names, masks, after, fresh, rows)
+        kernels.add_states(own[step.first : step.first + step.width], names, masks, after, fresh, scratch, rows)
         names, masks, position = after, fresh, position + step.rows
 
 

@@ -135,8 +135,7 @@ def bit_planes(words: Any, out: Any) -> None:
 
 
 @_loop
-def add_states(own: Any, names: Any, masks: Any, after: Any, fresh: Any, rows: Any) -> None:
-    bits = np.zeros((2, own.shape[1]), np.uint8)
+def add_states(own: Any, names: Any, masks: Any, after: Any, fresh: Any, bits: Any, rows: Any) -> None:
     added = len(own) - (1 if len(after) == 2 and fresh.shape[1] == 0 else 0)
     for x in range(len(rows)):
         for s in range(rows.shape[1]):

@@ -103,15 +103,15 @@ def bit_planes(words: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
 
 
 def add_states(
-    own: Planes, names: Planes, masks: Planes, after: Planes, fresh: Planes, rows: Planes
+    own: Planes, names: Planes, masks: Planes, after: Planes, fresh: Planes, scratch: Planes, rows: Planes
 ) -> None:
     """rows[x, s] ^= masks[s] ⊕ (name of the state after, its mask): a step of `carries`, for each choice x of the
     client's bits and each name s of the state before.
 
     Bit planes, w bytes each: own: (1 or 2, w), the server's bits; names: (0 to 2, w), after: (1 or 2, w), what states
-    are exclusive-or'd with; masks: (s, l, w); fresh: (2 or 4, l − len(after), w), by the state's name; rows: (x, s, l,
-    w). A state is the carry, or the carry and κ, which is the carry where only that comes in; where two bits come out
-    and no masks, they are the sign of the sum, and it with κ.
+    are exclusive-or'd with; masks: (s, l, w); fresh: (2 or 4, l − len(after), w), by the state's name; scratch: (2, w);
+    rows: (x, s, l, w). A state is the carry, or the carry and κ, which is the carry where only that comes in; where two
+    bits come out and no masks, they are the sign of the sum, and it with κ.
     """
     choices, states = _all_bits(len(own))[:, :, None, None], _all_bits(len(names))[:, None, :, None]
     found = list(names[:, None, None] ^ states) or [np.zeros((1, 1, 1), np.uint8)]
