@@ -27,43 +27,28 @@ c' and its share of the output: each is fresh and uniform, whatever the other pa
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parelu.private.crypto import carries
 from parelu.private.crypto.codec import Encodable
-from parelu.private.crypto.garbling import Machine, sign, sign_and_carry
-from parelu.private.crypto.hash import Hash
-from parelu.private.crypto.prg import Blocks
+from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
-from parelu.private.protocol.relu import (
-    Circuit,
-    Relu,
-    evaluate,
-    garble,
-    halved,
-    open_bytes,
-    open_labels,
-    planes,
-    table_blocks,
-)
+from parelu.private.protocol.relu import Relu, halved, planes
 from parelu.private.transport.channel import Channel, bits_of, elements_of, pack_bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Client(Encodable, kind="sign, client"):
-    hash: Hash
-    first: int
-    bits: int  # that the circuit sees
+    bits: int  # that are added
     cut: int
     share: Elements  # without its lowest bits
     mask: Elements
-    labels: Blocks
-    tables: Blocks
+    planes: NDArray[np.uint8]  # the share's lowest bits
+    pads: NDArray[np.uint8]
     choices: NDArray[np.uint8]  # c, and c' with a cut: (1 or 2, n)
     chosen: Elements
     product: Elements
@@ -77,19 +62,11 @@ class _Server(Encodable, kind="sign, server"):
     bits: int
     ring: Ring
     cut: int
-    delta: Blocks
+    pads: NDArray[np.uint8]
     permutation: NDArray[np.uint8]  # π, and ρ with a cut: (1 or 2, n)
     difference: Elements  # of the two random elements
     constant: Elements
     carry: Elements | None
-
-
-@functools.cache
-def _circuit(cut: int) -> Circuit:
-    def circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> list[Any]:
-        return sign_and_carry(machine, client, server, cut)
-
-    return circuit if cut else sign
 
 
 def _signed(bits: NDArray[np.uint8]) -> Elements:
@@ -113,34 +90,40 @@ class Sign(Relu):
         count, outputs, bits = len(share), 2 if cut else 1, min(bits + cut, ring.bits)
         mask = offline.stream(number, "mask").elements(count)
         choices = offline.stream(number, "choice").bits(outputs * count).reshape(outputs, count)
-        labels = offline.labels(number, first, planes(share, bits))
+        wires = planes(share, bits)
+        labels = offline.labels(number, first, wires[: carries.wires(bits, cut)])
+        pads = carries.client_pads(offline.hash, first, labels, bits, cut)
         chosen = offline.random_ot(number, first, choices[0])
-        tables = offline.tables(number, table_blocks(_circuit(cut), bits, bits, count))
         share = ring.reduce(share) >> np.uint64(cut)
         values = np.concatenate([_signed(choices[0]) * share, *choices[1:].astype(np.uint64)])
         product, *rest = offline.product(number, offline.numbers(len(values)), values).reshape(outputs, count)
         carry = _exclusive_or(choices[1], *rest) if cut else None
-        return _Client(offline.hash, first, bits, cut, share, mask, labels, tables, choices, chosen, product, carry)
+        packed = np.packbits(wires, axis=1, bitorder="little")
+        return _Client(bits, cut, share, mask, packed, pads, choices, chosen, product, carry)
 
     def prepare_server(
         self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int, ring: Ring
     ) -> _Server:
         bits = min(bits + cut, ring.bits)
-        zeros = offline.labels(number, first, bits, count)
+        zeros = offline.labels(number, first, carries.wires(bits, cut), count)
+        pads = carries.server_pads(offline.hash, first, zeros, offline.delta, bits, cut)
         zero_choice, one_choice = offline.random_ot(number, first, count)
-        tables, permutation = garble(_circuit(cut), offline, number, first, zeros, bits)
-        offline.send_tables(number, tables)
+        outputs = 2 if cut else 1
+        permutation = Stream(offline.seed, "permutation", number).bits(outputs * count).reshape(outputs, count)
         flat = permutation.reshape(-1)
         product, *rest = offline.product(number, offline.numbers(len(flat)), flat).reshape(permutation.shape)
         difference, constant = zero_choice - one_choice, product - zero_choice
         carry = _exclusive_or(permutation[1], *rest) if cut else None
-        return _Server(offline.seed, number, bits, ring, cut, offline.delta, permutation, difference, constant, carry)
+        return _Server(offline.seed, number, bits, ring, cut, pads, permutation, difference, constant, carry)
 
     def open(self, channel: Channel, material: _Server, share: Elements) -> Elements:
         """Returns the server's share without its lowest bits."""
-        channel.announce("sign", open_bytes(len(share), material.bits) + 8 * len(share))
+        channel.announce("sign", sum(carries.part_bytes(len(share), material.bits, material.cut)) + 8 * len(share))
         rounded = halved(share, material.cut)
-        open_labels(channel, material.seed, material.number, material.delta, rounded, material.bits)
+        permutation = np.packbits(material.permutation, axis=1, bitorder="little")
+        own = Stream(material.seed, "carries", material.number)
+        for part in carries.encode(rounded, material.pads, permutation, own, material.bits, material.cut):
+            channel.send_part(part)
         share = material.ring.reduce(rounded) >> np.uint64(material.cut)
         if material.cut:
             share -= np.uint64(1 << (material.ring.bits - material.cut))
@@ -148,11 +131,12 @@ class Sign(Relu):
         return share
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
-        count, circuit = len(material.share), _circuit(material.cut)
-        channel.expect("sign", open_bytes(count, material.bits) + 8 * count)
-        decided = evaluate(
-            circuit, material.hash, channel, material.first, material.labels, material.bits, material.tables
-        )
+        count = len(material.share)
+        lengths = list(carries.part_bytes(count, material.bits, material.cut))
+        channel.expect("sign", sum(lengths) + 8 * count)
+        message = map(channel.receive_part, lengths)
+        found = carries.decode(message, material.planes, material.pads, material.bits, material.cut)
+        decided = np.unpackbits(found, axis=1, count=count, bitorder="little")
         corrections = elements_of(channel.receive_part(8 * count))
         flips = decided ^ material.choices
         brackets = material.product + material.chosen + material.choices[0] * corrections
