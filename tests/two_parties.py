@@ -133,6 +133,29 @@ class RecordingChannel(Channel):
         return body
 
 
+class Ends:
+    """Both ends of a connection in two threads; an end that fails closes it. Results are what they return or raise."""
+
+    def __init__(
+        self, client: Callable[[Channel], Any], server: Callable[[Channel], Any], timeout: float = 30.0
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        self.results: dict[str, Any] = {}
+
+        def run(name: str, party: Callable[[Channel], Any], end: socket.socket) -> None:
+            try:
+                self.results[name] = party(Channel(end, timeout))
+            except Exception as error:
+                self.results[name] = error
+            finally:
+                end.close()
+
+        thread = threading.Thread(target=run, args=("server", server, theirs))
+        thread.start()
+        run("client", client, ours)
+        thread.join()
+
+
 class Pair:
     """A session between two threads: `client` is the client's end; `server_error` what ended the server."""
 
