@@ -15,7 +15,7 @@ from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.lowering.ops import Activation
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
@@ -170,6 +170,7 @@ class Pair:
         wrap: Callable[[Any], Any] = lambda s: s,
         service: Service = SERVICE,
         truncation: str = "local",
+        keep: Keep | None = None,
     ) -> None:
         self.model = Model(lowered, relus()[relu], reveal_of(reveal), truncation)
         ours, theirs = socket.socketpair()
@@ -180,7 +181,9 @@ class Pair:
         self.thread.start()
         try:
             self.client = Session(
-                RecordingChannel(wrap(ours), timeout=timeout), accepted or Accepted(offline=offline, relu=relu)
+                RecordingChannel(wrap(ours), timeout=timeout),
+                accepted or Accepted(offline=offline, relu=relu),
+                keep=keep,
             )
             self.client.mode = self.recording = Recording(self.client.mode)
         except BaseException:
