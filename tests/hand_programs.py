@@ -22,7 +22,7 @@ from parelu.private.lowering.ops import (
 )
 from parelu.private.lowering.program import Program
 
-FRACTION, CUT, BITS = 6, 8, 20
+FRACTION, CUT, BITS = 6, 8, 16
 
 
 class Hand:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from parelu.private.crypto.lattice.parameters import DEGREE, FLOOD_BITS, KEPT, P
 from parelu.private.crypto.lattice.residues import message, pack, packed_bytes, reduce, unpack
 from parelu.private.crypto.lattice.transforms import forward, inverse
 from parelu.private.crypto.prg import SEED_BYTES, Stream, fresh_seed
-from parelu.private.crypto.ring import encode
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
 from parelu.private.offline import hint_exchange, hint_sets, hints
@@ -50,9 +48,9 @@ def block(ring=WIDE, largest=60, seed=0) -> Lowered:
 def tiled(ring=WIDE) -> Lowered:
     """A map of 64 × 64 in three tiles, read by two layers, and a map with an odd number of coefficients."""
     hand = Hand((1, 64, 64), ring)
-    first = hand.truncate(hand.conv(0, 2, stride=2))
-    other = hand.truncate(hand.conv(0, 2, kernel=5, stride=2, padding=2))
-    second = hand.activation(hand.pool(hand.concat(first, other), 4, 4), 0.2)
+    first = hand.truncate(hand.conv(0, 2))
+    other = hand.truncate(hand.conv(0, 2, kernel=1, padding=0))
+    second = hand.activation(hand.pool(hand.concat(first, other), 8, 8), 0.2)
     third = hand.truncate(hand.conv(second, 3, kernel=2, padding=0))
     hand.linear(hand.multiply(hand.activation(third, 0.3)), 5)
     return hand.lowered()
@@ -241,7 +239,7 @@ def programs(draw):
     return hand.lowered()
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(programs(), st.sampled_from([1, 1000]))
 def test_an_inference_of_random_programs_is_the_replayed_reference(lowered, queries):
     image = images_of(1, lowered.program.input_shape)[0]
@@ -311,7 +309,7 @@ class Watched:
         """⟨h, s⟩ modulo q, and the client's share, at the outputs in the order in which they are sent."""
         reader = self.use.plan.readers[number]
         secrets = self.use.secrets(self.phases.shown[0]).secrets
-        places = reader.indices * reader.upload.classes
+        places = reader.positions * reader.upload.classes
         found = []
         for k in ALL:
             h, s = forward(self.hints[number][k], k), forward(secrets, k)
@@ -423,11 +421,7 @@ def test_sessions_and_threads_share_no_secret(monkeypatch):
 class Deaf:
     """A socket that takes everything and answers nothing."""
 
-    def __init__(self) -> None:
-        self.sent = bytearray()
-
-    def sendall(self, data: Any) -> None:
-        self.sent += data
+    def sendall(self, data: Any) -> None: ...
 
     def recv_into(self, buffer: Any) -> int:
         raise TimeoutError
@@ -436,11 +430,11 @@ class Deaf:
     def close(self) -> None: ...
 
 
-def alone() -> tuple[Any, Deaf]:
-    """A client's state after its phases, on a connection that leads nowhere."""
-    state, deaf = Phases(model_of(BLOCK)).passed().client, Deaf()
-    state.channel = Channel(deaf)
-    return state, deaf
+def alone() -> tuple[Any, list[tuple[str, bytes]]]:
+    """A client's state after its phases, on a connection that leads nowhere, and what it sends there."""
+    state, sent = Phases(model_of(BLOCK)).passed().client, []
+    state.channel = Edited(Channel(Deaf()), lambda kind, index, body: (sent.append((kind, body)), body)[1])
+    return state, sent
 
 
 def test_a_restored_copy_of_a_client_starts_its_next_query_with_another_seed():
@@ -453,25 +447,18 @@ def test_a_restored_copy_of_a_client_starts_its_next_query_with_another_seed():
 
 def test_all_that_a_query_draws_follows_from_one_seed(monkeypatch):
     """A secret comes again only where r does."""
-    state, deaf = alone()
-    sent = []
+    state, sent = alone()
     for seed in (b"a" * SEED_BYTES, b"a" * SEED_BYTES, b"b" * SEED_BYTES):
         monkeypatch.setattr("parelu.private.offline.transfers.fresh_seed", lambda seed=seed: seed)
-        deaf.sent.clear()
         state.start()
         with contextlib.suppress(ProtocolError):
             state.linear(1, None, state.stream(0, "mask").elements(3 * 64), 0)
-        sent.append([deaf.sent[start + 16 :] for start in kinds_at(deaf.sent, (b"beta", b"upld"))])
-    assert len(sent[0]) == 2 and sent[0] == sent[1]
-    assert all(one != other for one, other in zip(sent[0], sent[2], strict=True))
-
-
-def kinds_at(sent: bytes, kinds: tuple[bytes, ...]) -> list[int]:
-    return [sent.index(kind) for kind in kinds if kind in sent]
+    assert [kind for kind, _ in sent] == ["beta", "upld"] * 3
+    assert sent[:2] == sent[2:4] and sent[0] != sent[4] and sent[1] != sent[5]
 
 
 def test_what_hides_a_message_is_gone_before_it_hides_one(monkeypatch):
-    state, deaf = alone()
+    state, sent = alone()
     state.start()
     share = np.zeros(3 * 64, np.uint64)
     with pytest.MonkeyPatch.context() as patch:
@@ -484,12 +471,12 @@ def test_what_hides_a_message_is_gone_before_it_hides_one(monkeypatch):
             state.linear(1, None, share, 0)
     with pytest.raises(ProtocolError, match="silent"):  # it waits for the answer, and sends nothing again
         state.linear(1, None, share, 0)
-    assert b"upld" not in deaf.sent
+    assert [kind for kind, _ in sent] == ["beta"]
     state.start()
     for _ in range(2):
         with pytest.raises(ProtocolError, match="silent"):
             state.linear(1, None, share, 0)
-    assert deaf.sent.count(b"upld") == 1
+    assert [kind for kind, _ in sent] == ["beta", "beta", "upld"]
 
 
 def test_a_client_keeps_hints_and_nothing_of_a_query_on_disk(tmp_path):
@@ -505,7 +492,7 @@ def test_a_client_keeps_hints_and_nothing_of_a_query_on_disk(tmp_path):
 
 def residues_of(body: bytes) -> Any:
     """Of β or an upload; (primes, count)."""
-    count = next(n for n in range(len(body)) if packed_bytes(PRIMES, n) == len(body))
+    count = 8 * len(body) // sum(prime.bit_length() for prime in PRIMES)
     return unpack(np.frombuffer(body, np.uint8), PRIMES, count)
 
 
@@ -550,23 +537,14 @@ def test_an_audit_finds_another_error_in_any_upload(upload, by):
     assert str(phases.results["server"]) == "an audit: a ciphertext of the client's is no fresh encryption"
 
 
-def test_an_audit_lets_pass_any_share():
-    """A message moved by one is another share, and harms nobody but the client."""
-
-    def change(body: bytes) -> bytes:
-        found = residues_of(body)
-        one = message(np.ones(1, np.uint64)) - message(np.zeros(1, np.uint64))
-        found[:, :1] += one
-        return pack(np.stack([reduce(found[k], k) for k in ALL]), PRIMES)
-
-    results = [
-        Phases(model_of(BLOCK), audited=(True,), from_client=at("upld", 0, change)).results["server"] for _ in range(3)
-    ]
-    # round(q·(r + 1)/2^64) is not always that of r plus that of 1.
-    assert all(result is None or isinstance(result, Deviation) for result in results)
+def test_an_audit_lets_pass_another_share(monkeypatch):
+    """It would harm nobody but the client."""
+    honest = hints.ciphertext
+    monkeypatch.setattr(hints, "ciphertext", lambda masks, r: honest(masks, r + np.uint64(1 << 63)))
+    Phases(model_of(BLOCK), audited=(True,)).passed()
 
 
-def test_an_audit_finds_ciphertexts_under_another_secret_and_swapped_ones(monkeypatch):
+def test_an_audit_finds_ciphertexts_under_another_secret_and_swapped_tiles():
     model, other = model_of(BLOCK), fresh_seed()
     masked = hints.masked
 
