@@ -67,6 +67,9 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "ahead")
 
 
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of its parent's threads
+
+
 def _ahead(make: Any, *arguments: Any) -> Future[Any]:
     return _threads().submit(make, *arguments)
 
