@@ -52,7 +52,7 @@ from parelu.private.lowering.ops import Op
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.hint_convolution import convolved
 from parelu.private.offline.hint_exchange import fetched, root, send
-from parelu.private.offline.hint_sets import Made, Use, uses
+from parelu.private.offline.hint_sets import Made, Use, sets, uses
 from parelu.private.offline.mode import Deviation, Keep, Mode
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
@@ -250,14 +250,18 @@ class Hints(Mode):
 
     def make(self, model: Model, keep: Keep | None = None) -> str:
         if self.name not in model.made:
-            model.made[self.name] = tuple(Made(use, model.lowered, keep or Keep()) for use in self._uses(model))
+            model.made[self.name] = sets(self._uses(model), model.lowered, keep or Keep())
         return root(model.lowered.commitment, [made.digest for made in model.made[self.name]])
+
+    def sizes(self, model: Model) -> tuple[int, ...]:
+        return tuple(use.bytes for use in self._uses(model))
 
     def _uses(self, model: Model) -> tuple[Use, ...]:
         try:
             return uses(model.terms.program, model.lowered.commitment)
         except ValueError as error:
-            raise UserError(f"offline mode {self.name} cannot run this network: {error}") from error
+            reason = f"offline mode {self.name} cannot run this network: {error}, or give --offline seal"
+            raise UserError(reason) from error
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model, model.made[self.name])
