@@ -91,12 +91,14 @@ def test_the_noise_of_answers_is_within_its_bound_and_of_the_size_predicted(mode
     share = low + 2**32 * high
     u = [scheme.as_classes(model.hiding.u(), UPLOAD.points, k) for k in scheme.ALL]
     taken = scheme.times_u(u, scheme.Betas(secrets.beta()), UPLOAD.points, list(range(MATRICES)), MATRICES)
-    taken = integers(np.stack(taken))[READER.indices, 0, : READER.rows].T
+    taken = integers(np.stack(taken))[READER.positions, 0, : READER.rows].T
 
     y = rng.integers(0, 2**64, (READER.rows, READER.slots), np.uint64, endpoint=False).astype(object)
     mask = (matrix @ share - y) % T
     s = columns(secrets.secrets.astype(np.int64).astype(object))[:, 0]
-    taken_off = np.array([inner(model.hints[:, row], s)[UPLOAD.classes * READER.indices] for row in range(READER.rows)])
+    taken_off = np.array(
+        [inner(model.hints[:, row], s)[UPLOAD.classes * READER.positions] for row in range(READER.rows)]
+    )
     v = balanced(matrix @ gathered + taken - scaled(mask) - taken_off - scaled(y))
 
     norms, squares = np.abs(matrix).sum(1), (matrix**2).sum(1)
