@@ -41,7 +41,7 @@ def model():
     polynomials = scheme.public_polynomials(public, 0, UPLOAD.polynomials)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheme, "drop", lambda x: kept.append(x) or x[: len(parameters.KEPT)])
-        for _ in hiding.hints(polynomials, lambda rows: READER.polynomials(weight, rows)):
+        for _ in hiding.hints(polynomials, lambda rows: READER.polynomials(READER.matrix(weight), rows)):
             pass
     (found,) = kept
     hints = integers(found).reshape(parameters.DEGREE, parameters.RANK, READER.rows)
@@ -52,7 +52,7 @@ def model():
 def errors(model):
     """e'_ρ = h_ρ − Σ a_i·w_ρi − M_g·u_τ of some rows, (RANK · rows, DEGREE)."""
     a = columns(coefficients(model.polynomials))  # (RANK, polynomials, DEGREE)
-    w = columns(READER.polynomials(model.weight, slice(0, READER.rows)).astype(np.int64).astype(object))
+    w = columns(READER.polynomials(READER.matrix(model.weight), slice(0, READER.rows)).astype(np.int64).astype(object))
     m = coefficients(scheme.public_matrices(model.public))
     m = columns(m).reshape(parameters.RANK, -1, parameters.RANK, parameters.DEGREE)
     u = columns(model.hiding.u().astype(np.int64).astype(object))
