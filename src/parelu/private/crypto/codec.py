@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from parelu.private.crypto.hash import Hash
 
-FORMAT = "parelu-material-3"
+FORMAT = "parelu-material-4"
 TYPES = ("uint8", "uint64", "int64")
 LENGTH = struct.Struct("<Q")
 
