@@ -1,12 +1,13 @@
-"""ReLU protocol `sign`: a garbled sign, then the product with x by two correlated oblivious transfers.
+"""ReLU protocol `sign`: the sign by a branching program, then the product with x by two correlated oblivious transfers.
 
-The circuit sees the lowest m bits of the shares and gives the client d = b ⊕ π, b = 1 where x ≥ 0, π the server's.
-With a bit c drawn by the client offline and e = d ⊕ c sent online,
+The program (`crypto/carries.py`) adds the lowest m bits of the shares and gives the client d = b ⊕ π, b = 1 where x ≥
+0, π the server's. The client's bits are transferred offline, when its share is known and the server's is not. With a
+bit c drawn by the client offline and e = d ⊕ c sent online,
 
     b·x_c = d·x_c + (1 − 2e)·[π(1 − 2c)·x_c]             the bracket is shared offline
     b·x_s = π·x_s + e(1 − 2π)·x_s + (1 − 2e)·[c(1 − 2π)·x_s]     the bracket costs one correction online
 
-so that one round trip is enough: 16m + 8 bytes down, 8⅛ up.
+so that one round trip is enough: some m²/8 + 8 bytes down (30 + 8 at m = 16), 8⅛ up.
 
 **Truncating.** Where x is still to be divided by 2^f, let y_c and y_s be its shares as integers from 0 to 2^k − 1, in a
 ring of k bits, the server's after it added 2^f/2. They add up to x + 2^f/2 + 2^k, but for a wrap, of probability
@@ -15,12 +16,12 @@ ring of k bits, the server's after it added 2^f/2. They add up to x + 2^f/2 + 2^
     x / 2^f, rounded to the nearest, = ⌊y_c/2^f⌋ + (⌊y_s/2^f⌋ − 2^(k − f)) + κ.
 
 Local truncation takes 1 for κ, and a client, which knows y_c, learns of x where it sees the difference. Here the first
-two are the shares that are multiplied, as above, and the circuit sees m + f bits: its adder has κ, and gives
+two are the shares that are multiplied, as above, and the program adds m + f bits: it has κ on the way, and gives
 g = (b ∧ κ) ⊕ ρ besides, ρ the server's. With another bit c' of the client's, e' = g ⊕ c' sent online and τ = c' ⊕ ρ,
 
     b·κ = e' + (1 − 2e')·τ     τ = c' + ρ − 2·[c'·ρ]     the bracket is shared offline
 
-m + f ANDs, 16(m + f) + 8 bytes down, 8¼ up. What leaves the circuit is masked by π and ρ, what the client answers by c,
+242 bytes down at m = 16, f = 12, 8¼ up. What leaves the program is masked by π and ρ, what the client answers by c,
 c' and its share of the output: each is fresh and uniform, whatever the other party does.
 """
 
