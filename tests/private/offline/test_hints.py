@@ -3,8 +3,12 @@
 import contextlib
 import copy
 import math
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,7 @@ from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
 MODE = hints.Hints()
+ROOT = Path(__file__).parents[3]
 ALL, ANSWERED = range(len(PRIMES)), range(len(KEPT))
 
 
@@ -445,6 +450,25 @@ def test_sessions_and_threads_share_no_secret(monkeypatch):
         )
         == 6
     )
+
+
+FORKED = """
+import os, sys
+from test_hints import *
+print(*(seed.hex() for seed in Phases(SMALL).passed().shown), flush=True)  # what runs ahead has threads now
+child = os.fork()
+print(*(seed.hex() for seed in Phases(SMALL, audited=(False, True)).passed().shown), flush=True)
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+os._exit(0)
+"""
+
+
+def test_a_fork_shares_no_secret_with_its_parent():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert len(set(done.stdout.split())) == 5
 
 
 class Deaf:
