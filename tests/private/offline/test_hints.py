@@ -3,8 +3,12 @@
 import contextlib
 import copy
 import math
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,21 +22,22 @@ from two_parties import NARROW, WIDE, Ends, Pair, Residual, images_of, lowered_o
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.lattice import parameters, scheme
 from parelu.private.crypto.lattice.parameters import DEGREE, FLOOD_BITS, KEPT, PRIMES, Q_KEPT, RANK, P, Q
-from parelu.private.crypto.lattice.residues import message, pack, packed_bytes, reduce, unpack
+from parelu.private.crypto.lattice.residues import message, pack, reduce, unpack
 from parelu.private.crypto.lattice.transforms import forward, inverse
 from parelu.private.crypto.prg import SEED_BYTES, Stream, fresh_seed
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
-from parelu.private.offline import hint_exchange, hint_sets, hints
+from parelu.private.offline import hint_exchange, hints
 from parelu.private.offline.hint_exchange import WANT
 from parelu.private.offline.hint_sets import Use, uses
-from parelu.private.offline.mode import Deviation, Keep, modes
+from parelu.private.offline.mode import Deviation, Keep
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
 MODE = hints.Hints()
+ROOT = Path(__file__).parents[3]
 ALL, ANSWERED = range(len(PRIMES)), range(len(KEPT))
 
 
@@ -66,7 +71,16 @@ def grouped(ring=WIDE) -> Lowered:
     return hand.lowered()
 
 
-BLOCK = block()
+def odd() -> Lowered:
+    """Uploads and answers of odd numbers of residues."""
+    hand = Hand((1, 3, 3))
+    first = hand.conv(0, 3, kernel=1, padding=0)
+    second = hand.conv(first, 3, kernel=3, padding=0)
+    third = hand.linear(second, 3)
+    hand.linear(third, 5)
+    return hand.lowered()
+
+
 PROGRAMS = {"block": block, "tiled": tiled, "grouped": grouped}
 
 
@@ -74,17 +88,32 @@ def model_of(lowered: Lowered) -> Model:
     return Model(lowered, relus()["sign"], reveal_of("label"))
 
 
+BLOCK, SMALL = block(), model_of(odd())
+MODEL = model_of(BLOCK)
+
+
+@pytest.fixture(autouse=True)
+def many_queries_take_the_last_set(monkeypatch):
+    """So small a network gains nothing by it."""
+    monkeypatch.setattr(hint_exchange, "best", lambda plans, queries: len(plans) - 1 if queries > 1 else 0)
+
+
 class Edited(Channel):
-    """What is sent passes `edit`, given its kind and how many of the kind were sent before; `kinds`: all that were."""
+    """What is sent passes `edit`, given its kind and how many of the kind were sent before; `kinds`: all that were;
+    `changed`: those that the edit changed."""
 
     def __init__(self, channel: Channel, edit: Callable[[str, int, bytes], bytes]) -> None:
         super().__init__(channel.socket, channel.timeout)
         self.edit, self.kinds = edit, []
+        self.changed: set[tuple[str, int]] = set()
 
     def send(self, kind: str, *parts: Any) -> None:
         body = b"".join(part.tobytes() if isinstance(part, np.ndarray) else bytes(part) for part in parts)
-        super().send(kind, self.edit(kind, self.kinds.count(kind), body))
+        edited = self.edit(kind, self.kinds.count(kind), body)
+        if edited != body:
+            self.changed.add((kind, self.kinds.count(kind)))
         self.kinds.append(kind)
+        super().send(kind, edited)
 
 
 def unchanged(kind: str, index: int, body: bytes) -> bytes:
@@ -261,23 +290,28 @@ def test_a_network_of_every_op_infers_as_the_reference():
     assert pair.server_error is None
 
 
-def test_weights_that_are_not_exact_are_refused_and_the_largest_are_right():
-    """Σ|w| of a row, which is of all its outputs."""
+def with_rows(*weights: tuple[int, int]) -> Model:
+    """Of a layer of these weights alone, which one row of hints holds."""
     hand = Hand((1, 4, 4))
     hand.linear(hand.conv(0, 2, kernel=1, padding=0), 3)
     lowered = hand.lowered()
-    for sizes, fits in (((1 << 27, -(1 << 27)), True), (((1 << 28) + 1, 1), False)):
-        lowered.weights[0]["weight"][:] = np.array(sizes).reshape(2, 1, 1, 1)
-        model = model_of(lowered)
-        if fits:
-            MODE.check(model)
-            for number, (share, ours, theirs) in (
-                Phases(Model(lowered, model.terms.relu, model.terms.reveal)).products[0].items()
-            ):
-                np.testing.assert_array_equal(ours + theirs, times(lowered, number, share))
-        else:
-            with pytest.raises(UserError, match=r"Σ\|w\| = 268435458 at layer1 .*; give --offline seal"):
-                MODE.check(model)
+    lowered.weights[0]["weight"][:] = np.array(weights).reshape(2, 1, 1, 1)
+    return model_of(lowered)
+
+
+@pytest.mark.parametrize("weights", [((1 << 27) - 1, 1 - (1 << 27)), ((1 << 28) - 1, 1)])
+def test_the_largest_weights_are_right(weights):
+    model = with_rows(*weights)
+    MODE.check(model)
+    for number, (share, ours, theirs) in Phases(model).passed().products[0].items():
+        np.testing.assert_array_equal(ours + theirs, times(model.lowered, number, share))
+
+
+def test_larger_weights_are_refused():
+    """By Σ|w| of a row, which is of all its outputs."""
+    message = r"Σ\|w\| = 268435457 at layer1 are not exact there; give --offline seal"
+    with pytest.raises(UserError, match=message):
+        MODE.check(with_rows(1 << 28, 1))
 
 
 # The noise
@@ -386,7 +420,7 @@ def test_no_flooding_is_used_twice(monkeypatch):
             return found
 
     monkeypatch.setattr(hints, "answer", lambda *given: answer(*given[:3], Noted(given[3])))
-    phases = [Phases(model_of(BLOCK), audited=(False, False)).passed() for _ in range(2)]
+    phases = [Phases(MODEL, audited=(False, False)).passed() for _ in range(2)]
     outputs = sum(math.prod(BLOCK.program.shapes[number]) for number in phases[0].client.use.plan.readers)
     drawn = np.concatenate(words)
     assert len(drawn) == 4 * 4 * outputs == len(np.unique(drawn))
@@ -398,7 +432,7 @@ def test_no_flooding_is_used_twice(monkeypatch):
 def test_sessions_and_threads_share_no_secret(monkeypatch):
     seeds, secrets = [], Use.secrets
     monkeypatch.setattr(Use, "secrets", lambda self, seed: (seeds.append(seed), secrets(self, seed))[1])
-    model = model_of(BLOCK)
+    model = MODEL
     MODE.make(model)
     threads = [threading.Thread(target=Phases, args=(model,), kwargs={"audited": (False, False)}) for _ in range(3)]
     for thread in threads:
@@ -418,6 +452,25 @@ def test_sessions_and_threads_share_no_secret(monkeypatch):
     )
 
 
+FORKED = """
+import os, sys
+from test_hints import *
+print(*(seed.hex() for seed in Phases(SMALL).passed().shown), flush=True)  # what runs ahead has threads now
+child = os.fork()
+print(*(seed.hex() for seed in Phases(SMALL, audited=(False, True)).passed().shown), flush=True)
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+os._exit(0)
+"""
+
+
+def test_a_fork_shares_no_secret_with_its_parent():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert len(set(done.stdout.split())) == 5
+
+
 class Deaf:
     """A socket that takes everything and answers nothing."""
 
@@ -432,7 +485,7 @@ class Deaf:
 
 def alone() -> tuple[Any, list[tuple[str, bytes]]]:
     """A client's state after its phases, on a connection that leads nowhere, and what it sends there."""
-    state, sent = Phases(model_of(BLOCK)).passed().client, []
+    state, sent = Phases(MODEL).passed().client, []
     state.channel = Edited(Channel(Deaf()), lambda kind, index, body: (sent.append((kind, body)), body)[1])
     return state, sent
 
@@ -480,9 +533,8 @@ def test_what_hides_a_message_is_gone_before_it_hides_one(monkeypatch):
 
 
 def test_a_client_keeps_hints_and_nothing_of_a_query_on_disk(tmp_path):
-    model = model_of(BLOCK)
-    phases = Phases(model, keep=Keep(folder=tmp_path), audited=(True, False)).passed()
-    (made,) = [made for made in model.made["hints"] if made.use == phases.client.use]
+    phases = Phases(MODEL, keep=Keep(folder=tmp_path), audited=(True, False)).passed()
+    (made,) = [made for made in MODEL.made["hints"] if made.use == phases.client.use]
     (file,) = tmp_path.iterdir()
     assert file.read_bytes() == b"".join(made.body())
 
@@ -524,7 +576,7 @@ def test_an_honest_client_passes_every_audit():
     ],
 )
 def test_an_audit_finds_another_beta(edit):
-    phases = Phases(model_of(BLOCK), audited=(True,), from_client=edit)
+    phases = Phases(MODEL, audited=(True,), from_client=edit)
     assert isinstance(phases.results["server"], Deviation) and phases.rounds == 0
     assert str(phases.results["server"]) == "an audit: the client's β is not that of its seed"
 
@@ -532,7 +584,7 @@ def test_an_audit_finds_another_beta(edit):
 @pytest.mark.parametrize("upload", range(4))
 @pytest.mark.parametrize("by", [1, -3, 1 << 40, Q // 3], ids=["1", "-3", "2^40", "q/3"])
 def test_an_audit_finds_another_error_in_any_upload(upload, by):
-    phases = Phases(model_of(BLOCK), audited=(False, True), from_client=at("upld", 4 + upload, shifted(by, 7)))
+    phases = Phases(MODEL, audited=(False, True), from_client=at("upld", 4 + upload, shifted(by, 7)))
     assert isinstance(phases.results["server"], Deviation) and phases.rounds == 1
     assert str(phases.results["server"]) == "an audit: a ciphertext of the client's is no fresh encryption"
 
@@ -541,11 +593,11 @@ def test_an_audit_lets_pass_another_share(monkeypatch):
     """It would harm nobody but the client."""
     honest = hints.ciphertext
     monkeypatch.setattr(hints, "ciphertext", lambda masks, r: honest(masks, r + np.uint64(1 << 63)))
-    Phases(model_of(BLOCK), audited=(True,)).passed()
+    Phases(MODEL, audited=(True,)).passed()
 
 
 def test_an_audit_finds_ciphertexts_under_another_secret_and_swapped_tiles():
-    model, other = model_of(BLOCK), fresh_seed()
+    model, other = MODEL, fresh_seed()
     masked = hints.masked
 
     def under_another(use: Use, secrets: Any, number: int, public: Any) -> Any:
@@ -570,13 +622,13 @@ def test_an_audit_finds_ciphertexts_under_another_secret_and_swapped_tiles():
 def test_the_wire_does_not_tell_which_phase_will_be_opened():
     sent = []
     for audited in (False, True):
-        phases = Phases(model_of(BLOCK), audited=(audited,))
+        phases = Phases(MODEL, audited=(audited,))
         sent.append(([k for k in phases.client_channel.kinds if k != "show"], phases.server_channel.kinds))
     assert sent[0] == sent[1] and len(sent[0][1]) > 5
 
 
 def test_uploads_are_kept_for_an_audit_alone():
-    model, kept = model_of(BLOCK), []
+    model, kept = MODEL, []
     MODE.make(model)
 
     def server(channel: Channel) -> None:
@@ -595,3 +647,146 @@ def test_uploads_are_kept_for_an_audit_alone():
 
     assert Ends(client, server).results == {"client": None, "server": None}
     assert kept == [None, 1 + len(uses(BLOCK.program, "")[0].plan.uploads), None]
+
+
+# What is refused, by whom
+
+
+def refused(results: dict[str, Any], who: str, message: str) -> None:
+    """One party refuses in a line; the other sees the connection end."""
+    other = {"client": "server", "server": "client"}[who]
+    assert type(results[who]) is ProtocolError and message in str(results[who]), results
+    assert "\n" not in str(results[who]) and len(str(results[who])) < 200
+    assert type(results[other]) is ProtocolError and any(word in str(results[other]) for word in ("closed", "broke"))
+
+
+def bit(place: int) -> Callable[[bytes], bytes]:
+    def change(body: bytes) -> bytes:
+        changed = bytearray(body)
+        changed[place] ^= 1
+        return bytes(changed)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(bit(0), id="other weights"),
+        pytest.param(bit(40), id="another set"),
+        pytest.param(lambda body: body[:-32], id="a set less"),
+        pytest.param(lambda body: body + bytes(32), id="a set more"),
+        pytest.param(lambda body: body[:-1], id="part of a digest"),
+        pytest.param(lambda body: b"", id="nothing"),
+        pytest.param(lambda body: body[:32] + body[64:96] + body[32:64], id="another order"),
+    ],
+)
+def test_sets_that_are_not_those_of_the_offer_are_refused_before_anything_is_sent(change):
+    phases = Phases(MODEL, from_server=at("sets", 0, change))
+    refused(phases.results, "client", "the server's hints are not those that it offers")
+    assert not {"want", "beta"} & set(phases.client_channel.kinds)
+
+
+def test_more_sets_than_any_model_has_are_refused_unread():
+    phases = Phases(MODEL, from_server=at("sets", 0, lambda body: body + bytes(32 * 9)))
+    refused(phases.results, "client", "bytes, not at most 288")
+
+
+@pytest.mark.parametrize(
+    "other", [grouped(), block(), block(seed=1), block(NARROW)], ids=["g", "salt", "weights", "ring"]
+)
+def test_hints_of_another_model_are_refused_before_anything_is_sent(other):
+    """Another program, salt, weights, or ring; whoever serves them."""
+    offered = MODE.make(model_of(Lowered(BLOCK.program, BLOCK.weights, (), bytes(32))))
+    phases = Phases(model_of(other), digest=offered)
+    refused(phases.results, "client", "the server's hints are not those that it offers")
+    assert "beta" not in phases.client_channel.kinds
+
+
+@pytest.mark.parametrize(("which", "has"), [(2, 0), (255, 1), (0, 2)])
+def test_a_set_that_is_not_there_cannot_be_wanted(which, has):
+    phases = Phases(MODEL, from_client=at("want", 0, lambda body: WANT.pack(which, has)))
+    refused(phases.results, "server", f"the client wants set of hints {which} of 2")
+
+
+def test_sets_that_are_too_large_are_not_fetched(monkeypatch):
+    monkeypatch.setattr(hint_exchange, "LARGEST", 1 << 16)
+    phases = Phases(MODEL)
+    refused(phases.results, "client", "the server's hints take 0 GB, more than 0")
+    assert "want" not in phases.client_channel.kinds
+
+
+@pytest.mark.parametrize("width", [0, 1, 59, 255])
+def test_a_width_that_is_none_is_refused(width):
+    phases = Phases(model_of(block(NARROW)), from_server=at("size", 0, lambda body: bytes([width])))
+    refused(phases.results, "client", f"the server states weights of {width} bits")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_changed_hints_are_refused_and_not_kept(kept, tmp_path):
+    """Residues that are some, but others."""
+    keep = Keep(folder=tmp_path if kept else None)
+    phases = Phases(MODEL, from_server=at("hint", 2, bit(4)), keep=keep)
+    refused(phases.results, "client", "the server's hints are not those that it offers")
+    assert not keep.loaded and not [*tmp_path.iterdir()] and "beta" not in phases.client_channel.kinds
+
+
+def too_large(first: int) -> Callable[[bytes], bytes]:
+    """The residue at a byte is all ones."""
+    return lambda body: body[:first] + b"\xff" * 8 + body[first + 8 :]
+
+
+NO_RESIDUE = [
+    pytest.param(too_large(0), "a residue is not below its prime", id="of the first prime"),
+    pytest.param(lambda body: body[:-8] + b"\xff" * 8, "a residue is not below its prime", id="the last"),
+    pytest.param(lambda body: body[:-1], "bytes, not", id="shorter"),
+    pytest.param(lambda body: body + b"\0", "bytes, not", id="longer"),
+    pytest.param(lambda body: b"", "has 0 bytes, not", id="empty"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), NO_RESIDUE)
+@pytest.mark.parametrize(
+    ("kind", "index"), [("beta", 0), ("upld", 0), ("upld", 2), ("hint", 0), ("hint", 3), ("answ", 1)]
+)
+def test_residues_that_are_none_are_refused_by_who_gets_them(kind, index, change, message):
+    edit = {"from_client" if kind in ("beta", "upld") else "from_server": at(kind, index, change)}
+    phases = Phases(MODEL, **edit)
+    refused(phases.results, "server" if "from_client" in edit else "client", message)
+    assert phases.rounds == 0
+
+
+@pytest.mark.parametrize(("kind", "index"), [("upld", 2), ("answ", 3)])
+def test_a_bit_behind_the_last_residue_is_refused(kind, index):
+    """Of a body that does not end on a byte."""
+
+    def change(body: bytes) -> bytes:
+        return body[:-1] + bytes([body[-1] | 0x80])
+
+    edit = {"from_client" if kind == "upld" else "from_server": at(kind, index, change)}
+    phases = Phases(SMALL, **edit)
+    refused(phases.results, "server" if kind == "upld" else "client", "a bit is set behind the last residue")
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from(["beta", "upld", "answ", "hint", "sets", "want", "size", "show"]),
+    st.integers(0, 3),
+    st.integers(0, 1 << 20),
+    st.binary(min_size=1, max_size=12),
+    st.booleans(),
+)
+def test_whatever_is_written_into_a_message_ends_in_a_line_or_is_found_by_the_audit(
+    kind, index, place, written, opened
+):
+    def change(body: bytes) -> bytes:
+        start = place % max(1, len(body))
+        return (body[:start] + written + body[start + len(written) :])[: len(body)]
+
+    edit = at(kind, index, change)
+    phases = Phases(SMALL, audited=(opened,), from_client=edit, from_server=edit)
+    results = phases.results.values()
+    assert all(result is None or isinstance(result, ProtocolError) for result in results)
+    is_changed = (kind, index) in phases.client_channel.changed
+    if is_changed and opened and kind != "want":
+        assert isinstance(phases.results["server"], ProtocolError)
