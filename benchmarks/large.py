@@ -4,8 +4,8 @@
     python benchmarks/large.py "resnet18, 50,000 ReLUs" --images 5
 
 Fresh weights, two processes over loopback, a core each. Of a row the medians over the images, after one that warms up.
-Networks that the zoo lacks are built here: ResNet50 (He et al. 2016) for 32×32, and ResNet18 for 224×224 with an average
-pool in the stem where the paper has a max-pool.
+Networks that the zoo lacks are built here: ResNet50 (He et al. 2016) for 32×32, and ResNet18 for 224×224 with an
+average pool in the stem where the paper has a max-pool.
 """
 
 from __future__ import annotations
@@ -142,10 +142,11 @@ def text(name: str, found: dict[str, Any]) -> str:
     offline, online, setup = found["offline"], found["online"], found["setup"]
     sent = {party: (offline["sent"][party] + online["sent"][party]) / 1e6 for party in ("client", "server")}
     cpu = {party: offline["cpu"][party] + online["cpu"][party] for party in ("client", "server")}
+    peak = f"{found['peak_mb_client']:5.0f} + {found['peak_mb_server']:5.0f} MB"
     return (
-        f"{name:<34}{found['relus']:>10,} ReLUs  offline {offline['seconds']:6.2f} s, online {online['seconds']:5.2f} s, "
-        f"CPU {cpu['client']:.2f} + {cpu['server']:.2f} s  {sent['server']:6.1f} MB up {sent['client']:6.1f} MB down  "
-        f"hints {setup['sent']['client'] / 1e6:6.1f} MB  peak {found['peak_mb_client']:5.0f} + {found['peak_mb_server']:5.0f} MB"
+        f"{name:<34}{found['relus']:>10,} ReLUs  offline {offline['seconds']:6.2f} s, online {online['seconds']:5.2f} s"
+        f"  CPU {cpu['client']:.2f} + {cpu['server']:.2f} s  {sent['server']:6.1f} MB up {sent['client']:6.1f} MB down"
+        f"  hints {setup['sent']['client'] / 1e6:6.1f} MB  peak {peak}"
         f"  wrap {found['wrap_bound']:.1e} of {found['ring']} bits"
     )
 
