@@ -32,7 +32,7 @@ from parelu.network.spec import spec_of
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.offline.mode import modes, ring_for
+from parelu.private.offline.mode import DEFAULT, Keep, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
@@ -62,6 +62,7 @@ def note_uses(folder: Path, party: str) -> None:
 def serve(folder: Path, port: int, offline: str) -> None:
     note_uses(folder, "server")
     model = Model(Lowered.load(folder), relus()["sign"], Exact())
+    modes()[offline].make(model, Keep(folder=folder / "hints"))
     server = Server(
         model,
         modes()[offline],
@@ -77,12 +78,10 @@ def query(folder: Path, port: int, number: int, offline: str, seed: int) -> None
     note_uses(folder, f"client{number}")
     images = noise(IMAGES, SHAPE, seed=1)
     expected = np.load(folder / "expected.npy")
-    draw = random.Random(seed)
+    draw, stock, keep = random.Random(seed), folder / f"client{number}", Keep(1000, folder / f"hints{number}")
     while True:
         try:
-            with Client(
-                "127.0.0.1", port, stock=folder / f"client{number}", offline=offline, timeout=TIMEOUT
-            ) as client:
+            with Client("127.0.0.1", port, stock=stock, offline=offline, keep=keep, timeout=TIMEOUT) as client:
                 for _ in range(draw.randint(0, 3)):
                     client.session.add_to_stock()
                 for _ in range(draw.randint(1, 4)):
@@ -274,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("queries", 200), ("clients", 4), ("kills", 20), ("cuts", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--offline", choices=sorted(modes()), default="seal")
+    parser.add_argument("--offline", choices=sorted(modes()), default=DEFAULT)
     result = run(**vars(parser.parse_args()))
     print(json.dumps(result, indent=1))
     sys.exit(result["wrong"] > 0 or result["used_twice"] > 0)

@@ -25,7 +25,7 @@ import torch
 from parelu.network.spec import spec_of
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
@@ -38,16 +38,17 @@ MODEL, INPUT, KEEP, PORT = "resnet20", (3, 32, 32), 0.1, 7000
 HOSTS = {"parelu-server": "10.77.0.1", "parelu-client": "10.77.0.2"}
 
 
-def serve(folder: str, host: str, relu: str, link: Link) -> None:
+def serve(folder: str, host: str, relu: str, offline: str, link: Link) -> None:
     model = Model(Lowered.load(Path(folder)), relus()[relu], Exact())
-    server = Server(model, modes()["dealer"], (host, PORT), Path(folder) / "certs", ServerOptions(link=link))
+    modes()[offline].make(model, Keep(folder=Path(folder) / "hints"))
+    server = Server(model, modes()[offline], (host, PORT), Path(folder) / "certs", ServerOptions(link=link))
     print("ready", flush=True)
     server.run()
 
 
-def ask(folder: str, host: str, relu: str, repeat: int, link: Link) -> None:
-    images = noise(repeat + 1, INPUT, seed=1)
-    with Client(host, PORT, Path(folder) / "certs", offline="dealer", relu=relu, link=link) as client:
+def ask(folder: str, host: str, relu: str, offline: str, repeat: int, link: Link) -> None:
+    images, keep = noise(repeat + 1, INPUT, seed=1), Keep(1000, Path(folder) / "mine")
+    with Client(host, PORT, Path(folder) / "certs", offline=offline, relu=relu, keep=keep, link=link) as client:
         client.prepare(repeat + 1)
         times = []
         for image in images:
@@ -85,13 +86,18 @@ def two_hosts(asked: Link) -> Iterator[Link]:
 
 
 def measured(
-    folder: str, relu: str, hosts: tuple[str, str], prefixes: tuple[list[str], list[str]], repeat: int, link: Link
+    folder: str,
+    setting: tuple[str, str],
+    hosts: tuple[str, str],
+    prefixes: tuple[list[str], list[str]],
+    repeat: int,
+    link: Link,
 ) -> list[float]:
-    """Seconds online of each query."""
+    """Seconds online of each query; setting: ReLU protocol and offline mode."""
     shaping = json.dumps([link.bandwidth, link.round_trip])
     script, environment = [sys.executable, __file__], {**os.environ, "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
-        [*prefixes[0], *script, "serve", folder, hosts[0], relu, shaping],
+        [*prefixes[0], *script, "serve", folder, hosts[0], *setting, shaping],
         text=True,
         stdout=subprocess.PIPE,
         env=environment,
@@ -100,7 +106,7 @@ def measured(
         assert server.stdout is not None
         server.stdout.readline()
         client = subprocess.run(
-            [*prefixes[1], *script, "ask", folder, hosts[0], relu, str(repeat), shaping],
+            [*prefixes[1], *script, "ask", folder, hosts[0], *setting, str(repeat), shaping],
             text=True,
             check=True,
             stdout=subprocess.PIPE,
@@ -115,19 +121,22 @@ def measured(
 def main() -> None:
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2], sys.argv[3], sys.argv[4], Link(*json.loads(sys.argv[5])))
+        serve(*sys.argv[2:6], Link(*json.loads(sys.argv[6])))
         return
     if sys.argv[1:2] == ["ask"]:
-        ask(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), Link(*json.loads(sys.argv[6])))
+        ask(*sys.argv[2:6], int(sys.argv[6]), Link(*json.loads(sys.argv[7])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--link", choices=[name for name in LINKS if name != "loopback"], default="wan")
+    parser.add_argument("--offline", choices=sorted(modes()), default="dealer")
     arguments = parser.parse_args()
     inside = tuple(["ip", "netns", "exec", name] for name in HOSTS)
     with tempfile.TemporaryDirectory(prefix="parelu-hosts-") as folder:
         candidate = untrained(spec_of(MODEL, INPUT, 10), KEEP, seed=0)
-        lowered = lower(candidate.network(), noise(64, INPUT, seed=2), candidate.preprocessing)
+        lowered = lower(
+            candidate.network(), noise(64, INPUT, seed=2), candidate.preprocessing, ring=ring_for(arguments.offline)
+        )
         lowered.save(Path(folder))
         make_certificates(Path(folder) / "certs", (*HOSTS.values(), "127.0.0.1"))
         asked = LINKS[arguments.link]
@@ -135,8 +144,9 @@ def main() -> None:
             said = f"{shaped.bandwidth / 1e6:g} Mb/s, {1e3 * shaped.round_trip:g} ms"
             print(f"the kernel shapes {said} of {arguments.link}", flush=True)
             for relu in ("sign", "fss"):
-                kernel = measured(folder, relu, tuple(HOSTS.values()), inside, arguments.repeat, LINKS["loopback"])
-                own = measured(folder, relu, ("127.0.0.1",) * 2, ([], []), arguments.repeat, shaped)
+                setting = relu, arguments.offline
+                kernel = measured(folder, setting, tuple(HOSTS.values()), inside, arguments.repeat, LINKS["loopback"])
+                own = measured(folder, setting, ("127.0.0.1",) * 2, ([], []), arguments.repeat, shaped)
                 for name, times in (("two hosts", kernel), ("loopback, shaped by the channel", own)):
                     print(
                         f"{relu:<6}{name:<34}{1e3 * statistics.median(times):>9.1f} ms online "

@@ -33,7 +33,7 @@ from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
 from parelu.private.lowering.lower import Lowered
-from parelu.private.offline.mode import modes, ring_for
+from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.runs import experiment, measurement
 from parelu.runs.experiment import Experiment, Reduction
 from parelu.runs.folder import Run
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK|LABEL", help="train these alone")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--offline", choices=modes(), default="seal")
+    parser.add_argument("--offline", choices=modes(), default=DEFAULT)
     parser.add_argument("--link", default="loopback", help="loopback, lan or wan")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]

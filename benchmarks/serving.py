@@ -1,10 +1,10 @@
 """What a budget on disk, and material that the server acknowledges, cost a query; interleaved in one run.
 
-    python benchmarks/serving.py --repeat 40
+    python benchmarks/serving.py --repeat 40            --offline hints makes the material with the client
 
 Two servers, a process each, one with its ledger on disk; a client asks each in turn, with material that the connection
 has in memory, where nothing is acknowledged, and with material of its stock. Of resnet20 with a tenth of its ReLUs,
-dealt; online seconds and the part of them before the first byte that depends on the image.
+online seconds and the part of them before the first byte that depends on the image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from parelu.network.spec import spec_of
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Label
@@ -33,11 +33,12 @@ from parelu.private.serving.server import Server, ServerOptions
 INPUT, KEEP, STOCK = (3, 32, 32), 0.1, 200
 
 
-def serve(folder: Path, name: str, ledger: Path | None, port: Connection) -> None:
+def serve(folder: Path, name: str, ledger: Path | None, offline: str, port: Connection) -> None:
     torch.set_num_threads(1)
     model = Model(Lowered.load(folder), relus()["sign"], Label())
     options = ServerOptions(ahead=STOCK, stock=folder / f"{name}-stock", ledger=ledger)
-    server = Server(model, modes()["dealer"], ("127.0.0.1", 0), options=options)
+    modes()[offline].make(model, Keep(folder=folder / "hints"))
+    server = Server(model, modes()[offline], ("127.0.0.1", 0), options=options)
     port.send(server.port)
     server.run()
 
@@ -54,23 +55,26 @@ def asked(client: Client, image: torch.Tensor) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=40, help="queries of each kind")
-    repeat = parser.parse_args().repeat
+    parser.add_argument("--offline", choices=sorted(modes()), default="dealer")
+    arguments = parser.parse_args()
+    repeat, offline = arguments.repeat, arguments.offline
     torch.set_num_threads(1)
     candidate = untrained(spec_of("resnet20", INPUT, 10), KEEP, seed=0)
     image, context = noise(1, INPUT, seed=1), multiprocessing.get_context("spawn")
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="parelu-serving-") as name:
         folder = Path(name)
-        lower(candidate.network(), noise(16, INPUT, seed=0), candidate.preprocessing).save(folder)
-        servers, clients = [], {}
+        ring = ring_for(offline)
+        lower(candidate.network(), noise(16, INPUT, seed=0), candidate.preprocessing, ring=ring).save(folder)
+        servers, clients, keep = [], {}, Keep(STOCK, folder / "mine")
         for where, ledger in (("in memory", None), ("on disk", folder / "clients.sqlite")):
             ours, theirs = context.Pipe()
-            servers.append(context.Process(target=serve, args=(folder, where, ledger, theirs), daemon=True))
+            servers.append(context.Process(target=serve, args=(folder, where, ledger, offline, theirs), daemon=True))
             servers[-1].start()
             port = ours.recv()
             for kind in ("prepared", "stock"):
                 stock = folder / f"mine-{where}" if kind == "stock" else None
-                clients[f"{kind}, ledger {where}"] = Client("127.0.0.1", port, offline="dealer", stock=stock)
+                clients[f"{kind}, ledger {where}"] = Client("127.0.0.1", port, offline=offline, stock=stock, keep=keep)
         for turn in range(repeat + 1):
             for kind, client in clients.items():
                 client.session.add_to_stock() if kind.startswith("stock") else client.prepare()

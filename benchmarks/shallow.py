@@ -31,7 +31,7 @@ from parelu.methods.senet import SENet
 from parelu.network import storage
 from parelu.private.bench import bench
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.offline.mode import modes, ring_for
+from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.report.fusion import sizes
 from parelu.runs import experiment, measurement
 from parelu.runs.experiment import Experiment, Reduction
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="fashion")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--offline", choices=list(modes()), default="seal")
+    parser.add_argument("--offline", choices=list(modes()), default=DEFAULT)
     parser.add_argument("--link", choices=("loopback", "lan", "wan"), default="loopback")
     arguments = parser.parse_args()
     folders = [arguments.out / f"seed{seed}" for seed in arguments.seeds]

@@ -42,7 +42,7 @@ from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering import reference
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
@@ -74,18 +74,24 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("dealer", "sign", True, 0.15, 0.25),
-    Setting("dealer", "full", True, 0.10, 0.25),
-    Setting("dealer", "fss", True, 0.10, 0.25),
-    Setting("dealer", "sign", False, 0.10, 0.25),
-    Setting("dealer", "full", False, 0.07, 0.25),
-    Setting("dealer", "fss", False, 0.07, 0.25),
-    Setting("seal", "sign", True, 0.16, 2.0),
-    Setting("seal", "full", True, 0.10, 2.0),
-    Setting("seal", "fss", True, 0.01, 4.0),
-    Setting("seal", "sign", False, 0.08, 2.0),
-    Setting("seal", "full", False, 0.05, 2.0),
-    Setting("seal", "fss", False, 0.01, 4.0),
+    Setting("dealer", "sign", True, 0.10, 0.25),
+    Setting("dealer", "full", True, 0.07, 0.25),
+    Setting("dealer", "fss", True, 0.07, 0.25),
+    Setting("dealer", "sign", False, 0.07, 0.25),
+    Setting("dealer", "full", False, 0.05, 0.25),
+    Setting("dealer", "fss", False, 0.04, 0.25),
+    Setting("hints", "sign", True, 0.16, 2.0),
+    Setting("hints", "full", True, 0.10, 2.0),
+    Setting("hints", "fss", True, 0.01, 4.0),
+    Setting("hints", "sign", False, 0.08, 2.0),
+    Setting("hints", "full", False, 0.04, 2.0),
+    Setting("hints", "fss", False, 0.01, 4.0),
+    Setting("seal", "sign", True, 0.08, 2.0),
+    Setting("seal", "full", True, 0.05, 2.0),
+    Setting("seal", "fss", True, 0.005, 4.0),
+    Setting("seal", "sign", False, 0.04, 2.0),
+    Setting("seal", "full", False, 0.02, 2.0),
+    Setting("seal", "fss", False, 0.005, 4.0),
 )
 
 
@@ -219,6 +225,7 @@ class Pair:
                 self.certificates,
                 offline=self.setting.offline,
                 relu=self.setting.relu,
+                keep=Keep(),  # hints come in each session
                 timeout=self.patience,
             ) as client:
                 found = client.predict(self.images[first : first + count], batch=count)

@@ -19,7 +19,7 @@ from private import Case, alternate
 from parelu.network.spec import spec_of
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering.lower import lower
-from parelu.private.offline.mode import ring_for
+from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.rows import Cost, Row
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--images", type=int, default=2, help="an inference of one is timed, after one to warm up")
-    parser.add_argument("--offline", default="seal")
+    parser.add_argument("--offline", default=DEFAULT)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--relus", nargs="*", default=[name for name, relu in relus().items() if relu.truncates])
     chosen = parser.parse_args()

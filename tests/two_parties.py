@@ -166,13 +166,14 @@ class Pair:
         offline: str = "dealer",
         reveal: str = "exact",
         accepted: Accepted | None = None,
-        timeout: float = 20.0,
+        timeout: float = 60.0,
         wrap: Callable[[Any], Any] = lambda s: s,
         service: Service = SERVICE,
         truncation: str = "local",
         keep: Keep | None = None,
     ) -> None:
         self.model = Model(lowered, relus()[relu], reveal_of(reveal), truncation)
+        modes()[offline].make(self.model)
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)
         self.server_error: Exception | None = None

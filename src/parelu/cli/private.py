@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import multiprocessing
 import signal
@@ -66,9 +67,9 @@ class Bench:
     relu: ReluName = "sign"
     """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
     distributed comparison function, 16 bytes online; without a dealer up to m = 16 bits, in time that doubles a bit"""
-    offline: OfflineName = "seal"
-    """he: homomorphic encryption and oblivious transfer, no third party; dealer: a trusted dealer in the server's
-    process, for development"""
+    offline: OfflineName = "hints"
+    """hints: no third party; what a client gets once makes each query's linear layers cheap; seal: the same trust, by
+    homomorphic encryption, nothing once; dealer: a trusted dealer in the server's process, for development"""
     link: LinkName = "loopback"
     """lan: 1 Gb/s and 0.5 ms round trip; wan: 100 Mb/s and 40 ms; shaped on this machine"""
     truncation: TruncationName = "local"
@@ -170,8 +171,9 @@ class Serve:
     logit; 0: labels without a dither"""
     relu: ReluName = "sign"
     """as bench has them; fss without a dealer up to m = 16 bits"""
-    offline: OfflineName = "seal"
-    """seal: no third party; dealer: for development, no privacy against this process"""
+    offline: OfflineName = "hints"
+    """hints: no third party; made at the first start, kept beside the candidate, sent once to each client; seal: no
+    third party and nothing once, slower; dealer: for development, no privacy against this process"""
     truncation: TruncationName = "local"
     """as bench has them; exact keeps from clients what local truncation tells of the weights"""
     stock: int = 0
@@ -202,6 +204,7 @@ class Serve:
     def _serve(self, others: int) -> None:
         """Serve in this process, and in so many others; less than 0 for one of these."""
         from parelu import api
+        from parelu.report.private import hints_text
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server = api.server_of(
@@ -232,6 +235,8 @@ class Serve:
         if others >= 0:
             terms, budget = server.model.terms, f"{server.budget:,} inferences" if server.budget else "no budget"
             say(f"pin {server.offer.pin}: publish it, clients check it (--pin)")
+            if server.offer.hints:
+                say(hints_text(server.offer.hints, server.mode.sizes(server.model)))
             say(f"{terms.program.relus:,} ReLUs; {server.mode.trust(terms.relu)}")
             say(f"reveals {server.offer.reveal}; {budget} for each certificate")
             say(f"{terms.truncation} truncation: {terms.truncated_locally:,} values are truncated locally")
@@ -364,8 +369,10 @@ class Prepare:
             )
         missing = max(0, self.count - kept)
         started = time.perf_counter()
+        first = self._make(1) if missing else 0  # with it come the hints, once for all processes
         with api.bar(f"{missing} inferences", missing) as progress:
-            self._fill(missing, progress)
+            progress(first)
+            self._fill(missing - first, progress)
         say(f"{self.count} in {self.stock_dir}, {missing} made in {duration(time.perf_counter() - started)}; {trust}")
 
     def _fill(self, missing: int, progress: Callable[[int], None]) -> None:
@@ -439,9 +446,10 @@ def client_of(command: Infer | Prepare, queries: int) -> Iterator[Client]:
     from parelu import api
 
     host, port = parse_address(command.address)
-    with api.share("hints from the server, once") as progress:
-        keep = api.Keep(queries, api.cache_folder() / "hints", progress, say)
-        client = api.Client(
+    folder = api.cache_folder() / "hints"
+    with api.share("hints from the server, once", f", kept in {folder}") as progress:
+        keep = api.Keep(queries, folder, progress=progress, notice=say, loaded=loaded_hints())
+        with api.Client(
             host,
             port,
             command.tls,
@@ -452,9 +460,14 @@ def client_of(command: Infer | Prepare, queries: int) -> Iterator[Client]:
             truncation=command.truncation,
             stock=command.stock_dir,
             keep=keep,
-        )
-    with client:
-        yield client
+        ) as client:
+            yield client
+
+
+@functools.cache
+def loaded_hints() -> dict[str, Any]:
+    """What this process has in memory, for its next connections."""
+    return {}
 
 
 def parse_address(text: str) -> tuple[str, int]:

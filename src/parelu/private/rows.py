@@ -59,7 +59,8 @@ class LayerCost:
 class Costs:
     """All that an engine measured of a query.
 
-    total: the whole; offline, online: its parts, where it has them; setup: of the connection, once.
+    total: the whole; offline, online: its parts, where it has them; setup: of the connection, once. hints_bytes: of the
+    setup, what a client that expects many queries keeps for all further connections.
     peak_mb: of resident memory, MiB, of both parties and of each; layers: of the two phases.
     seconds, cold_seconds, compile_seconds: of each query, of the first, and of making the engine's own program.
     """
@@ -68,6 +69,7 @@ class Costs:
     online: Cost | None = None
     total: Cost = dataclasses.field(kw_only=True)
     setup: Cost | None = None
+    hints_bytes: float | None = None
     peak_mb: float | None = None
     peak_mb_client: float | None = None
     peak_mb_server: float | None = None

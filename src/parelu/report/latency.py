@@ -25,6 +25,7 @@ class Measured:
         test: float test accuracy; ring: that of the ring program, which private inference has; agreement: of their
             top-1; all in percent, over the test set.
         online, offline: seconds, median; online_bytes, offline_bytes: both ways.
+        hints_bytes: that come once a client, 0 where the offline mode has none.
         rounds: online; setting: engine, protocols and link; threat_model: whom the privacy rests on.
     """
 
@@ -41,6 +42,7 @@ class Measured:
     offline: float
     online_bytes: float
     offline_bytes: float
+    hints_bytes: float
     rounds: float
     setting: str
     threat_model: str
@@ -77,6 +79,7 @@ def _row(record: Record) -> Measured:
         offline=offline.seconds,
         online_bytes=online.bytes,
         offline_bytes=offline.bytes,
+        hints_bytes=row.costs.hints_bytes or 0,
         rounds=online.rounds,
         setting=row.setting,
         threat_model=row.threat_model,
@@ -94,6 +97,9 @@ def measured_text(records: Sequence[Record]) -> str:
         )
     for setting in dict.fromkeys(f"{r.setting} ({r.threat_model})" for r in rows):
         lines.append(setting)
+    hints = [r.hints_bytes for r in rows if r.hints_bytes]
+    if hints:
+        lines.append(f"hints, which a client keeps: once {size(min(hints))} to {size(max(hints))} a network")
     return "\n".join(lines)
 
 

@@ -32,6 +32,8 @@ def bench_text(row: Row) -> str:
         f"  {'':<8}{'wall':>10}{'client CPU':>12}{'server CPU':>12}{'to client':>12}{'to server':>12}{'rounds':>8}",
     ]
     lines += [_phase(name, cost) for name, cost in phases.items() if cost]
+    if costs.hints_bytes is not None:
+        lines += ["", f"  hints, once: {size(costs.hints_bytes)}, which a client keeps that expects many queries"]
     name, last = [(name, cost) for name, cost in phases.items() if cost][-1]
     batch, relus = row.batch, max(row.relus * row.batch, 1)
     query = f"queries of {batch} images" if batch > 1 else "inferences"
@@ -123,6 +125,12 @@ def _engine(row: Row, parties: Sequence[str]) -> tuple[str, ...]:
         f"{100 * row.agreement:.1f} %",
         row.threat_model,
     )
+
+
+def hints_text(digest: str, sizes: Sequence[int]) -> str:
+    """A server's hints: of the offer, and bytes of each set, for clients of the fewest queries first."""
+    few = f" ({size(sizes[0])} for one of few queries)" if len(sizes) > 1 else ""
+    return f"hints {digest[:16]}…: {size(sizes[-1])} to each client, once{few}"
 
 
 def clients_text(records: Sequence[Record]) -> str:

@@ -44,6 +44,7 @@ def server_of(
     model = Model(lowered, relus()[relu], reveal_for(reveal, lowered.program, step), truncation)
     mode.check_terms(lowered.program, model.terms.relu)
     mode.check(model)
-    with share("hints for clients, made once") as progress:
-        mode.make(model, Keep(folder=folder / "hints", progress=progress, notice=log))
+    hints = measurement.program_folder(folder, lowered.program.ring) / "hints"
+    with share("making hints for clients, once", f", kept in {hints}") as progress:
+        mode.make(model, Keep(folder=hints, alone=True, progress=progress, notice=log))
     return Server(model, mode, address, certificates, options, log=log)

@@ -57,13 +57,18 @@ def fit(candidate: Candidate, images: Tensor) -> Tensor:
     return data.resize(images, (candidate.spec.input[1], candidate.spec.input[2]))
 
 
+def program_folder(folder: Path, ring: Ring) -> Path:
+    """Beside a candidate, where its program in a ring is kept, and what is made of that."""
+    return folder / "private" / f"{ring.bits}-bit"
+
+
 def lowered(folder: Path, candidate: Candidate, ring: Ring, dataset: data.Dataset | Path | None = None) -> Lowered:
     """The candidate's program in a ring, calibrated on its training data; made once for each and kept beside it.
 
     dataset: the data it was trained on, or the folder where its files are.
     """
     header = storage.read_header(folder, "candidate")
-    own = folder / "private" / f"{ring.bits}-bit"
+    own = program_folder(folder, ring)
     if (own / f"{PROGRAM}.json").exists():
         known = storage.read_header(own, PROGRAM)
         if known.get("candidate") == header["tensors_sha256"] and "salt" in known:

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -81,17 +80,29 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def share(title: str) -> Iterator[Callable[[int, int], None]]:
-    """As `bar`, shown from the first call on; gives what to call with all that is done so far, and the total."""
-    with _bars() as bars:
-        tasks: list[Any] = []
+def share(title: str, elsewhere: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal while something comes, and one line elsewhere, when it begins; nothing where nothing comes.
 
-        def moved(done: int, total: int) -> None:
-            if not tasks:
-                tasks.append(bars.add_task(title))
-            bars.update(tasks[0], completed=done, total=total)
+    Gives what to call with the bytes done so far, and with all there are. elsewhere: the end of the line.
+    """
+    bars: list[Progress] = []
 
+    def moved(done: int, total: int) -> None:
+        if not bars:
+            bars.append(_bars())
+            if not bars[0].console.is_terminal:
+                bars[0].console.print(f"{title}: {total / 1e6:.3g} MB{elsewhere}", soft_wrap=True, markup=False)
+            bars[0].start()
+            bars[0].add_task(title, total=total)
+        bars[0].update(bars[0].task_ids[0], completed=done)
+        if done >= total:
+            bars[0].stop()
+
+    try:
         yield moved
+    finally:
+        for each in bars:
+            each.stop()
 
 
 def _bars() -> Progress:

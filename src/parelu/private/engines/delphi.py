@@ -40,7 +40,7 @@ from parelu.private.transport.traffic import Traffic
 PHASES = ("offline", "online")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
 TIMEOUT = 600.0  # seconds of silence
-QUERIES = 1000  # that the client says it will ask for: a row is of a client that stays
+QUERIES = 1000  # that the client expects to ask for: a row is of one that stays
 
 
 class Delphi(Engine):
@@ -82,6 +82,7 @@ class Delphi(Engine):
             online=_cost(("online",), *runs),
             total=_cost(PHASES, *runs),
             setup=_cost(("setup",), client["runs"][:1], server["runs"][:1]),
+            hints_bytes=_hints_bytes(client["runs"][0]),
             peak_mb=client["peak_mb"] + server["peak_mb"],
             peak_mb_client=client["peak_mb"],
             peak_mb_server=server["peak_mb"],
@@ -145,6 +146,11 @@ def _cost(phases: Sequence[str], client: Runs, server: Runs) -> Cost:
         rounds=total(client, "rounds"),
         cpu={"client": total(client, "cpu"), "server": total(server, "cpu")},
     )
+
+
+def _hints_bytes(first: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the setup, what the client keeps; None where the offline mode has no hints."""
+    return sum(t["received"] for t in first if (t["phase"], t["layer"]) == ("setup", "hints")) or None
 
 
 def _layers(client: Runs, server: Runs) -> tuple[LayerCost, ...]:

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import os
 import struct
-import threading
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from parelu.errors import ProtocolError
 from parelu.fusion.hint_plan import best
 from parelu.private.lowering.program import Program
+from parelu.private.offline.hint_folder import file_of, make_room, temporary, touch
 from parelu.private.offline.hint_sets import DIGEST_BYTES, Hints, Made, Use, hashed, is_whole, loaded, read, uses
 from parelu.private.offline.mode import Keep
 from parelu.private.transport.channel import Channel
@@ -70,7 +70,7 @@ def _kept(use: Use, digest: bytes, keep: Keep) -> Hints | None:
     """What is in memory or in the file; None where it is not there, or damaged."""
     if digest.hex() in keep.loaded:
         return keep.loaded[digest.hex()]
-    file = keep.folder / f"{digest.hex()}.hints" if keep.folder else None
+    file = file_of(keep.folder, digest) if keep.folder else None
     if file is None or not is_whole(file, use.bytes):
         return None
     found = hashlib.sha256(use.identity)
@@ -80,6 +80,7 @@ def _kept(use: Use, digest: bytes, keep: Keep) -> Hints | None:
         return None
     if found.digest() != digest:
         return None
+    touch(file)
     keep.loaded[digest.hex()] = hints
     return hints
 
@@ -109,14 +110,15 @@ class _Copy:
     """What passes, in a file that is there whole or not at all; a full disk is told, and ends the copy alone."""
 
     def __init__(self, keep: Keep, digest: bytes) -> None:
-        self._keep, self._name = keep, f"{digest.hex()}.hints"
+        self._keep, self._digest = keep, digest
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> _Copy:
         if self._keep.folder is not None:
             with self._telling():
                 self._keep.folder.mkdir(parents=True, exist_ok=True)
-                self._path = self._keep.folder / f".{self._name}.{os.getpid()}.{threading.get_ident()}"
+                self._whole = file_of(self._keep.folder, self._digest)
+                self._path = temporary(self._whole)
                 self._file = self._path.open("wb")
         return self
 
@@ -132,7 +134,8 @@ class _Copy:
             with self._telling():
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                self._path.replace(self._path.with_name(self._name))
+                self._path.replace(self._whole)
+                make_room(self._whole)
 
     def __exit__(self, *_: object) -> None:
         self._end()

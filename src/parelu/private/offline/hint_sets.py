@@ -13,8 +13,9 @@ import hashlib
 import itertools
 import os
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from parelu.private.crypto.prg import derive
 from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Program
+from parelu.private.offline.hint_folder import drop_others, file_of, temporary
 from parelu.private.offline.mode import Keep, Progress
 
 FORMAT = "parelu-hints-1"
@@ -143,45 +145,49 @@ class Made:
     def __init__(self, use: Use, lowered: Lowered, keep: Keep) -> None:
         self.use, self._lowered, self._lock = use, lowered, threading.Lock()
         self._secret = derive(lowered.salt, "hints", use.identity.hex())
-        self._file = keep.folder / f"{use.identity.hex()}.hints" if keep.folder else None
+        self.file = file_of(keep.folder, use.identity) if keep.folder else None
         self.body: Body
         self.digest = self._kept() or self._make(keep)
 
     def _kept(self) -> bytes | None:
         """The digest of the set in the file, whose last bytes it is; None where that is not there, or damaged."""
-        if self._file is None or not is_whole(self._file, self.use.bytes + DIGEST_BYTES):
+        if self.file is None or not is_whole(self.file, self.use.bytes + DIGEST_BYTES):
             return None
-        self.body = functools.partial(read, self._file, self.use)
-        digest = self.use.digest(self.body())
-        with self._file.open("rb") as file:
-            file.seek(-DIGEST_BYTES, os.SEEK_END)
-            return digest if file.read() == digest else None
+        try:
+            self.body = _Opened(self.file, self.use).body
+            digest = self.use.digest(self.body())
+            with self.file.open("rb") as file:
+                file.seek(-DIGEST_BYTES, os.SEEK_END)
+                return digest if file.read() == digest else None
+        except OSError:
+            return None
 
     def _make(self, keep: Keep) -> bytes:
         """Make the set, in the file or, where its disk is full or there is none, in memory."""
-        if self._file is not None:
+        if self.file is not None:
             found = hashlib.sha256(self.use.identity)
             try:
-                write(self._file, itertools.chain(hashed(self._chunks(keep.progress), found), _end(found)))
-                self.body = functools.partial(read, self._file, self.use)
+                write(self.file, itertools.chain(hashed(self._chunks(keep.progress), found), _end(found)))
+                self.body = _Opened(self.file, self.use).body
                 return found.digest()
             except OSError as error:
-                keep.notice(f"{self._file.parent}: hints cannot be kept ({error.strerror}): they stay in memory")
+                keep.notice(f"{self.file.parent}: hints cannot be kept ({error.strerror}): they stay in memory")
         chunks = [*self._chunks(keep.progress)]
         self.body = lambda: iter(chunks)
         return self.use.digest(self.body())
 
     def _chunks(self, progress: Progress) -> Iterator[bytes]:
-        done, total = 0, sum(reader.rows for reader in self.use.plan.readers.values())
+        done = 0
         for number, upload in enumerate(self.use.plan.uploads):
             polynomials = public_polynomials(self.use.public, number, upload.polynomials)
             for reader in upload.readers:
                 matrix = reader.matrix(self._lowered.weights[reader.number - 1]["weight"])
                 weights = functools.partial(reader.polynomials, matrix)
                 for hints in self._hiding(reader).hints(polynomials, weights):
-                    done += hints.shape[-1]
-                    progress(done, total)
-                    yield pack(hints.reshape(len(KEPT), -1), KEPT)
+                    packed = pack(hints.reshape(len(KEPT), -1), KEPT)
+                    done += len(packed)
+                    progress(done, self.use.bytes)
+                    yield packed
 
     def _hiding(self, reader: Reader) -> Hiding:
         secret = derive(self._secret, "op", reader.number)
@@ -201,6 +207,22 @@ class Made:
             )
             for number, reader in self.use.plan.readers.items()
         }
+
+
+def sets(uses: Sequence[Use], lowered: Lowered, keep: Keep) -> tuple[Made, ...]:
+    """A server's, made or taken from its folder; progress is of all of them."""
+    total, before, made = sum(use.bytes for use in uses), 0, []
+    for use in uses:
+        shifted = functools.partial(_shifted, keep.progress, before, total)
+        made.append(Made(use, lowered, dataclasses.replace(keep, progress=shifted)))
+        before += use.bytes
+    if keep.folder and keep.alone:
+        drop_others(keep.folder, [each.file for each in made if each.file])
+    return tuple(made)
+
+
+def _shifted(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,6 +257,20 @@ def _end(digest: Any) -> Iterator[bytes]:
     yield digest.digest()
 
 
+class _Opened:
+    """A server's file, which stays there for this process where another drops it."""
+
+    def __init__(self, file: Path, use: Use) -> None:
+        self._descriptor, self._use = os.open(file, os.O_RDONLY), use
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def body(self) -> Iterator[bytes]:
+        first = 0
+        for chunk in self._use.chunks:
+            yield os.pread(self._descriptor, chunk.bytes, first)
+            first += chunk.bytes
+
+
 def is_whole(file: Path, size: int) -> bool:
     try:
         return file.stat().st_size == size
@@ -252,13 +288,13 @@ def read(file: Path, use: Use) -> Iterator[bytes]:
 def write(file: Path, content: Iterator[bytes]) -> None:
     """Write a file so that it is there whole or not at all; raises OSError where the disk is full."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    unfinished = temporary(file)
     try:
-        with temporary.open("wb") as opened:
+        with unfinished.open("wb") as opened:
             for part in content:
                 opened.write(part)
             opened.flush()
             os.fsync(opened.fileno())
-        temporary.replace(file)
+        unfinished.replace(file)
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)

@@ -18,10 +18,10 @@ from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
 
-DEFAULT = "seal"
+DEFAULT = "hints"
 
 
-Progress = Callable[[int, int], None]  # what is done, and of how much
+Progress = Callable[[int, int], None]  # bytes that are done, and of how many
 
 
 def silent(done: int, total: int) -> None:
@@ -32,13 +32,14 @@ def silent(done: int, total: int) -> None:
 class Keep:
     """What a party brings to a mode that makes and sends something once.
 
-    queries: inferences that a client expects to ask for. folder: where it is kept, None for memory alone. progress: of
-    making or sending it. notice: is told in one line what went wrong without harm. loaded: what a client has in memory
-    already, by digest.
+    queries: inferences that a client expects to ask for. folder: where it is kept, None for memory alone; alone: that
+    a server's folder is one model's, so that what is left there of others is dropped. progress: of making or sending
+    it. notice: is told in one line what went wrong without harm. loaded: what a client has in memory, by digest.
     """
 
     queries: int = 1
     folder: Path | None = None
+    alone: bool = False
     progress: Progress = silent
     notice: Callable[[str], None] = lambda line: None
     loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -46,6 +47,10 @@ class Keep:
 
 class Deviation(ProtocolError):
     """The client's messages of an offline phase were not those of an honest one."""
+
+
+class Unanswered(ProtocolError):
+    """The client stopped where it was asked to show that it is honest."""
 
 
 class Package(abc.ABC):
@@ -115,6 +120,10 @@ class Mode(abc.ABC):
         "" where it makes nothing. What was made is kept with the model, so that to ask again costs nothing.
         """
         return ""
+
+    def sizes(self, model: Model) -> tuple[int, ...]:
+        """Bytes of what `make` makes for clients, of which each gets one: for the fewest queries first."""
+        return ()
 
     @abc.abstractmethod
     def server(self, channel: Channel, context: bytes, model: Model) -> Any:

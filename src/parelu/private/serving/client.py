@@ -48,6 +48,7 @@ class Client:
         reveal: str | None = None,
         truncation: str | None = None,
         stock: Path | None = None,
+        queries: int = 1,
         keep: Keep | None = None,
         link: Link = LINKS["loopback"],
         timeout: float = TIMEOUT,
@@ -60,8 +61,9 @@ class Client:
             offline, relu, reveal, truncation: names that the server must offer; None leaves the choice to it, but an
                 offline mode that trusts a third party, and a ReLU protocol other than `sign`, by its name alone.
             stock: folder of this client's offline material; inferences take from it first.
-            keep: how many inferences are expected, and where hints are kept, which a server sends once; left out, one,
-                and the cache folder.
+            queries: inferences that are expected, of this and later connections: where a server sends hints once,
+                more of them make each cheaper.
+            keep: that number and where hints are kept; left out, the cache folder.
             link: what the connection is shaped to, where the server's is too.
 
         Raises:
@@ -71,7 +73,7 @@ class Client:
         accepted = Accepted(pin, relu, offline, reveal, truncation)
         tls.check_plain(host, certificates)
         folder = ClientStocks(stock) if stock else None
-        keep = keep or Keep(folder=cache.folder() / "hints")
+        keep = keep or Keep(queries, cache.folder() / "hints")
         context = tls.client_context(certificates) if certificates else None
         connection = connect(host, port)
         try:
