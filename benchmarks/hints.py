@@ -93,8 +93,8 @@ def main() -> None:
     parser.add_argument("--kernels", choices=kernels.NAMES, help="those alone")
     arguments = parser.parse_args()
     for name in [arguments.kernels] if arguments.kernels else kernels.NAMES:
-        for module in (residues, sampling, transforms):
-            module.kernels = kernels.load(name, "lattice_")  # pyright: ignore[reportAttributeAccessIssue]
+        for module, loops in ((residues, "residues_"), (sampling, "residues_"), (transforms, "transforms_")):
+            module.kernels = kernels.load(name, loops)  # pyright: ignore[reportAttributeAccessIssue]
         print(f"{name} kernels")
         for what, unit, count, action in (*of_transforms(), *of_residues()):
             report(what, unit, nanoseconds(action, count, arguments.repeat))

@@ -1,6 +1,6 @@
 """A whole inference, offline and online, by each offline mode and by SPU's engines, on one network.
 
-    python benchmarks/offline.py --systems hints seal spu-semi2k spu-cheetah --repeat 5     # some 12 minutes
+    python benchmarks/offline.py --systems hints seal spu-semi2k spu-cheetah --repeat 5   # some 12 minutes
     python benchmarks/offline.py --keep 1.0
 
 ResNet20 with fresh weights and a random mask, batch 1, two processes over loopback. The systems take turns; a ratio is

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto import base_ot, dcf, garbling, he, kernels, noise, ot_extension
+from parelu.private.crypto import base_ot, carries, dcf, garbling, he, kernels, noise, ot_extension
 from parelu.private.crypto import hash as hash_module
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.ot_extension import ExtensionReceiver, ExtensionSender
@@ -35,8 +35,9 @@ from parelu.private.crypto.prg import Stream, fresh_seed
 SUSPICIOUS, LEAK = 4.5, 10.0
 CROPS = (100, 99, 95, 90, 75, 50, 25, 10)  # percentiles of all times, above which they are left out
 FEWEST, WARM = 400, 20  # measurements of one test, and before it
+CARRIED = 16  # bits of a sum whose carries are garbled
 COUNT = 2048  # transfers, labels, functions at once
-USING_KERNELS: tuple[ModuleType, ...] = (garbling, hash_module, ot_extension, dcf)
+USING_KERNELS: tuple[ModuleType, ...] = (carries, garbling, hash_module, ot_extension, dcf)
 
 draw = np.random.default_rng()  # of the test's inputs; no secret of anybody
 
@@ -166,6 +167,29 @@ def selected_labels() -> tuple[Secret, Callable[[], Operation]]:
     return secret, lambda: lambda: garbling.kernels.select_labels(zeros, delta, secret.now, out)
 
 
+def carries_encoded() -> tuple[Secret, Callable[[], Operation]]:
+    """The server's message of `sign`, by its numbers."""
+    secret, pads = elements(COUNT), draw.integers(0, 256, (256, COUNT // 8), np.uint8)
+    outputs = draw.integers(0, 256, (1, COUNT // 8), np.uint8)
+    return (
+        secret,
+        lambda: lambda: list(carries.encode(secret.now, pads, outputs, Stream(bytes(16), "carries"), CARRIED, 0)),
+    )
+
+
+def carries_decoded() -> tuple[Secret, Callable[[], Operation]]:
+    """The client's reading of it, by its numbers and what it could open before."""
+    (length,) = carries.part_bytes(COUNT, CARRIED, 0)
+    message, pads = draw.integers(0, 256, length, np.uint8), draw.integers(0, 256, (72, COUNT // 8), np.uint8)
+    secret = bits(CARRIED * COUNT)
+
+    def ready() -> Operation:
+        chosen = np.packbits(secret.now.reshape(CARRIED, -1), axis=1, bitorder="little")
+        return lambda: carries.decode([message], chosen, pads, CARRIED, 0)
+
+    return secret, ready
+
+
 def gate(machine: Callable[[Hash, NDArray[np.uint64]], Any]) -> Callable[[], tuple[Secret, Callable[[], Operation]]]:
     """A majority of three labels, whose colours are secret to who does not have them."""
 
@@ -280,6 +304,8 @@ SUBJECTS = (
     Subject("labels: bits that select", selected_labels, kernels=True),
     Subject("garbling: labels", gate(lambda h, tables: garbling.Garbler(h, DELTA, 0, tables)), kernels=True),
     Subject("evaluation: labels", gate(lambda h, tables: garbling.Evaluator(h, 0, tables)), kernels=True),
+    Subject("carries: the server's numbers", carries_encoded, kernels=True),
+    Subject("carries: the client's numbers", carries_decoded, kernels=True),
     Subject("comparison: key", comparison_key, kernels=True),
     Subject("comparison: threshold", comparison_threshold, kernels=True),
     Subject("he: upload", upload),

@@ -33,6 +33,8 @@ from parelu.network.storage import write
 from parelu.private.crypto.codec import FORMAT, dump
 from parelu.private.crypto.dcf import Key, correction_blocks
 from parelu.private.crypto.hash import Hash
+from parelu.private.crypto.lattice.parameters import KEPT, PRIMES
+from parelu.private.crypto.lattice.residues import pack, packed_bytes
 from parelu.private.fresh import untrained
 from parelu.private.lowering.lower import Lowered
 from parelu.private.serving.ledger import Ledger
@@ -63,6 +65,11 @@ def of_the_wire() -> Samples:
     points = [bindings.crypto_scalarmult_ed25519_base_noclamp(k.to_bytes(32, "little")) for k in (2, 3, 5)]
     yield "base_points_of_a_sender", "one", points[0]
     yield "base_points_of_a_receiver", "three", b"\3" + b"".join(2 * points)
+    for name, primes in (("kept", KEPT), ("all", PRIMES)):
+        ends = np.array([[0, prime // 2, -(prime // 2)] for prime in primes], np.float64)
+        yield f"residues_{name}", "three", b"\3" + pack(ends, primes)
+        yield f"residues_{name}", "the prime", b"\1" + b"".join(prime.to_bytes(4, "little") for prime in primes)
+        yield f"residues_{name}", "padding", b"\1" + b"\xff" * packed_bytes(primes, 1)
     yield "pin", "one", b"0123456789abcdef" * 4
     yield "pin", "long", b"ABCDEF" * 40
     for name in ("label", "logits 2^17", "label 2^3", "exact", "logits", "logits 2^09", "exact 2^3"):
@@ -72,17 +79,29 @@ def of_the_wire() -> Samples:
 def of_edits() -> Samples:
     for name in TARGETS:
         first = b"\7" if name == "extension" else b""
-        if not name.startswith(("extension", "he_", "client_", "server_")):
+        if not name.startswith(("extension", "he_", "hint_", "client_", "server_")):
             continue
         yield name, "honest", first
         yield name, "another header", first + edit("replace", 2, 0, b"fail\0\0\0\0\4\0\0\0")
         yield name, "elements", first + edit("replace", 3, 16, b"\xff" * 8) + edit("replace", 7, 16, b"\xff" * 200)
         yield name, "longer and shorter", first + edit("insert", 4, 50, bytes(16)) + edit("delete", 5, 16, size=9)
-        if not name.startswith(("client_he", "server_he")):
+        if not name.startswith(("client_seal", "server_seal")):
             yield name, "another byte", first + edit("replace", 1, 20, b"\xff")
             yield name, "out of order", first + edit("swap", 3, 4) + edit("double", 2) + edit("drop", 6)
-    kinds = [message[:4] for message in sessions.honest("seal_opened")[0]]
-    yield "server_seal_opened", "another key", edit("replace", kinds.index(b"show"), HEADER.size, b"\xaa" * 9)
+    for mode, what in (("seal", "key"), ("hints", "seed")):
+        kinds = [message[:4] for message in sessions.honest(f"{mode}_opened")[0]]
+        shown = edit("replace", kinds.index(b"show"), HEADER.size, b"\xaa" * 9)
+        yield f"server_{mode}_opened", f"another {what}", shown
+    kinds = [message[:4] for message in sessions.honest("hints_sign")[0]]
+    for kind in (b"want", b"beta", b"upld"):
+        for name, body in (("no residue", b"\xff" * 9), ("another residue", b"\1\2\3")):
+            at = edit("replace", kinds.index(kind), HEADER.size, body)
+            yield "server_hints_sign", f"{name} in {kind.decode()}", at
+    kinds = [message[:4] for message in sessions.honest("hints_sign")[1]]
+    for kind in (b"sets", b"hint", b"answ"):
+        for name, body in (("no residue", b"\xff" * 9), ("another residue", b"\1\2\3")):
+            at = edit("replace", kinds.index(kind), HEADER.size, body)
+            yield "client_hints_sign", f"{name} in {kind.decode()}", at
 
 
 def of_the_disk() -> Samples:

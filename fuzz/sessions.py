@@ -60,6 +60,9 @@ SETTINGS = {
     "seal_sign": Setting("seal", "sign", "label"),
     "seal_fss": Setting("seal", "fss"),
     "seal_opened": Setting("seal", "sign", opened=True),
+    "hints_sign": Setting("hints", "sign", "label"),
+    "hints_fss": Setting("hints", "fss"),
+    "hints_opened": Setting("hints", "sign", opened=True),
 }
 
 
@@ -99,7 +102,7 @@ class Recorded:
 def model(name: str) -> Model:
     """Of a setting; comparisons that two parties make are of few, narrow ReLUs."""
     setting = SETTINGS[name]
-    lowered = lowered_of(ready(Residual(), SHAPE, lambda u: u < (0.02 if name == "seal_fss" else 0.3)))
+    lowered = lowered_of(ready(Residual(), SHAPE, lambda u: u < (0.02 if name in ("seal_fss", "hints_fss") else 0.3)))
     reveal = reveal_for(setting.reveal, lowered.program)
     return Model(lowered, relus()[setting.relu], reveal, setting.truncation)
 

@@ -26,15 +26,22 @@ from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.private.crypto import base_ot, codec, he
+from parelu.private.crypto.lattice.parameters import KEPT, PRIMES
+from parelu.private.crypto.lattice.residues import pack, unpack
 from parelu.private.crypto.ot_extension import BASE, ExtensionReceiver, ExtensionSender
 from parelu.private.crypto.prg import Stream
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Program
+from parelu.private.offline.hint_exchange import fetched, send
+from parelu.private.offline.hint_sets import Made
+from parelu.private.offline.hints import Hints
+from parelu.private.offline.mode import Keep
+from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.reveal import reveal_of as read_reveal
 from parelu.private.serving import greeting as greetings
 from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.stock import NAME_BYTES, ClientStocks
-from parelu.private.transport.channel import Channel, bits_of, elements_of, pack_bits
+from parelu.private.transport.channel import HEADER, Channel, bits_of, elements_of, pack_bits
 
 LONGEST = 500  # characters of an error's one line
 FEW = 200  # transfers of an extension, more or less
@@ -217,6 +224,66 @@ def he_audit(data: bytes) -> None:
     audit = he.Audit(client.parameters, secret)
     is_fresh = audit.is_fresh(key, is_key=True) and audit.is_fresh(upload)
     assert is_fresh == (spoilt.tobytes() == b"".join(honest))
+
+
+def _register_residues(name: str, primes: tuple[int, ...]) -> None:
+    def run(data: bytes) -> None:
+        """The first byte says how many are due modulo each prime."""
+        count = data[0] % 16 if data else 0
+        body = np.frombuffer(data[1:], np.uint8)
+        found = unpack(body, primes, count)
+        assert found.shape == (len(primes), count) and pack(found, primes) == data[1:]
+        assert all((np.abs(row) <= prime // 2).all() for row, prime in zip(found, primes, strict=True))
+
+    TARGETS[f"residues_{name}"] = Target(run, (ProtocolError,))
+
+
+_register_residues("kept", KEPT)
+_register_residues("all", PRIMES)
+
+
+@functools.cache
+def _sets() -> tuple[Model, tuple[Made, ...]]:
+    model = sessions.model("hints_sign")
+    Hints().make(model)
+    return model, model.made["hints"]
+
+
+def _stated(made: tuple[Made, ...]) -> bytes:
+    """What a server says that its sets are."""
+    body = bytes.fromhex(made[0].use.weights) + b"".join(each.digest for each in made)
+    return HEADER.pack(b"sets", 0, len(body)) + body
+
+
+@target(ProtocolError)
+def hint_sets(data: bytes) -> None:
+    """Of a server, with edits: only those of the offer are wanted."""
+    model, made = _sets()
+    keep = Keep(loaded={each.digest.hex(): "kept" for each in made})
+    channel = Channel(sessions.Silent(edits.apply(data, [_stated(made)])))
+    use, found = fetched(channel, model.terms.program, Hints().make(model), keep)
+    assert found == "kept" and use in [each.use for each in made]
+
+
+@target(ProtocolError)
+def hint_wanted(data: bytes) -> None:
+    """Of a client that wants what it has, with edits."""
+    _, made = _sets()
+    assert send(Channel(sessions.Silent(edits.apply(data, [HEADER.pack(b"want", 0, 2) + b"\0\1"]))), made) in made
+
+
+@target()
+def hint_file(data: bytes) -> None:
+    """A client's kept set, with edits: it is taken whole, or not at all."""
+    model, made = _sets()
+    body = b"".join(made[0].body())
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{made[0].digest.hex()}.hints"
+        file.write_bytes(edits.apply(data, [body]))
+        coming = [HEADER.pack(b"hint", 1 + n, len(chunk)) + chunk for n, chunk in enumerate(made[0].body())]
+        channel = Channel(sessions.Silent(b"".join([_stated(made), *coming])))
+        fetched(channel, model.terms.program, Hints().make(model), Keep(folder=Path(folder)))
+        assert file.read_bytes() == body
 
 
 def _register_session(name: str, party: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from parelu.private.crypto import garbling, kernels, ot_extension
+from parelu.private.crypto import carries, garbling, kernels, ot_extension
 from parelu.private.crypto import hash as hash_module
 from parelu.private.crypto.prg import Stream, fresh_seed
 
@@ -24,7 +24,7 @@ def using(name: str) -> Iterator[None]:
     """Both parties' code with these kernels."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        for module in (garbling, hash_module, ot_extension):
+        for module in (carries, garbling, hash_module, ot_extension):
             patch.setattr(module, "kernels", kernels_named(name))
         yield
 

@@ -19,8 +19,8 @@ def using(name: str) -> Iterator[None]:
     if name == "numba":
         pytest.importorskip("numba", reason="the compiled kernels need numba")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (residues, sampling, transforms):
-            patch.setattr(module, "kernels", kernels.load(name, "lattice_"))
+        for module, loops in ((residues, "residues_"), (sampling, "residues_"), (transforms, "transforms_")):
+            patch.setattr(module, "kernels", kernels.load(name, loops))
         yield
 
 

@@ -15,7 +15,7 @@ from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.encode import encode_images
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.lowering.ops import Activation
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
@@ -133,6 +133,29 @@ class RecordingChannel(Channel):
         return body
 
 
+class Ends:
+    """Both ends of a connection in two threads; an end that fails closes it. Results are what they return or raise."""
+
+    def __init__(
+        self, client: Callable[[Channel], Any], server: Callable[[Channel], Any], timeout: float = 30.0
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        self.results: dict[str, Any] = {}
+
+        def run(name: str, party: Callable[[Channel], Any], end: socket.socket) -> None:
+            try:
+                self.results[name] = party(Channel(end, timeout))
+            except Exception as error:
+                self.results[name] = error
+            finally:
+                end.close()
+
+        thread = threading.Thread(target=run, args=("server", server, theirs))
+        thread.start()
+        run("client", client, ours)
+        thread.join()
+
+
 class Pair:
     """A session between two threads: `client` is the client's end; `server_error` what ended the server."""
 
@@ -143,12 +166,14 @@ class Pair:
         offline: str = "dealer",
         reveal: str = "exact",
         accepted: Accepted | None = None,
-        timeout: float = 20.0,
+        timeout: float = 60.0,
         wrap: Callable[[Any], Any] = lambda s: s,
         service: Service = SERVICE,
         truncation: str = "local",
+        keep: Keep | None = None,
     ) -> None:
         self.model = Model(lowered, relus()[relu], reveal_of(reveal), truncation)
+        modes()[offline].make(self.model)
         ours, theirs = socket.socketpair()
         self.server_channel = Channel(theirs, timeout=timeout)
         self.server_error: Exception | None = None
@@ -157,7 +182,9 @@ class Pair:
         self.thread.start()
         try:
             self.client = Session(
-                RecordingChannel(wrap(ours), timeout=timeout), accepted or Accepted(offline=offline, relu=relu)
+                RecordingChannel(wrap(ours), timeout=timeout),
+                accepted or Accepted(offline=offline, relu=relu),
+                keep=keep,
             )
             self.client.mode = self.recording = Recording(self.client.mode)
         except BaseException:

@@ -4,15 +4,17 @@ import socket
 import threading
 
 import pytest
-from two_parties import Residual, lowered_of, ready
+from two_parties import WIDE, Pair, Residual, lowered_of, ready
 
+from parelu.errors import ProtocolError, UserError
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 
-MODEL = Model(lowered_of(ready(Residual(), (1, 6, 6))), relus()["sign"], reveal_of("label"))
+NETWORK = ready(Residual(), (1, 6, 6))
+MODEL = Model(lowered_of(NETWORK), relus()["sign"], reveal_of("label"))
 CONTEXT = bytes(32)
 
 
@@ -63,3 +65,14 @@ def test_a_mode_that_does_not_audit_says_so(name):
     for end in (lambda: modes()[name].audit(None, None, MODEL), lambda: modes()[name].show(None, None)):
         with pytest.raises(NotImplementedError, match=f"{name} cannot be audited"):
             end()
+
+
+@pytest.mark.parametrize("name", [name for name, mode in modes().items() if mode.ring_bits < WIDE.bits])
+def test_a_program_of_a_wider_ring_is_refused_in_a_line_that_names_the_fix(name):
+    """By the server before it listens, by the client before anything is sent."""
+    wide, message = lowered_of(NETWORK, ring=WIDE), f"ring has 64 bits; offline mode {name} .*: give --offline .*dealer"
+    with pytest.raises(UserError, match=message) as refused:
+        modes()[name].check_terms(wide.program, relus()["sign"])
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ProtocolError, match=message):
+        Pair(wide, offline=name)

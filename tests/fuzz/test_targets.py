@@ -95,10 +95,17 @@ def test_recorded_sessions_are_met_to_their_end_again_and_again(setting):
     assert (b"show" in kinds) == sessions.SETTINGS[setting].opened
 
 
-def test_another_key_than_the_sessions_own_is_caught_when_a_phase_is_opened():
-    sample = (FOLDER / "server_seal_opened" / "another-key").read_bytes()
-    with pytest.raises(Deviation, match="an audit: the client's public key is no encryption of zero"):
-        sessions.meet("server", "seal_opened", sample)
+@pytest.mark.parametrize(
+    ("setting", "sample", "message"),
+    [
+        ("seal_opened", "another-key", "public key is no encryption of zero"),
+        ("hints_opened", "another-seed", "β is not that of its seed"),
+    ],
+)
+def test_another_secret_than_the_sessions_own_is_caught_when_a_phase_is_opened(setting, sample, message):
+    edited = (FOLDER / f"server_{setting}" / sample).read_bytes()
+    with pytest.raises(Deviation, match=f"an audit: the client's {message}"):
+        sessions.meet("server", setting, edited)
 
 
 def test_edits_say_what_is_changed():

@@ -22,7 +22,7 @@ def test_a_session_is_right_as_it_is_and_refused_where_bytes_are_missing(encrypt
         assert pair.session({(True, 999): "flip"}, random.Random(0))["end"] == "right", "a place that never came"
         ended = pair.session({(True, 3): "garbage"}, random.Random(1))
         assert ended["end"] == "refused" and ended["client"] and ended["server"] and ended["spoilt"] == ["garbage"]
-        if not encrypted:  # the input's last element, below the bits that are checked
+        if not encrypted:  # the input's last element: nothing says what it should be
             flipped = [pair.session({(True, 3): "flip"}, random.Random(seed))["end"] for seed in range(8)]
             assert set(flipped) & {"wrong", "refused"}
     finally:

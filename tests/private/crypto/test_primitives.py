@@ -224,15 +224,10 @@ def test_masked_relu(garbler, evaluator, drawn):
 
 @pytest.mark.parametrize("m", [2, 3, 5])
 def test_a_cut_of_all_pairs(m):
-    """The sign and its carry, and the ReLU of the shifted sum, in the clear: every pair, cut and some masks."""
+    """The ReLU of the shifted sum, in the clear: every pair, cut and some masks."""
     a, b = (grid.reshape(-1).astype(np.uint64) for grid in np.meshgrid(*[np.arange(1 << m)] * 2))
     total = np.array([signed(int(x) + int(y), m) for x, y in zip(a, b, strict=True)])
     for cut in range(1, m):
-        clear = garbling.Clear()
-        is_positive, both = garbling.sign_and_carry(clear, bits_of(a, m), bits_of(b, m), cut)
-        assert clear.gates == m
-        carry = [(int(x) % (1 << cut) + int(y) % (1 << cut)) >> cut for x, y in zip(a, b, strict=True)]
-        assert np.array_equal(is_positive, total >= 0) and np.array_equal(both, (total >= 0) & np.array(carry))
         for mask in range(1 << m):
             clear = garbling.Clear()
             masks = np.full_like(a, mask)
@@ -247,9 +242,8 @@ def test_a_cut_of_all_pairs(m):
 def test_a_cut_is_garbled_as_it_is_in_the_clear(garbler, evaluator, drawn, data):
     m, inputs = drawn
     cut = data.draw(st.integers(1, m - 1))
-    for circuit, count in ((garbling.sign_and_carry, 2), (garbling.masked_relu, 3)):
-        run = Garbled(circuit, inputs[:count], m, garbler, evaluator, cut)
-        assert numbers(run.decoded()) == numbers(run.expected)
+    run = Garbled(garbling.masked_relu, inputs, m, garbler, evaluator, cut)
+    assert numbers(run.decoded()) == numbers(run.expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 16])
@@ -266,7 +260,6 @@ def test_argmax(count):
 CIRCUITS = [
     (garbling.sign, 2),
     (garbling.masked_relu, 3),
-    (functools.partial(garbling.sign_and_carry, cut=5), 2),
     (functools.partial(garbling.masked_relu, cut=5), 3),
 ]
 

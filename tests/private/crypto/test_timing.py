@@ -17,12 +17,17 @@ def words(*shape):
     return np.zeros(shape, np.uint64)
 
 
+def planes(*shape):
+    return np.zeros((*shape, N), np.uint8)
+
+
 # Kernel → arguments to compile it for; all see labels, Δ, or bits of a party's secrets.
 SECRET = {
     "garbler_operands": (words(N, 2), words(N, 2), words(N, 2), words(2), words(4, N, 2)),
     "garble": (*(words(4, N, 2) for _ in range(3)), words(N, 2), words(2), words(2, N, 2), words(N, 2)),
     "evaluate": (*(words(2, N, 2) for _ in range(3)), words(N, 2), words(2, N, 2), words(N, 2)),
     "select_labels": (words(4, N, 2), words(2), words(N), words(4, N, 2)),
+    "add_states": (planes(2), planes(1), planes(2, 3), planes(1), planes(2, 2), planes(2), planes(4, 2, 3)),
     "descend": (words(2, N, 2), words(2, N, 2), words(N), 1, words(2, N, 2), words(N, 2)),
     "arrive": (words(N, 2), words(N, 2), words(N), words(2, N, 2), words(N, 2)),
     "correct": (words(8, N, 2), words(8, N, 2), words(N), 1, words(N, 2), words(N, 2), words(2, N, 2)),
@@ -54,6 +59,7 @@ def test_the_benchmark_names_all_kernels_of_secrets():
         "join_limbs",
         "add_sparse",
         "transpose_bits",
+        "bit_planes",
         "fold",
     }
     compiled = {n for n, f in vars(kernels.load("numba")).items() if hasattr(f, "py_func") and not n.startswith("_")}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from parelu.models.reuse import ReuseConv
 from parelu.network.instrument import instrument
 from parelu.network.preprocessing import normalise
 from parelu.network.spec import spec_of
+from parelu.network.steps import apply_steps
 from parelu.private.crypto.kernels import NAMES, load
 from parelu.private.crypto.ring import WIDTHS, LinearMap, Ring
+from parelu.private.fresh import NOISE, fresh, noise
 from parelu.private.lowering import lower as lower_module
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lower import LARGEST_WRAP, WEIGHT_BITS, Lowered, lower
 from parelu.private.lowering.program import Program
 from parelu.private.lowering.refusals import problems
 
@@ -406,6 +409,21 @@ def test_what_is_no_program_is_refused(text):
         Program.from_bytes(text)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "parelu-program-1"}, "its format is 'parelu-program-1', that of this version 'parelu-program-2'"),
+        ({"ring": 60}, "a ring of 60 bits; known are 59 and 64"),
+        ({"ring": 59.0}, "'59.0' is not an integer of this format"),
+        ({"output_bits": 60}, "an output of 60 bits"),
+    ],
+)
+def test_a_program_of_another_version_or_ring_is_refused_by_name(changes, message):
+    text = json.dumps(json.loads(PROGRAM) | changes, sort_keys=True, separators=(",", ":")).encode()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Program.from_bytes(text)
+
+
 SEEDS = st.integers(0, 2**32)
 RINGS = st.builds(Ring, st.sampled_from(WIDTHS))
 
@@ -476,3 +494,23 @@ def test_both_sets_of_kernels_give_the_same_products(seed, stride, padding):
         kernels.add_sparse(weight, (6, 7), stride, padding, positions, x.reshape(-1)[:20], added)
         found.append((columns, joined, added))
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "steps"),
+    [
+        ("wrn-22-8", (3, 32, 32), 100, "none"),
+        ("resnet34", (3, 32, 32), 100, "cull S1+S4; thin S2+S3"),
+        ("resnet18", (3, 64, 64), 200, "none"),
+    ],
+)
+def test_networks_that_59_bits_refuse_lower_at_64(name, shape, classes, steps, monkeypatch):
+    """Networks of the literature with fresh weights: at 64 bits a wrap is 32 times less likely."""
+    reduced = apply_steps(spec_of(name, shape, classes), steps)
+    candidate, images = fresh(reduced.spec, reduced.plan), noise(NOISE, shape, seed=1)
+    lowered = lower(candidate.network(), images, candidate.preprocessing)
+    assert lowered.program.ring == Ring(64) and lowered.wrap_bound < LARGEST_WRAP
+    monkeypatch.setattr(lower_module, "LEAST_SQUARE_BITS", WEIGHT_BITS)  # none has squares: try once
+    with pytest.raises(UserError, match=r"may wrap .* a ring of 64 bits"):
+        lower(candidate.network(), images, candidate.preprocessing, ring=Ring(59))

@@ -2,19 +2,17 @@
 
 import dataclasses
 import functools
-import socket
-import threading
 
 import numpy as np
 import pytest
-from two_parties import Residual, lowered_of, ready
+from two_parties import Ends, Residual, lowered_of, ready
 
 from parelu.errors import ProtocolError
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
 from parelu.private.crypto.ring import encode
 from parelu.private.offline import seal as mode
-from parelu.private.offline.mode import Deviation
+from parelu.private.offline.mode import Deviation, Keep
 from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer
 from parelu.private.protocol.delphi import Model, prepare_client
@@ -29,27 +27,6 @@ MODE = HomomorphicEncryption()
 
 def stream() -> Stream:
     return Stream(fresh_seed(), "test")
-
-
-class Ends:
-    """Both ends of a connection in two threads; an end that fails closes it. Results are what they return or raise."""
-
-    def __init__(self, client, server) -> None:
-        ours, theirs = socket.socketpair()
-        self.results = {}
-
-        def run(name, party, end) -> None:
-            try:
-                self.results[name] = party(Channel(end, timeout=10))
-            except Exception as error:
-                self.results[name] = error
-            finally:
-                end.close()
-
-        thread = threading.Thread(target=run, args=("server", server, theirs))
-        thread.start()
-        run("client", client, ours)
-        thread.join()
 
 
 @pytest.mark.parametrize("width", [2, 9, 59, 64])
@@ -117,7 +94,7 @@ def test_a_choice_that_is_none_is_refused(stated, monkeypatch):
 
     model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
     both = Ends(
-        lambda channel: MODE.client(channel, bytes(32), model.terms),
+        lambda channel: MODE.client(channel, bytes(32), model.terms, "", Keep()),
         lambda channel: MODE.server(Plain(channel.socket, timeout=10), bytes(32), model),
     )
     assert isinstance(both.results["client"], ProtocolError)
@@ -135,7 +112,7 @@ class Audited:
         self.rounds, self.keys = 0, []
 
         def client(channel: Channel) -> None:
-            state = MODE.client(channel, bytes(32), model.terms)
+            state = MODE.client(channel, bytes(32), model.terms, "", Keep())
             deviate(state)
             for _ in range(phases):
                 prepare_client(model.terms, MODE.fetch(channel, state))
@@ -223,7 +200,7 @@ def test_the_wire_does_not_tell_which_phase_will_be_opened():
     sent: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
 
     def client(channel: Channel) -> None:
-        prepare_client(model.terms, MODE.fetch(channel, MODE.client(channel, bytes(32), model.terms)))
+        prepare_client(model.terms, MODE.fetch(channel, MODE.client(channel, bytes(32), model.terms, "", Keep())))
 
     def server(channel: Channel, audited: bool) -> None:
         announce, found = channel.announce, sent[audited]
@@ -250,7 +227,7 @@ def test_uploads_are_kept_for_an_audit_alone_and_dropped_after_it():
         kept.append(state.uploads)
 
     def client(channel: Channel) -> None:
-        state = MODE.client(channel, bytes(32), model.terms)
+        state = MODE.client(channel, bytes(32), model.terms, "", Keep())
         for _ in range(2):
             prepare_client(model.terms, MODE.fetch(channel, state))
         MODE.show(channel, state)

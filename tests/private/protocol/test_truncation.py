@@ -1,12 +1,14 @@
 """Exact truncation: no bit of what a client sees depends on its shares, where every truncation feeds a ReLU."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from two_parties import MODES, Pair, images_of, lowered_of, ready
+from two_parties import MODES, NARROW, WIDE, Pair, images_of, lowered_of, ready
 
 from parelu.fusion.fuse import nothing
 from parelu.private.crypto.prg import fresh_seed
@@ -120,6 +122,22 @@ def test_with_all_relus_it_is_the_reference_to_the_bit(kinds, width, seed, proto
     expected = reference.run(lowered, images)
     assert expected.overflows == 0, "the ranges have room"
     assert np.array_equal(ring.decode(result) * lowered.program.output_unit, expected.logits)
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS)
+def test_both_rings_give_the_same_logits(truncation):
+    """One network has the same integers in both. With exact truncations its logits are one; with local ones they differ
+    by the roundings, each of them less than 1, which depend on the shares."""
+    network = ready(Blocks(["plain", "identity", "three"], 3, 4), (1, 6, 6))
+    both, images = [lowered_of(network, ring=ring, cost=nothing) for ring in (NARROW, WIDE)], images_of(4, (1, 6, 6))
+    programs = [dataclasses.replace(lowered.program, ring=WIDE).to_bytes() for lowered in both]
+    assert programs[0] == programs[1] and both[0].program.digest != both[1].program.digest
+    logits = []
+    for lowered in both:
+        with Pair(lowered, truncation=truncation) as pair:
+            logits.append(lowered.program.ring.decode(pair.infer_all(images)[0]) * lowered.program.output_unit)
+    local = truncation == "local"
+    assert (np.array_equal(*logits), np.abs(logits[0] - logits[1]).max() < 0.05) == (not local, True)
 
 
 def polynomial(channels: int) -> torch.Tensor:

@@ -149,13 +149,6 @@ def sign(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
     return [machine.invert(machine.xor(machine.xor(a[-1], b[-1]), _carries(machine, a, b)[-1]))]
 
 
-def sign_and_carry(machine: Machine, a: Sequence[Any], b: Sequence[Any], cut: int) -> list[Any]:
-    """[s, s ∧ κ]: s of `sign`, κ the carry of a + b into bit `cut`, from 1 to m − 1; m ANDs."""
-    carries = _carries(machine, a, b)
-    positive = machine.invert(machine.xor(machine.xor(a[-1], b[-1]), carries[-1]))
-    return [positive, machine.conjunction(positive, carries[cut - 1])]
-
-
 def total(machine: Machine, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
     """Bits of a + b modulo 2^m; m − 1 ANDs."""
     carries = _carries(machine, a, b)

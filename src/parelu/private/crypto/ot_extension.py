@@ -32,7 +32,7 @@ from parelu.private.crypto.prg import Blocks, Stream
 from parelu.private.crypto.ring import Elements
 
 BASE = 128
-WIDTH = 3  # k: bits of Δ in a group; more is fewer bytes and more streams (benchmarks/transfers.py)
+WIDTH = 4  # k: bits of Δ in a group; more is fewer bytes and more streams (benchmarks/transfers.py)
 SACRIFICED = 128
 STEP = 1 << 17  # transfers at a time: what bounds the memory beside the message and the result
 HASHED = 1 << 13  # transfers hashed at a time: their blocks stay in the cache

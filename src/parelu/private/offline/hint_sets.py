@@ -202,7 +202,7 @@ class Made:
     def _factors(self) -> dict[int, Factors]:
         return {
             number: Factors(
-                reader.matrix(self._lowered.weights[number - 1]["weight"]).astype(np.float32),
+                reader.matrix(self._lowered.weights[number - 1]["weight"]).astype(np.int32),
                 [as_classes(self._hiding(reader).u(), reader.upload.points, k) for k in ALL],
             )
             for number, reader in self.use.plan.readers.items()
@@ -227,7 +227,7 @@ def _shifted(progress: Progress, before: int, total: int, done: int, _: int) -> 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
-    """matrix: of `Reader.matrix`, in half the memory; u: modulo each prime, `as_classes`."""
+    """matrix: of `Reader.matrix`, below 2^28 and so in half the memory; u: modulo each prime, `as_classes`."""
 
     matrix: np.ndarray
     u: list[Stored]

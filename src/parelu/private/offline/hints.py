@@ -6,18 +6,18 @@ the client takes off what the hints say that its secrets have become: W·r − s
 construction, `fusion.hint_layout` says how an op's elements lie in polynomials.
 
 What does not depend on r runs ahead of the program, on other threads: the client's a·s + e and h·s, the server's β·u.
-All that a client draws in a query comes from one seed, so that a secret comes again only where its messages do. For an
-audit it shows the seed of its secrets and errors, and the server makes the query's messages again.
+Secrets and errors come from a seed that is drawn with the phase and dies with it. For an audit the client shows it, and
+the server makes the phase's messages again.
 """
 
 from __future__ import annotations
 
 import functools
-import os
+import math
 import struct
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar
+from concurrent.futures import Future
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,14 @@ from parelu.private.crypto.lattice.scheme import (
     times_hints,
     times_u,
 )
-from parelu.private.crypto.prg import SEED_BYTES, Stream, derive
+from parelu.private.crypto.prg import SEED_BYTES, Stream
 from parelu.private.crypto.ring import Elements, encode
 from parelu.private.lowering.ops import Op
+from parelu.private.offline.ahead import ahead
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.hint_convolution import convolved
 from parelu.private.offline.hint_exchange import fetched, root, send
+from parelu.private.offline.hint_secrets import Chosen, offer, public_part
 from parelu.private.offline.hint_sets import Made, Use, sets, uses
 from parelu.private.offline.mode import Deviation, Keep, Mode
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
@@ -59,16 +61,6 @@ from parelu.private.protocol.delphi import Material, Model, Terms, prepare_serve
 from parelu.private.transport.channel import Channel
 
 WIDTH = struct.Struct("<B")  # bits of the largest factor of a single value
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    """For what runs ahead; a thread a core."""
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "ahead")
-
-
-def _ahead(make: Any, *arguments: Any) -> Future[Any]:
-    return _threads().submit(make, *arguments)
 
 
 class _Server(ObliviousServer):
@@ -79,7 +71,7 @@ class _Server(ObliviousServer):
             channel.send("size", WIDTH.pack(self.width))
             made = send(channel, sets)
         self.use, self._factors = made.use, made.factors()
-        self.received: dict[int | None, NDArray[np.uint8]] | None = None  # an audited query's uploads; None: its β
+        self.received: dict[int, NDArray[np.uint8]] | None = None  # an audited query's uploads
 
     def start(self, *, audited: bool) -> None:
         """A query's seed, and the client's β."""
@@ -87,18 +79,21 @@ class _Server(ObliviousServer):
         self.received = {} if audited else None
         plan = self.use.plan
         with self.channel.measured("offline", "keys"):
-            betas = Betas([*self._receive("beta", None, DEGREE, RANK, len(plan.public_parts))])
+            self._part = Chosen(self.channel, self.use, self.seed)
+            shape = len(PRIMES), DEGREE, RANK, len(plan.public_parts)
+            betas = Betas([*unpack(self._part.body, PRIMES, math.prod(shape[1:])).reshape(shape)])
         self._opened: dict[int, Residues] = {}
         self._readers = Counter(self.use.upload_of.values())
-        self._masks = {number: _ahead(self._times_u, betas, reader) for number, reader in plan.readers.items()}
+        self._masks = {number: ahead(self._times_u, betas, reader) for number, reader in plan.readers.items()}
 
-    def _receive(self, kind: str, upload: int | None, *shape: int) -> Residues:
-        """(primes, *shape)."""
-        count = int(np.prod(shape))
-        body = self.channel.receive(kind, packed_bytes(PRIMES, count))
+    def _upload(self, at: int) -> Residues:
+        """(primes, tiles, parts, coefficients)."""
+        upload = self.use.plan.uploads[at]
+        shape = len(PRIMES), upload.tiles, upload.parts, len(upload.coefficients)
+        body = self.channel.receive("upld", packed_bytes(PRIMES, math.prod(shape[1:])))
         if self.received is not None:
-            self.received[upload] = body
-        return unpack(body, PRIMES, count).reshape(len(PRIMES), *shape)
+            self.received[at] = body
+        return unpack(body, PRIMES, math.prod(shape[1:])).reshape(shape)
 
     def _times_u(self, betas: Betas, reader: Reader) -> Residues:
         """(primes, elements)."""
@@ -111,6 +106,7 @@ class _Server(ObliviousServer):
         if reader is None:
             return self.multiply(encode(self.model.lowered.weights[number - 1]["weight"].reshape(-1)), self.width)
         sums, taken = self._convolved(reader), self._masks.pop(number).result()
+        self._part.check()
         mask = Stream(self.seed, "linear", number).elements(reader.count)
         flooding = Stream(self.seed, "flooding", number)
         self.channel.send("answ", pack(answer(sums, taken, reader.rows_of(mask)[reader.used], flooding), KEPT))
@@ -118,10 +114,10 @@ class _Server(ObliviousServer):
 
     def _convolved(self, reader: Reader) -> Residues:
         """Σ_i b_i·w_i, (primes, elements), exact integers."""
-        upload, at = reader.upload, self.use.upload_of[reader.number]
+        at = self.use.upload_of[reader.number]
         matrix = self._factors[reader.number].matrix.astype(np.float64)
         if at not in self._opened:
-            self._opened[at] = self._receive("upld", at, upload.tiles, upload.parts, len(upload.coefficients))
+            self._opened[at] = self._upload(at)
         sent = self._opened[at]
         self._readers[at] -= 1
         if not self._readers[at]:
@@ -135,10 +131,9 @@ class _Server(ObliviousServer):
             received, self.received = self.received, None
             assert received is not None, "the query was not audited"
             secrets = self.use.secrets(seed)
-            if pack(_flat(secrets.beta()), PRIMES) != received.pop(None).tobytes():
+            if public_part(secrets) != self._part.body.tobytes():
                 raise Deviation("an audit: the client's β is not that of its seed")
             for at, body in received.items():
-                assert at is not None
                 masks = masked(self.use, secrets, at, self.use.public_polynomials(at))
                 if not _is_fresh(unpack(body, PRIMES, masks.shape[1]), masks):
                     raise Deviation("an audit: a ciphertext of the client's is no fresh encryption")
@@ -158,16 +153,14 @@ class _Client(ObliviousClient):
     def start(self) -> None:
         """A query's seed and secrets."""
         self.begin()
-        self._seed = derive(self.seed, "hints")
         with self.channel.measured("offline", "keys"):
-            secrets = self.use.secrets(self._seed)
-            self.channel.send("beta", pack(_flat(secrets.beta()), PRIMES))
+            self._seed, secrets = offer(self.channel, self.use, self.seed)
         self._masks: dict[int, Future[Residues]] = {}
         self._taken: dict[int, Future[Residues]] = {}
         for at, upload in enumerate(self.use.plan.uploads):
-            self._masks[at] = _ahead(masked, self.use, secrets, at, self._public[at])
+            self._masks[at] = ahead(masked, self.use, secrets, at, self._public[at])
             for reader in upload.readers:
-                self._taken[reader.number] = _ahead(self._times_hints, secrets, reader)
+                self._taken[reader.number] = ahead(self._times_hints, secrets, reader)
 
     def _times_hints(self, secrets: Secrets, reader: Reader) -> Residues:
         """(kept primes, elements)."""
@@ -181,6 +174,7 @@ class _Client(ObliviousClient):
             return self.multiply(share.reshape(-1), self.width)
         at = self.use.upload_of[number]
         if at in self._masks:
+            # Not before its turn: a false answer to an earlier op would bring its masks into what is sent in the clear.
             message = reader.upload.pack(share.reshape(-1)).reshape(-1)
             self.channel.send("upld", pack(ciphertext(self._masks.pop(at).result(), message), PRIMES))
         body = self.channel.receive("answ", packed_bytes(KEPT, reader.count))
@@ -218,10 +212,6 @@ def _at_slots(reader: Reader, coefficients: Residues) -> Residues:
 
 def _reduced(residues: Residues, primes: range) -> Residues:
     return np.stack([reduce(residues[k], k) for k in primes])
-
-
-def _flat(residues: list[Residues]) -> Residues:
-    return np.stack(residues).reshape(len(PRIMES), -1)
 
 
 class Hints(Mode):

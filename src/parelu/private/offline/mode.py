@@ -49,6 +49,10 @@ class Deviation(ProtocolError):
     """The client's messages of an offline phase were not those of an honest one."""
 
 
+class Unanswered(ProtocolError):
+    """The client stopped where it was asked to show that it is honest."""
+
+
 class Package(abc.ABC):
     """An inference's material that was made without the client, waiting to be delivered once."""
 

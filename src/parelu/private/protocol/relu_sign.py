@@ -1,12 +1,13 @@
-"""ReLU protocol `sign`: a garbled sign, then the product with x by two correlated oblivious transfers.
+"""ReLU protocol `sign`: the sign by a branching program, then the product with x by two correlated oblivious transfers.
 
-The circuit sees the lowest m bits of the shares and gives the client d = b ⊕ π, b = 1 where x ≥ 0, π the server's.
-With a bit c drawn by the client offline and e = d ⊕ c sent online,
+The program (`crypto/carries.py`) adds the lowest m bits of the shares and gives the client d = b ⊕ π, b = 1 where x ≥
+0, π the server's. The client's bits are transferred offline, when its share is known and the server's is not. With a
+bit c drawn by the client offline and e = d ⊕ c sent online,
 
     b·x_c = d·x_c + (1 − 2e)·[π(1 − 2c)·x_c]             the bracket is shared offline
     b·x_s = π·x_s + e(1 − 2π)·x_s + (1 − 2e)·[c(1 − 2π)·x_s]     the bracket costs one correction online
 
-so that one round trip is enough: 16m + 8 bytes down, 8⅛ up.
+so that one round trip is enough: some m²/8 + 8 bytes down (30 + 8 at m = 16), 8⅛ up.
 
 **Truncating.** Where x is still to be divided by 2^f, let y_c and y_s be its shares as integers from 0 to 2^k − 1, in a
 ring of k bits, the server's after it added 2^f/2. They add up to x + 2^f/2 + 2^k, but for a wrap, of probability
@@ -15,55 +16,40 @@ ring of k bits, the server's after it added 2^f/2. They add up to x + 2^f/2 + 2^
     x / 2^f, rounded to the nearest, = ⌊y_c/2^f⌋ + (⌊y_s/2^f⌋ − 2^(k − f)) + κ.
 
 Local truncation takes 1 for κ, and a client, which knows y_c, learns of x where it sees the difference. Here the first
-two are the shares that are multiplied, as above, and the circuit sees m + f bits: its adder has κ, and gives
+two are the shares that are multiplied, as above, and the program adds m + f bits: it has κ on the way, and gives
 g = (b ∧ κ) ⊕ ρ besides, ρ the server's. With another bit c' of the client's, e' = g ⊕ c' sent online and τ = c' ⊕ ρ,
 
     b·κ = e' + (1 − 2e')·τ     τ = c' + ρ − 2·[c'·ρ]     the bracket is shared offline
 
-m + f ANDs, 16(m + f) + 8 bytes down, 8¼ up. What leaves the circuit is masked by π and ρ, what the client answers by c,
+242 bytes down at m = 16, f = 12, 8¼ up. What leaves the program is masked by π and ρ, what the client answers by c,
 c' and its share of the output: each is fresh and uniform, whatever the other party does.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parelu.private.crypto import carries
 from parelu.private.crypto.codec import Encodable
-from parelu.private.crypto.garbling import Machine, sign, sign_and_carry
-from parelu.private.crypto.hash import Hash
-from parelu.private.crypto.prg import Blocks
+from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
-from parelu.private.protocol.relu import (
-    Circuit,
-    Relu,
-    evaluate,
-    garble,
-    halved,
-    open_bytes,
-    open_labels,
-    planes,
-    table_blocks,
-)
+from parelu.private.protocol.relu import Relu, halved, planes
 from parelu.private.transport.channel import Channel, bits_of, elements_of, pack_bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Client(Encodable, kind="sign, client"):
-    hash: Hash
-    first: int
-    bits: int  # that the circuit sees
+    bits: int  # that are added
     cut: int
     share: Elements  # without its lowest bits
     mask: Elements
-    labels: Blocks
-    tables: Blocks
+    planes: NDArray[np.uint8]  # the share's lowest bits
+    pads: NDArray[np.uint8]
     choices: NDArray[np.uint8]  # c, and c' with a cut: (1 or 2, n)
     chosen: Elements
     product: Elements
@@ -77,19 +63,11 @@ class _Server(Encodable, kind="sign, server"):
     bits: int
     ring: Ring
     cut: int
-    delta: Blocks
+    pads: NDArray[np.uint8]
     permutation: NDArray[np.uint8]  # π, and ρ with a cut: (1 or 2, n)
     difference: Elements  # of the two random elements
     constant: Elements
     carry: Elements | None
-
-
-@functools.cache
-def _circuit(cut: int) -> Circuit:
-    def circuit(machine: Machine, client: Sequence[Any], server: Sequence[Any]) -> list[Any]:
-        return sign_and_carry(machine, client, server, cut)
-
-    return circuit if cut else sign
 
 
 def _signed(bits: NDArray[np.uint8]) -> Elements:
@@ -113,34 +91,40 @@ class Sign(Relu):
         count, outputs, bits = len(share), 2 if cut else 1, min(bits + cut, ring.bits)
         mask = offline.stream(number, "mask").elements(count)
         choices = offline.stream(number, "choice").bits(outputs * count).reshape(outputs, count)
-        labels = offline.labels(number, first, planes(share, bits))
+        wires = planes(share, bits)
+        labels = offline.labels(number, first, wires[: carries.wires(bits, cut)])
+        pads = carries.client_pads(offline.hash, first, labels, bits, cut)
         chosen = offline.random_ot(number, first, choices[0])
-        tables = offline.tables(number, table_blocks(_circuit(cut), bits, bits, count))
         share = ring.reduce(share) >> np.uint64(cut)
         values = np.concatenate([_signed(choices[0]) * share, *choices[1:].astype(np.uint64)])
         product, *rest = offline.product(number, offline.numbers(len(values)), values).reshape(outputs, count)
         carry = _exclusive_or(choices[1], *rest) if cut else None
-        return _Client(offline.hash, first, bits, cut, share, mask, labels, tables, choices, chosen, product, carry)
+        packed = np.packbits(wires, axis=1, bitorder="little")
+        return _Client(bits, cut, share, mask, packed, pads, choices, chosen, product, carry)
 
     def prepare_server(
         self, offline: ServerOffline, number: int, first: int, count: int, bits: int, cut: int, ring: Ring
     ) -> _Server:
         bits = min(bits + cut, ring.bits)
-        zeros = offline.labels(number, first, bits, count)
+        zeros = offline.labels(number, first, carries.wires(bits, cut), count)
+        pads = carries.server_pads(offline.hash, first, zeros, offline.delta, bits, cut)
         zero_choice, one_choice = offline.random_ot(number, first, count)
-        tables, permutation = garble(_circuit(cut), offline, number, first, zeros, bits)
-        offline.send_tables(number, tables)
+        outputs = 2 if cut else 1
+        permutation = Stream(offline.seed, "permutation", number).bits(outputs * count).reshape(outputs, count)
         flat = permutation.reshape(-1)
         product, *rest = offline.product(number, offline.numbers(len(flat)), flat).reshape(permutation.shape)
         difference, constant = zero_choice - one_choice, product - zero_choice
         carry = _exclusive_or(permutation[1], *rest) if cut else None
-        return _Server(offline.seed, number, bits, ring, cut, offline.delta, permutation, difference, constant, carry)
+        return _Server(offline.seed, number, bits, ring, cut, pads, permutation, difference, constant, carry)
 
     def open(self, channel: Channel, material: _Server, share: Elements) -> Elements:
         """Returns the server's share without its lowest bits."""
-        channel.announce("sign", open_bytes(len(share), material.bits) + 8 * len(share))
+        channel.announce("sign", sum(carries.part_bytes(len(share), material.bits, material.cut)) + 8 * len(share))
         rounded = halved(share, material.cut)
-        open_labels(channel, material.seed, material.number, material.delta, rounded, material.bits)
+        permutation = np.packbits(material.permutation, axis=1, bitorder="little")
+        own = Stream(material.seed, "carries", material.number)
+        for part in carries.encode(rounded, material.pads, permutation, own, material.bits, material.cut):
+            channel.send_part(part)
         share = material.ring.reduce(rounded) >> np.uint64(material.cut)
         if material.cut:
             share -= np.uint64(1 << (material.ring.bits - material.cut))
@@ -148,11 +132,12 @@ class Sign(Relu):
         return share
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
-        count, circuit = len(material.share), _circuit(material.cut)
-        channel.expect("sign", open_bytes(count, material.bits) + 8 * count)
-        decided = evaluate(
-            circuit, material.hash, channel, material.first, material.labels, material.bits, material.tables
-        )
+        count = len(material.share)
+        lengths = list(carries.part_bytes(count, material.bits, material.cut))
+        channel.expect("sign", sum(lengths) + 8 * count)
+        message = map(channel.receive_part, lengths)
+        found = carries.decode(message, material.planes, material.pads, material.bits, material.cut)
+        decided = np.unpackbits(found, axis=1, count=count, bitorder="little")
         corrections = elements_of(channel.receive_part(8 * count))
         flips = decided ^ material.choices
         brackets = material.product + material.chosen + material.choices[0] * corrections

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import Elements
-from parelu.private.offline.mode import Deviation, Keep, Mode, Package
+from parelu.private.offline.mode import Deviation, Keep, Mode, Package, Unanswered
 from parelu.private.protocol.delphi import Material, Model, infer_client, infer_server, prepare_client
 from parelu.private.serving.greeting import (
     NO_LIMIT,
@@ -302,8 +302,11 @@ class _Served:
             self.service.account.phase()
             try:
                 material = self._phase(is_opened)
-            except (ProtocolError, OSError):
-                if is_opened and not self.service.is_closing():
+            except Deviation as error:
+                self.service.account.bar(str(error))
+                raise
+            except (ProtocolError, OSError) as error:
+                if (is_opened or isinstance(error, Unanswered)) and not self.service.is_closing():
                     self.service.account.opened(answered=False)
                 raise
             if material is not None:
@@ -321,11 +324,7 @@ class _Served:
             if not is_opened:
                 return material
             material.take()
-            try:
-                self.mode.audit(self.channel, self._state, self.model)
-            except Deviation as error:
-                self.service.account.bar(str(error))
-                raise
+            self.mode.audit(self.channel, self._state, self.model)
         return None
 
     def _begin(self) -> None:

@@ -41,7 +41,7 @@ def model():
     polynomials = scheme.public_polynomials(public, 0, UPLOAD.polynomials)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheme, "drop", lambda x: kept.append(x) or x[: len(parameters.KEPT)])
-        for _ in hiding.hints(polynomials, lambda rows: READER.polynomials(weight, rows)):
+        for _ in hiding.hints(polynomials, lambda rows: READER.polynomials(READER.matrix(weight), rows)):
             pass
     (found,) = kept
     hints = integers(found).reshape(parameters.DEGREE, parameters.RANK, READER.rows)
@@ -52,7 +52,7 @@ def model():
 def errors(model):
     """e'_ρ = h_ρ − Σ a_i·w_ρi − M_g·u_τ of some rows, (RANK · rows, DEGREE)."""
     a = columns(coefficients(model.polynomials))  # (RANK, polynomials, DEGREE)
-    w = columns(READER.polynomials(model.weight, slice(0, READER.rows)).astype(np.int64).astype(object))
+    w = columns(READER.polynomials(READER.matrix(model.weight), slice(0, READER.rows)).astype(np.int64).astype(object))
     m = coefficients(scheme.public_matrices(model.public))
     m = columns(m).reshape(parameters.RANK, -1, parameters.RANK, parameters.DEGREE)
     u = columns(model.hiding.u().astype(np.int64).astype(object))
@@ -91,12 +91,14 @@ def test_the_noise_of_answers_is_within_its_bound_and_of_the_size_predicted(mode
     share = low + 2**32 * high
     u = [scheme.as_classes(model.hiding.u(), UPLOAD.points, k) for k in scheme.ALL]
     taken = scheme.times_u(u, scheme.Betas(secrets.beta()), UPLOAD.points, list(range(MATRICES)), MATRICES)
-    taken = integers(np.stack(taken))[READER.indices, 0, : READER.rows].T
+    taken = integers(np.stack(taken))[READER.positions, 0, : READER.rows].T
 
     y = rng.integers(0, 2**64, (READER.rows, READER.slots), np.uint64, endpoint=False).astype(object)
     mask = (matrix @ share - y) % T
     s = columns(secrets.secrets.astype(np.int64).astype(object))[:, 0]
-    taken_off = np.array([inner(model.hints[:, row], s)[UPLOAD.classes * READER.indices] for row in range(READER.rows)])
+    taken_off = np.array(
+        [inner(model.hints[:, row], s)[UPLOAD.classes * READER.positions] for row in range(READER.rows)]
+    )
     v = balanced(matrix @ gathered + taken - scaled(mask) - taken_off - scaled(y))
 
     norms, squares = np.abs(matrix).sum(1), (matrix**2).sum(1)

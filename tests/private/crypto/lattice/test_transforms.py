@@ -58,6 +58,28 @@ def test_inputs_up_to_p_of_any_signs_stay_exact(n, k, batch, seed):
         np.testing.assert_array_equal(again, by_both(lambda: residues.reduce(most, k)))
 
 
+@pytest.mark.parametrize("k", [0, 5])
+@pytest.mark.parametrize("stages", range(1, 11))
+def test_a_sum_that_grows_by_half_the_prime_in_each_stage_stays_exact(stages, k):
+    """Of p and, in each of so many stages, a product of p/2, multiplied in the next by one of the largest twiddles."""
+    n, prime, powers = DEGREE, PRIMES[k], transforms.tables(DEGREE, k)[0]
+    blocks = np.argsort(-np.abs(powers[1 << stages : 2 << stages]))[:8]
+    x = np.zeros((n, len(blocks)))
+    origin = n >> (stages + 1)  # multiplied in the stage after these, and in none of them
+    for column, block in enumerate(blocks):
+        x[origin, column] = prime
+        for stage in range(1, stages + 1):
+            path = int(block) >> (stages - stage)  # its highest bits say which group it is in, the lowest which half
+            twiddle = int(powers[(1 << (stage - 1)) + (path >> 1)])
+            grown = -(prime // 2) if path & 1 else prime // 2
+            x[origin + (n >> stage), column] = transforms.balanced(grown * pow(twiddle, -1, prime), prime)
+    found = by_both(lambda: transforms.forward(x, k))
+    for column, block in enumerate(blocks):
+        size = n >> stages
+        places = range(int(block) * size, int(block) * size + size, -(-size // 8))
+        assert agrees(found[places, column : column + 1], evaluated(x[:, column : column + 1], k, places), prime)
+
+
 @few
 @given(st.sampled_from(SIZES[:8]), st.integers(0, 5), st.integers(0, 2**32))
 def test_products_of_transforms_are_those_of_polynomials_modulo_y_n_plus_1(n, k, seed):

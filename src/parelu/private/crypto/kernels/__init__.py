@@ -1,7 +1,7 @@
 """The inner loops, twice: compiled by numba, and vectorised in numpy where numba is missing.
 
-`kernels` are those of symmetric cryptography and plain linear maps, `lattice_kernels` those of the lattice. Both sets
-give the same bytes. `PARELU_KERNELS=numpy` chooses the second.
+`kernels` are those of symmetric cryptography and plain linear maps, the others those of the lattice. Both sets give the
+same bytes. `PARELU_KERNELS=numpy` chooses the second.
 """
 
 import importlib
@@ -14,7 +14,7 @@ NAMES = ("numba", "numpy")
 
 
 def load(name: str, loops: str = "") -> ModuleType:
-    """The kernels of this name, those of the lattice with `loops` "lattice_"; raises ImportError without numba."""
+    """The kernels of this name; loops: "transforms_" or "residues_" of the lattice. ImportError where numba is not."""
     return importlib.import_module(f"parelu.private.crypto.kernels.{loops}with_{name}")
 
 
@@ -31,4 +31,4 @@ def _chosen(loops: str = "") -> ModuleType:
 
 
 kernels = _chosen()
-lattice_kernels = _chosen("lattice_")
+transform_kernels, residue_kernels = _chosen("transforms_"), _chosen("residues_")

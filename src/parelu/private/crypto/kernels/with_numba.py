@@ -121,6 +121,77 @@ def transpose_bits(columns: Any, out: Any) -> None:
 
 
 @_loop
+def bit_planes(words: Any, out: Any) -> None:
+    block = np.empty((64, 32), np.uint64)
+    for first in range(0, out.shape[1], 32):
+        lanes = min(32, out.shape[1] - first)
+        for lane in range(lanes):
+            for k in range(64):
+                block[k, lane] = words[64 * (first + lane) + k]
+        _transpose_blocks(block)
+        for k in range(64):
+            for lane in range(lanes):
+                out[k, first + lane] = block[k, lane]
+
+
+@_loop
+def add_states(own: Any, names: Any, masks: Any, after: Any, fresh: Any, bits: Any, rows: Any) -> None:
+    added = len(own) - (1 if len(after) == 2 and fresh.shape[1] == 0 else 0)
+    for x in range(len(rows)):
+        for s in range(rows.shape[1]):
+            for k in range(2 * min(1, len(names))):
+                which = min(k, len(names) - 1)
+                _copy_flipped(names[which], np.uint8(255 * (s >> which & 1)), bits[k])
+            if len(names) == 0:
+                bits[0] = 0
+            for k in range(added):
+                _add_bit(own[k], np.uint8(255 * (x >> k & 1)), bits[0])
+            for k in range(added, len(own)):
+                _add_sign(own[k], np.uint8(255 * (x >> k & 1)), bits[0], bits[1])
+            _add_row(bits, masks[s], after, fresh, rows[x, s])
+
+
+@_loop
+def _copy_flipped(name: Any, flip: Any, out: Any) -> None:
+    for i in range(len(out)):
+        out[i] = name[i] ^ flip
+
+
+@_loop
+def _add_bit(own: Any, choice: Any, carry: Any) -> None:
+    for i in range(len(carry)):
+        carry[i] ^= (choice ^ carry[i]) & (own[i] ^ carry[i])
+
+
+@_loop
+def _add_sign(own: Any, choice: Any, carry: Any, kappa: Any) -> None:
+    for i in range(len(carry)):
+        carry[i] = ~(choice ^ own[i] ^ carry[i])
+        kappa[i] &= carry[i]
+
+
+@_loop
+def _add_row(bits: Any, masks: Any, after: Any, fresh: Any, row: Any) -> None:
+    leaving = len(after)
+    for k in range(leaving):
+        bit, name, mask, out = bits[k], after[k], masks[k], row[k]
+        for i in range(len(out)):
+            bit[i] ^= name[i]
+            out[i] ^= bit[i] ^ mask[i]
+    low, high = bits[0], bits[1]
+    for k in range(fresh.shape[1]):
+        first, second, third, fourth = fresh[0, k], fresh[1, k], fresh[leaving * 2 - 2, k], fresh[leaving * 2 - 1, k]
+        mask, out = masks[leaving + k], row[leaving + k]
+        if leaving == 1:
+            for i in range(len(out)):
+                out[i] ^= mask[i] ^ first[i] ^ (low[i] & (first[i] ^ second[i]))
+        else:
+            for i in range(len(out)):
+                even, odd = first[i] ^ (low[i] & (first[i] ^ second[i])), third[i] ^ (low[i] & (third[i] ^ fourth[i]))
+                out[i] ^= mask[i] ^ even ^ (high[i] & (even ^ odd))
+
+
+@_loop
 def _transpose_blocks(block: Any) -> None:
     width, mask = 32, np.uint64(0xFFFFFFFF)
     while width:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Blocks = NDArray[np.uint64]
+Planes = NDArray[np.uint8]
 COLOUR = np.uint64(63)
 TOP = np.uint64(1 << 63)
 FLAG = np.uint64(1 << 62)
@@ -66,27 +67,74 @@ def select_labels(zeros: Blocks, delta: Blocks, values: NDArray[np.uint64], out:
 
 
 def transpose_bits(columns: NDArray[np.uint64], out: Blocks) -> None:
-    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2).
-
-    Blocks of 64 × 64 by masked swaps, six rounds (Warren, Hacker's Delight, 7-3), all blocks at once.
-    """
+    """Bit i of columns[k] becomes bit k of out[i]; columns: (128, n / 64) of 64-bit words, out: (n, 2)."""
     words = columns.shape[1]
     for half in range(2):
-        block = columns[64 * half : 64 * half + 64].copy()  # (64, words): row k of each block
-        scratch = np.empty((32, words), np.uint64)
-        width, mask = 32, np.uint64(0xFFFFFFFF)
-        while width:
-            shift, pairs = np.uint64(width), block.reshape(32 // width, 2, width, words)
-            upper, lower, swapped = pairs[:, 0], pairs[:, 1], scratch.reshape(32 // width, width, words)
-            np.right_shift(upper, shift, out=swapped)
-            swapped ^= lower
-            swapped &= mask
-            lower ^= swapped
-            swapped <<= shift
-            upper ^= swapped
-            width >>= 1
-            mask ^= mask << np.uint64(width)
+        block = np.empty((64, words), np.uint64)
+        _transpose_blocks(columns[64 * half : 64 * half + 64], block)
         out.reshape(-1, 64, 2)[:, :, half] = block.T
+
+
+def _transpose_blocks(rows: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
+    """Of each block of 64 × 64, out[k] is column k; rows, out: (64, blocks).
+
+    By masked swaps, six rounds (Warren, Hacker's Delight, 7-3), all blocks at once.
+    """
+    np.copyto(out, rows)
+    words = rows.shape[1]
+    scratch = np.empty((32, words), np.uint64)
+    width, mask = 32, np.uint64(0xFFFFFFFF)
+    while width:
+        shift, pairs = np.uint64(width), out.reshape(32 // width, 2, width, words)
+        upper, lower, swapped = pairs[:, 0], pairs[:, 1], scratch.reshape(32 // width, width, words)
+        np.right_shift(upper, shift, out=swapped)
+        swapped ^= lower
+        swapped &= mask
+        lower ^= swapped
+        swapped <<= shift
+        upper ^= swapped
+        width >>= 1
+        mask ^= mask << np.uint64(width)
+
+
+def bit_planes(words: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
+    """Bit k of words[i] becomes bit i of out[k]; words: (64n,), out: (64, n)."""
+    _transpose_blocks(np.ascontiguousarray(words.reshape(-1, 64).T), out)
+
+
+def add_states(
+    own: Planes, names: Planes, masks: Planes, after: Planes, fresh: Planes, scratch: Planes, rows: Planes
+) -> None:
+    """rows[x, s] ^= masks[s] ⊕ (name of the state after, its mask): a step of `carries`, for each choice x of the
+    client's bits and each name s of the state before.
+
+    Bit planes, w bytes each: own: (1 or 2, w), the server's bits; names: (0 to 2, w), after: (1 or 2, w), what states
+    are exclusive-or'd with; masks: (s, l, w); fresh: (2 or 4, l − len(after), w), by the state's name; scratch: (2, w);
+    rows: (x, s, l, w). A state is the carry, or the carry and κ, which is the carry where only that comes in; where two
+    bits come out and no masks, they are the sign of the sum, and it with κ.
+    """
+    choices, states = _all_bits(len(own))[:, :, None, None], _all_bits(len(names))[:, None, :, None]
+    found = list(names[:, None, None] ^ states) or [np.zeros((1, 1, 1), np.uint8)]
+    carry, kappa = found[0], found[-1]
+    signs = len(after) == 2 and not fresh.shape[1]
+    for k in range(len(own)):
+        if signs and k == len(own) - 1:
+            carry = ~(choices[k] ^ own[k] ^ carry)
+            kappa = kappa & carry
+        else:
+            carry = carry ^ (choices[k] ^ carry) & (own[k] ^ carry)
+    options = fresh[:, None, None]
+    rows ^= masks
+    for k, (bit, name) in enumerate(zip((carry, kappa), after, strict=False)):
+        named = bit ^ name
+        rows[:, :, k] ^= named
+        options = options[::2] ^ (named[:, :, None] & (options[::2] ^ options[1::2]))
+    rows[:, :, len(after) :] ^= options[0]
+
+
+def _all_bits(width: int) -> Planes:
+    """(width, 2^width): bit k of each number, 0 or 255."""
+    return (np.arange(1 << width) >> np.arange(width)[:, None] & 1).astype(np.uint8) * np.uint8(255)
 
 
 def fold(leaves: NDArray[np.uint64], columns: NDArray[np.uint64]) -> None:

@@ -12,7 +12,8 @@ of answers that do not depend on W, the sum over an inference's outputs. E v² h
 drawn   all coins of the client come from its seed. For uniform r each θ is uniform on [−½, ½), as q is odd; so v is a
         sum of independent terms of mean 0: 10½ for each square of a weight and 1/12 for its rounding, two inner
         products of an error with a ternary vector, 10½·⅔·6144 each, and θ of y and of the mask
-chosen  r is chosen, to know W: Σ θ·w is then at most ½Σ|w|, not the root of a sum of squares
+chosen  r is chosen, with the errors and the secret in view: the roundings then add up to at most ½Σ|w| + 1, of a sign
+        that suits the errors
 worst   all that an audit lets pass is chosen: the largest |v|
 """
 
@@ -48,10 +49,11 @@ class Shift:
 
 def row(norm: int, squares: int, outputs: int) -> Shift:
     """Of so many outputs of a row of integer weights with Σ|w| = norm and Σw² = squares."""
-    errors = ERROR * squares + PRODUCTS
+    errors, roundings = ERROR * squares + PRODUCTS, Fraction(norm + 2, 2)
+    root = math.isqrt(math.ceil(errors)) + 1
     return Shift(
         outputs * (errors + ROUNDING * squares + 4 * ROUNDING),  # θ of y and of the mask may depend on each other
-        outputs * (errors + Fraction(norm + 2, 2) ** 2),
+        outputs * (errors + 2 * root * roundings + roundings**2),
         Fraction(outputs * parameters.noise(norm) ** 2),
     )
 

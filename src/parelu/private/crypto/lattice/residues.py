@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError
-from parelu.private.crypto.kernels import lattice_kernels as kernels
+from parelu.private.crypto.kernels import residue_kernels as kernels
 from parelu.private.crypto.lattice.parameters import DROPPED, KEPT, PRIMES, Q_KEPT, P, Q
 from parelu.private.crypto.lattice.sampling import (
     ALL_PRIMES,

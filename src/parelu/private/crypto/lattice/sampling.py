@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.private.crypto import noise
-from parelu.private.crypto.kernels import lattice_kernels as kernels
+from parelu.private.crypto.kernels import residue_kernels as kernels
 from parelu.private.crypto.lattice.parameters import FLOOD_BITS, PRIMES
 from parelu.private.crypto.lattice.transforms import balanced
 from parelu.private.crypto.noise import TERMS

@@ -15,7 +15,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.private.crypto.kernels import lattice_kernels as kernels
+from parelu.private.crypto.kernels import transform_kernels as kernels
 from parelu.private.crypto.lattice.parameters import DEGREE, PRIMES, ROOTS
 
 Residues = NDArray[np.float64]

@@ -1,73 +1,20 @@
-"""Inner loops of the lattice in numpy. Residues are integers in float64, balanced: at most p/2 in absolute value.
-
-What stays below 2^53 is exact, so both sets of kernels agree whatever the order of their operations. Where a bound is
-said, nothing is checked; parelu.private.crypto.lattice.parameters has the bounds' proofs.
-"""
+"""Residues of the lattice in numpy: messages, floodings, answers, decoding, the wire. As `transforms_with_numpy`."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-Residues = NDArray[np.float64]
+from parelu.private.crypto.kernels.transforms_with_numpy import Residues, reduced
+
 Words = NDArray[np.uint64]
 
 PIECE = 22  # bits of the pieces in which a message's remainder is multiplied
-TOGETHER = 8  # products that are summed before they are reduced
 
 
 def reduce(x: Residues, p: float, out: Residues) -> None:
     """out = x modulo p, balanced; |x| < 2^53 − p."""
-    np.copyto(out, _reduced(_reduced(x, p), p))
-
-
-def _reduced(x: Residues, p: float | Residues) -> Residues:
-    """x modulo p: balanced for |x| < 2^51, at most 2 more up to 2^53."""
-    return x - np.rint(x * (1 / p)) * p
-
-
-def _times(a: Residues, w: Residues, quotient: Residues, p: float) -> Residues:
-    """a·w modulo p, at most p/2 + 2, for |a| ≤ 4p; quotient: w/p."""
-    return a * w - np.rint(a * quotient) * p
-
-
-def forward(x: Residues, powers: Residues, quotients: Residues, p: float) -> None:
-    """x, (n, batch), |x| ≤ p, becomes its transform, balanced; powers: the twiddles; quotients: they divided by p."""
-    n, m = len(x), 1
-    while m < n:
-        pairs = x.reshape(m, 2, n // (2 * m), -1)
-        low, high = pairs[:, 0].copy(), _times(pairs[:, 1], *_of_stage(powers, quotients, m), p)
-        np.add(low, high, out=pairs[:, 0])
-        np.subtract(low, high, out=pairs[:, 1])
-        m *= 2
-        if m == 64:  # six stages each added p/2
-            x[:] = _reduced(x, p)
-    x[:] = _reduced(x, p)
-
-
-def inverse(x: Residues, powers: Residues, quotients: Residues, scale: float, p: float) -> None:
-    """The inverse of `forward`; the twiddles are those of the inverse root, scale is 1/n modulo p, balanced."""
-    n, m = len(x), len(x) // 2
-    while m:
-        pairs = x.reshape(m, 2, n // (2 * m), -1)
-        low, high = pairs[:, 0].copy(), pairs[:, 1].copy()
-        pairs[:, 0] = _reduced(low + high, p)
-        pairs[:, 1] = _times(low - high, *_of_stage(powers, quotients, m), p)
-        m //= 2
-    x[:] = _reduced(x * scale, p)
-
-
-def _of_stage(powers: Residues, quotients: Residues, m: int) -> tuple[Residues, Residues]:
-    return powers[m : 2 * m, None, None], quotients[m : 2 * m, None, None]
-
-
-def dot(h: NDArray[np.int32], s: Residues, p: float, out: Residues) -> None:
-    """out[y, i, j] = Σ_c h[y, c, j]·s[y, c, i] modulo p, balanced; h: (n, c, m), s: (n, c, i), out: (n, i, m)."""
-    out[:] = 0
-    for first in range(0, h.shape[1], TOGETHER):
-        block = slice(first, first + TOGETHER)
-        out += _reduced(np.matmul(s[:, block].transpose(0, 2, 1), h[:, block].astype(np.float64)), p)
-    out[:] = _reduced(out, p)
+    np.copyto(out, reduced(reduced(x, p), p))
 
 
 def message_pieces(values: Words, scale: np.uint64) -> Residues:
@@ -93,12 +40,12 @@ def add_message(
     ready: Residues, values: Words, scale: np.uint64, constants: Residues, primes: Residues, out: Residues
 ) -> None:
     """out = ready + round(q·values/2^64), balanced; ready: (6, count), |ready| < 2^50; constants: (6, 3)."""
-    np.copyto(out, _reduced(ready + constants @ message_pieces(values, scale), primes[:, None]))
+    np.copyto(out, reduced(ready + constants @ message_pieces(values, scale), primes[:, None]))
 
 
 def flood(words: Words, constants: Residues, offsets: Residues, primes: Residues, out: Residues) -> None:
     """out: (6, count), the residues of sums of three uniforms, less `offsets`; constants: (6, 4)."""
-    np.copyto(out, _reduced(constants @ flood_pieces(words) + offsets[:, None], primes[:, None]))
+    np.copyto(out, reduced(constants @ flood_pieces(words) + offsets[:, None], primes[:, None]))
 
 
 def drop(x: Residues, primes: Residues, mixed: Residues, lift: Residues, out: Residues) -> None:
@@ -107,11 +54,11 @@ def drop(x: Residues, primes: Residues, mixed: Residues, lift: Residues, out: Re
     mixed: (3,), for the digits of x modulo P in the mixed radix of the dropped primes; lift: (3, 4), of x and digits.
     """
     first = x[3]
-    second = _reduced((x[4] - first) * mixed[0], primes[4])
-    third = _reduced((x[5] - first) * mixed[1] + second * mixed[2], primes[5])
+    second = reduced((x[4] - first) * mixed[0], primes[4])
+    third = reduced((x[5] - first) * mixed[1] + second * mixed[2], primes[5])
     for k in range(3):
         total = x[k] * lift[k, 0] + first * lift[k, 1] + second * lift[k, 2] + third * lift[k, 3]
-        out[k] = _reduced(total, primes[k])
+        out[k] = reduced(total, primes[k])
 
 
 def answer(
@@ -134,7 +81,7 @@ def answer(
     """
     column = primes[:, None]
     pieces = np.concatenate([message_pieces(values, scale), flood_pieces(words)])
-    total = _reduced(_reduced(sums, column) + masks + constants @ pieces + offsets[:, None], column)
+    total = reduced(reduced(sums, column) + masks + constants @ pieces + offsets[:, None], column)
     drop(total, primes, mixed, lift, out)
 
 
@@ -147,7 +94,7 @@ def decode(x: Residues, primes: Residues, constants: Residues, quotients: Words,
     fraction = np.zeros(x.shape[1])
     out[:] = 0
     for k in range(3):
-        remainder = _reduced(x[k] * constants[k], primes[k])
+        remainder = reduced(x[k] * constants[k], primes[k])
         out += remainder.astype(np.int64).view(np.uint64) * quotients[k]
         fraction += remainder * (1 / primes[k])
     out += np.rint(fraction).astype(np.int64).view(np.uint64)
