@@ -27,14 +27,15 @@ from parelu.private.crypto.lattice.transforms import forward, inverse
 from parelu.private.crypto.prg import SEED_BYTES, Stream, fresh_seed
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
-from parelu.private.offline import hint_exchange, hints
+from parelu.private.offline import hint_exchange, hint_secrets, hints
 from parelu.private.offline.hint_exchange import WANT
+from parelu.private.offline.hint_secrets import CANDIDATES
 from parelu.private.offline.hint_sets import Use, uses
-from parelu.private.offline.mode import Deviation, Keep
+from parelu.private.offline.mode import Deviation, Keep, Unanswered
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
-from parelu.private.transport.channel import Channel
+from parelu.private.transport.channel import HEADER, Channel
 
 MODE = hints.Hints()
 ROOT = Path(__file__).parents[3]
@@ -116,6 +117,9 @@ class Edited(Channel):
         super().send(kind, edited)
 
 
+STARTED = ["cmit", "open", "beta"]  # by a client, at the beginning of a query
+
+
 def unchanged(kind: str, index: int, body: bytes) -> bytes:
     return body
 
@@ -125,11 +129,21 @@ def at(kind: str, index: int, change: Callable[[bytes], bytes]) -> Callable[[str
     return lambda sent, number, body: change(body) if (sent, number) == (kind, index) else body
 
 
+def bit(place: int) -> Callable[[bytes], bytes]:
+    def change(body: bytes) -> bytes:
+        changed = bytearray(body)
+        changed[place] ^= 1
+        return bytes(changed)
+
+    return change
+
+
 class Phases:
     """Offline phases of a connection.
 
     from_client, from_server: edits. audited: of each phase, whether it is opened. products: for each phase, number of a
-    linear op → what it was asked to multiply, the client's share of the product, the server's. states: both ends'.
+    linear op → what it was asked to multiply, the client's share of the product, the server's. shown: seeds of
+    the secrets of each phase; opened: of those that were not chosen.
     """
 
     def __init__(
@@ -138,10 +152,12 @@ class Phases:
         offered = MODE.make(model)
         self.products: list[dict[int, Any]] = [{} for _ in audited]
         self.shown: list[bytes] = []
+        self.opened: list[bytes] = []
+        self.from_server: list[tuple[str, int, bytes]] = []
         self.rounds = 0
 
         def client(channel: Channel) -> None:
-            self.client_channel = Edited(channel, from_client)
+            self.client_channel = Edited(channel, lambda *sent: from_client(*self._seen(*sent)))
             state = MODE.client(self.client_channel, bytes(32), model.terms, digest or offered, keep or Keep())
             self.client = state
             for opened, found in zip(audited, self.products, strict=True):
@@ -153,7 +169,7 @@ class Phases:
                     MODE.show(self.client_channel, state)
 
         def server(channel: Channel) -> None:
-            self.server_channel = Edited(channel, from_server)
+            self.server_channel = Edited(channel, lambda *sent: (self.from_server.append(sent), from_server(*sent))[1])
             state = self.server = MODE.server(self.server_channel, bytes(32), model)
             for opened, found in zip(audited, self.products, strict=True):
                 with noted(state, found, lambda: ()):
@@ -163,6 +179,11 @@ class Phases:
                 self.rounds += 1
 
         self.results = Ends(client, server).results
+
+    def _seen(self, kind: str, index: int, body: bytes) -> tuple[str, int, bytes]:
+        if kind == "open":
+            self.opened += [body[i : i + SEED_BYTES] for i in range(0, len(body), SEED_BYTES)]
+        return kind, index, body
 
     def passed(self) -> "Phases":
         assert self.results == {"client": None, "server": None}
@@ -429,27 +450,19 @@ def test_no_flooding_is_used_twice(monkeypatch):
 # Secrets are of one query
 
 
-def test_sessions_and_threads_share_no_secret(monkeypatch):
-    seeds, secrets = [], Use.secrets
-    monkeypatch.setattr(Use, "secrets", lambda self, seed: (seeds.append(seed), secrets(self, seed))[1])
-    model = MODEL
-    MODE.make(model)
-    threads = [threading.Thread(target=Phases, args=(model,), kwargs={"audited": (False, False)}) for _ in range(3)]
+def test_sessions_and_threads_share_no_secret():
+    found: list[Phases] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(Phases(MODEL, audited=(False, False)).passed())) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(seeds) == len(set(seeds)) == 6
-    assert (
-        len(
-            {
-                secrets(use, seed).secrets.tobytes()
-                for use in uses(BLOCK.program, BLOCK.commitment)[:1]
-                for seed in seeds
-            }
-        )
-        == 6
-    )
+    seeds = [seed for phases in found for seed in phases.shown + phases.opened]
+    assert len(seeds) == len(set(seeds)) == 3 * 2 * CANDIDATES
+    use = found[0].client.use
+    assert len({use.secrets(seed).secrets.tobytes() for phases in found for seed in phases.shown}) == 6
 
 
 FORKED = """
@@ -471,48 +484,60 @@ def test_a_fork_shares_no_secret_with_its_parent():
     assert len(set(done.stdout.split())) == 5
 
 
-class Deaf:
-    """A socket that takes everything and answers nothing."""
+class Obliging:
+    """A socket that takes everything, chooses the secrets of each query that is started, and answers nothing else."""
+
+    def __init__(self) -> None:
+        self.coming, self.queries = b"", 0
 
     def sendall(self, data: Any) -> None: ...
 
+    def start(self, state: Any) -> None:
+        self.coming, self.queries = HEADER.pack(b"chos", self.queries, 1) + b"\3", self.queries + 1
+        state.start()
+
     def recv_into(self, buffer: Any) -> int:
-        raise TimeoutError
+        if not self.coming:
+            raise TimeoutError
+        part, self.coming = self.coming[: len(buffer)], self.coming[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
 
     def settimeout(self, seconds: float | None) -> None: ...
     def close(self) -> None: ...
 
 
-def alone() -> tuple[Any, list[tuple[str, bytes]]]:
+def alone() -> tuple[Any, Obliging, list[tuple[str, bytes]]]:
     """A client's state after its phases, on a connection that leads nowhere, and what it sends there."""
-    state, sent = Phases(MODEL).passed().client, []
-    state.channel = Edited(Channel(Deaf()), lambda kind, index, body: (sent.append((kind, body)), body)[1])
-    return state, sent
+    state, peer, sent = Phases(MODEL).passed().client, Obliging(), []
+    state.channel = Edited(Channel(peer), lambda kind, index, body: (sent.append((kind, body)), body)[1])
+    return state, peer, sent
 
 
 def test_a_restored_copy_of_a_client_starts_its_next_query_with_another_seed():
-    state, _ = alone()
+    state, peer, _ = alone()
     restored = copy.copy(state)
     for each in (state, restored):
-        each.start()
+        peer.start(each)
     assert state.show() != restored.show() and state.seed != restored.seed
 
 
 def test_all_that_a_query_draws_follows_from_one_seed(monkeypatch):
     """A secret comes again only where r does."""
-    state, sent = alone()
+    state, peer, sent = alone()
     for seed in (b"a" * SEED_BYTES, b"a" * SEED_BYTES, b"b" * SEED_BYTES):
         monkeypatch.setattr("parelu.private.offline.transfers.fresh_seed", lambda seed=seed: seed)
-        state.start()
+        peer.start(state)
         with contextlib.suppress(ProtocolError):
             state.linear(1, None, state.stream(0, "mask").elements(3 * 64), 0)
-    assert [kind for kind, _ in sent] == ["beta", "upld"] * 3
-    assert sent[:2] == sent[2:4] and sent[0] != sent[4] and sent[1] != sent[5]
+    assert [kind for kind, _ in sent] == [*STARTED, "upld"] * 3
+    first, again, other = sent[:4], sent[4:8], sent[8:]
+    assert first == again and all(one != another for one, another in zip(first, other, strict=True))
 
 
 def test_what_hides_a_message_is_gone_before_it_hides_one(monkeypatch):
-    state, sent = alone()
-    state.start()
+    state, peer, sent = alone()
+    peer.start(state)
     share = np.zeros(3 * 64, np.uint64)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -524,12 +549,12 @@ def test_what_hides_a_message_is_gone_before_it_hides_one(monkeypatch):
             state.linear(1, None, share, 0)
     with pytest.raises(ProtocolError, match="silent"):  # it waits for the answer, and sends nothing again
         state.linear(1, None, share, 0)
-    assert [kind for kind, _ in sent] == ["beta"]
-    state.start()
+    assert [kind for kind, _ in sent] == STARTED
+    peer.start(state)
     for _ in range(2):
         with pytest.raises(ProtocolError, match="silent"):
             state.linear(1, None, share, 0)
-    assert [kind for kind, _ in sent] == ["beta", "beta", "upld"]
+    assert [kind for kind, _ in sent] == [*STARTED, *STARTED, "upld"]
 
 
 def test_a_client_keeps_hints_and_nothing_of_a_query_on_disk(tmp_path):
@@ -566,19 +591,105 @@ def test_an_honest_client_passes_every_audit():
         assert phases.server.received is None
 
 
+@pytest.mark.parametrize("seed", [lambda seed: bytes([seed[0] ^ 1]) + seed[1:], lambda seed: bytes(SEED_BYTES)])
+def test_an_audit_finds_another_seed(seed):
+    phases = Phases(MODEL, audited=(True,), from_client=at("show", 0, seed))
+    assert isinstance(phases.results["server"], Deviation) and phases.rounds == 0
+    assert str(phases.results["server"]) == "an audit: the client's β is not that of its seed"
+
+
+NOT_COMMITTED = "the public part of a client's secrets is not the one that it committed to"
+
+
 @pytest.mark.parametrize(
     "edit",
     [
         pytest.param(at("beta", 0, shifted(1)), id="β with another error"),
         pytest.param(at("beta", 0, shifted(Q >> 40, DEGREE * RANK - 1)), id="a malformed β"),
-        pytest.param(at("show", 0, lambda seed: bytes([seed[0] ^ 1]) + seed[1:]), id="another seed"),
-        pytest.param(at("show", 0, lambda seed: bytes(SEED_BYTES)), id="no seed"),
+        pytest.param(at("cmit", 0, lambda body: bytes(len(body))), id="no commitments"),
+        pytest.param(at("cmit", 0, lambda body: body[32:] + body[:32]), id="commitments turned"),
+        *(
+            pytest.param(at("open", 0, bit(SEED_BYTES * n)), id=f"seed {n} of those opened")
+            for n in range(CANDIDATES - 1)
+        ),
+        pytest.param(at("open", 0, lambda body: body[SEED_BYTES:] + body[:SEED_BYTES]), id="seeds turned"),
     ],
 )
-def test_an_audit_finds_another_beta(edit):
-    phases = Phases(MODEL, audited=(True,), from_client=edit)
-    assert isinstance(phases.results["server"], Deviation) and phases.rounds == 0
-    assert str(phases.results["server"]) == "an audit: the client's β is not that of its seed"
+def test_public_parts_that_are_not_of_their_seeds_are_found_before_anything_is_answered(edit):
+    phases = Phases(MODEL, from_client=edit)
+    assert isinstance(phases.results["server"], Deviation) and str(phases.results["server"]) == NOT_COMMITTED
+    assert "answ" not in phases.server_channel.kinds and phases.rounds == 0
+
+
+def test_a_committed_malformed_part_is_found_unless_it_is_chosen_and_then_by_the_audit():
+    """The chance is one in CANDIDATES; nothing is answered where it is found."""
+    found: list[str] = []
+    for chosen in range(CANDIDATES):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hint_secrets, "Stream", lambda *labels, chosen=chosen: Fixed(chosen))
+            with malformed(0):
+                phases = Phases(MODEL, audited=(True,))
+        assert isinstance(phases.results["server"], Deviation)
+        found.append(str(phases.results["server"]))
+        assert ("answ" in phases.server_channel.kinds) == (chosen == 0)
+    assert found == ["an audit: the client's β is not that of its seed", *[NOT_COMMITTED] * (CANDIDATES - 1)]
+
+
+class Fixed:
+    """A stream of one byte."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def bytes(self, count: int) -> Any:
+        return np.full(count, self.value, np.uint8)
+
+
+@contextlib.contextmanager
+def malformed(candidate: int) -> Iterator[None]:
+    """A client whose β of one candidate, and the commitment to it, are no honest ones."""
+    honest, derive, of_candidate, made_before = hint_secrets._made, hint_secrets.derive, [], []
+
+    def derived(*given: Any) -> bytes:
+        found = derive(*given)
+        of_candidate.extend([found] if given[-1] == candidate else [])
+        return found
+
+    def made(use: Use, seed: bytes) -> Any:
+        secrets, part = honest(use, seed)
+        if seed not in of_candidate or seed in made_before:
+            return secrets, part
+        made_before.append(seed)  # afterwards it is the server that makes it
+        return secrets, shifted(Q >> 30)(part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hint_secrets, "derive", derived)
+        patch.setattr(hint_secrets, "_made", made)
+        yield
+
+
+def test_which_secrets_are_chosen_is_drawn_anew_each_time():
+    phases = Phases(SMALL, audited=(False,) * 12).passed()
+    chosen = [body for kind, _, body in phases.from_server if kind == "chos"]
+    assert len(chosen) == 12 and len(set(chosen)) > 1 and all(body[0] < CANDIDATES for body in chosen)
+
+
+@pytest.mark.parametrize("kind", ["open", "beta"])
+def test_a_client_that_stops_when_it_is_asked_has_not_answered(kind):
+    def stop(body: bytes) -> bytes:
+        raise ProtocolError("gone")
+
+    phases = Phases(MODEL, from_client=at(kind, 0, stop))
+    assert isinstance(phases.results["server"], Unanswered)
+    phases = Phases(MODEL, from_client=at("cmit", 0, stop))
+    assert type(phases.results["server"]) is ProtocolError
+
+
+@pytest.mark.parametrize("chosen", [CANDIDATES, 255])
+def test_secrets_that_are_not_there_cannot_be_chosen(chosen):
+    phases = Phases(MODEL, from_server=at("chos", 0, lambda body: bytes([chosen])))
+    assert f"the server chooses secrets {chosen} of {CANDIDATES}" in str(phases.results["client"])
+    assert "open" not in phases.client_channel.kinds
 
 
 @pytest.mark.parametrize("upload", range(4))
@@ -646,7 +757,7 @@ def test_uploads_are_kept_for_an_audit_alone():
         MODE.show(channel, state)
 
     assert Ends(client, server).results == {"client": None, "server": None}
-    assert kept == [None, 1 + len(uses(BLOCK.program, "")[0].plan.uploads), None]
+    assert kept == [None, len(uses(BLOCK.program, "")[0].plan.uploads), None]
 
 
 # What is refused, by whom
@@ -658,15 +769,6 @@ def refused(results: dict[str, Any], who: str, message: str) -> None:
     assert type(results[who]) is ProtocolError and message in str(results[who]), results
     assert "\n" not in str(results[who]) and len(str(results[who])) < 200
     assert type(results[other]) is ProtocolError and any(word in str(results[other]) for word in ("closed", "broke"))
-
-
-def bit(place: int) -> Callable[[bytes], bytes]:
-    def change(body: bytes) -> bytes:
-        changed = bytearray(body)
-        changed[place] ^= 1
-        return bytes(changed)
-
-    return change
 
 
 @pytest.mark.parametrize(
@@ -746,14 +848,25 @@ NO_RESIDUE = [
 
 
 @pytest.mark.parametrize(("change", "message"), NO_RESIDUE)
-@pytest.mark.parametrize(
-    ("kind", "index"), [("beta", 0), ("upld", 0), ("upld", 2), ("hint", 0), ("hint", 3), ("answ", 1)]
-)
+@pytest.mark.parametrize(("kind", "index"), [("upld", 0), ("upld", 2), ("hint", 0), ("hint", 3), ("answ", 1)])
 def test_residues_that_are_none_are_refused_by_who_gets_them(kind, index, change, message):
     edit = {"from_client" if kind in ("beta", "upld") else "from_server": at(kind, index, change)}
     phases = Phases(MODEL, **edit)
     refused(phases.results, "server" if "from_client" in edit else "client", message)
     assert phases.rounds == 0
+
+
+@pytest.mark.parametrize(("change", "message"), NO_RESIDUE[:2])
+def test_a_committed_part_of_no_residues_is_refused(change, message, monkeypatch):
+    made = hint_secrets._made
+    monkeypatch.setattr(hint_secrets, "_made", lambda use, seed: (made(use, seed)[0], change(made(use, seed)[1])))
+    refused(Phases(MODEL).results, "server", message)
+
+
+@pytest.mark.parametrize(("change", "message"), NO_RESIDUE[2:])
+def test_a_part_of_another_length_is_no_answer(change, message):
+    results = Phases(MODEL, from_client=at("beta", 0, change)).results
+    assert isinstance(results["server"], Unanswered) and message in str(results["server"])
 
 
 @pytest.mark.parametrize(("kind", "index"), [("upld", 2), ("answ", 3)])
@@ -770,7 +883,7 @@ def test_a_bit_behind_the_last_residue_is_refused(kind, index):
 
 @settings(max_examples=20)
 @given(
-    st.sampled_from(["beta", "upld", "answ", "hint", "sets", "want", "size", "show"]),
+    st.sampled_from(["cmit", "chos", "open", "beta", "upld", "answ", "hint", "sets", "want", "size", "show"]),
     st.integers(0, 3),
     st.integers(0, 1 << 20),
     st.binary(min_size=1, max_size=12),

@@ -129,7 +129,7 @@ def test_a_client_that_leaves_in_the_middle_of_the_hints_harms_nobody(tmp_path):
         raise Left
 
     with serving(timeout=5.0) as (server, lines):
-        with pytest.raises(Left), client(server, Keep(100, tmp_path, leave)) as each:
+        with pytest.raises(Left), client(server, Keep(100, tmp_path, progress=leave)) as each:
             each.predict(IMAGES[:1])
         end = time.monotonic() + 10
         while not lines and time.monotonic() < end:
