@@ -93,7 +93,7 @@ def of_edits() -> Samples:
         shown = edit("replace", kinds.index(b"show"), HEADER.size, b"\xaa" * 9)
         yield f"server_{mode}_opened", f"another {what}", shown
     kinds = [message[:4] for message in sessions.honest("hints_sign")[0]]
-    for kind in (b"want", b"beta", b"upld"):
+    for kind in (b"want", b"cmit", b"open", b"beta", b"upld"):
         for name, body in (("no residue", b"\xff" * 9), ("another residue", b"\1\2\3")):
             at = edit("replace", kinds.index(kind), HEADER.size, body)
             yield "server_hints_sign", f"{name} in {kind.decode()}", at
