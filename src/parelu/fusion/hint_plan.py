@@ -43,6 +43,7 @@ ONLINE_MAC = 300  # of the server's integers, in the online phase
 ONCE, OFTEN = 1, 100
 MOST_OUTPUTS = 32  # of a row: their weights add up in the noise
 UNFIT = 1 << 100  # weight of an upload that does not fit
+MOST_TAPS = 4096  # of a kernel: a plan is made for whatever a server's program says
 MOST_SHARING = 8  # more readers of a value do not share: the search is cubic in them
 
 
@@ -168,6 +169,8 @@ def plan(layers: Iterable[Layer], queries: int) -> Plan:
     """
     sources: dict[int, list[Layer]] = {}
     for layer in sorted(layers):
+        if math.prod(layer.shape.kernel) > MOST_TAPS:
+            raise ValueError(f"a kernel of {layer.shape.kernel} has more than {MOST_TAPS} taps")
         sources.setdefault(layer.source, []).append(layer)
     return Plan(
         tuple(upload for source in sorted(sources) for upload in _uploads(source, tuple(sources[source]), queries))

@@ -21,7 +21,7 @@ class Again(Mode):
     def client(self, channel, context, terms, digest, keep):
         return self.dealer.client(channel, context, terms, digest, keep)
 
-    def serve(self, channel, state, model, *, audited=False):
+    def serve(self, channel, state, model, *, audited=False, asking=None):
         return self.dealer.serve(channel, state, model, audited=audited)
 
     def fetch(self, channel, state):

@@ -7,6 +7,7 @@ would have received from a protocol otherwise, it draws from the seed, and the d
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Elements
 from parelu.private.lowering.ops import Op
-from parelu.private.offline.mode import Keep, Mode, Package
+from parelu.private.offline.mode import UNASKED, Keep, Mode, Package
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
 from parelu.private.transport.channel import Channel
@@ -200,7 +201,15 @@ class Dealt(Mode):
     def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> None:
         return None
 
-    def serve(self, channel: Channel, state: None, model: Model, *, audited: bool = False) -> Material:
+    def serve(
+        self,
+        channel: Channel,
+        state: None,
+        model: Model,
+        *,
+        audited: bool = False,
+        asking: AbstractContextManager[None] = UNASKED,
+    ) -> Material:
         with channel.measured("offline", "dealer"):
             package = self.package(model)
         return package.deliver(channel)

@@ -17,7 +17,7 @@ from parelu.private.offline.hint_sets import DIGEST_BYTES, Hints, Made, Use, has
 from parelu.private.offline.mode import Keep
 from parelu.private.transport.channel import Channel
 
-LARGEST = 8 << 30  # bytes of a set that a client takes
+LARGEST = 8 << 30  # bytes of a client's memory that a set may take
 MOST = 8  # sets of a model
 WANT = struct.Struct("<BB")  # number of the set; whether the client has it
 
@@ -56,8 +56,8 @@ def fetched(channel: Channel, program: Program, digest: str, keep: Keep) -> tupl
         if hints is not None:
             channel.send("want", WANT.pack(which, 1))
             return own[which], hints
-    if own[wanted].bytes > LARGEST:
-        raise ProtocolError(f"the server's hints take {own[wanted].bytes >> 30} GB, more than {LARGEST >> 30}")
+    if own[wanted].memory > LARGEST:
+        raise ProtocolError(f"the server's hints take {own[wanted].memory >> 30} GB, more than {LARGEST >> 30}")
     channel.send("want", WANT.pack(wanted, 0))
     return own[wanted], _received(channel, own[wanted], digests[wanted], keep)
 

@@ -8,7 +8,6 @@ is asked and stops is counted as one who did not answer an audit.
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,42 +41,37 @@ def offer(channel: Channel, use: Use, seed: bytes) -> tuple[bytes, Secrets]:
     seeds = [derive(seed, "secrets", number) for number in range(CANDIDATES)]
     made = [found.result() for found in [ahead(_made, use, each) for each in seeds]]
     channel.send("cmit", *(hashlib.sha256(part).digest() for _, part in made))
-    chosen = int(channel.receive("chos", 1)[0])
-    if chosen >= CANDIDATES:
-        raise ProtocolError(f"the server chooses secrets {chosen} of {CANDIDATES}")
-    channel.send("open", *(each for number, each in enumerate(seeds) if number != chosen))
-    secrets, part = made[chosen]
+    which = int(channel.receive("chos", 1)[0])
+    if which >= CANDIDATES:
+        raise ProtocolError(f"the server chooses secrets {which} of {CANDIDATES}")
+    channel.send("open", *(each for number, each in enumerate(seeds) if number != which))
+    secrets, part = made[which]
     channel.send("beta", part)
-    return seeds[chosen], secrets
+    return seeds[which], secrets
 
 
-class Chosen:
-    """The server's end. body: β of the chosen secrets; `check` once before anything is answered.
+def chosen(channel: Channel, use: Use, seed: bytes) -> NDArray[np.uint8]:
+    """The server's end: β of one of the secrets, when all others were made again.
 
-    seed: of the server's own randomness in this query. Raises Deviation where it is not what was committed to, and
+    seed: of the server's own randomness in this query. Raises Deviation where they are not what was committed to, and
     Unanswered where the client stops when it was asked.
     """
-
-    def __init__(self, channel: Channel, use: Use, seed: bytes) -> None:
-        commitments = channel.receive("cmit", HASH_BYTES * CANDIDATES).reshape(CANDIDATES, -1)
-        chosen = int(Stream(seed, "chosen secrets").bytes(1)[0]) % CANDIDATES
-        channel.send("chos", bytes([chosen]))
-        count = DEGREE * RANK * len(use.plan.public_parts)
-        try:
-            seeds = channel.receive("open", SEED_BYTES * (CANDIDATES - 1)).reshape(CANDIDATES - 1, -1)
-            self.body: NDArray[np.uint8] = channel.receive("beta", packed_bytes(PRIMES, count))
-        except (ProtocolError, OSError) as error:
-            raise Unanswered(str(error)) from error
-        _compare(self.body.tobytes(), commitments[chosen])
-        others = np.delete(commitments, chosen, axis=0)
-        self._checks: list[Future[None]] = [
-            ahead(_check, use, shown.tobytes(), other) for shown, other in zip(seeds, others, strict=True)
-        ]
-
-    def check(self) -> None:
-        """Wait until all others were made again; safe to call again."""
-        while self._checks:
-            self._checks.pop().result()
+    commitments = channel.receive("cmit", HASH_BYTES * CANDIDATES).reshape(CANDIDATES, -1)
+    which = int(Stream(seed, "chosen secrets").bytes(1)[0]) % CANDIDATES
+    channel.send("chos", bytes([which]))
+    try:
+        seeds = channel.receive("open", SEED_BYTES * (CANDIDATES - 1)).reshape(CANDIDATES - 1, -1)
+    except (ProtocolError, OSError) as error:
+        raise Unanswered(str(error)) from error
+    others = np.delete(commitments, which, axis=0)
+    checks = [ahead(_check, use, shown.tobytes(), other) for shown, other in zip(seeds, others, strict=True)]
+    try:
+        body = channel.receive("beta", packed_bytes(PRIMES, DEGREE * RANK * len(use.plan.public_parts)))
+    finally:  # who has seen what was chosen, and goes away now, is found out as well
+        for check in checks:
+            check.result()
+    _compare(body.tobytes(), commitments[which])
+    return body
 
 
 def _check(use: Use, seed: bytes, commitment: NDArray[np.uint8]) -> None:

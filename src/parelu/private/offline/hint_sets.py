@@ -25,7 +25,7 @@ from parelu.fusion import hint_layout, hint_plan
 from parelu.fusion.hint_layout import Reader
 from parelu.fusion.hint_plan import Plan, plans
 from parelu.private.crypto.lattice import parameters
-from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, MATRICES, RANK
+from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, MATRICES, PRIMES, RANK
 from parelu.private.crypto.lattice.residues import pack, packed_bytes, unpack
 from parelu.private.crypto.lattice.scheme import (
     ALL,
@@ -90,6 +90,12 @@ class Use:
     @property
     def bytes(self) -> int:
         return sum(chunk.bytes for chunk in self.chunks)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a client keeps: hints and public polynomials as 32-bit residues."""
+        polynomials = len(PRIMES) * sum(upload.polynomials for upload in self.plan.uploads)
+        return 4 * POLYNOMIAL * (len(KEPT) * self.plan.rows + polynomials)
 
     @functools.cached_property
     def upload_of(self) -> dict[int, int]:

@@ -17,6 +17,7 @@ import math
 import struct
 from collections import Counter
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import numpy as np
@@ -53,9 +54,9 @@ from parelu.private.offline.ahead import ahead
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.hint_convolution import convolved
 from parelu.private.offline.hint_exchange import fetched, root, send
-from parelu.private.offline.hint_secrets import Chosen, offer, public_part
+from parelu.private.offline.hint_secrets import chosen, offer, public_part
 from parelu.private.offline.hint_sets import Made, Use, sets, uses
-from parelu.private.offline.mode import Deviation, Keep, Mode
+from parelu.private.offline.mode import UNASKED, Deviation, Keep, Mode
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
@@ -72,17 +73,18 @@ class _Server(ObliviousServer):
             made = send(channel, sets)
         self.use, self._factors = made.use, made.factors()
         self.received: dict[int, NDArray[np.uint8]] | None = None  # an audited query's uploads
-        self._part: Chosen | None = None
+        self._masks: dict[int, Future[Residues]] = {}
 
-    def start(self, *, audited: bool) -> None:
+    def start(self, asking: AbstractContextManager[None], *, audited: bool) -> None:
         """A query's seed, and the client's β."""
         self.begin()
-        self.received, self._part = {} if audited else None, None
+        self.received = {} if audited else None
         plan = self.use.plan
         with self.channel.measured("offline", "keys"):
-            self._part = part = Chosen(self.channel, self.use, self.seed)
+            with asking:
+                self._beta = chosen(self.channel, self.use, self.seed)
             shape = len(PRIMES), DEGREE, RANK, len(plan.public_parts)
-            betas = Betas([*unpack(part.body, PRIMES, math.prod(shape[1:])).reshape(shape)])
+            betas = Betas([*unpack(self._beta, PRIMES, math.prod(shape[1:])).reshape(shape)])
         self._opened: dict[int, Residues] = {}
         self._readers = Counter(self.use.upload_of.values())
         self._masks = {number: ahead(self._times_u, betas, reader) for number, reader in plan.readers.items()}
@@ -107,16 +109,10 @@ class _Server(ObliviousServer):
         if reader is None:
             return self.multiply(encode(self.model.lowered.weights[number - 1]["weight"].reshape(-1)), self.width)
         sums, taken = self._convolved(reader), self._masks.pop(number).result()
-        self.check_part()
         mask = Stream(self.seed, "linear", number).elements(reader.count)
         flooding = Stream(self.seed, "flooding", number)
         self.channel.send("answ", pack(answer(sums, taken, reader.rows_of(mask)[reader.used], flooding), KEPT))
         return mask
-
-    def check_part(self) -> None:
-        """Raises Deviation where what the client committed to was not honest; again where a query breaks off."""
-        if self._part is not None:
-            self._part.check()
 
     def _convolved(self, reader: Reader) -> Residues:
         """Σ_i b_i·w_i, (primes, elements), exact integers."""
@@ -130,14 +126,19 @@ class _Server(ObliviousServer):
             del self._opened[at]
         return convolved(reader, matrix, sent)
 
+    def drop(self) -> None:
+        """What a query that broke off has left undone."""
+        for made in self._masks.values():
+            made.cancel()
+
     def check(self) -> None:
         """Of the query that just ended: make its messages again from the seed that the client shows."""
         with self.channel.measured("offline", "audit"):
             seed = self.channel.receive("show", SEED_BYTES).tobytes()
             received, self.received = self.received, None
-            assert received is not None and self._part is not None, "the query was not audited"
+            assert received is not None, "the query was not audited"
             secrets = self.use.secrets(seed)
-            if public_part(secrets) != self._part.body.tobytes():
+            if public_part(secrets) != self._beta.tobytes():
                 raise Deviation("an audit: the client's β is not that of its seed")
             for at, body in received.items():
                 masks = masked(self.use, secrets, at, self.use.public_polynomials(at))
@@ -262,13 +263,20 @@ class Hints(Mode):
     def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> _Client:
         return _Client(channel, context, terms, digest, keep)
 
-    def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:
+    def serve(
+        self,
+        channel: Channel,
+        state: _Server,
+        model: Model,
+        *,
+        audited: bool = False,
+        asking: AbstractContextManager[None] = UNASKED,
+    ) -> Material:
         try:
-            state.start(audited=audited)
+            state.start(asking, audited=audited)
             return prepare_server(model, state, functools.partial(channel.measured, "offline"))
-        except (ProtocolError, OSError):
-            state.check_part()  # who cannot show its seeds must gain nothing by stopping before that is seen
-            raise
+        finally:
+            state.drop()
 
     def fetch(self, channel: Channel, state: _Client) -> _Client:
         state.start()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +20,7 @@ from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
 
+UNASKED = contextlib.nullcontext()
 DEFAULT = "hints"
 
 
@@ -134,10 +137,19 @@ class Mode(abc.ABC):
         """The other end; returns the state for `fetch`. digest: as the server's `make` gave it, by its offer."""
 
     @abc.abstractmethod
-    def serve(self, channel: Channel, state: Any, model: Model, *, audited: bool = False) -> Material:
+    def serve(
+        self,
+        channel: Channel,
+        state: Any,
+        model: Model,
+        *,
+        audited: bool = False,
+        asking: AbstractContextManager[None] = UNASKED,
+    ) -> Material:
         """Make the material of one inference with the client.
 
-        audited: keep of the client's messages what `audit` needs; the client must not be able to tell.
+        audited: keep of the client's messages what `audit` needs; the client must not be able to tell. asking: entered
+        while the client is asked to show something in every phase: what is raised in it counts.
         """
 
     @abc.abstractmethod

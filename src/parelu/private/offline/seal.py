@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.ops import Op
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
-from parelu.private.offline.mode import Deviation, Keep, Mode
+from parelu.private.offline.mode import UNASKED, Deviation, Keep, Mode
 from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
@@ -175,7 +176,15 @@ class HomomorphicEncryption(Mode):
     def client(self, channel: Channel, context: bytes, terms: Terms, digest: str, keep: Keep) -> _Client:
         return _Client(channel, context, terms.program)
 
-    def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:
+    def serve(
+        self,
+        channel: Channel,
+        state: _Server,
+        model: Model,
+        *,
+        audited: bool = False,
+        asking: AbstractContextManager[None] = UNASKED,
+    ) -> Material:
         state.start(audited=audited)
         return prepare_server(model, state, functools.partial(channel.measured, "offline"))
 

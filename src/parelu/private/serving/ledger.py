@@ -13,14 +13,14 @@ import dataclasses
 import math
 import sqlite3
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from parelu.errors import ProtocolError, UserError
 
-MOST_UNANSWERED = 8
+MOST_UNANSWERED = 3
 INFERENCES, PHASES, OPENED = "inferences", "offline phases", "opened"
 FAULTS = (sqlite3.Error, UnicodeDecodeError)  # the latter where SQLite's message quotes a file that is no text
 SPARE = 16  # offline phases beyond a tenth more than are needed: for those that are cut off or not used
@@ -61,6 +61,7 @@ class Ledger:
 
     def __init__(self, file: Path | None = None, inferences: int = 0, audit: float = 0.0) -> None:
         self.inferences, self._file, self._lock = inferences, file, threading.Lock()
+        self.asked: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by name: one phase at a time
         self.phases = math.ceil(1.1 * inferences / (1 - audit)) + SPARE if inferences else 0
         try:
             self._database = sqlite3.connect(
@@ -168,6 +169,14 @@ class Account:
     def phase(self) -> None:
         """One offline phase begins. Raises ProtocolError where the client may have none."""
         self._charge(PHASES, "phases", 1, self._ledger.phases)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One connection of this client at a time, in this process. Raises ProtocolError where it is barred by now."""
+        with self._ledger.asked[self.name]:
+            if self.record.barred:
+                raise ProtocolError(f"this certificate is barred ({self.record.barred}); ask the operator")
+            yield
 
     def may_have_phases(self) -> bool:
         """Whether `phase` would not raise now."""

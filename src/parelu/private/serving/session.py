@@ -23,7 +23,7 @@ import hashlib
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -300,14 +300,17 @@ class _Served:
         while True:
             is_opened = self.mode.audits and _toss(self.service.audit)
             self.service.account.phase()
+            self._begin()
             try:
                 material = self._phase(is_opened)
             except Deviation as error:
                 self.service.account.bar(str(error))
                 raise
-            except (ProtocolError, OSError) as error:
-                if (is_opened or isinstance(error, Unanswered)) and not self.service.is_closing():
-                    self.service.account.opened(answered=False)
+            except Unanswered:
+                raise
+            except (ProtocolError, OSError):
+                if is_opened:
+                    self._went_away()
                 raise
             if material is not None:
                 return material
@@ -315,10 +318,9 @@ class _Served:
 
     def _phase(self, is_opened: bool) -> Material | None:
         """One offline phase; None where it was opened."""
-        self._begin()
         if not self.mode.audits:
             return self.mode.serve(self.channel, self._state, self.model)
-        material = self.mode.serve(self.channel, self._state, self.model, audited=is_opened)
+        material = self.mode.serve(self.channel, self._state, self.model, audited=is_opened, asking=self._asking())
         with self.channel.measured("offline", "audit"):
             self.channel.send("chck", bytes([is_opened]))
             if not is_opened:
@@ -326,6 +328,21 @@ class _Served:
             material.take()
             self.mode.audit(self.channel, self._state, self.model)
         return None
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """While the client is asked, none of its other connections is: what it makes of the question counts before."""
+        with self.service.account.alone():
+            try:
+                yield
+            except Unanswered:
+                self._went_away()
+                raise
+
+    def _went_away(self) -> None:
+        """The client, where it was to show that it is honest."""
+        if not self.service.is_closing():
+            self.service.account.opened(answered=False)
 
     def _begin(self) -> None:
         """A phase; now and then its base transfers and keys are new ones."""

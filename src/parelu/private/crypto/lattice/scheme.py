@@ -149,7 +149,7 @@ class Hiding:
     def _hints(self, k: int, weights: Residues, inputs: Residues, u: Residues, errors: NDArray[Any]) -> Residues:
         """Modulo one prime; u: of these rows."""
         rows = weights.shape[-1]
-        total = dot(forward(weights, k).astype(np.int32), inputs, k)
+        total = dot(forward(reduce(weights, k), k).astype(np.int32), inputs, k)
         total += self._times_matrices(k, u)[:, :, :rows]
         return reduce(inverse(reduce(total, k), k) + errors, k)
 
