@@ -32,6 +32,7 @@ from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
 from parelu.private.bench import bench
+from parelu.private.crypto import carries
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import fresh_seed
 from parelu.private.crypto.ring import LinearMap
@@ -256,11 +257,11 @@ def peer_text(
     rows: list[dict[str, Any]], ours: dict[float, list[dict[str, Any]]], alone: dict[float, list[dict[str, Any]]]
 ) -> str:
     """A line for each engine: its seconds, and how many times ours, online, with the dealt offline phase, and with the
-    homomorphic one, `alone`.
+    one of mode `hints`, `alone`.
     """
     lines = [
         f"{'engine':<24}{'ReLUs':>9}{'seconds':>9}{'range':>14}{'MB':>7}{'÷ ours online':>15}{'÷ with dealt':>14}"
-        f"{'÷ with he':>11}"
+        f"{'÷ with hints':>14}"
     ]
     for row in rows:
         mine = ours[row["keep"]]
@@ -272,7 +273,7 @@ def peer_text(
         times = [row["median"] / seconds for seconds in (fast, whole, without_dealer)]
         lines.append(
             f"{row['engine']:<24}{row['relus']:>9,}{row['median']:>9.2f}{span:>14}{size:>7.1f}"
-            f"{times[0]:>15.0f}{times[1]:>14.1f}{times[2]:>11.2f}"
+            f"{times[0]:>15.0f}{times[1]:>14.1f}{times[2]:>14.2f}"
         )
     return "\n".join(
         [
@@ -290,7 +291,7 @@ def summary(
     all_, tenth, packed = (online(networks[name]) for name in ("all", "10 %", "10 %, contiguous"))
     found = sites["sign, m = 32"]
     wall = statistics.median(r["online"]["seconds"] / r["relus"] for r in found)
-    aes = 4 * 31 * floor["aes_block"]
+    rows = sum(carries.part_bytes(1 << 13, 32, 0)) / (1 << 13) + 8
     linear = [
         statistics.median(
             sum(
@@ -313,8 +314,7 @@ def summary(
             f"scattered ÷ contiguous mask, online          {ratios(tenth, packed)}    target ≤ 1.2; "
             f"bytes and rounds {'the same' if same else 'DIFFER'}",
             f"DELPHI's published ReLU ÷ sign at m = 32     {DELPHI_RELU / wall:.1f}    target ≥ 6 (other hardware)",
-            f"sign at m = 32: {1e6 * wall:.2f} µs a ReLU; its AES blocks alone take the client {1e6 * aes:.2f} µs "
-            f"({1e9 * floor['aes_block']:.2f} ns a block); its labels and opening alone are 16·32 + 16 = 528 B",
+            f"sign at m = 32: {1e6 * wall:.2f} µs a ReLU; its rows and correction are {rows:.0f} B",
             f"linear layers: the server's CPU {1e3 * linear[0]:.1f} ms at all ReLUs, {1e3 * linear[1]:.1f} ms in two "
             f"parts at a tenth; {floor['linear_flops'] / 1e6:.0f} MFLOP at {floor['flops_a_second'] / 1e9:.0f} GFLOP/s "
             f"are {1e3 * floor['linear']:.1f} ms",
@@ -367,6 +367,7 @@ def main() -> None:
     again = alternate({"all": every, "10 %": tenth}, arguments.repeat) if others else {}
     variants: dict[str, dict[str, str]] = {
         "full": {"relu": "full"},
+        "offline hints": {"offline": "hints"},
         "offline seal": {"offline": "seal"},
         "numpy kernels": {"kernels": "numpy"},
         "LAN": {"link": "lan"},
@@ -389,7 +390,7 @@ def main() -> None:
     print(network_text(networks), end="\n\n", flush=True)
     if others:
         ours = {keep: networks[name] + again[name] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
-        alone = {keep: networks[f"{name}, offline seal"] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
+        alone = {keep: networks[f"{name}, offline hints"] for keep, name in ((1.0, "all"), (0.1, "10 %"))}
         print(peer_text(others, ours, alone), end="\n\n", flush=True)
     floor = floors(tenth)
     print(summary(sites, networks, floor), fss_text(sites, networks, floor), sep="\n")

@@ -151,7 +151,8 @@ def plans(layers: Iterable[Layer]) -> tuple[Plan, ...]:
     """
     layers = tuple(layers)
     once, often = plan(layers, ONCE), plan(layers, OFTEN)
-    return (once,) if once == often else (once, often)
+    # Uploads are planned one by one, without the secrets' public parts, which may cost more than what is saved.
+    return (once,) if once.cost.weight(OFTEN) <= often.cost.weight(OFTEN) else (once, often)
 
 
 def best(offered: Sequence[Plan], queries: int) -> int:

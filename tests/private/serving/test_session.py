@@ -119,7 +119,7 @@ def test_a_server_whose_terms_do_not_go_together_is_refused(monkeypatch):
     """Without a dealer, wide keys would keep the client busy for ever."""
     monkeypatch.setattr(HomomorphicEncryption, "most_bits", 8)
     reason = (
-        r"ReLU fss needs keys for m = \d+ bits at \w+; offline mode seal makes them up to 8: give --offline dealer, or"
+        r"ReLU fss needs keys for m = \d+ bits at \w+; offline mode seal makes them up to 8: give --offline dealer or "
     )
     with pytest.raises(ProtocolError, match=f"terms do not go together: {reason}"):
         Pair(LOWERED, "fss", "seal")
@@ -272,7 +272,7 @@ def test_a_server_that_opens_everything_is_left(audited, monkeypatch):
 def test_base_transfers_are_made_anew_after_a_while(monkeypatch):
     monkeypatch.setattr("parelu.private.serving.session.RENEWED", 3)
     made = []
-    monkeypatch.setattr(Dealt, "client", lambda self, channel, context, terms: made.append(context))
+    monkeypatch.setattr(Dealt, "client", lambda self, channel, context, *_: made.append(context))
     with Pair(LOWERED) as pair:
         pair.client.prepare(7)
     assert len(made) == len(set(made)) == 3

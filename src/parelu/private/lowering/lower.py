@@ -74,7 +74,8 @@ class Lowered:
     Attributes:
         weights: number of the op → its integers.
         ranges: what calibration saw at the truncations and activations.
-        salt: hides the weights in their commitment.
+        salt: hides the weights in their commitment, and is the key of what hides them in hints. As secret as they are:
+            not to be shown, not even to open the commitment.
     """
 
     program: Program

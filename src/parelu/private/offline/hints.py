@@ -72,16 +72,17 @@ class _Server(ObliviousServer):
             made = send(channel, sets)
         self.use, self._factors = made.use, made.factors()
         self.received: dict[int, NDArray[np.uint8]] | None = None  # an audited query's uploads
+        self._part: Chosen | None = None
 
     def start(self, *, audited: bool) -> None:
         """A query's seed, and the client's β."""
         self.begin()
-        self.received = {} if audited else None
+        self.received, self._part = {} if audited else None, None
         plan = self.use.plan
         with self.channel.measured("offline", "keys"):
-            self._part = Chosen(self.channel, self.use, self.seed)
+            self._part = part = Chosen(self.channel, self.use, self.seed)
             shape = len(PRIMES), DEGREE, RANK, len(plan.public_parts)
-            betas = Betas([*unpack(self._part.body, PRIMES, math.prod(shape[1:])).reshape(shape)])
+            betas = Betas([*unpack(part.body, PRIMES, math.prod(shape[1:])).reshape(shape)])
         self._opened: dict[int, Residues] = {}
         self._readers = Counter(self.use.upload_of.values())
         self._masks = {number: ahead(self._times_u, betas, reader) for number, reader in plan.readers.items()}
@@ -106,11 +107,16 @@ class _Server(ObliviousServer):
         if reader is None:
             return self.multiply(encode(self.model.lowered.weights[number - 1]["weight"].reshape(-1)), self.width)
         sums, taken = self._convolved(reader), self._masks.pop(number).result()
-        self._part.check()
+        self.check_part()
         mask = Stream(self.seed, "linear", number).elements(reader.count)
         flooding = Stream(self.seed, "flooding", number)
         self.channel.send("answ", pack(answer(sums, taken, reader.rows_of(mask)[reader.used], flooding), KEPT))
         return mask
+
+    def check_part(self) -> None:
+        """Raises Deviation where what the client committed to was not honest; again where a query breaks off."""
+        if self._part is not None:
+            self._part.check()
 
     def _convolved(self, reader: Reader) -> Residues:
         """Σ_i b_i·w_i, (primes, elements), exact integers."""
@@ -129,7 +135,7 @@ class _Server(ObliviousServer):
         with self.channel.measured("offline", "audit"):
             seed = self.channel.receive("show", SEED_BYTES).tobytes()
             received, self.received = self.received, None
-            assert received is not None, "the query was not audited"
+            assert received is not None and self._part is not None, "the query was not audited"
             secrets = self.use.secrets(seed)
             if public_part(secrets) != self._part.body.tobytes():
                 raise Deviation("an audit: the client's β is not that of its seed")
@@ -257,8 +263,12 @@ class Hints(Mode):
         return _Client(channel, context, terms, digest, keep)
 
     def serve(self, channel: Channel, state: _Server, model: Model, *, audited: bool = False) -> Material:
-        state.start(audited=audited)
-        return prepare_server(model, state, functools.partial(channel.measured, "offline"))
+        try:
+            state.start(audited=audited)
+            return prepare_server(model, state, functools.partial(channel.measured, "offline"))
+        except (ProtocolError, OSError):
+            state.check_part()  # who cannot show its seeds must gain nothing by stopping before that is seen
+            raise
 
     def fetch(self, channel: Channel, state: _Client) -> _Client:
         state.start()

@@ -39,10 +39,10 @@ class Keep:
 
     queries: int = 1
     folder: Path | None = None
-    alone: bool = False
     progress: Progress = silent
     notice: Callable[[str], None] = lambda line: None
     loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alone: bool = False
 
 
 class Deviation(ProtocolError):

@@ -34,7 +34,7 @@ from parelu.private.transport.channel import Channel, elements_of
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
 TRUNCATIONS = ("local", "exact")
-MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # of these ReLUs each takes some 600 B of the server's memory
+MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # each of these ReLUs takes some 50 to 130 B of the server's memory
 
 
 def unmeasured(layer: str) -> contextlib.AbstractContextManager[None]:
