@@ -9,7 +9,7 @@ from two_parties import WIDE, Pair
 from parelu.private.crypto.prg import derive
 from parelu.private.offline import hint_secrets, hints
 from parelu.private.offline.hint_secrets import CANDIDATES
-from parelu.private.serving.ledger import Ledger, Record
+from parelu.private.serving.ledger import MOST_UNANSWERED, Ledger, Record
 from parelu.private.serving.session import Service
 
 
@@ -44,7 +44,7 @@ def test_who_stops_where_it_cannot_show_a_seed_gains_no_try(shows, monkeypatch):
 
     monkeypatch.setattr(hints, "offer", offer)
     account = Ledger().account("a")
-    for phases in range(1, 9):
+    for phases in range(1, MOST_UNANSWERED + 1):
         pair = Pair(LOWERED, "sign", "hints", service=Service(account=account))
         with pytest.raises(Stopped) as stopped:
             pair.client.prepare()
@@ -54,4 +54,4 @@ def test_who_stops_where_it_cannot_show_a_seed_gains_no_try(shows, monkeypatch):
             assert account.record.barred.startswith("caught: the public part of a client's secrets is not the one")
             return
         assert account.record == Record("a", 0, phases, phases, 0, "")
-    assert account.record.barred == "8 offline phases were not shown"
+    assert account.record.barred == f"{MOST_UNANSWERED} offline phases were not shown"
