@@ -40,6 +40,7 @@ from parelu.private.transport.channel import HEADER, Channel
 
 MODE = Hints()
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("two_sets")
 ALL, ANSWERED = range(len(PRIMES)), range(len(KEPT))
 
 
@@ -92,12 +93,6 @@ def model_of(lowered: Lowered) -> Model:
 
 BLOCK, SMALL = block(), model_of(odd())
 MODEL = model_of(BLOCK)
-
-
-@pytest.fixture(autouse=True)
-def many_queries_take_the_last_set(monkeypatch):
-    """So small a network gains nothing by it."""
-    monkeypatch.setattr(hint_exchange, "best", lambda plans, queries: len(plans) - 1 if queries > 1 else 0)
 
 
 class Edited(Channel):

@@ -119,7 +119,10 @@ class Use:
 
 
 def uses(program: Program, weights: str) -> tuple[Use, ...]:
-    """Of the sets that a server offers; raises ValueError where there is nothing to hint at, or a map is too wide for a polynomial."""
+    """Of the sets that a server offers.
+
+    Raises ValueError where there is no linear layer, or a map is too wide for a polynomial.
+    """
     found = layers(program)
     if not found:
         raise ValueError("it has no convolution and no matrix")
