@@ -51,8 +51,11 @@ class Hand:
         return self._secret(Conv(source, outputs, *pairs, groups), (outputs,), largest)
 
     def linear(self, source: int, outputs: int, largest: int | None = None) -> int:
-        flat = source if len(self.shapes[source]) == 1 else self._add(Flatten(source))
+        flat = source if len(self.shapes[source]) == 1 else self.flatten(source)
         return self._secret(Linear(flat, outputs), (outputs,), largest)
+
+    def flatten(self, source: int) -> int:
+        return self._add(Flatten(source))
 
     def multiply(self, source: int) -> int:
         return self._secret(Multiply(source), self.shapes[source], None)

@@ -16,13 +16,15 @@ from hand_programs import Hand
 from two_parties import NARROW, Ends
 
 from parelu.errors import ProtocolError
+from parelu.fusion.hint_plan import OFTEN, ONCE, plan
 from parelu.private.crypto.lattice import parameters
 from parelu.private.crypto.lattice.scheme import public_matrices, public_polynomials
 from parelu.private.crypto.prg import Stream
+from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lower import Lowered
 from parelu.private.offline import hint_exchange, hint_sets
 from parelu.private.offline.hint_exchange import fetched, root, send
-from parelu.private.offline.hint_sets import Made, Use, uses
+from parelu.private.offline.hint_sets import Made, Use
 from parelu.private.offline.mode import Keep
 
 ROOT = Path(__file__).parents[3]
@@ -36,19 +38,20 @@ def network(seed: int = 0, kernel: int = 3, ring: Any = NARROW) -> Lowered:
 
 
 LOWERED = network()
+pytestmark = pytest.mark.usefixtures("two_sets")
+
+
+def uses(lowered: Lowered) -> tuple[Use, ...]:
+    """Of both plans, outside of tests too."""
+    found = layers(lowered.program)
+    return tuple(Use(lowered.program.digest, lowered.commitment, plan(found, asked)) for asked in (ONCE, OFTEN))
 
 
 def made(lowered: Lowered = LOWERED, keep: Keep | None = None) -> tuple[Made, ...]:
-    return tuple(Made(use, lowered, keep or Keep()) for use in uses(lowered.program, lowered.commitment))
+    return tuple(Made(use, lowered, keep or Keep()) for use in uses(lowered))
 
 
 MADE = made()
-
-
-@pytest.fixture(autouse=True)
-def many_queries_take_the_last_set(monkeypatch):
-    """So small a network gains nothing by it."""
-    monkeypatch.setattr(hint_exchange, "best", lambda plans, queries: len(plans) - 1 if queries > 1 else 0)
 
 
 def changed(lowered: Lowered) -> Lowered:
@@ -95,7 +98,7 @@ def test_the_sets_have_several_uploads_and_secrets():
 
 def test_public_polynomials_differ_pairwise():
     """Within a set, between the sets of a model, and from those for any other weights, salt, program, or ring."""
-    sets = [use for low in (LOWERED, *OTHERS.values()) for use in uses(low.program, low.commitment)]
+    sets = [use for low in (LOWERED, *OTHERS.values()) for use in uses(low)]
     found = [polynomial for use in sets for polynomial in public_of(use)]
     assert len(found) == len(set(found))
     assert len({use.identity for use in sets}) == len({use.public for use in sets}) == len(sets)
@@ -122,12 +125,8 @@ KNOWN_M = [22522491, 9530556, 33274534, -11548462, 11758726, 10738033]
 def test_another_model_has_other_secrets_everywhere(what):
     """The same u under other weights would give their difference away."""
     other = OTHERS[what]
-    found = [secret for each in (*MADE, *map(_unmade(other), _uses(other))) for secret in secret_of(each)]
+    found = [secret for each in (*MADE, *map(_unmade(other), uses(other))) for secret in secret_of(each)]
     assert len(found) == len(set(found))
-
-
-def _uses(lowered: Lowered) -> tuple[Use, ...]:
-    return uses(lowered.program, lowered.commitment)
 
 
 def _unmade(lowered: Lowered) -> Any:
@@ -142,16 +141,16 @@ def _unmade(lowered: Lowered) -> Any:
 
 
 def test_other_parameters_have_other_secrets_and_polynomials(monkeypatch):
-    before = [(use.identity, secret_of(_unmade(LOWERED)(use)), public_of(use)) for use in _uses(LOWERED)]
+    before = [(use.identity, secret_of(_unmade(LOWERED)(use)), public_of(use)) for use in uses(LOWERED)]
     monkeypatch.setattr(parameters, "DESCRIPTION", parameters.DESCRIPTION + " ")
-    for (identity, secrets, public), use in zip(before, _uses(LOWERED), strict=True):
+    for (identity, secrets, public), use in zip(before, uses(LOWERED), strict=True):
         assert use.identity != identity
         assert not set(secrets) & set(secret_of(_unmade(LOWERED)(use))) and not set(public) & set(public_of(use))
 
 
 def test_another_plan_of_the_same_layers_has_other_secrets():
     """As a version that plans otherwise would make it."""
-    one, other = _uses(LOWERED)
+    one, other = uses(LOWERED)
     assert not set(secret_of(_unmade(LOWERED)(one))) & set(secret_of(_unmade(LOWERED)(other)))
     assert not set(public_of(one)) & set(public_of(other))
 

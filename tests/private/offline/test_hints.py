@@ -31,14 +31,16 @@ from parelu.private.offline import hint_exchange, hint_secrets, hints
 from parelu.private.offline.hint_exchange import WANT
 from parelu.private.offline.hint_secrets import CANDIDATES
 from parelu.private.offline.hint_sets import Use, uses
+from parelu.private.offline.hints import Hints
 from parelu.private.offline.mode import Deviation, Keep, Unanswered
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import HEADER, Channel
 
-MODE = hints.Hints()
+MODE = Hints()
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("two_sets")
 ALL, ANSWERED = range(len(PRIMES)), range(len(KEPT))
 
 
@@ -91,12 +93,6 @@ def model_of(lowered: Lowered) -> Model:
 
 BLOCK, SMALL = block(), model_of(odd())
 MODEL = model_of(BLOCK)
-
-
-@pytest.fixture(autouse=True)
-def many_queries_take_the_last_set(monkeypatch):
-    """So small a network gains nothing by it."""
-    monkeypatch.setattr(hint_exchange, "best", lambda plans, queries: len(plans) - 1 if queries > 1 else 0)
 
 
 class Edited(Channel):
@@ -333,6 +329,18 @@ def test_larger_weights_are_refused():
     message = r"Σ\|w\| = 268435457 at layer1 are not exact there; give --offline seal"
     with pytest.raises(UserError, match=message):
         MODE.check(with_rows(1 << 28, 1))
+
+
+def test_a_program_without_a_linear_layer_is_refused_by_both(monkeypatch):
+    hand = Hand((1, 3, 3))
+    hand.flatten(hand.multiply(0))
+    model = model_of(hand.lowered())
+    with pytest.raises(UserError, match="it has no convolution and no matrix"):
+        MODE.check(model)
+    MODE.make(MODEL)
+    monkeypatch.setattr(Hints, "make", lambda *given: "")
+    model.made[MODE.name] = MODEL.made[MODE.name]
+    refused(Phases(model).results, "client", "the server's program is refused: it has no convolution and no matrix")
 
 
 # The noise

@@ -11,7 +11,6 @@ from two_parties import WIDE, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError
 from parelu.private.lowering import reference
-from parelu.private.offline import hint_exchange
 from parelu.private.offline.hints import Hints
 from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Material, Model
@@ -22,14 +21,9 @@ from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
 
 LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.1), ring=WIDE)
+pytestmark = pytest.mark.usefixtures("two_sets")
 IMAGES = images_of(8, (1, 6, 6))
 EXPECTED = reference.run(LOWERED, IMAGES).logits
-
-
-@pytest.fixture(autouse=True)
-def many_queries_take_the_last_set(monkeypatch):
-    """So small a network gains nothing by it."""
-    monkeypatch.setattr(hint_exchange, "best", lambda plans, queries: len(plans) - 1 if queries > 1 else 0)
 
 
 @contextlib.contextmanager

@@ -125,8 +125,14 @@ class Use:
 
 
 def uses(program: Program, weights: str) -> tuple[Use, ...]:
-    """Of the sets that a server offers; raises ValueError where a map is too wide for a polynomial."""
-    return tuple(Use(program.digest, weights, plan) for plan in plans(layers(program)))
+    """Of the sets that a server offers.
+
+    Raises ValueError where there is no linear layer, or a map is too wide for a polynomial.
+    """
+    found = layers(program)
+    if not found:
+        raise ValueError("it has no convolution and no matrix")
+    return tuple(Use(program.digest, weights, plan) for plan in plans(found))
 
 
 @dataclasses.dataclass(frozen=True)
