@@ -62,6 +62,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Si
     yield experiment.run_experiment(tiny_experiment(*ALL), folder, watcher), watcher
 
 
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """Compiles the protocols' loops, in a fresh clone, which takes longer than some timeouts; then they are cached."""
+    from two_parties import Pair, Residual, images_of, lowered_of, ready
+
+    lowered = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.3))
+    for offline, relu in (("hints", "sign"), ("seal", "fss"), ("dealer", "fss"), ("dealer", "full")):
+        with Pair(lowered, relu, offline, timeout=1200) as pair:
+            pair.infer(images_of(1, (1, 6, 6))[0])
+        assert pair.server_error is None
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """Jobs in this process, one after another: starting workers takes longer than these networks."""

@@ -242,7 +242,7 @@ def test_a_users_network_goes_through_inspect(capsys):
 
 
 @pytest.mark.slow
-def test_a_users_network_goes_through_reduce(capsys, tmp_path):
+def test_a_users_network_goes_through_reduce(capsys, in_process, tmp_path):
     folder = tmp_path / "run"
     command = ["reduce", "deepreduce", *TINY, "--run", str(folder)]
     command[command.index("resnet10 m=2")] = "torchvision_style:build"

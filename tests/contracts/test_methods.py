@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import pickle
 import re
 from importlib.util import find_spec
 
@@ -50,6 +51,8 @@ def test_jobs_can_be_built_and_told_apart(name):
     methods()[name]().reduce(bench, (FULL // 2, FULL // 5))
     names = [job.name for job in bench.jobs]
     assert len(set(names)) == len(names)
+    for task in (*bench.jobs, *bench.searches):
+        assert repr(pickle.loads(pickle.dumps(task))) == repr(task), "a worker process gets it as it is"
     assert all("/" not in job and not job.startswith(".") for job in names)
     for job in bench.jobs:
         network = skeleton(job.spec)

@@ -1,9 +1,13 @@
-"""What tests of hints share."""
+"""What the tests of private inference start from, and what those of hints share."""
 
 import pytest
 
 from parelu.fusion.hint_plan import OFTEN, ONCE, plan
 from parelu.private.offline import hint_exchange, hint_sets
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(compiled: None) -> None: ...
 
 
 @pytest.fixture

@@ -359,7 +359,7 @@ def refused_or_sound(data):
     return False
 
 
-@settings(max_examples=2500)
+@settings(max_examples=800)
 @given(st.data())
 def test_mutated_programs_are_refused_or_sound(draw):
     """One value anywhere in the JSON is replaced, removed or doubled."""
@@ -381,7 +381,7 @@ def test_mutated_programs_are_refused_or_sound(draw):
     refused_or_sound(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
-@settings(max_examples=3000)
+@settings(max_examples=800)
 @given(
     st.lists(st.tuples(st.integers(0, len(PROGRAM) - 1), st.integers(0, 255)), min_size=1, max_size=4),
     st.integers(0, len(PROGRAM)),

@@ -23,7 +23,7 @@ class Given:
         self.preprocessing, self.fraction = {"mean": mean, "std": std}, fraction
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0.01, 3)), min_size=1, max_size=3), st.integers(1, 24))
 def test_every_byte_is_encoded_alike(statistics, fraction):
     program = Given(*map(list, zip(*statistics, strict=True)), fraction)
@@ -54,7 +54,7 @@ def linear_ops(draw):
     return op, {"weight": numbers(*op.weight_shape(shape)), "bias": bias}, shape
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(linear_ops(), st.integers(0, 2**31), st.sampled_from(WIDTHS))
 def test_linear_ops_are_alike(case, seed, bits):
     """In float64 for small values, by integers that wrap for any."""
@@ -74,7 +74,7 @@ def test_linear_ops_are_alike(case, seed, bits):
     assert np.array_equal(reference._Modulo(bits).wrapped(products), expected(large))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(3, 6), st.integers(3, 7), st.data())
 def test_ops_without_a_secret_are_alike(seed, channels, height, width, data):
     stream = Stream(seed.to_bytes(16, "little"), "values")

@@ -217,7 +217,7 @@ def test_what_crosses_the_wire_looks_uniform(relu, truncation, ring):
         image = torch.full((1, 6, 6), level, dtype=torch.uint8)
         opened = {"inpt": [], "mask": [], "sqre": [], "outp": []} | ({"open": []} if relu == "fss" else {})
         answers, flips, of_circuits = 2 if truncation == "exact" else 1, [], []
-        for _ in range(40):
+        for _ in range(32):
             sent, received = record(lowered, image, relu, truncation=truncation)
             activations = [op for op in lowered.program.ops if op.kind == "activation"]
             for kind, body in frames(sent) + frames(received):

@@ -348,7 +348,7 @@ def test_a_message_from_the_future_is_as_one_that_was_sent_now(clock):
     closed(one, two)
 
 
-@settings(max_examples=4000)
+@settings(max_examples=1000)
 @given(st.binary(max_size=80), st.integers(0, 70))
 def test_decoders_take_only_what_encoders_make(body, count):
     array = np.frombuffer(body, np.uint8)
@@ -365,7 +365,7 @@ def test_decoders_take_only_what_encoders_make(body, count):
 GREETING = b'{"format": "%s", "nonce": "00", "pin": ""}' % FORMAT.encode()
 
 
-@settings(max_examples=2000)
+@settings(max_examples=600)
 @given(st.lists(st.tuples(st.integers(0, len(GREETING) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 60))
 def test_mutated_greetings_are_refused_or_sound(changes, end):
     data = bytearray(GREETING)
