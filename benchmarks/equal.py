@@ -2,7 +2,7 @@
 
     python benchmarks/equal.py runs/quickstart/candidates/teacher --images 200
 
-Both parties in one process, ReLU `sign`, all bits revealed. One program, in the ring of 59 bits that every mode computes
+Both parties in one process, ReLU `sign`, all bits revealed. One program, in the ring of 59 bits that all modes compute
 in, and the same images. The reference replays an inference from the client's shares of it, truncations included: it is
 the same numbers, or something is wrong.
 """
