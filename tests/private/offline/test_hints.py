@@ -29,7 +29,6 @@ from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
 from parelu.private.offline import hint_exchange, hint_secrets, hints
 from parelu.private.offline.hint_exchange import WANT
-from parelu.private.offline.hint_secrets import CANDIDATES
 from parelu.private.offline.hint_sets import Use, uses
 from parelu.private.offline.hints import Hints
 from parelu.private.offline.mode import Deviation, Keep, Unanswered
@@ -40,7 +39,15 @@ from parelu.private.transport.channel import HEADER, Channel
 
 MODE = Hints()
 ROOT = Path(__file__).parents[3]
-pytestmark = pytest.mark.usefixtures("two_sets")
+CANDIDATES = 3  # of a query's secrets here: each takes its time
+pytestmark = pytest.mark.usefixtures("two_sets", "few_candidates")
+
+
+@pytest.fixture
+def few_candidates(monkeypatch):
+    monkeypatch.setattr(hint_secrets, "CANDIDATES", CANDIDATES)
+
+
 ALL, ANSWERED = range(len(PRIMES)), range(len(KEPT))
 
 
@@ -501,7 +508,7 @@ class Obliging:
     def sendall(self, data: Any) -> None: ...
 
     def start(self, state: Any) -> None:
-        self.coming, self.queries = HEADER.pack(b"chos", self.queries, 1) + b"\3", self.queries + 1
+        self.coming, self.queries = HEADER.pack(b"chos", self.queries, 1) + b"\1", self.queries + 1
         state.start()
 
     def recv_into(self, buffer: Any) -> int:
