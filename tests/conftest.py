@@ -1,6 +1,9 @@
 """Runs that several test files look at."""
 
-from collections.abc import Iterator
+import fcntl
+import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -55,11 +58,23 @@ def one_thread_and_an_own_cache(tmp_path_factory: pytest.TempPathFactory, monkey
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Silent]]:
-    """A finished experiment of all methods on digits, 8×8."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Silent]:
+    """A finished experiment of all methods on digits, 8×8; pytest's worker processes train it once, and copy it."""
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    yield experiment.run_experiment(tiny_experiment(*ALL), folder, watcher), watcher
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return experiment.run_experiment(tiny_experiment(*ALL), folder, watcher), watcher
+    shared = tmp_path_factory.getbasetemp().parent / "finished"
+    shared.mkdir(exist_ok=True)
+    told = shared / "told.json"
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not told.exists():
+            experiment.run_experiment(tiny_experiment(*ALL), shared / "run", watcher)
+            told.write_text(json.dumps(vars(watcher)))
+    vars(watcher).update(json.loads(told.read_text()))
+    shutil.copytree(shared / "run", folder)
+    return Run.open(folder), watcher
 
 
 @pytest.fixture(scope="session")
