@@ -301,6 +301,20 @@ def test_stocks_of_two_processes(capsys, study, tmp_path):
     assert "Traceback" not in rest
 
 
+@pytest.mark.slow
+def test_a_killed_server_leaves_no_process_behind(study):
+    """The others end by themselves, and with them the last that has the other end of the pipe."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-c", "from parelu.cli.main import main; main()", "serve", str(study.folder("teacher"))]
+    server = subprocess.Popen([*command, "--port", str(port), "--processes", "2"], stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    said(server)
+    server.kill()
+    _, rest = server.communicate(timeout=60)
+    assert "Traceback" not in rest
+
+
 def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
     """What comes after the first inference is asked from this process: one costs seconds to start."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

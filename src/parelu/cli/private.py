@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -201,6 +203,12 @@ class Serve:
             raise UserError("give --processes from 1 to 64, and with more than one a --port of your own")
         self._serve(others=self.processes - 1)
 
+    def _serve_beside(self) -> None:
+        """Serve in a process that was started by another, until that ends, however it does."""
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
+        with contextlib.suppress(KeyboardInterrupt):
+            self._serve(others=-1)
+
     def _serve(self, others: int) -> None:
         """Serve in this process, and in so many others; less than 0 for one of these."""
         from parelu import api
@@ -229,7 +237,7 @@ class Serve:
             log=say,
         )
         spawn = multiprocessing.get_context("spawn")
-        started = [spawn.Process(target=self._serve, args=(-1,), daemon=True) for _ in range(others)]
+        started = [spawn.Process(target=self._serve_beside, daemon=True) for _ in range(others)]
         for process in started:
             process.start()
         if others >= 0:
@@ -252,6 +260,14 @@ class Serve:
             server.close()
             for process in started:
                 process.join()
+
+
+def _stop_with_parent() -> None:
+    """A parent that is killed can stop nobody, and a server left behind would go on answering at its port."""
+    parent = multiprocessing.parent_process()
+    assert parent, "of a process that was started by another"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -447,7 +463,7 @@ def client_of(command: Infer | Prepare, queries: int) -> Iterator[Client]:
 
     host, port = parse_address(command.address)
     folder = api.cache_folder() / "hints"
-    with api.share("hints from the server, once", f", kept in {folder}") as progress:
+    with api.share("hints from the server, once", f", for {folder}") as progress:
         keep = api.Keep(queries, folder, progress=progress, notice=say, loaded=loaded_hints())
         with api.Client(
             host,

@@ -45,6 +45,6 @@ def server_of(
     mode.check_terms(lowered.program, model.terms.relu)
     mode.check(model)
     hints = measurement.program_folder(folder, lowered.program.ring) / "hints"
-    with share("making hints for clients, once", f", kept in {hints}") as progress:
+    with share("making hints for clients, once", f", for {hints}") as progress:
         mode.make(model, Keep(folder=hints, alone=True, progress=progress, notice=log))
     return Server(model, mode, address, certificates, options, log=log)

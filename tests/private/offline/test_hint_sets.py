@@ -294,6 +294,14 @@ def test_a_set_that_was_not_written_to_its_end_is_none(tmp_path):
     assert done
 
 
+def test_a_file_that_is_cut_while_it_is_served_is_told(tmp_path):
+    kept = made(keep=Keep(folder=tmp_path))
+    for each in kept:
+        os.truncate(each.file, each.use.bytes - 1)
+        with pytest.raises(ProtocolError, match="the server's hints were damaged on its disk"):
+            [*each.body()]
+
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -11,6 +11,7 @@ from two_parties import WIDE, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError
 from parelu.private.lowering import reference
+from parelu.private.offline import hint_exchange, hints
 from parelu.private.offline.hints import Hints
 from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Material, Model
@@ -113,6 +114,21 @@ def test_sessions_of_many_clients_at_once(tmp_path):
             thread.join()
     assert sorted(results) == [*range(6)]
     assert all(np.abs(found - EXPECTED[number]).max() < 0.05 for number, found in results.items())
+
+
+def test_a_client_that_leaves_before_its_phase_begins_has_no_mark(monkeypatch):
+    def leave(*given: Any) -> None:
+        raise ProtocolError("left")
+
+    monkeypatch.setattr(session, "_toss", lambda share: True)
+    monkeypatch.setattr(hints, "fetched", leave)
+    with serving(timeout=5.0) as (server, lines):
+        with pytest.raises(ProtocolError, match="left"), client(server, Keep()) as each:
+            each.predict(IMAGES[:1])
+        end = time.monotonic() + 10
+        while not lines and time.monotonic() < end:
+            time.sleep(0.01)
+        assert "1 offline phases" in lines[0] and "opened" not in lines[0]
 
 
 def test_a_client_that_leaves_in_the_middle_of_the_hints_harms_nobody(tmp_path):

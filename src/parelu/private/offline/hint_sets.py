@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from parelu.errors import ProtocolError
 from parelu.fusion import hint_layout, hint_plan
 from parelu.fusion.hint_layout import Reader
 from parelu.fusion.hint_plan import Plan, plans
@@ -171,7 +172,7 @@ class Made:
             with self.file.open("rb") as file:
                 file.seek(-DIGEST_BYTES, os.SEEK_END)
                 return digest if file.read() == digest else None
-        except OSError:
+        except (OSError, ProtocolError):
             return None
 
     def _make(self, keep: Keep) -> bytes:
@@ -279,7 +280,10 @@ class _Opened:
     def body(self) -> Iterator[bytes]:
         first = 0
         for chunk in self._use.chunks:
-            yield os.pread(self._descriptor, chunk.bytes, first)
+            body = os.pread(self._descriptor, chunk.bytes, first)
+            if len(body) != chunk.bytes:
+                raise ProtocolError("the server's hints were damaged on its disk; its operator starts it again")
+            yield body
             first += chunk.bytes
 
 

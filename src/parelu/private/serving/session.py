@@ -298,9 +298,9 @@ class _Served:
     def _make(self) -> Material:
         """Of one inference, with the client; now and then it is opened, and another is made."""
         while True:
-            is_opened = self.mode.audits and _toss(self.service.audit)
             self.service.account.phase()
-            self._begin()
+            self._begin()  # what breaks meanwhile, as while hints come, is no phase that was not shown
+            is_opened = self.mode.audits and _toss(self.service.audit)
             try:
                 material = self._phase(is_opened)
             except Deviation as error:
