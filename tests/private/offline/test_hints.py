@@ -40,7 +40,7 @@ from parelu.private.transport.channel import HEADER, Channel
 MODE = Hints()
 ROOT = Path(__file__).parents[3]
 CANDIDATES = 3  # of a query's secrets here: each takes its time
-pytestmark = pytest.mark.usefixtures("two_sets", "few_candidates")
+pytestmark = pytest.mark.usefixtures("two_sets", "few_candidates", "known_base_transfers")
 
 
 @pytest.fixture
