@@ -10,9 +10,11 @@ import pytest
 from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError
+from parelu.fusion.hint_plan import OFTEN, ONCE, plan
 from parelu.private.lowering import reference
-from parelu.private.offline import hint_exchange, hint_folder
-from parelu.private.offline.hint_sets import uses
+from parelu.private.lowering.layers import layers
+from parelu.private.offline import hint_exchange, hint_folder, hint_sets
+from parelu.private.offline.hint_sets import Use
 from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
@@ -25,7 +27,8 @@ from parelu.private.transport.channel import Channel
 LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.4))
 IMAGES = images_of(3, (1, 6, 6))
 EXPECTED = reference.run(LOWERED, IMAGES).logits
-FEW, MANY = (use.bytes for use in uses(LOWERED.program, LOWERED.commitment))
+LAYERS = layers(LOWERED.program)
+FEW, MANY = (Use(LOWERED.program.digest, LOWERED.commitment, plan(LAYERS, often)).bytes for often in (ONCE, OFTEN))
 A_FEW = 2000  # bytes of what is said about hints that are not sent
 
 
@@ -38,7 +41,8 @@ def certificates(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def a_choice(monkeypatch):
-    """Of a network this small a client that comes often would take the set for few queries too."""
+    """Of a network this small a server would offer the set for few queries alone."""
+    monkeypatch.setattr(hint_sets, "plans", lambda layers: (plan(layers, ONCE), plan(layers, OFTEN)))
     monkeypatch.setattr(hint_exchange, "best", lambda plans, queries: int(queries > 100))
 
 
