@@ -1,10 +1,13 @@
 """Compiled loops where nothing can be kept."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numba.core import caching
 
-from parelu.network.cache import compiled
+from parelu.errors import UserError
+from parelu.network.cache import compiled, folder
 
 
 def double(values):
@@ -23,3 +26,15 @@ def test_a_loop_is_compiled_also_where_its_code_cannot_be_kept(monkeypatch, writ
     loop(values)
     assert values.tolist() == [0, 2, 4]
     assert loop.targetoptions["nogil"]
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
+        folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert folder() == Path("/cache/parelu")

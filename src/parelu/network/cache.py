@@ -14,13 +14,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from parelu.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """The cache folder; it need not exist. A relative $XDG_CACHE_HOME is ignored, as its specification asks."""
+    """The cache folder; it need not exist. A relative $XDG_CACHE_HOME is ignored, as its specification asks.
+
+    Raises UserError for a user who has neither that nor a home folder.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "parelu"
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "parelu"
+    except RuntimeError as error:
+        raise UserError(
+            "this user has no home folder: set XDG_CACHE_HOME to an absolute path, for the cache"
+        ) from error
 
 
 def tensors(stem: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
