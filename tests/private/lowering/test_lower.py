@@ -25,6 +25,7 @@ from parelu.private.crypto.kernels import NAMES, load
 from parelu.private.crypto.ring import WIDTHS, LinearMap, Ring
 from parelu.private.fresh import NOISE, fresh, noise
 from parelu.private.lowering import lower as lower_module
+from parelu.private.lowering import program as program_module
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import LARGEST_WRAP, WEIGHT_BITS, Lowered, lower
 from parelu.private.lowering.program import Program
@@ -514,3 +515,9 @@ def test_networks_that_59_bits_refuse_lower_at_64(name, shape, classes, steps, m
     monkeypatch.setattr(lower_module, "LEAST_SQUARE_BITS", WEIGHT_BITS)  # none has squares: try once
     with pytest.raises(UserError, match=r"may wrap .* a ring of 64 bits"):
         lower(candidate.network(), images, candidate.preprocessing, ring=Ring(59))
+
+
+def test_a_network_that_no_program_holds_is_refused_in_a_line(monkeypatch):
+    monkeypatch.setattr(program_module, "LARGEST_TOTAL", 100)
+    with pytest.raises(UserError, match=r"too large to be run privately: values of \d+ elements together"):
+        lowered_of(ready(Residual(), (1, 6, 6)))

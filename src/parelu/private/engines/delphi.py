@@ -128,7 +128,8 @@ def _party(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
 
 def _last_line(process: subprocess.Popen[str]) -> str:
     assert process.stderr is not None
-    return (process.stderr.read().strip() or "killed").splitlines()[-1]
+    last = (process.stderr.read().strip() or "killed").splitlines()[-1]
+    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
 
 
 Runs = Sequence[Sequence[Mapping[str, Any]]]  # for each inference, the traffic of each phase and layer

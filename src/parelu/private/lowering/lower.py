@@ -163,7 +163,10 @@ def lower(
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
     tried: list[float] = []
     for square_bits, is_late in itertools.product(range(WEIGHT_BITS, LEAST_SQUARE_BITS - 1, -1), (True, False)):
-        lowered = _Lowering(fused, seen, ring, square_bits, is_late).result(described)
+        try:
+            lowered = _Lowering(fused, seen, ring, square_bits, is_late).result(described)
+        except ValueError as error:
+            raise UserError(f"the network is too large to be run privately: {error}; use smaller images") from error
         if lowered.wrap_bound <= LARGEST_WRAP:
             return lowered
         tried.append(lowered.wrap_bound)
