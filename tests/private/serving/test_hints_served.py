@@ -11,7 +11,7 @@ from two_parties import WIDE, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError
 from parelu.private.lowering import reference
-from parelu.private.offline import hint_exchange, hints
+from parelu.private.offline import hints
 from parelu.private.offline.hints import Hints
 from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Material, Model
