@@ -697,6 +697,10 @@ def test_a_client_that_stops_when_it_is_asked_has_not_answered(kind, error):
         raise ProtocolError("gone")
 
     assert type(Phases(MODEL, from_client=at(kind, 0, stop)).results["server"]) is error
+    if kind == "beta":
+        with malformed(0), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hint_secrets, "Stream", lambda *labels: Fixed(1))
+            assert type(Phases(MODEL, from_client=at(kind, 0, stop)).results["server"]) is Deviation
 
 
 @pytest.mark.parametrize("chosen", [CANDIDATES, 255])
@@ -881,6 +885,11 @@ def test_a_committed_part_of_no_residues_is_refused(change, message, monkeypatch
 def test_seeds_of_another_length_are_no_answer(change, message):
     results = Phases(MODEL, from_client=at("open", 0, change)).results
     assert isinstance(results["server"], Unanswered) and message in str(results["server"])
+
+
+@pytest.mark.parametrize(("change", "message"), NO_RESIDUE[2:])
+def test_a_part_of_another_length_is_refused(change, message):
+    refused(Phases(MODEL, from_client=at("beta", 0, change)).results, "server", message)
 
 
 @pytest.mark.parametrize(("kind", "index"), [("upld", 2), ("answ", 3)])
