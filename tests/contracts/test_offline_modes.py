@@ -7,7 +7,7 @@ import pytest
 from two_parties import WIDE, Pair, Residual, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model, prepare_client
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
@@ -38,10 +38,11 @@ def both(client, server) -> list:
 def test_phases_that_are_opened_and_phases_that_are_not_follow_each_other(name):
     """Of three, the first and the last are opened where the mode audits; each has material of its own."""
     mode = modes()[name]
+    mode.make(MODEL)
     opened = [mode.audits, False, mode.audits]
 
     def client(channel):
-        state, found = mode.client(channel, CONTEXT, MODEL.terms), []
+        state, found = mode.client(channel, CONTEXT, MODEL.terms, mode.make(MODEL), Keep()), []
         for is_opened in opened:
             found.append(prepare_client(MODEL.terms, mode.fetch(channel, state)).dump())
             if is_opened:

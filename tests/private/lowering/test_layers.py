@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from two_parties import Residual, lowered_of, ready
+from two_parties import WIDE, Residual, lowered_of, ready
 
 from parelu.fusion.hint_plan import plans
 from parelu.private.lowering.encode import linear_map
@@ -25,5 +25,5 @@ def test_each_linear_op_of_a_program_is_planned_and_computed():
             matrix = reader.matrix(weights["weight"]).astype(np.int64)
             sums = [matrix[g] @ reader.gather(packed, g).reshape(reader.columns, -1) for g in range(reader.groups)]
             rows = np.concatenate(sums).reshape(reader.rows, reader.upload.tiles, reader.slots)
-            wanted = linear_map(op, weights)(values.reshape(1, *program.shapes[op.source]))[0]
+            wanted = linear_map(op, weights, WIDE)(values.reshape(1, *program.shapes[op.source]))[0]
             assert np.array_equal(reader.outputs(rows), wanted.astype(np.int64).reshape(-1))
