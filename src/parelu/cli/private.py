@@ -67,7 +67,7 @@ class Bench:
     """one or several, with commas; of a run's folder delphi is always one. SPU's engines make their environment at the
     first call, a download of 1 GB; --relu and --offline are not theirs"""
     relu: ReluName = "sign"
-    """sign: a garbled sign and two oblivious transfers; full: the whole ReLU garbled, as in the papers; fss: a
+    """sign: a sign under one-time pads and two oblivious transfers; full: all of the ReLU garbled, as in papers; fss: a
     distributed comparison function, 16 bytes online; without a dealer up to m = 16 bits, in time that doubles a bit"""
     offline: OfflineName = "hints"
     """hints: no third party; what a client gets once makes each query's linear layers cheap; seal: the same trust, by

@@ -8,6 +8,7 @@ is asked and stops is counted as one who did not answer an audit.
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,26 +51,25 @@ def offer(channel: Channel, use: Use, seed: bytes) -> tuple[bytes, Secrets]:
     return seeds[which], secrets
 
 
-def chosen(channel: Channel, use: Use, seed: bytes) -> NDArray[np.uint8]:
+def chosen(channel: Channel, use: Use, seed: bytes, asking: AbstractContextManager[None]) -> NDArray[np.uint8]:
     """The server's end: β of one of the secrets, when all others were made again.
 
-    seed: of the server's own randomness in this query. Raises Deviation where they are not what was committed to, and
-    Unanswered where the client stops when it was asked.
+    seed: of the server's own randomness in this query; asking: as `Mode.serve` takes it. Raises Deviation where they
+    are not what was committed to, and Unanswered where the client stops when it was asked.
     """
     commitments = channel.receive("cmit", HASH_BYTES * CANDIDATES).reshape(CANDIDATES, -1)
     which = int(Stream(seed, "chosen secrets").bytes(1)[0]) % CANDIDATES
-    channel.send("chos", bytes([which]))
-    try:
-        seeds = channel.receive("open", SEED_BYTES * (CANDIDATES - 1)).reshape(CANDIDATES - 1, -1)
-    except (ProtocolError, OSError) as error:
-        raise Unanswered(str(error)) from error
-    others = np.delete(commitments, which, axis=0)
-    checks = [ahead(_check, use, shown.tobytes(), other) for shown, other in zip(seeds, others, strict=True)]
-    try:
-        body = channel.receive("beta", packed_bytes(PRIMES, DEGREE * RANK * len(use.plan.public_parts)))
-    finally:  # who has seen what was chosen, and goes away now, is found out as well
-        for check in checks:
+    with asking:
+        channel.send("chos", bytes([which]))
+        try:
+            seeds = channel.receive("open", SEED_BYTES * (CANDIDATES - 1)).reshape(CANDIDATES - 1, -1)
+        except (ProtocolError, OSError) as error:
+            raise Unanswered(str(error)) from error
+        others = np.delete(commitments, which, axis=0)
+        checks = [ahead(_check, use, shown.tobytes(), other) for shown, other in zip(seeds, others, strict=True)]
+        for check in checks:  # before β: who has seen what was chosen, and goes away now, is found out as well
             check.result()
+    body = channel.receive("beta", packed_bytes(PRIMES, DEGREE * RANK * len(use.plan.public_parts)))
     _compare(body.tobytes(), commitments[which])
     return body
 

@@ -81,8 +81,7 @@ class _Server(ObliviousServer):
         self.received = {} if audited else None
         plan = self.use.plan
         with self.channel.measured("offline", "keys"):
-            with asking:
-                self._beta = chosen(self.channel, self.use, self.seed)
+            self._beta = chosen(self.channel, self.use, self.seed, asking)
             shape = len(PRIMES), DEGREE, RANK, len(plan.public_parts)
             betas = Betas([*unpack(self._beta, PRIMES, math.prod(shape[1:])).reshape(shape)])
         self._opened: dict[int, Residues] = {}

@@ -335,6 +335,9 @@ class _Served:
         with self.service.account.alone():
             try:
                 yield
+            except Deviation as error:
+                self.service.account.bar(str(error))
+                raise
             except Unanswered:
                 self._went_away()
                 raise
