@@ -102,7 +102,7 @@ NETWORKS = {
 }
 
 
-def row(network: Network, images: int, offline: str) -> dict[str, Any]:
+def row(network: Network, images: int, offline: str, queries: int) -> dict[str, Any]:
     """What one network costs; the wrap bound is of the program's ring."""
     torch.manual_seed(0)
     reduced = apply_steps(network.make(), network.steps)
@@ -116,7 +116,7 @@ def row(network: Network, images: int, offline: str) -> dict[str, Any]:
         ring=Ring(modes()[offline].ring_bits),
     )
     seconds = time.perf_counter() - start
-    found = bench(lowered, candidate, noise(images, shape, 2), offline=offline)
+    found = bench(lowered, candidate, noise(images, shape, 2), offline=offline, queries=queries)
     return {
         "relus": found.relus,
         "wrap_bound": lowered.wrap_bound,
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=[*NETWORKS], help=", ".join(NETWORKS))
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--offline", default="hints", choices=sorted(modes()))
+    parser.add_argument("--queries", type=int, default=1000, help="that the client says it will ask for")
     parser.add_argument("--json", type=Path, help="a file for the rows")
     arguments = parser.parse_args()
     rows = {}
@@ -163,7 +164,7 @@ def main() -> None:
         if name not in NETWORKS:
             parser.error(f"unknown network {name!r}; known are {', '.join(NETWORKS)}")
         try:
-            rows[name] = row(NETWORKS[name], arguments.images, arguments.offline)
+            rows[name] = row(NETWORKS[name], arguments.images, arguments.offline, arguments.queries)
         except UserError as error:
             print(f"{name:<34}{error}", flush=True)
             continue

@@ -81,6 +81,8 @@ class Bench:
     """inferences, after one that warms up; the medians are reported"""
     batch: int = 1
     """images a query: they share its rounds"""
+    queries: int = 1000
+    """that the client says it will ask for: with hints, for few of them fewer come once, and each query costs more"""
     seed: int = 0
     """of fresh weights and the mask"""
     json: bool = False
@@ -93,8 +95,10 @@ class Bench:
             raise UserError(f"--images {self.images}: give 1 to 10000")
         if not 1 <= self.batch <= self.images or self.images % self.batch:
             raise UserError(f"--batch {self.batch}: give a number that divides --images {self.images}")
+        if self.queries < 1:
+            raise UserError(f"--queries {self.queries}: give 1 or more")
         names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
-        options = api.Options(self.relu, self.offline, self.link, self.batch, self.truncation)
+        options = api.Options(self.relu, self.offline, self.link, self.batch, self.truncation, self.queries)
         api.chosen(names, options)
         if (Path(self.network_or_candidate) / "config.json").exists():
             self._measure_run(options, names)

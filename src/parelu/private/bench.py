@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parelu.network.candidate import Candidate
 from parelu.network.preprocessing import normalise
-from parelu.private.engines.base import Options, chosen
+from parelu.private.engines.base import QUERIES, Options, chosen
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered
 from parelu.private.offline.mode import DEFAULT
@@ -31,13 +31,14 @@ def bench(
     link: str = "loopback",
     batch: int = 1,
     truncation: str = "local",
+    queries: int = QUERIES,
 ) -> Row:
     """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row.
 
     The first query is run once more beforehand, to warm up. Errors of the logits are against the float network's and
     the ring reference's. Raises UserError where the engine is not known or cannot run this, or a party fails.
     """
-    options = Options(relu, offline, link, batch, truncation)
+    options = Options(relu, offline, link, batch, truncation, queries)
     (runner,) = chosen([engine], options)
     measured = runner.run(lowered, images, options)
     logits, program = measured.logits, lowered.program

@@ -33,7 +33,7 @@ def bench_text(row: Row) -> str:
     ]
     lines += [_phase(name, cost) for name, cost in phases.items() if cost]
     if costs.hints_bytes is not None:
-        lines += ["", f"  hints, once: {size(costs.hints_bytes)}, which a client keeps that expects many queries"]
+        lines += ["", f"  hints, once: {size(costs.hints_bytes)}, which a client keeps"]
     name, last = [(name, cost) for name, cost in phases.items() if cost][-1]
     batch, relus = row.batch, max(row.relus * row.batch, 1)
     query = f"queries of {batch} images" if batch > 1 else "inferences"

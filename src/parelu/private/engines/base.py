@@ -17,13 +17,15 @@ from parelu.private.lowering.lower import Lowered
 from parelu.private.offline.mode import DEFAULT
 from parelu.private.rows import Costs
 
+QUERIES = 1000  # a row is of a client that stays
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What a measurement is asked for; an engine leaves aside what it has no choice of.
 
     relu: ReLU protocol; offline: offline mode; link: a name of `transport.link.LINKS`; batch: images a query;
-    truncation: of `protocol.delphi.TRUNCATIONS`.
+    truncation: of `protocol.delphi.TRUNCATIONS`; queries: that the client says it will ask for, for what comes once.
     """
 
     relu: str = "sign"
@@ -31,6 +33,7 @@ class Options:
     link: str = "loopback"
     batch: int = 1
     truncation: str = "local"
+    queries: int = QUERIES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,6 @@ from parelu.private.transport.traffic import Traffic
 PHASES = ("offline", "online")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
 TIMEOUT = 600.0  # seconds of silence
-QUERIES = 1000  # that the client expects to ask for: a row is of one that stays
 
 
 class Delphi(Engine):
@@ -99,7 +98,7 @@ def _run_parties(folder: Path, options: Options) -> tuple[dict[str, Any], dict[s
         if not first:
             raise UserError(f"the server's process failed: {_last_line(server)}")
         port = str(json.loads(first)["port"])
-        with _party("client", folder, port, options.offline, options.relu, link) as client:
+        with _party("client", folder, port, options.offline, options.relu, link, str(options.queries)) as client:
             out, error = client.communicate()
         rest = server.stdout.readline()
         if not rest:
@@ -214,10 +213,10 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
     print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
 
 
-def _client(folder: Path, port: str, offline: str, relu: str, link: str) -> None:
+def _client(folder: Path, port: str, offline: str, relu: str, link: str, queries: str) -> None:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    keep = Keep(QUERIES, folder / "hints")
+    keep = Keep(int(queries), folder / "hints")
     with Client(
         "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT
     ) as client:
