@@ -236,6 +236,7 @@ def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
         (("bench", "resnet10 m=2", "--engine", "delphi,spu"), "unknown engine 'spu'; known are delphi, spu-aby3"),
         (("bench", "resnet10 m=2", "--engine", "spu-semi2k", "--link", "lan"), "spu-semi2k cannot shape a link"),
         (("bench", "resnet10 m=2", "--batch", "2"), "give a number that divides --images 5"),
+        (("bench", "resnet10 m=2", "--queries", "0"), "give 1 or more"),
         (("serve", "nowhere", "--processes", "2", "--port", "0"), "a --port of your own"),
         (("prepare", "localhost:1", "0", "--stock-dir", "s"), "give a count from 1 to 10000"),
         (("prepare", "localhost:1", "3", "--stock-dir", "s"), "is `parelu serve` running there?"),
