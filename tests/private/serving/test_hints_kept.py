@@ -1,12 +1,13 @@
 """Hints of a deployed pair: sent once to a client, kept in folders that stay small, never free."""
 
-import contextlib
+import functools
 import os
 import threading
 import time
 
 import numpy as np
 import pytest
+from deployed import deployed, until
 from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError
@@ -20,7 +21,6 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 from parelu.private.transport.channel import Channel
 
@@ -46,24 +46,7 @@ def a_choice(monkeypatch):
     monkeypatch.setattr(hint_exchange, "best", lambda plans, queries: int(queries > 100))
 
 
-@contextlib.contextmanager
-def serving(certificates, **options):
-    lines, model = [], Model(LOWERED, relus()["sign"], Exact())
-    server = Server(model, modes()["hints"], ("127.0.0.1", 0), certificates, ServerOptions(**options), log=lines.append)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server, lines
-    finally:
-        server.close()
-        thread.join()
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
+serving = functools.partial(deployed, LOWERED, offline="hints")
 
 
 def received(server, certificates, keep, images=IMAGES):

@@ -1,12 +1,12 @@
 """Hints between `parelu serve` and its clients: fetched once, opened phases, clients that leave, many at once."""
 
-import contextlib
 import threading
 import time
 from typing import Any
 
 import numpy as np
 import pytest
+from deployed import deployed
 from two_parties import WIDE, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError
@@ -19,7 +19,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving import session
 from parelu.private.serving.client import Client
-from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.serving.server import Server
 
 LOWERED = lowered_of(ready(Residual(), (1, 6, 6), lambda u: u < 0.1), ring=WIDE)
 pytestmark = pytest.mark.usefixtures("two_sets")
@@ -27,19 +27,8 @@ IMAGES = images_of(8, (1, 6, 6))
 EXPECTED = reference.run(LOWERED, IMAGES).logits
 
 
-@contextlib.contextmanager
 def serving(keep: Keep | None = None, lowered=LOWERED, **options):
-    lines: list[str] = []
-    model, mode = Model(lowered, relus()["sign"], reveal_of("exact")), modes()["hints"]
-    mode.make(model, keep)
-    server = Server(model, mode, ("127.0.0.1", 0), None, ServerOptions(**options), log=lines.append)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server, lines
-    finally:
-        server.close()
-        thread.join()
+    return deployed(lowered, offline="hints", keep=keep, **options)
 
 
 def client(server: Server, keep: Keep, **more: Any) -> Client:

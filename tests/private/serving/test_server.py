@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import errno
+import functools
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from deployed import deployed, until
 from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
@@ -44,25 +46,7 @@ def certificates(tmp_path_factory):
     return folder
 
 
-@contextlib.contextmanager
-def serving(certificates=None, offline="dealer", reveal="exact", relu="sign", **options):
-    lines, options = [], ServerOptions(**options)
-    model = Model(LOWERED, relus()[relu], reveal_of(reveal))
-    server = Server(model, modes()[offline], ("127.0.0.1", 0), certificates, options, log=lines.append)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server, lines
-    finally:
-        server.close()
-        thread.join()
-
-
-def until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
+serving = functools.partial(deployed, LOWERED)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""A server that listens on this machine, for as long as a test needs it."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from parelu.private.lowering.lower import Lowered
+from parelu.private.offline.mode import Keep, modes
+from parelu.private.protocol.delphi import Model
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import reveal_of
+from parelu.private.serving.server import Server, ServerOptions
+
+
+@contextlib.contextmanager
+def deployed(
+    lowered: Lowered,
+    certificates: Path | None = None,
+    offline: str = "dealer",
+    reveal: str = "exact",
+    relu: str = "sign",
+    keep: Keep | None = None,
+    **options: Any,
+) -> Iterator[tuple[Server, list[str]]]:
+    """(the server, the lines that it logs); options: of `ServerOptions`."""
+    lines: list[str] = []
+    model, mode = Model(lowered, relus()[relu], reveal_of(reveal)), modes()[offline]
+    if keep:
+        mode.make(model, keep)
+    server = Server(model, mode, ("127.0.0.1", 0), certificates, ServerOptions(**options), log=lines.append)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server, lines
+    finally:
+        server.close()
+        thread.join()
+
+
+def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """What the condition says at last: true, or so many seconds were over."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
