@@ -18,11 +18,16 @@ from typing import Any
 import tyro
 
 import parelu
-from parelu.cli import inspection, private, training
+from parelu.cli import bench, inspection, private, training
 from parelu.cli.output import say
 from parelu.errors import ProtocolError, UserError
 
-COMMANDS: dict[str, type[Any]] = {**training.COMMANDS, **inspection.COMMANDS, **private.COMMANDS}
+COMMANDS: dict[str, type[Any]] = {
+    **training.COMMANDS,
+    **inspection.COMMANDS,
+    **bench.COMMANDS,
+    **private.COMMANDS,
+}
 
 ABOUT = (
     "From a convolutional network and a budget of ReLUs to the Pareto frontier of networks made for private inference, "

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
+from parelu.cli.bench import measure_frontier
 from parelu.cli.inspection import print_frontier, save_report
 from parelu.cli.output import say
-from parelu.cli.private import measure_frontier
 
 if TYPE_CHECKING:
     from parelu.api import Experiment, Method, Reduction, Run
