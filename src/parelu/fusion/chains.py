@@ -72,8 +72,10 @@ def is_linear(node: fx.Node) -> bool:
             return len(shape(node)) == 1
         case ops.BatchNorm(norm):
             return norm.running_mean is not None
-        case ops.Pool() | ops.Flatten():
+        case ops.Pool():
             return True
+        case ops.Reshape(after):
+            return len(after) == 1
         case _:
             return False
 

@@ -237,7 +237,7 @@ class _Merging:
         """Of a unit as it stands."""
         if isinstance(unit, Sum):
             return self._cut(unit.left)[0] + self._cut(unit.right)[0]
-        return 0.0 if isinstance(ops.read(unit), ops.Pool | ops.Flatten) else self.cost(_alone(unit))
+        return 0.0 if isinstance(ops.read(unit), ops.Pool | ops.Reshape) else self.cost(_alone(unit))
 
     def _joined(self, first: _Merged | None, second: _Merged | None) -> _Merged | None:
         if first and second and (self.padded or first.layer.is_exact_before(second.layer)):

@@ -204,11 +204,11 @@ def _described(node: fx.Node, op: ops.Op, values: Mapping[fx.Node, int], before:
             pool = _Layer("pool", "", reads, (*kernel, *stride, *padding))
             is_vector = len(node.meta["shape"]) == 1
             return [pool, _Layer("flatten", "", (before + 1,), ())] if is_vector else [pool]
-        case ops.Concat(parts, 1) if all(part in values for part in parts):
+        case ops.Concat(parts, 0) if all(part in values for part in parts):
             return [_Layer("concat", "", tuple(values[part] for part in parts), ())]
-        case ops.Slice(start, stop):
-            return [_Layer("slice", "", reads, (start, stop))]
-        case ops.Flatten():
+        case ops.Select() if op.channels:
+            return [_Layer("slice", "", reads, op.channels)]
+        case ops.Reshape(after) if len(after) == 1:
             return [_Layer("flatten", "", reads, ())]
         case _:
             where = f"{ops.path(node)}: {ops.name(node)}"

@@ -106,7 +106,9 @@ def _macs(node: fx.Node, op: ops.Op) -> int:
             return 0
         case ops.Activation() | ops.BatchNorm() | ops.Pool() | ops.UnevenPool() | ops.Addition():
             return 0
-        case ops.Flatten() | ops.Identity() | ops.Concat() | ops.Slice() | ops.Padding():
+        case ops.Identity() | ops.Concat() | ops.Reshape() | ops.Permute() | ops.Select():
+            return 0
+        case ops.Affine() | ops.Scaling() | ops.Resample():
             return 0
         case ops.Excitation() | ops.Product():
             return 0

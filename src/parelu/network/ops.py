@@ -7,6 +7,7 @@ identity. To add an op: its class, a line in a table, and a case where it is cou
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -15,9 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
+from parelu.network import functions
 from parelu.network.sites import Site
 from parelu.network.trace import called_module, owner
 
@@ -113,8 +115,63 @@ class UnevenPool(Op):
     """An average over anything else: windows of several sizes, other dimensions, another divisor."""
 
 
-class Flatten(Op):
-    """A vector of a map, or of a vector."""
+@dataclass(frozen=True)
+class MaxPool(Op):
+    """The largest of each window; padding is never the largest."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+
+@dataclass(frozen=True)
+class Affine(Op):
+    """x·weight + bias, which broadcast over the map."""
+
+    layer: functions.Affine
+
+
+@dataclass(frozen=True)
+class Scaling(Op):
+    """Times a number."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Resample(Op):
+    """A fixed matrix along one dimension."""
+
+    layer: functions.Resample
+
+
+@dataclass(frozen=True)
+class Reshape(Op):
+    """The same numbers in the same order. shape: without the batch."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Permute(Op):
+    """The dimensions in another order. order: from 0, without the batch."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Select(Op):
+    """What indices name along each dimension, without the batch; -1 is a zero, None is all in order."""
+
+    indices: tuple[tuple[int, ...] | None, ...]
+
+    @property
+    def channels(self) -> Pair | tuple[()]:
+        """First and last, without the last, where it takes neighbours whole; else nothing."""
+        first, *others = self.indices
+        if first is None or any(other is not None for other in others) or min(first) < 0:
+            return ()
+        return (first[0], first[-1] + 1) if first == tuple(range(first[0], first[-1] + 1)) else ()
 
 
 class Identity(Op):
@@ -131,22 +188,10 @@ class Addition(Op):
 
 @dataclass(frozen=True)
 class Concat(Op):
-    """dim: from 0, the batch's."""
+    """axis: from 0, without the batch."""
 
     parts: tuple[fx.Node, ...]
-    dim: int
-
-
-@dataclass(frozen=True)
-class Slice(Op):
-    """The channels from `start` to before `stop`."""
-
-    start: int
-    stop: int
-
-
-class Padding(Op):
-    """Constants around a map."""
+    axis: int
 
 
 class Excitation(Op):
@@ -253,10 +298,18 @@ def _product(node: fx.Node) -> Op:
     arguments = [a for a in _arguments(node) if isinstance(a, fx.Node)]
     factors = [a for a in arguments if a.op != "get_attr" and "shape" in a.meta]
     if len(factors) < 2:
-        return Free()
+        return _scaling(node)
     if any(map(_is_excitation, factors)):
         return Product()
     return Unsupported.at(node, "remove the gate (squeeze-and-excitation, attention)", "a product of two activations")
+
+
+def _scaling(node: fx.Node) -> Op:
+    numbers = [a for a in _arguments(node) if isinstance(a, int | float)]
+    is_quotient = node.target in (operator.truediv, torch.div, "div")
+    if len(numbers) != 1 or len(_arguments(node)) != 2 or (is_quotient and numbers[0] is not node.args[1]):
+        return Free()
+    return Scaling(1 / numbers[0] if is_quotient else float(numbers[0]))
 
 
 def _sigmoid(node: fx.Node, module: nn.Module | None = None) -> Op:
@@ -280,25 +333,64 @@ def _concat(node: fx.Node) -> Op:
     parts, dim = _argument(node, 0, "tensors", ()), _argument(node, 1, "dim", 0)
     if not isinstance(parts, list | tuple) or not isinstance(dim, int):
         return Free()
-    return Concat(tuple(parts), dim % (len(node.meta["shape"]) + 1))
+    return Concat(tuple(parts), dim % (len(node.meta["shape"]) + 1) - 1)
 
 
-def _item(node: fx.Node) -> Op:
-    """x[:, a:b] is a slice."""
-    index: Any = node.args[1]
-    batch, channels, *rest = index if isinstance(index, tuple) and len(index) > 1 else (index, None)
-    if batch != slice(None) or not isinstance(channels, slice) or any(other != slice(None) for other in rest):
-        return Free()
-    limits = (channels.start, channels.stop, channels.step)
-    if not all(limit is None or isinstance(limit, int) for limit in limits):
-        return Free()
-    start, stop, step = channels.indices(node.all_input_nodes[0].meta["shape"][0])
-    return Slice(start, stop) if step == 1 and start < stop else Free()
+def _moved(node: fx.Node, module: nn.Module | None = None) -> Op:
+    """What only moves numbers, or adds zeros: found by moving the numbers' own places."""
+    source = node.all_input_nodes[0]
+    before, after = source.meta.get("shape", ()), node.meta["shape"]
+    key = "moved"
+    if key not in node.meta:
+        places = torch.arange(1, math.prod(before) + 1, dtype=torch.float64).view(1, *before)
+        try:
+            moved, doubled = (_run(node, module, {source: x}) for x in (places, 2 * places))
+            is_move = moved.shape == (1, *after) and torch.equal(doubled, 2 * moved)
+            node.meta[key] = read_places(moved[0].long() - 1, before) if is_move else None
+        except (KeyError, RuntimeError, TypeError, IndexError):
+            node.meta[key] = None
+    return node.meta[key] or Free()
 
 
-def _flatten(node: fx.Node, module: nn.Module | None = None) -> Op:
-    shape, before = node.meta["shape"], node.all_input_nodes[0].meta.get("shape", ())
-    return Flatten() if len(shape) == 1 and math.prod(shape) == math.prod(before) else Free()
+def _run(node: fx.Node, module: nn.Module | None, tensors: Mapping[fx.Node, Tensor]) -> Any:
+    """What a call makes of tensors, and of the numbers that the graph has for a batch of one."""
+    numbers = {n: n.meta["number"] for n in node.all_input_nodes if "number" in n.meta}
+    args, kwargs = (fx.map_arg(part, {**numbers, **tensors}.__getitem__) for part in (node.args, node.kwargs))
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    call: Any = module or node.target
+    return call(*args, **kwargs)
+
+
+def read_places(places: Tensor, before: tuple[int, ...]) -> Op | None:
+    """The op that puts what stood at `places` of a tensor of shape `before` where they stand; -1 is a zero."""
+    after, count = tuple(places.shape), math.prod(before)
+    if torch.equal(places.flatten(), torch.arange(count)):
+        return Reshape(after) if after != before else Identity()
+    if len(after) != len(before):
+        return None
+    all_places = torch.arange(count).view(before)
+    if math.prod(after) == count:
+        for order in itertools.permutations(range(len(before))):
+            if tuple(before[d] for d in order) == after and torch.equal(all_places.permute(order), places):
+                return Permute(order)
+    return _selected(places, all_places)
+
+
+def _selected(places: Tensor, all_places: Tensor) -> Op | None:
+    """A selection along each dimension, if that is what it is."""
+    indices: list[tuple[int, ...] | None] = []
+    for axis, size in enumerate(all_places.shape):
+        stride = math.prod(all_places.shape[axis + 1 :])
+        others = tuple(d for d in range(places.dim()) if d != axis)
+        along = (places.amax(others) if others else places).clamp(min=-1)
+        along = torch.where(along < 0, along, along // stride % size)
+        indices.append(None if torch.equal(along, torch.arange(size)) else tuple(along.tolist()))
+    found = all_places.unsqueeze(0)
+    for axis, wanted in enumerate(indices):
+        if wanted is not None:
+            found = functions.select(found + 1, axis, wanted) - 1
+    return Select(tuple(indices)) if torch.equal(found[0], places) else None
 
 
 def _average_pool(node: fx.Node, module: nn.AvgPool2d | None = None) -> Op:
@@ -313,6 +405,18 @@ def _average_pool(node: fx.Node, module: nn.AvgPool2d | None = None) -> Op:
     if _map_before(node) is None or ceil_mode or divisor_override or is_uncounted:
         return UnevenPool()
     return Pool(two(kernel), two(stride if stride is not None else kernel), two(padding))
+
+
+def _max_pool(node: fx.Node, module: nn.MaxPool2d | None = None) -> Op:
+    names, defaults = ("kernel_size", "stride", "padding", "dilation", "ceil_mode"), (None, None, 0, 1, False)
+    if module is not None:
+        options = [getattr(module, option) for option in names]
+    else:
+        options = [_argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True))]
+    kernel, stride, padding, dilation, ceil_mode = options
+    if _map_before(node) is None or ceil_mode or two(dilation) != (1, 1):
+        return _unknown(node)
+    return MaxPool(two(kernel), two(stride if stride is not None else kernel), two(padding))
 
 
 def _adaptive_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
@@ -347,7 +451,6 @@ ADDITIONS = (operator.add, torch.add, "add", "add_")
 PRODUCTS = (operator.mul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
 SIGMOIDS = (torch.sigmoid, "sigmoid")
 _DIFFERENCES = (operator.sub, torch.sub, "sub")
-_REORDERED = ("contiguous", "permute", "squeeze", "unsqueeze")
 _SIZES = (getattr, operator.floordiv, "size")
 
 # Module class → how a call of it, or of a class derived from it, is read.
@@ -361,12 +464,16 @@ MODULES: dict[type[nn.Module], Callable[[fx.Node, Any], Op]] = {
     nn.BatchNorm1d: lambda node, layer: BatchNorm(layer),
     nn.BatchNorm2d: lambda node, layer: BatchNorm(layer),
     nn.AvgPool2d: _average_pool,
+    nn.MaxPool2d: _max_pool,
     nn.AdaptiveAvgPool2d: _adaptive_pool,
-    nn.Flatten: _flatten,
+    nn.Flatten: _moved,
     nn.Identity: lambda node, module: Identity(),
     nn.Dropout: lambda node, module: Identity(),
     nn.Dropout2d: lambda node, module: Identity(),
-    nn.ConstantPad2d: lambda node, module: Padding(),
+    **dict.fromkeys((nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), _moved),
+    **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unflatten), _moved),
+    functions.Affine: lambda node, layer: Affine(layer),
+    functions.Resample: lambda node, layer: Resample(layer),
     nn.Sigmoid: _sigmoid,
 }
 
@@ -376,14 +483,16 @@ CALLS: dict[Any, Callable[[fx.Node], Op]] = {
     **dict.fromkeys(ADDITIONS, _addition),
     **dict.fromkeys(PRODUCTS, _product),
     **dict.fromkeys(SIGMOIDS, _sigmoid),
-    **dict.fromkeys((torch.flatten, "flatten", "view", "reshape"), _flatten),
+    **dict.fromkeys((torch.flatten, torch.reshape, "flatten", "view", "reshape"), _moved),
+    **dict.fromkeys((torch.permute, torch.transpose, "permute", "transpose", "contiguous"), _moved),
+    **dict.fromkeys((torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze"), _moved),
+    **dict.fromkeys((F.pad, functions.select, operator.getitem), _moved),
+    F.max_pool2d: _max_pool,
     **dict.fromkeys((torch.mean, "mean"), _mean),
     F.avg_pool2d: _average_pool,
     F.adaptive_avg_pool2d: _adaptive_pool,
     torch.cat: _concat,
-    operator.getitem: _item,
-    F.pad: lambda node: Padding(),
-    **dict.fromkeys((*_DIFFERENCES, *_REORDERED, *_SIZES), _free),
+    **dict.fromkeys((*_DIFFERENCES, *_SIZES), _free),
 }
 
 _USE_RELU = "use nn.ReLU and train again"

@@ -65,6 +65,8 @@ class _Shapes(fx.Interpreter):
         result = super().run_node(n)
         if isinstance(result, torch.Tensor):
             n.meta["shape"] = tuple(result.shape[1:])
+        elif n.op != "output":
+            n.meta["number"] = result
         return result
 
 

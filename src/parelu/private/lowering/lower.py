@@ -263,14 +263,14 @@ class _Lowering:
                 return self._sum(node, self.values[left], self.values[right])
             case ops.Concat(parts):
                 return self._concat(node, [self.values[part] for part in parts])
-            case ops.Slice(start, stop):
-                return _Value(self._emit(node, Slice(source.number, start, stop)), source.unit)
+            case ops.Select():
+                return _Value(self._emit(node, Slice(source.number, *op.channels)), source.unit)
             case ops.Pool(kernel, stride, padding):
                 number = self._emit(node, Pool(source.number, kernel, stride, padding))
                 if len(node.meta["shape"]) == 1:
                     number = self._emit(node, Flatten(number))
                 return _Value(number, source.unit / math.prod(kernel))
-            case ops.Flatten():
+            case ops.Reshape():
                 return _Value(self._emit(node, Flatten(source.number)), source.unit)
             case _:
                 raise AssertionError(f"{op} has no lowering and was not refused")

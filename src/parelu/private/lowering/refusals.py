@@ -43,7 +43,11 @@ def _refusal(node: fx.Node) -> Unsupported | None:
             return _refused_addition(node, op)
         case _ if any(n.op == "get_attr" for n in node.all_input_nodes):
             return Unsupported.at(node, *_OF_CONSTANTS)
-        case ops.Activation() | ops.Identity() | ops.Pool() | ops.Flatten() | ops.Slice():
+        case ops.Activation() | ops.Identity() | ops.Pool():
+            return None
+        case ops.Reshape(after) if len(after) == 1:
+            return None
+        case ops.Select() if op.channels:
             return None
         case ops.Excitation():
             return Unsupported.at(node, "leave squeeze-and-excitation out of the network", "the sigmoid of a gate")
@@ -54,9 +58,7 @@ def _refusal(node: fx.Node) -> Unsupported | None:
         case ops.BatchNorm(norm):
             return None if norm.running_mean is not None else Unsupported.at(node, *_WITH_STATISTICS)
         case ops.Concat():
-            return None if op.dim == 1 else Unsupported.at(node, "join channels, dimension 1")
-        case ops.Padding():
-            return Unsupported.at(node, "use the padding of the convolution or pool behind it")
+            return None if op.axis == 0 else Unsupported.at(node, "join channels, dimension 1")
         case ops.UnevenPool():
             remedy = "average over windows of one size: no ceil_mode, divisor or uncounted padding"
             return Unsupported.at(node, remedy)

@@ -1,0 +1,68 @@
+"""What a network of our vocabulary calls that torch has no one function or module for: selections, resamplings, factors.
+
+Each is linear, has no activation, and maps each image of a batch by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ZERO = -1  # an index of `select` that reads nothing: a zero
+
+
+def select(x: Tensor, axis: int, indices: Sequence[int]) -> Tensor:
+    """What `indices` name along one dimension; ZERO for zeros: slices, paddings, shuffles, repetitions, flips.
+
+    x: (batch, …); axis: from 0, without the batch → the same shape but for `len(indices)` there.
+    """
+    where = torch.tensor(indices, device=x.device)
+    found = x.index_select(axis + 1, where.clamp(min=0))
+    if ZERO not in indices:
+        return found
+    kept = (where >= 0).view(-1, *[1] * (x.dim() - axis - 2))
+    return torch.where(kept, found, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+class Resample(nn.Module):
+    """A fixed matrix along one dimension: uneven averages, interpolation. No training changes it.
+
+    Args:
+        axis: from 0, without the batch.
+        matrix: (outputs, inputs), float.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, axis: int, matrix: Tensor) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, …) → the same shape but for `outputs` at the axis."""
+        return (x.movedim(self.axis + 1, -1) @ self.matrix.to(x.dtype).T).movedim(-1, self.axis + 1)
+
+    def extra_repr(self) -> str:
+        return f"axis={self.axis}, {self.matrix.shape[1]} → {self.matrix.shape[0]}"
+
+
+class Affine(nn.Module):
+    """x·weight + bias, a number a channel or a position: layer scales, biases on maps, normalisation in the network.
+
+    Args:
+        shape: of weight and bias, which broadcast over (C, H, W): (C, 1, 1), or all of it; (C,) on a vector.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, C, H, W) or (batch, C) → the same shape."""
+        return x * self.weight + self.bias
+
+    def extra_repr(self) -> str:
+        return "x".join(map(str, self.weight.shape))
