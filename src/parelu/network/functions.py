@@ -1,4 +1,4 @@
-"""What a network of our vocabulary calls that torch has no one function or module for: selections, resamplings, factors.
+"""What a network of our vocabulary calls that torch has no one function for: selections, resamplings, factors.
 
 Each is linear, has no activation, and maps each image of a batch by itself.
 """

@@ -1,0 +1,176 @@
+"""What the rules of canonical form write with: nodes with shapes, layers at paths, sites, notes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from parelu.network import trace
+from parelu.network.sites import Site
+
+# What a rule makes of a node that it is asked about: the node that stands for it from now on, written before it; the
+# node itself or None where it stays as it is. What a rule writes may be rough: the rules are asked about it in turn.
+Rule = Callable[[fx.Node, "Builder"], fx.Node | None]
+
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6)  # their paths are free for sites
+
+
+@dataclasses.dataclass(eq=False)
+class Builder:
+    """Writes before `node`, which a rule is asked about.
+
+    Attributes:
+        replace: kind of op → what the user wants in its place, such as {"silu": "relu"}.
+        notes: what was changed, one sentence each.
+        replaced: whether anything was changed that changes the outputs.
+        modules: path → module, as traced: a rule may have put another in its place since.
+        constants: path → parameter or buffer, as traced.
+    """
+
+    network: fx.GraphModule
+    replace: Mapping[str, str]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    replaced: bool = False
+    node: fx.Node = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.network.named_modules())
+        self.constants: dict[str, Tensor] = {
+            **dict(self.network.named_parameters(remove_duplicate=False)),
+            **dict(self.network.named_buffers(remove_duplicate=False)),
+        }
+        for node in self.network.graph.find_nodes(op="get_attr"):  # tensors that are no buffers
+            self.constants.setdefault(str(node.target), _attribute(self.network, str(node.target)))
+        self._placed: dict[str, nn.Module] = {}
+
+    @property
+    def path(self) -> str:
+        """Of the module that the node calls, or whose forward makes the call; "" for the network itself."""
+        return str(self.node.target) if self.node.op == "call_module" else trace.owner(self.node)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """What a node calls, as traced or as written since."""
+        if node.op != "call_module":
+            return None
+        return self.modules.get(str(node.target)) or self._placed[str(node.target)]
+
+    def constant(self, argument: Any) -> Tensor | None:
+        """The parameter, buffer or baked tensor that an argument names; None for anything else."""
+        if isinstance(argument, fx.Node) and argument.op == "get_attr":
+            return self.constants[str(argument.target)]
+        return argument if isinstance(argument, Tensor) else None
+
+    def note(self, text: str) -> None:
+        """Say what was changed at the node; once."""
+        note = f"{self.path or 'network'}: {text}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Write a call of a function; its node has a shape."""
+        with self.network.graph.inserting_before(self.node):
+            node = self.network.graph.call_function(function, args, kwargs)
+        return self._described(node, function)
+
+    def layer(self, path: str, module: nn.Module, source: fx.Node) -> fx.Node:
+        """Write a call of a module at a path, or at path_2, … where another stands there already.
+
+        An equal one with the same parameters is called again.
+        """
+        name = next(name for name in _names(path) if self._is_free(name) or self._is_same(name, module))
+        if name not in self._placed:
+            self._place(name, module)
+        with self.network.graph.inserting_before(self.node):
+            node = self.network.graph.call_module(name, (source,))
+        return self._described(node, module)
+
+    def site(self, source: fx.Node, path: str = "") -> fx.Node:
+        """Write a ReLU: a site of its own. path: of the module called, else that of the caller's ReLUs, by default."""
+        path = path or (self.path if self.node.op == "call_module" else ".".join(filter(None, (self.path, "relu"))))
+        name = next(name for name in _names(path) if self._is_free(name))
+        self._place(name, Site(name, source.meta["shape"]))
+        with self.network.graph.inserting_before(self.node):
+            node = self.network.graph.call_module(name, (source,))
+        node.meta = {**self.node.meta, "shape": source.meta["shape"]}
+        return node
+
+    def _described(self, node: fx.Node, called: Callable[..., Any]) -> fx.Node:
+        stack = self.node.meta.get("nn_module_stack")
+        node.meta = {"nn_module_stack": stack} if stack else {}
+        values = {n: _example(n, self) for n in node.all_input_nodes}
+        args: Any = fx.map_arg(node.args, values.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
+        if isinstance(called, nn.Module):
+            state = {name: t.to("meta") for name, t in (*called.named_parameters(), *called.named_buffers())}
+            with torch.no_grad():
+                result = torch.func.functional_call(called, state, args, kwargs)
+        else:
+            result = called(*args, **kwargs)
+        if isinstance(result, Tensor):
+            node.meta["shape"] = tuple(result.shape[1:])
+        return node
+
+    def _is_free(self, name: str) -> bool:
+        if name in self._placed:
+            return False
+        module = self.modules.get(name)
+        is_container = type(module) is nn.Module
+        is_own = self.node.op == "call_module" and self.node.target == name
+        return module is None or is_container or is_own or isinstance(module, _ACTIVATIONS)
+
+    def _is_same(self, name: str, module: nn.Module) -> bool:
+        other = self._placed.get(name)
+        if other is None or type(other) is not type(module) or repr(other) != repr(module):
+            return False
+        mine, theirs = (dict((*m.named_parameters(), *m.named_buffers())) for m in (module, other))
+        return all(t is theirs.get(n) or _is_equal_buffer(t, theirs.get(n)) for n, t in mine.items())
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        """Put a module at a path, with the children that stood there."""
+        *parents, last = name.split(".")
+        parent: nn.Module = self.network
+        for part in parents:
+            if not isinstance(getattr(parent, part, None), nn.Module):
+                _set(parent, part, nn.Module())
+            parent = getattr(parent, part)
+        before = getattr(parent, last, None)
+        if type(before) is nn.Module:
+            for child, inner in before.named_children():
+                module.add_module(child, inner)
+        _set(parent, last, module)
+        self._placed[name] = module
+
+
+def _set(parent: nn.Module, name: str, module: nn.Module) -> None:
+    if hasattr(parent, name):
+        delattr(parent, name)
+    parent.add_module(name, module)
+
+
+def _names(path: str) -> Iterator[str]:
+    number = 1
+    while True:
+        yield path if number == 1 else f"{path}_{number}"
+        number += 1
+
+
+def _attribute(network: nn.Module, path: str) -> Any:
+    *parents, last = path.split(".")
+    return getattr(network.get_submodule(".".join(parents)), last)
+
+
+def _example(node: fx.Node, builder: Builder) -> Any:
+    """A tensor without numbers, of a batch of two, or the number that a node makes."""
+    if node.op == "get_attr":
+        return builder.constants[str(node.target)].to("meta")
+    return torch.empty((2, *node.meta["shape"]), device="meta") if "shape" in node.meta else node.meta["number"]
+
+
+def _is_equal_buffer(first: Tensor, second: Tensor | None) -> bool:
+    if second is None or isinstance(first, nn.Parameter) or first.is_meta or second.is_meta:
+        return False
+    return torch.equal(first, second)
