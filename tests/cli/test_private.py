@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import refused, run
 from PIL import Image
 
 from parelu import data
+from parelu.data.images import read_image
 from parelu.private.crypto.ring import WIDE, WIDTHS, Ring
 from parelu.private.engines import base as engines
 from parelu.private.engines.base import Measurement
@@ -328,10 +330,13 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
     assert run("certs", str(certs)) == 0
     images = data.load("digits").test.images[:2, 0].numpy()
     files = []
-    for number, image in enumerate(images):
+    pictures = Image.fromarray(images[0]), Image.fromarray(images[1].astype(np.uint16) * 257)  # 8 bits, 16 bits
+    for number, picture in enumerate(pictures):
         files.append(tmp_path / f"{number}.png")
-        Image.fromarray(image).save(files[-1])
-    Image.new("L", (9, 9)).save(tmp_path / "wrong.png")
+        picture.save(files[-1])
+    large = torch.from_numpy(images[:1, None]).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    files.append(tmp_path / "photo.jpg")
+    Image.fromarray(large[0, 0].numpy()).convert("RGB").save(files[-1], quality=100)
     (tmp_path / "text.png").write_text("text")
     options = (
         "--port",
@@ -343,7 +348,7 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
         "--stock",
         "1",
         "--budget",
-        "5",
+        "6",
         "--reveal",
         "exact",
     )
@@ -358,14 +363,14 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
         done = parelu("infer", address, *files, "--tls", certs, "--pin", pin, "--offline", "dealer", "--json")
         rows = json.loads(done.stdout)
         lowered = measurement.lowered(study.folder("teacher"), study.candidate("teacher"), WIDE)
-        expected = reference.run(lowered, data.load("digits").test.images[:2])
+        photo = read_image(files[2], (1, 8, 8))
+        expected = reference.run(lowered, torch.cat([torch.from_numpy(images)[:, None], photo]))
         assert [row["label"] for row in rows] == expected.labels.tolist()
         assert np.abs(np.array([row["logits"] for row in rows]) - expected.logits).max() < 0.1
         for arguments, message in (
-            ((tmp_path / "wrong.png",), "an image is 1x9x9; the network takes 1x8x8"),
-            ((tmp_path / "text.png",), "is not an image that can be read"),
+            ((tmp_path / "text.png",), "not a readable image"),
             ((files[0], "--pin", "0" * 64), "is not the pinned"),
-            ((files[0], *files * 2), "5 inferences are more than the 3 that the server's budget leaves"),
+            ((files[0], *files * 2), "7 inferences are more than the 3 that the server's budget leaves"),
         ):
             capsys.readouterr()
             assert run("infer", address, *map(str, arguments), "--tls", str(certs), "--offline", "dealer") == 2
@@ -383,10 +388,10 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
         assert server.wait(20) == 0
     assert "parelu: stopping" in rest and "Traceback" not in rest
     client = "CN=parelu test client; by CN=parelu test authority"
-    assert f"2 inferences, 2 offline phases, {client}" in "".join(lines) + rest
+    assert f"3 inferences, 3 offline phases, {client}" in "".join(lines) + rest
     assert run("clients", str(study.folder("teacher"))) == 0
     shown = capsys.readouterr().out
-    assert re.search(re.escape(client) + r" +3 +3 +0 +0$", shown.strip()), shown
+    assert re.search(re.escape(client) + r" +4 +4 +0 +0$", shown.strip()), shown
     assert run("clients", str(study.folder("teacher")), "--forget", client) == 0
     assert client not in capsys.readouterr().out
     assert list(Path(study.path).rglob("*.sock")) == []

@@ -14,7 +14,7 @@ from parelu.data.augmentation import Augmentation
 from parelu.data.readers import cifar, colour, digits, fashion, folders
 from parelu.data.readers.base import Place, Raw, Shape, Split, check_bytes, spread
 from parelu.errors import UserError
-from parelu.network.preprocessing import resize
+from parelu.network.preprocessing import fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,21 +171,13 @@ def hold_out(name: str, split: Split, count: int | None) -> tuple[Split, Split]:
 
 
 def _fit(name: str, split: Split, shape: Shape) -> Split:
-    """The split with its images brought to `shape`: colour → grey by luma (ITU-R BT.601), grey → colour by repeat."""
-    channels, height, width = shape
+    """The split with its images brought to `shape`."""
     check_bytes(name, len(split), shape)
-
-    def fit(images: Tensor) -> Tensor:
-        if channels == 1 and images.shape[1] == 3:
-            luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-            images = (images * luma).sum(1, keepdim=True).round_().to(torch.uint8)
-        return resize(images, (height, width)).expand(-1, channels, -1, -1)
-
     if tuple(split.images.shape[1:]) == shape:
         return split
     fitted = torch.empty(len(split), *shape, dtype=torch.uint8)
     for old, new in zip(split.images.split(1024), fitted.split(1024), strict=True):
-        new.copy_(fit(old))
+        new.copy_(fit(old, shape))
     return Split(fitted, split.labels)
 
 

@@ -1,28 +1,114 @@
-"""Single images from files."""
+"""Image files: one reader, for the folders that networks are trained on and for the images that are inferred.
+
+A picture is turned upright as its EXIF says, becomes grey or RGB of 8 bits by its own mode (of 16 bits the upper 8;
+transparency is dropped), and is then brought to a shape as data sets are (`preprocessing.fit`): whole, nothing cropped.
+"""
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from parelu.data.readers.base import Shape
 from parelu.errors import UserError
+from parelu.network.preprocessing import fit
+
+GREY = {"1", "L", "LA", "La"}
+SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
+COLOUR = {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}  # their pixels of mode I, 32 bits wide, have 16
+SEVERAL_VIEWS = {"MPO"}  # of one picture, as some cameras write: the first is the picture
+MOST_PIXELS = 64 << 20  # of one image
 
 
-def read_image(path: Path, channels: int) -> Tensor:
-    """An image file as uint8 (1, C, H, W), grey for one channel, else RGB.
+def read_image(path: Path, shape: Shape) -> Tensor:
+    """An image file as uint8 (1, C, H, W) of `shape`, (C, H, W); raises `UserError` as `read_images` does."""
+    return read_images([path], shape)
+
+
+def read_images(paths: Sequence[Path], shape: Shape) -> Tensor:
+    """Image files as uint8 (N, C, H, W), each brought to `shape`, (C, H, W).
 
     Raises:
-        UserError: there is no such file, or it is not an image.
+        UserError: a file is missing, no image, damaged, an animation, of more than 64 megapixels, or of numbers whose
+            range is unknown (32 bits, floats).
     """
+    images = torch.empty(len(paths), *shape, dtype=torch.uint8)
+
+    def place(index: int) -> None:
+        with _opened(paths[index]) as image:
+            images[index] = fit(_pixels(paths[index], image), shape)[0]
+
+    with _no_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(place, range(len(paths))):
+            pass
+    return images
+
+
+def shape_of(path: Path) -> Shape:
+    """(C, H, W) of an image file as it is: 1 channel of a grey one, 3 of any other; raises as `read_images` does."""
+    with _no_warnings(), _opened(path) as image:
+        _, channels, height, width = _pixels(path, image).shape
+        return channels, height, width
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow warns of what is checked here. Not for several threads, but around them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose header is read and found good."""
     try:
-        with Image.open(path) as image:
-            array = np.array(image.convert("L" if channels == 1 else "RGB"))
+        image = Image.open(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such image") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not an image that can be read ({' '.join(str(error).split())})") from error
-    return torch.from_numpy(array).reshape(1, *array.shape[:2], channels).permute(0, 3, 1, 2).contiguous()
+        raise UserError(f"{path}: there is no such image; name an image file") from None
+    except Image.DecompressionBombError:
+        raise _too_large(path) from None
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise UserError(f"{path}: not a readable image ({_line(error)}): replace or remove it") from error
+    with image:
+        if image.width * image.height > MOST_PIXELS:
+            raise _too_large(path)
+        if getattr(image, "is_animated", False) and image.format not in SEVERAL_VIEWS:
+            raise UserError(f"{path}: an animation or several pages, not one image: save the frame that is meant")
+        has_range = image.mode != "I" or image.format in SIXTEEN_BIT_FORMATS
+        if image.mode not in GREY | COLOUR | SIXTEEN_BITS | {"I"} or not has_range:
+            raise UserError(
+                f"{path}: pixels of mode {image.mode}, whose range nothing tells: save it with 8 or 16 bits a channel"
+            )
+        yield image
+
+
+def _pixels(path: Path, image: Image.Image) -> Tensor:
+    """All of an opened image: uint8 (1, C, H, W), C = 1 or 3."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in GREY | COLOUR:
+            array = np.array(upright.convert("L" if upright.mode in GREY else "RGB"))
+        else:
+            array = (np.asarray(upright) >> 8).astype(np.uint8)
+    except Exception as error:  # as in _opened
+        raise UserError(f"{path}: not a whole image ({_line(error)}): replace or remove it") from error
+    return torch.from_numpy(array).view(1, *array.shape[:2], -1).permute(0, 3, 1, 2)
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(f"{path}: more than {MOST_PIXELS >> 20} megapixels, or a damaged header: save it smaller")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""What an image goes through before it reaches a network: resizing and normalising."""
+"""What an image goes through before it reaches a network: grey or colour, resizing, normalising."""
 
 import torch
 import torch.nn.functional as F
@@ -25,3 +25,17 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     # torch's kernel for bytes fails an internal assertion at 1×1 and is missing on CUDA: bytes go through floats.
     resized = F.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True, align_corners=False)
     return resized.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else resized.to(images.dtype)
+
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
+
+
+def fit(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """uint8 (N, C, H, W) → uint8 (N, *shape): colour → grey by luma, grey → colour by repeating, then `resize`d."""
+    channels, height, width = shape
+    if channels == 1 and images.shape[1] == 3:
+        luma = torch.tensor(LUMA, device=images.device).view(3, 1, 1)
+        images = (images * luma).sum(1, keepdim=True).round_().to(torch.uint8)
+    # A channel at a time, for what large photos take as floats.
+    resized = torch.cat([resize(channel, (height, width)) for channel in images.split(1, 1)], 1)
+    return resized.expand(-1, channels, -1, -1)

@@ -2,20 +2,17 @@
 
 import hashlib
 import os
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
+from parelu.data.images import read_images, shape_of
 from parelu.data.readers.base import Place, Raw, Shape, Split, cached, check_bytes
 from parelu.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
-MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # those of eight bits a channel
+VERSION = 2  # raise it whenever `read_images` makes something else of a file: it is part of the cache's key
 TINY_CLASSES = 200
 
 TINY_IMAGENET = Place(
@@ -56,7 +53,7 @@ def read_folder(location: Path, shape: Shape | None = None) -> Raw:
     train, test = (
         _listing([(location / part / name, label) for label, name in enumerate(names)]) for part in ("train", "test")
     )
-    return _decoded("folder", location, train, test, len(names), shape or _shape(train.paths[0]))
+    return _decoded("folder", location, train, test, len(names), shape or shape_of(train.paths[0]))
 
 
 def read_tiny_imagenet(location: Path, shape: Shape | None = None) -> Raw:
@@ -121,7 +118,7 @@ def _is_image(path: Path) -> bool:
 def _decoded(stem: str, location: Path, train: Listing, test: Listing, classes: int, shape: Shape) -> Raw:
     for listing in (train, test):
         check_bytes(str(location), len(listing.paths), shape)
-    digest = hashlib.sha256(f"{location.resolve()} {classes} {shape}".encode())
+    digest = hashlib.sha256(f"{VERSION} {location.resolve()} {classes} {shape}".encode())
     for listing in (train, test):
         for path, label in zip(listing.paths, listing.labels, strict=True):
             try:
@@ -135,42 +132,4 @@ def _decoded(stem: str, location: Path, train: Listing, test: Listing, classes: 
 
 
 def _decode(listing: Listing, shape: Shape) -> Split:
-    images = np.empty((len(listing.paths), *shape), dtype=np.uint8)
-
-    def place(index: int) -> None:
-        images[index] = _pixels(listing.paths[index], shape)
-
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for _ in pool.map(place, range(len(listing.paths))):
-            pass
-    return Split(torch.from_numpy(images), torch.tensor(listing.labels))
-
-
-def _shape(path: Path) -> Shape:
-    with _opened(path) as image:
-        return (1 if image.mode in ("1", "L", "LA") else 3, image.height, image.width)
-
-
-def _pixels(path: Path, shape: Shape) -> np.ndarray:
-    channels, height, width = shape
-    with _opened(path) as image:
-        try:
-            image = image.convert("L" if channels == 1 else "RGB")
-        except Exception as error:  # a damaged file makes Pillow raise almost anything
-            raise UserError(f"{path}: not a whole image ({error}): replace or remove it") from error
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-    except Exception as error:  # as in _pixels
-        raise UserError(f"{path}: not a readable image ({error}): replace or remove it") from error
-    if image.mode not in MODES:
-        image.close()
-        raise UserError(f"{path}: pixels of mode {image.mode}, not eight bits a channel: save it as 8-bit")
-    return image
+    return Split(read_images(listing.paths, shape), torch.tensor(listing.labels))

@@ -121,10 +121,15 @@ class Client:
             return joined[:, 0]
         return joined.reshape(-1, self.program.classes) * self.program.output_unit
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the data set's images: what an image file is read as (`data.images.read_image`)."""
+        channels, height, width = self.program.preprocessing["image"]
+        return channels, height, width
+
     def fit(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) at the network's size; raises `UserError` where they cannot be brought to it."""
-        takes = self.program.input_shape
-        native = tuple(self.program.preprocessing.get("image", takes))
+        takes, native = self.program.input_shape, self.image_shape
         if images.dtype != torch.uint8 or images.dim() != 4:
             raise UserError(f"images are {images.dtype} of shape {tuple(images.shape)}, not uint8 (N, C, H, W)")
         if tuple(images.shape[1:]) not in (takes, native):
