@@ -1,144 +1,51 @@
 """Which networks can be counted and run as private inference: torchvision's and timm's, and ours, as Markdown.
 
-    pip install 'parelu[zoo]'
-    python benchmarks/zoo.py --write docs/zoo.md     the libraries' table between the page's markers
-    python benchmarks/zoo.py --only resnet           print their rows whose name has "resnet" in it
+    pip install --no-deps torchvision timm
+    python benchmarks/zoo.py                         what benchmarks/zoo.csv does not have yet, a process a network
+    python benchmarks/zoo.py --again --only resnet   the rows whose name has "resnet" in it, once more
+    python benchmarks/zoo.py --ring                  ring against float as well, of the networks that run
+    python benchmarks/zoo.py --write docs/zoo.md     the libraries' tables between the page's markers
 
-The rows of our networks are written by `make docs`.
-
-Nothing is trained and nothing computed: shapes are propagated on the meta device. torchvision's compiled operators are
-made for one build of torch each; where they do not load, they are declared without code, since no classifier calls
-them.
+The rows of our networks are written by `make docs`. The libraries' networks are counted at 3×224×224 on the meta
+device, against the ops that torch dispatches (benchmarks/aten.py); nothing is trained. Their list is in
+benchmarks/zoo_list.py, what is done with one in benchmarks/zoo_try.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
-import importlib
+import csv
+import json
 import re
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
+import zoo_list
 
 from parelu.errors import UserError
 from parelu.network.count import count, skeleton
-from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import families, spec_of
 from parelu.private.lowering.refusals import problems
 from parelu.registry import is_own
 
-OURS, THEIRS = (3, 32, 32), (3, 224, 224)
-LEFT_OUT = r"swin|vit_|maxvit|regnet_[xy]_(3_2|8|16|32|128)gf"  # no convolutional networks, or long to build
-OPERATORS = (
-    "nms",
-    "qnms",
-    "roi_align",
-    "qroi_align",
-    "_roi_align_backward",
-    "roi_pool",
-    "_roi_pool_backward",
-    "ps_roi_align",
-    "_ps_roi_align_backward",
-    "ps_roi_pool",
-    "_ps_roi_pool_backward",
-    "deform_conv2d",
-    "_deform_conv2d_backward",
+HERE = Path(__file__).parent
+ROWS = HERE / "zoo.csv"
+OURS = (3, 32, 32)
+COUNTED = ("relus", "comparisons", "macs", "counted", "in_the_way", "replaced")
+RING = ("side", "images", "agreement", "error", "seconds", "ring")
+FIELDS = ("name", *COUNTED, *RING)
+BEFORE = (
+    "Before max-pools, gates and calls of functions were read, 14 of 150 such networks (9 %) ran and 8 were counted."
 )
-# One of each family of convolutional networks in timm that torchvision does not have, and some that both have.
-TIMM = (
-    "resnet18",
-    "resnet18d",
-    "resnetv2_50",
-    "resnetblur50",
-    "res2net50_26w_4s",
-    "resnest14d",
-    "skresnet18",
-    "seresnet50",
-    "ecaresnet50t",
-    "gernet_s",
-    "repvgg_a0",
-    "mobileone_s0",
-    "vgg16_bn",
-    "darknet53",
-    "cspresnet50",
-    "cspdarknet53",
-    "dla34",
-    "hrnet_w18_small",
-    "densenet121",
-    "dpn68",
-    "vovnet39a",
-    "ese_vovnet19b_dw",
-    "selecsls42b",
-    "xception",
-    "inception_v4",
-    "inception_resnet_v2",
-    "nasnetalarge",
-    "pnasnet5large",
-    "mobilenetv1_100",
-    "mobilenetv2_100",
-    "mobilenetv3_small_100",
-    "mobilenetv4_conv_small",
-    "mnasnet_100",
-    "fbnetc_100",
-    "spnasnet_100",
-    "lcnet_050",
-    "tinynet_a",
-    "ghostnet_100",
-    "rexnet_100",
-    "efficientnet_b0",
-    "efficientnet_lite0",
-    "tf_efficientnetv2_b0",
-    "mixnet_s",
-    "regnetx_002",
-    "regnety_002",
-    "regnetz_b16",
-    "tresnet_m",
-    "dm_nfnet_f0",
-    "nf_resnet50",
-    "convnext_tiny",
-    "convmixer_768_32",
-    "hgnet_tiny",
-    "fasternet_t0",
-    "repghostnet_100",
-    "inception_next_tiny",
-    "starnet_s1",
-)
-
-
-def declare_operators() -> None:
-    """Let torchvision be imported where its compiled operators are not."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in OPERATORS:
-            library.define(f"{name}(Tensor x) -> Tensor")
-        declare_operators.library = library  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def libraries() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Name and builder of each network of the libraries that can be imported."""
-    with contextlib.suppress(ImportError):
-        declare_operators()
-        models = importlib.import_module("torchvision.models")
-        for name in models.list_models(module=models):
-            if not re.match(LEFT_OUT, name):
-                yield f"torchvision:{name}", lambda name=name: models.get_model(name, weights=None)
-    with contextlib.suppress(ImportError):
-        timm = importlib.import_module("timm")
-        known = set(timm.list_models())
-        for name in TIMM:
-            if name in known:
-                yield f"timm:{name}", lambda name=name: timm.create_model(name)
+Row = dict[str, str]
 
 
 def row(name: str, network: Callable[[], Network]) -> str:
-    """A row: name, whether it runs as private inference, ReLUs, MACs, what stands in the way."""
+    """A row of ours: name, whether it runs as private inference, ReLUs, MACs, what stands in the way."""
     try:
         found = network()
         obstacles = collections.Counter(problem.op for problem in problems(found))
@@ -169,40 +76,117 @@ def ours() -> list[str]:
     return [row(name, lambda name=name: skeleton(spec_of(name, OURS, 100))) for name in names]
 
 
-def theirs(only: str = "") -> list[str]:
-    """The rows of the libraries' networks."""
-
-    def drawn(build: Callable[[], nn.Module]) -> Network:
-        try:
-            with torch.device("meta"):
-                module = build()
-        except NotImplementedError:  # some compute their widths with tensors
-            module = build().to("meta")
-        return instrument(module.eval(), THEIRS)
-
-    return [row(name, lambda build=build: drawn(build)) for name, build in libraries() if only in name]
+def read() -> dict[str, Row]:
+    """Name → its row, of benchmarks/zoo.csv."""
+    if not ROWS.exists():
+        return {}
+    with ROWS.open(newline="") as file:
+        return {found["name"]: found for found in csv.DictReader(file)}
 
 
-def versions() -> str:
-    found = []
-    for name in ("torchvision", "timm"):
-        with contextlib.suppress(ImportError):
-            found.append(f"{name} {importlib.import_module(name).__version__.split('+')[0]}")
-    return ", ".join(found) or "no library"
+def write(rows: dict[str, Row]) -> None:
+    order = [name for name, _ in zoo_list.builders()]
+    with ROWS.open("w", newline="") as file:
+        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        table.writeheader()
+        table.writerows({field: rows[name].get(field, "") for field in FIELDS} for name in order if name in rows)
+
+
+def tried(name: str, seconds: int, *options: str) -> Row:
+    """What a process of its own says of one network."""
+    command = [sys.executable, str(HERE / "zoo_try.py"), name, *options]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"ring" if options else "counted": f"not done in {seconds} seconds"}
+    if result.returncode:
+        last = "".join(result.stderr.splitlines()[-1:])
+        return {"ring" if options else "counted": f"exit code {result.returncode}: {last}"}
+    return {key: str(value) for key, value in json.loads(result.stdout).items()}
+
+
+def measure(only: str, again: bool, ring: bool, seconds: int) -> None:
+    """Fill benchmarks/zoo.csv, which is written after each network."""
+    rows = read()
+    for name in [name for name, _ in zoo_list.builders() if only in name]:
+        known = rows.setdefault(name, {"name": name})
+        if again or not known.get("relus"):
+            known.update(dict.fromkeys(COUNTED, "") | tried(name, seconds))
+        if ring and runs(known) and (again or not known.get("side")):
+            known.update(dict.fromkeys(RING, "") | tried(name, seconds, "--ring"))
+        write(rows)
+        print(name, *(known.get(field, "")[:100] for field in FIELDS[1:]), sep=" | ", flush=True)
+
+
+def is_exact(found: Row) -> bool:
+    return bool(found.get("relus")) and not found.get("counted")
+
+
+def runs(found: Row) -> bool:
+    """As it is."""
+    return bool(found.get("relus")) and not found.get("in_the_way")
+
+
+def runs_replaced(found: Row) -> bool:
+    return bool(found.get("relus")) and not (found.get("in_the_way") and found.get("replaced"))
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    lines = ["| | torchvision | timm | all |", "|---|---|---|---|"]
+    libraries = [[found for found in rows if found["name"].startswith(name)] for name in ("torchvision", "timm", "")]
+    lines.append("| networks | " + " | ".join(str(len(part)) for part in libraries) + " |")
+    for label, holds in (
+        ("counted exactly", is_exact),
+        ("run as they are", runs),
+        ("run after `--replace all`", runs_replaced),
+    ):
+        shares = [(sum(map(holds, part)), len(part)) for part in libraries]
+        lines.append(f"| {label} | " + " | ".join(f"{n} ({100 * n / max(of, 1):.0f} %)" for n, of in shares) + " |")
+    return [*lines, "", BEFORE]
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        "| network, 3×224×224 | counted | runs | replaced | ReLUs | comparisons | MACs | ring | in the way |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for found in rows:
+        passes = (is_exact(found), runs(found), runs_replaced(found))
+        relus, comparisons, macs = (int(found[key] or 0) for key in ("relus", "comparisons", "macs"))
+        way = re.sub(r" \(.*?: .*?\)(?=;|$)", "", found["in_the_way"])
+        cells = [
+            f"`{found['name']}`",
+            *("yes" if holds else "no" for holds in passes),
+            f"{relus:,} | {comparisons:,} | {macs / 1e6:,.1f} M",
+            _ring(found),
+            _cell(way or found["counted"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _ring(found: Row) -> str:
+    if not found["agreement"]:
+        return _cell(found["ring"]) or "–"
+    return f"{found['side']}, {found['agreement']} of {found['images']}, {float(found['error']):.1e}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a part of the names")
+    parser.add_argument("--again", action="store_true", help="also what benchmarks/zoo.csv has")
+    parser.add_argument("--ring", action="store_true", help="ring against float, of the networks that run")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for one network (default: 600)")
     parser.add_argument("--write", type=Path, help="the page with the markers")
     arguments = parser.parse_args()
-    table = "\n".join([*head(THEIRS), *theirs(arguments.only), "", f"With {versions()}."])
     if arguments.write is None:
-        print(table)
+        measure(arguments.only, arguments.again, arguments.ring, arguments.limit)
         return
+    rows = list(read().values())
+    lines = "\n".join([*summary(rows), "", *table(rows)])
     text, changed = re.subn(
         r"(<!-- theirs -->\n).*?(\n<!-- /theirs -->)",
-        lambda match: match[1] + table + match[2],
+        lambda match: match[1] + lines + match[2],
         arguments.write.read_text(),
         flags=re.DOTALL,
     )

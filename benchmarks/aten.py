@@ -1,0 +1,185 @@
+"""What a module costs, counted as torch runs it: each aten op that is dispatched for one image, in evaluation mode.
+
+It shares no code with parelu's own counts, traces nothing and reads no source; so the two can be compared:
+
+    python -c "import aten, torchvision; print(aten.count(torchvision.models.resnet18(), (3, 224, 224)))"
+
+Shapes alone are computed where the module is on the meta device.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+aten: Any = torch.ops.aten
+
+# Overload packet → ReLUs an element: of relu(x), s·x + (1 − s)·relu(x), or a − relu(b − relu(x − c)).
+RELUS = {
+    **dict.fromkeys((aten.relu, aten.relu_, aten.threshold, aten.threshold_, aten.clamp_min, aten.clamp_min_), 1),
+    **dict.fromkeys((aten.leaky_relu, aten.leaky_relu_, aten._prelu_kernel, aten.rrelu_with_noise, aten.abs), 1),
+    **dict.fromkeys((aten.clamp_max, aten.clamp_max_, aten.maximum, aten.minimum), 1),
+    **dict.fromkeys((aten.hardtanh, aten.hardtanh_, aten.hardsigmoid, aten.hardsigmoid_), 2),
+    **dict.fromkeys((aten.hardswish, aten.hardswish_), 2),
+}
+SIGMOIDS = (aten.sigmoid, aten.sigmoid_)
+PRODUCTS = (aten.mul, aten.mul_, aten.hardswish, aten.hardswish_)
+# What is smooth: no number of ReLUs is the same.
+SMOOTH = (aten.silu, aten.silu_, aten.gelu, aten.mish, aten.elu, aten.tanh, aten.softplus, aten._softmax, aten.exp)
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one image.
+
+    Attributes:
+        relus: ReLUs that the activations are exactly; comparisons: of max-pools, rows and columns one after the other.
+        macs: multiply-adds of matrices and of convolutions whose filter is a parameter, or made of one.
+        filtered: multiply-adds of convolutions with a filter that is no parameter, such as a blur.
+        sigmoids, products: elements of sigmoids, of products of two tensors that depend on the image.
+        smooth: elements of each other activation, by name.
+    """
+
+    relus: int = 0
+    comparisons: int = 0
+    macs: int = 0
+    filtered: int = 0
+    sigmoids: int = 0
+    products: int = 0
+    smooth: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+
+def count(module: nn.Module, shape: tuple[int, ...]) -> Cost:
+    """What the module dispatches for an image of this shape, on the module's own device."""
+    first = next(module.parameters())
+    counter, was_training = _Counter(module), module.training
+    with torch.no_grad(), counter:
+        image = torch.zeros((1, *shape), device=first.device, dtype=first.dtype)
+        counter.follow(image)
+        module.eval()(image)
+    module.train(was_training)
+    return counter.cost
+
+
+class _Counter(TorchDispatchMode):
+    """Follows what depends on the image, and what on a parameter, from op to op."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.cost = Cost()
+        self.images, self.trained = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        for parameter in module.parameters():
+            self.trained[parameter] = True
+
+    def follow(self, image: Tensor) -> None:
+        self.images[image] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read, made = list(_tensors((args, kwargs))), list(_tensors(result))
+        for known in (self.images, self.trained):
+            if any(tensor in known for tensor in read):
+                for tensor in made:
+                    known[tensor] = True
+        if any(tensor in self.images for tensor in read):
+            self._add(func.overloadpacket, args, kwargs or {}, made)
+        return result
+
+    def _add(self, op: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:
+        cost, elements = self.cost, made[0].numel() if made else 0
+        if op in RELUS:
+            cost.relus += RELUS[op] * elements
+        elif op in (aten.clamp, aten.clamp_):
+            cost.relus += sum(bound is not None for bound in (*args[1:], *kwargs.values())) * elements
+        elif op is aten.convolution:
+            weight = args[1]
+            multiplied = elements * math.prod(weight.shape[1:])
+            if weight in self.trained or weight in self.images:
+                cost.macs += multiplied
+            else:
+                cost.filtered += multiplied
+        elif op in (aten.mm, aten.bmm):
+            cost.macs += elements * args[0].shape[-1]
+        elif op in (aten.addmm, aten.baddbmm):
+            cost.macs += elements * args[1].shape[-1]
+        elif op in SIGMOIDS:
+            cost.sigmoids += elements
+        elif op in SMOOTH:
+            cost.smooth[str(op).split(".")[-1]] += elements
+        else:
+            cost.comparisons += _comparisons(op, args, kwargs, made)
+        if op in PRODUCTS and all(isinstance(factor, Tensor) and factor in self.images for factor in args[:2]):
+            cost.products += elements
+
+
+def _comparisons(op: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Sequence[Tensor]) -> int:
+    """Of a max-pool; 0 of any other op."""
+    if op in (aten.max_pool2d_with_indices, aten.max_pool2d):
+        kernel, stride, padding, dilation = map(_two, (*args[1:5], *(args[1], 0, 1)[len(args) - 2 :]))
+        sides = zip(args[0].shape[-2:], made[0].shape[-2:], kernel, stride, padding, dilation, strict=True)
+        windows = [_windows(*side) for side in sides]
+    elif op is aten.adaptive_max_pool2d:
+        sides = zip(args[0].shape[-2:], made[0].shape[-2:], strict=True)
+        windows = [[range(i * n // m, -(-(i + 1) * n // m)) for i in range(m)] for n, m in sides]
+    elif op is aten.amax:
+        return args[0].numel() - made[0].numel()
+    else:
+        return 0
+    (height, width), (rows, columns) = args[0].shape[-2:], made[0].shape[-2:]
+    in_rows, in_columns = map(_compared, windows)
+    maps = math.prod(made[0].shape[:-2])
+    return maps * min(in_rows * width + in_columns * rows, in_columns * height + in_rows * columns)
+
+
+def _compared(windows: Sequence[range]) -> int:
+    """Comparisons along one dimension, where equal parts of windows are compared once.
+
+    A part of n places is made of its first 2^k and the others, or of its first 2^k and its last 2^k, 2^k < n ≤ 2^(k+1).
+    """
+    made: dict[bool, set[range]] = {False: set(), True: set()}
+    for overlap, parts in made.items():
+        waiting = [window for window in windows if len(window) > 1]
+        while waiting:
+            part = waiting.pop()
+            if part not in parts and len(part) > 1:
+                parts.add(part)
+                half = 1 << (len(part) - 1).bit_length() - 1
+                waiting += [part[:half], part[-half:] if overlap else part[half:]]
+    return min(map(len, made.values()))
+
+
+def _windows(size: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> list[range]:
+    """What each window sees of a side; padding is never the largest."""
+    found = []
+    for start in range(-padding, count * stride - padding, stride):
+        first = start if start >= 0 else start % dilation
+        found.append(range(first, min(size, start + (kernel - 1) * dilation + 1), dilation))
+    return found
+
+
+def _two(value: Any) -> tuple[int, int]:
+    """Rows and columns of what aten takes as one number, a list of one, or a list of two."""
+    first, *others = value if isinstance(value, list | tuple) else (value,)
+    return first, *(others or (first,))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    match value:
+        case Tensor():
+            yield value
+        case dict():
+            for part in value.values():
+                yield from _tensors(part)
+        case list() | tuple():
+            for part in value:
+                yield from _tensors(part)
+        case _:
+            return

@@ -1,0 +1,159 @@
+"""One network of another's library, tried: is it counted exactly, does it run as it is, and after `--replace all`?
+
+    python benchmarks/zoo_try.py timm:resnet18            one line of JSON: the counts at 3×224×224, on the meta device
+    python benchmarks/zoo_try.py timm:resnet18 --ring     ring against float, at the smallest of SIDES that it takes
+
+benchmarks/zoo.py runs it as a process for each network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import time
+import traceback
+import warnings
+from typing import Any
+
+import aten
+import torch
+import zoo_list
+from torch import Tensor, nn
+
+from parelu.errors import UserError
+from parelu.network.count import count
+from parelu.network.instrument import instrument
+from parelu.network.sites import Network
+from parelu.private.lowering import reference
+from parelu.private.lowering.lower import lower
+from parelu.private.lowering.refusals import problems
+
+SHAPE = (3, 224, 224)
+SIDES = (64, 96, 128, 224)  # of the image on which ring and float are compared: the first that a network takes
+CALIBRATION, IMAGES = 16, 8
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def skeleton(name: str) -> nn.Module:
+    """Without numbers in its weights."""
+    build = dict(zoo_list.builders())[name]
+    try:
+        with torch.device("meta"):
+            return build().eval()
+    except NotImplementedError:  # some compute their widths with tensors
+        return build().to("meta").eval()
+
+
+def counted(name: str) -> dict[str, Any]:
+    """A row: what is counted, and what is in the way before and after `--replace all`."""
+    cost = aten.count(skeleton(name), SHAPE)
+    found = {"relus": cost.relus, "comparisons": cost.comparisons, "macs": cost.macs}
+    try:
+        network = instrument(skeleton(name), SHAPE)
+        found |= {"counted": _difference(network, cost), "in_the_way": _in_the_way(network)}
+    except UserError as error:
+        line = str(error).splitlines()[0]
+        found |= {"counted": line, "in_the_way": line}
+    except Exception as error:  # the row says so, and the others go on
+        found |= {"counted": "traceback", "in_the_way": _place(error)}
+    found["replaced"] = _replaced(name) if found["in_the_way"] else ""
+    return found
+
+
+def _difference(network: Network, cost: aten.Cost) -> str:
+    """How the network's counts differ from those dispatched; "" where they are the same."""
+    try:
+        counts = count(network)
+    except UserError as error:
+        return str(error).splitlines()[0]
+    pairs = {
+        "ReLUs": (counts.relus, cost.relus),
+        "comparisons": (getattr(counts, "comparisons", 0), cost.comparisons),
+        "MACs": (counts.macs, cost.macs),
+    }
+    return ", ".join(f"{ours:,} {name}, not {theirs:,}" for name, (ours, theirs) in pairs.items() if ours != theirs)
+
+
+def _in_the_way(network: Network) -> str:
+    """Each op without a secure lowering, how often, where first, and its remedy; "" where there is none."""
+    found = problems(network)
+    often = collections.Counter(problem.op for problem in found)
+    first = {problem.op: problem for problem in reversed(found)}
+    return "; ".join(f"{op} × {n} ({first[op].path}: {first[op].remedy})" for op, n in often.items())
+
+
+def _replaced(name: str) -> str:
+    return "not tried"
+
+
+def ring(name: str) -> dict[str, Any]:
+    """A row: logits in the ring against those of float, for fresh weights; images are smooth noise."""
+    began = time.perf_counter()
+    found: dict[str, Any] = {"images": IMAGES}
+    try:
+        module, side = _fresh(name)
+        found["side"] = side
+        network = instrument(module, (3, side, side))
+        lowered = lower(network, pictures(CALIBRATION, side, seed=1), {"mean": MEAN, "std": STD})
+        images = pictures(IMAGES, side, seed=2)
+        with torch.no_grad():
+            expected = module(_normal(images)).double()
+        given = torch.from_numpy(reference.run(lowered, images).logits)
+        scale = expected.amax() - expected.amin()
+        found["agreement"] = int((given.argmax(1) == expected.argmax(1)).sum())
+        found["error"] = float((given - expected).abs().max() / scale)
+    except UserError as error:
+        found["ring"] = str(error).splitlines()[0]
+    except Exception as error:  # the row says so, and the others go on
+        found["ring"] = _place(error)
+    return found | {"seconds": round(time.perf_counter() - began)}
+
+
+def _fresh(name: str) -> tuple[nn.Module, int]:
+    """A network with new weights and the statistics of a few images, and the side that it takes."""
+    torch.manual_seed(0)
+    module = dict(zoo_list.builders())[name]()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.momentum = None  # the mean of all that it sees
+    for side in SIDES:
+        try:
+            with torch.no_grad():
+                module.train()(_normal(pictures(CALIBRATION, side, seed=0)))
+            return module.eval(), side
+        except (RuntimeError, ValueError, AssertionError):
+            continue
+    raise UserError(f"{name} takes no image of {SIDES} pixels")
+
+
+def pictures(count: int, side: int, seed: int) -> Tensor:
+    """uint8 (count, 3, side, side): noise at two scales, so that neighbours are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse, fine = (torch.rand(count, 3, n, n, generator=generator) for n in (side // 8, side))
+    smooth = nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+    return ((0.75 * smooth + 0.25 * fine) * 255).to(torch.uint8)
+
+
+def _normal(images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
+def _place(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = "".join(str(error).splitlines()[:1])
+    return f"{type(error).__name__}: {reason} ({frame.filename}, line {frame.lineno})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--ring", action="store_true")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # torchvision's and timm's own
+    print(json.dumps((ring if arguments.ring else counted)(arguments.name)))
+
+
+if __name__ == "__main__":
+    main()
