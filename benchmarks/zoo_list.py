@@ -1,8 +1,8 @@
 """The networks of others that benchmarks/zoo.py tries: all of torchvision's classifiers and 120 of timm's networks.
 
 Of timm, one or two of each family of convolutional networks that `timm.list_models()` names (release 1.0.31), the
-smaller ones, chosen by their names before any was tried, among those that take 3×224×224. Transformers and networks of attention, of recurrences or
-of multilayer perceptrons alone are left out.
+smaller ones, chosen by their names before any was tried, among those that take 3×224×224. Transformers and networks of
+attention, of recurrences or of multilayer perceptrons alone are left out.
 """
 
 from __future__ import annotations
