@@ -237,7 +237,8 @@ def reduce(
             `Training`.
         pretrained: whether the module's own weights are those of the trained full-ReLU network; else it is trained
             first, from fresh weights. A name's network is trained first unless it has `weights`.
-        weights: of the trained full-ReLU network: a state dict, a candidate's folder, or a .safetensors file.
+        weights: of the trained full-ReLU network: a state dict, a candidate's folder, a safetensors file or a
+            checkpoint of torch.
         input_shape: (C, H, W) of the network, where the images are of another shape.
         seed: of fresh weights and of the order of the images.
         workers: processes that train side by side, from a script that is guarded by `if __name__ == "__main__":`; 1 is

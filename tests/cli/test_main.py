@@ -145,8 +145,8 @@ def test_weights_that_do_not_fit(capsys, tmp_path):
     save_file(state, tmp_path / "seven.safetensors")
     (tmp_path / "model.pth").write_bytes(b"\x80\x02}q\x00.")
     command = ["reduce", "random", *TINY, "--budget", "0.1", "--run", str(tmp_path / "run"), "--weights"]
-    assert "fc.bias is (7,), the network's (10,)" in refused(capsys, *command, str(tmp_path / "seven.safetensors"))
-    assert "pickled checkpoints are not read" in refused(capsys, *command, str(tmp_path / "model.pth"))
+    assert "their classifier tells 7 classes apart" in refused(capsys, *command, str(tmp_path / "seven.safetensors"))
+    assert "is no whole checkpoint of torch" in refused(capsys, *command, str(tmp_path / "model.pth"))
     assert "does not exist" in refused(capsys, *command, str(tmp_path / "none"))
 
 

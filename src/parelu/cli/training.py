@@ -96,7 +96,7 @@ class Reduce(_Common):
     budget: tuple[str, ...] = ()
     """ReLUs to keep: 50k, 12.9k, 50000, or a fraction such as 0.1; several for several candidates"""
     weights: Path | None = None
-    """the trained full-ReLU network: a candidate's folder or a .safetensors state dict"""
+    """the trained full-ReLU network: a candidate's folder, a safetensors file or a checkpoint of torch"""
 
     def __call__(self) -> None:
         from parelu import api

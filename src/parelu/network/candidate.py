@@ -17,6 +17,7 @@ from parelu.network.metrics import Metrics, SearchMetrics, metrics_from_json
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_from_json
+from parelu.network.weights import check_finite, check_fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,17 +75,9 @@ class Candidate:
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy a state dict into a network; raises `UserError` with the first name or shape that does not fit."""
-    own = network.state_dict()
-    for name in sorted(set(own) ^ set(weights)):
-        state = "lack" if name in own else "have an unknown"
-        raise UserError(f"the weights {state} {name}; they are of another network")
-    for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(
-                f"the weights' {name} is {tuple(tensor.shape)}, the network's {tuple(own[name].shape)}; "
-                "check the network, its input and the number of classes"
-            )
+    """Copy a state dict into a network; raises `UserError` with the tensors that do not fit or are not finite."""
+    check_fit(network.state_dict(), weights)
+    check_finite(weights)
     network.load_state_dict(weights)
 
 

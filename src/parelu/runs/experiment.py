@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from parelu import data
@@ -17,7 +15,7 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import parse_budget
-from parelu.network.candidate import Candidate
+from parelu.models.weights import read_weights
 from parelu.network.count import count, skeleton
 from parelu.network.spec import Spec, spec_of
 from parelu.network.storage import tensors_digest
@@ -61,7 +59,8 @@ class Experiment:
         input: (C, H, W) of the network, None for the data set's own.
         images: training images kept, None for all; data_folder: where its files are, None for the usual places: both
             of a data set's name.
-        weights: of an already trained full-ReLU network: a candidate's folder, a safetensors file or a state dict.
+        weights: of an already trained full-ReLU network: a candidate's folder, a safetensors file, a checkpoint of
+            torch or a state dict.
     """
 
     model: str | Spec
@@ -131,7 +130,7 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     budgets = [[parse_budget(text, full) for text in r.budgets] for r in experiment.reductions]
     for reduction, given in zip(experiment.reductions, budgets, strict=True):
         _check(reduction, given, spec, experiment.training)
-    weights = _read_weights(experiment.weights)
+    weights = None if experiment.weights is None else read_weights(experiment.weights)
     run = Run.start(folder, experiment.config())
     work = Work(run, source, experiment.seed)
     with in_run(work, experiment.training, watcher, executor or Processes()) as context:
@@ -182,25 +181,6 @@ def spread(counts: Sequence[int], number: int) -> list[int]:
     if number < 2:
         return ranked[:number]
     return [ranked[round(i * (len(ranked) - 1) / (number - 1))] for i in range(number)]
-
-
-def _read_weights(path: Path | Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
-    """A state dict as given, or from a candidate's folder or a safetensors file."""
-    if path is None or isinstance(path, Mapping):
-        return path
-    if not isinstance(path, Path):
-        raise UserError(f"weights is a {type(path).__name__}; give a state dict, such as model.state_dict(), or a path")
-    if path.is_dir():
-        return Candidate.load(path).weights
-    if not path.is_file():
-        raise UserError(f"--weights {path} does not exist; give a candidate's folder or a .safetensors state dict")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(
-            f"--weights {path} is not a safetensors file ({error}); write one with "
-            "safetensors.torch.save_file(model.state_dict(), path): pickled checkpoints are not read"
-        ) from error
 
 
 def parse_input(text: str) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from parelu.network.metrics import Metrics, Tags
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
+from parelu.network.weights import fit_weights
 from parelu.runs.folder import Run
 from parelu.training.batches import device
 from parelu.training.evaluation import accuracy, ranges, recalibrate
@@ -103,7 +104,7 @@ def teacher_of(run: Run) -> Teacher:
 def adopt(run: Run, job: Job, dataset: Dataset, seed: int, weights: Mapping[str, Tensor]) -> None:
     """Take a network that was trained elsewhere as a finished job; raises `UserError` where the weights do not fit."""
     network = instrument(job.spec.module(), job.spec.input)
-    load_weights(network, weights)
+    network.load_state_dict(fit_weights(network, weights)[0])
     evaluated(network, job, dataset, seed, [], None).save(run.folder(job.name))
 
 
