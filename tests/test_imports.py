@@ -98,7 +98,9 @@ def test_no_module_imports_one_that_imports_it():
 def test_no_pickle_and_no_randomness_of_numpy():
     for path in ROOT.rglob("*.py"):
         text = path.read_text()
-        for call in re.findall(r"torch\.load\(.*", text):  # which reads tensors and plain values of a pickle, if told to
+        for call in re.findall(
+            r"torch\.load\(.*", text
+        ):  # which reads tensors and plain values of a pickle, if told to
             assert path.name == "weights.py" and call.endswith("weights_only=True)"), f"{path.name}: {call}"
         for banned in (r"import pickle", r"torch\.save\(", r"np\.random\.", r"(?<![\w.])eval\("):
             assert not re.search(banned, text), f"{path.name}: {banned}"

@@ -177,7 +177,7 @@ def cut_safetensors(path):
         (lambda path: torch.save(OWN, path), "holds Python objects that would run code (torch.nn.modules.container"),
         (lambda path: torch.save({"model": STATE, "x": Code()}, path), "would run code (print)"),
         (lambda path: path.write_bytes(pickle.dumps(Code())), "would run code"),
-        (scripted, "is a TorchScript archive; write torch.save(model.state_dict(), path)"),
+        (scripted, "is a TorchScript archive; save the model's state_dict() alone"),
         (cut, "is no whole checkpoint of torch"),
         (cut_before_1_6, "is no whole checkpoint of torch"),
         (cut_safetensors, "is no whole safetensors file"),

@@ -95,7 +95,7 @@ def test_weights_of_another_network_are_refused():
     with pytest.raises(UserError, match=r"lack fc\.bias"):
         dataclasses.replace(candidate(), weights=lacking).network()
     wrong = {**candidate().weights, "fc.bias": torch.zeros(7)}
-    with pytest.raises(UserError, match=r"fc.bias is \(7,\), the network's \(10,\)"):
+    with pytest.raises(UserError, match=r"fc.bias as \(7,\), the network as \(10,\)"):
         dataclasses.replace(candidate(), weights=wrong).network()
 
 

@@ -34,6 +34,7 @@ KEYS = (
     "model_ema",
     "state_dict_ema",
 )
+MAPPING = "the weights"
 DEPTH = 3  # dicts in dicts, such as {"ema": {"module": {"state_dict": …}}}
 
 
@@ -54,7 +55,7 @@ def read_weights(source: Path | Mapping[str, Tensor]) -> Weights:
         UserError: it is missing, truncated, something else, holds code, or a tensor of it is not finite.
     """
     if isinstance(source, Mapping):
-        weights = _state_dict(source, "the weights")
+        weights = _state_dict(source, MAPPING)
     elif not isinstance(source, Path):
         raise UserError(
             f"weights is a {type(source).__name__}; give a state dict, such as model.state_dict(), or a path"
@@ -110,7 +111,7 @@ def _load(path: Path, start: bytes) -> Any:
         if "weights_only" in text or "Unsupported global" in text:
             raise UserError(
                 f"--weights {path} holds Python objects that would run code ({_culprit(text)}); where you trust it, "
-                "load it yourself and write torch.save(model.state_dict(), path)"
+                "load it yourself and save the model's state_dict() alone"
             ) from error
         reason = (text or "it ends early").splitlines()[0][:100]
         raise UserError(f"--weights {path} is no whole checkpoint of torch ({reason}); copy it again") from error
@@ -133,7 +134,7 @@ def _check_archive(path: Path) -> None:
     ends = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in ends or "data.pkl" not in ends:
         kind = "a TorchScript archive" if "constants.pkl" in ends else "an archive, but no checkpoint of torch"
-        raise UserError(f"--weights {path} is {kind}; write torch.save(model.state_dict(), path)")
+        raise UserError(f"--weights {path} is {kind}; save the model's state_dict() alone")
 
 
 def _state_dict(value: Any, what: str) -> Weights:
@@ -143,10 +144,8 @@ def _state_dict(value: Any, what: str) -> Weights:
     while not _is_state_dict(value):
         keys = [key for key in KEYS if isinstance(value, Mapping) and isinstance(value.get(key), Mapping)]
         if not keys or len(path) == DEPTH:
-            raise UserError(
-                f"{what} hold{'s' * what.startswith('-')} no state dict but {_kind(value)}; "
-                "write torch.save(model.state_dict(), path)"
-            )
+            verb = "hold" if what == MAPPING else "holds"
+            raise UserError(f"{what} {verb} no state dict but {_kind(value)}; save the model's state_dict() alone")
         if len(keys) > 1:
             notes.append(f"{what}: {keys[0]!r} was taken, not {' or '.join(map(repr, keys[1:]))}")
         path.append(keys[0])
