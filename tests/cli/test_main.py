@@ -333,6 +333,18 @@ def test_networks_of_libraries(capsys, libraries, name, channels):
     assert counts["params"] == 4 * (9 * channels + 1) + 7 * (4 * 6 * 6 + 1)
 
 
+def test_torchvision_beside_another_build_of_torch(capsys, libraries, tmp_path):
+    """Its package registers what its operators are on meta tensors, and those it does not find stop it."""
+    code = """
+import torch
+@torch.library.register_fake("torchvision::nms")
+def nms(x):
+    return x
+"""
+    (tmp_path / "torchvision" / "__init__.py").write_text(code)
+    assert run("inspect", "torchvision:plain", "--input", "3x8x8", "--classes", "7") == 0
+
+
 def test_networks_that_a_library_does_not_have(capsys, libraries, monkeypatch):
     assert "torchvision:odd: Unknown model odd" in refused(capsys, "inspect", "torchvision:odd")
     assert "timm:odd: Unknown model (odd)" in refused(capsys, "inspect", "timm:odd")
@@ -341,4 +353,5 @@ def test_networks_that_a_library_does_not_have(capsys, libraries, monkeypatch):
     )
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "timm", None)
-        assert "pip install 'parelu[zoo]'" in refused(capsys, "inspect", "timm:plain.v1")
+        message = refused(capsys, "inspect", "timm:plain.v1")
+        assert "pip install 'parelu[zoo]'" in message and "pip install --no-deps torchvision timm" in message

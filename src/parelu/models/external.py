@@ -10,13 +10,13 @@ import importlib
 import inspect
 import re
 import traceback
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from parelu.errors import UserError
+from parelu.models import libraries
 from parelu.network.spec import Spec
 
 _permitted: set[str] = set()
@@ -72,8 +72,8 @@ class External(Spec):
             )
         path, _, name = self.target.partition(":")
         with torch.device("cpu"):  # also where only a skeleton is wanted: a user's code may read its initial values
-            if path in _LIBRARIES:
-                module = _from_library(path, name, self.input[0], self.classes)
+            if path in libraries.LIBRARIES:
+                module = libraries.build(path, name, self.input[0], self.classes)
             else:
                 module = _built(path, name, self.classes)
         if not isinstance(module, nn.Module):
@@ -104,28 +104,3 @@ def _failed(path: str, name: str, error: Exception) -> UserError:
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     reason = (str(error).splitlines() or [""])[0]
     return UserError(f"{path}:{name} failed: {type(error).__name__}: {reason}{place}; mend it and run again")
-
-
-def _torchvision(name: str, channels: int, classes: int) -> object:
-    models = importlib.import_module("torchvision.models")
-    if channels != 3:
-        raise ValueError(f"its networks read 3 channels, not {channels}: give --input 3xHxW")
-    return models.get_model(name, weights=None, num_classes=classes)
-
-
-def _timm(name: str, channels: int, classes: int) -> object:
-    timm = importlib.import_module("timm")
-    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
-
-
-_LIBRARIES: dict[str, Callable[[str, int, int], object]] = {"torchvision": _torchvision, "timm": _timm}
-
-
-def _from_library(library: str, name: str, channels: int, classes: int) -> object:
-    try:
-        return _LIBRARIES[library](name, channels, classes)
-    except ImportError as error:
-        raise UserError(f"{library}:{name} needs {library} ({error}); pip install 'parelu[zoo]'") from error
-    except Exception as error:  # each library has its own for an unknown name or an argument it does not take
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{library}:{name}: {reason.splitlines()[0]}") from error
