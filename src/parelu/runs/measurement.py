@@ -81,15 +81,17 @@ def lowered(folder: Path, candidate: Candidate, ring: Ring, dataset: data.Datase
     return result
 
 
-def ring_accuracy(program: Lowered, candidate: Candidate, test: data.Split, progress: Count = silent) -> RingAccuracy:
-    """Run the ring reference and the float network over a test set."""
+def ring_accuracy(
+    program: Lowered, candidate: Candidate, test: data.Split, progress: Count = silent, relu: str = "sign"
+) -> RingAccuracy:
+    """Run the ring reference, with a ReLU protocol, and the float network over a test set."""
     images = fit(candidate, test.images)
     mean, std = (tuple(candidate.preprocessing[name]) for name in ("mean", "std"))
     network = candidate.network()
     with torch.no_grad():
         batches = (network(data.normalise(batch, mean, std)) for batch in images.split(250))
         expected = torch.cat(list(batches)).double().numpy()
-    result = reference.run(program, images, progress)
+    result = reference.run(program, images, progress, relu=relu)
     labels = test.labels.numpy()
     return RingAccuracy(
         accuracy=100 * float((result.labels == labels).mean()),
@@ -119,7 +121,7 @@ def measure(
     if known:
         ring, row = known.ring, known.row
     else:
-        ring = ring_accuracy(program, candidate, dataset.test, progress)
+        ring = ring_accuracy(program, candidate, dataset.test, progress, options.relu)
         row = bench(
             program,
             candidate,

@@ -255,3 +255,21 @@ def test_two_runs_on_one_image_share_no_message(relu, offline, ring):
         words = {body[i : i + 8] for kind, body in frames(ours) if kind != "comd" for i in range(0, len(body) - 7, 8)}
         for kind, body in frames(theirs):
             assert kind == "comd" or not any(body[i : i + 8] in words for i in range(0, len(body) - 7, 8)), kind
+
+
+@pytest.mark.parametrize("truncation", ["local", "exact"])
+@pytest.mark.parametrize("relu", RELUS)
+def test_out_of_the_calibrated_range_the_reference_errs_as_the_parties_do(relu, truncation):
+    """Calibrated on dark images, run on bright ones: some ReLUs take a wrong sign, where a protocol sees m bits."""
+    network, images = residual(1, 0.7), images_of(6, (1, 6, 6), seed=1)
+    dark = images_of(16, (1, 6, 6)) // 32
+    lowered = lower(network, dark, {"mean": [0.0], "std": [0.02]}, ring=NARROW)
+    expected = reference.run(lowered, images, relu=relu)
+    kind = reference.run(lowered, images, relu="full")
+    assert expected.overflows > 0 and kind.overflows > 0
+    assert np.array_equal(expected.logits, kind.logits) == (relu == "full")
+    truncation = truncation if relus()[relu].truncates else "local"
+    with Pair(lowered, relu, truncation=truncation) as pair:
+        results = [lowered.program.ring.decode(pair.infer(image)[0]) for image in images]
+    logits = np.array(results) * lowered.program.output_unit
+    assert np.abs(logits - expected.logits).max() < 0.002 * np.abs(expected.logits).max()

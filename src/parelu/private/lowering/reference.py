@@ -66,18 +66,20 @@ class Result:
         return self.logits.argmax(1)
 
 
-def run(lowered: Lowered, images: Tensor, progress: Callable[[int], None] = lambda done: None) -> Result:
+def run(
+    lowered: Lowered, images: Tensor, progress: Callable[[int], None] = lambda done: None, *, relu: str = "sign"
+) -> Result:
     """The ring program on uint8 (N, C, H, W), truncating to the nearest.
 
-    A ReLU whose input leaves its calibrated range is computed rightly here, and counted: in a secure run its sign could
-    be wrong. An image whose values leave what is exact here, as squares can make them, would be lost in a secure run:
-    its logits are zeros, and all its ReLUs are counted.
+    A ReLU whose input leaves its calibrated range takes the sign that its m bits give, as in a secure run, and is
+    counted. relu: as in `replay`. An image whose values leave what is exact here, as squares can make them, would be
+    lost in a secure run: its logits are zeros, and all its ReLUs are counted.
     """
     program = lowered.program
     layers = {i: ExactLinear(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
     logits, overflows = [], 0
     for batch in images.split(BATCH):
-        for values, left in _evaluate(lowered, layers, batch):
+        for values, left in _evaluate(lowered, layers, batch, relu):
             logits.append(values)
             overflows += left
         progress(len(batch))
@@ -112,21 +114,23 @@ class ExactLinear:
 
 
 def _evaluate(
-    lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor
+    lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor, relu: str
 ) -> list[tuple[NDArray[np.float64], int]]:
     """Logits and ReLUs out of range of parts of a batch, in order; parts, because one image can be lost."""
     try:
-        return [_exactly(lowered, layers, images)]
+        return [_exactly(lowered, layers, images, relu)]
     except OverflowError:
         if len(images) == 1:
             classes = lowered.program.shapes[-1]
             return [(np.zeros((1, *classes)), lowered.program.relus)]
         first, second = images.split(-(-len(images) // 2))
-        return _evaluate(lowered, layers, first) + _evaluate(lowered, layers, second)
+        return [part for half in (first, second) for part in _evaluate(lowered, layers, half, relu)]
 
 
-def _exactly(lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor) -> tuple[NDArray[np.float64], int]:
-    """Logits and ReLUs out of range; raises OverflowError where a product-sum is not exact."""
+def _exactly(
+    lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor, relu: str
+) -> tuple[NDArray[np.float64], int]:
+    """Logits and ReLUs out of range; raises OverflowError where a product-sum or a polynomial is not exact."""
     program, overflows = lowered.program, 0
     values: list[Signed] = [integers_of(program, images)]
     for number, op in enumerate(program.ops):
@@ -136,7 +140,7 @@ def _exactly(lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor
         elif isinstance(op, Truncate):
             y = _rounded(x, op.bits)
         elif isinstance(op, Activation):
-            y = _activate(op, lowered.weights.get(number, {}), x)
+            y = _activate(op, lowered.weights.get(number, {}), x, relu, program.ring.bits)
             overflows += int((np.abs(x.reshape(len(x), -1)[:, op.relus]) >= 1 << (op.bits - 1)).sum())
         else:
             y = _rearranged(op, [values[i] for i in sources(op)])
@@ -144,12 +148,27 @@ def _exactly(lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor
     return (values[-1] * program.output_unit).astype(np.float64), overflows
 
 
-def _activate(op: Activation, integers: Integers, x: Signed) -> Signed:
+def _activate(op: Activation, integers: Integers, x: Signed, relu: str, ring: int) -> Signed:
+    """ring: bits of it."""
     y = x.reshape(len(x), -1).copy()
-    y[:, op.relus] = np.maximum(y[:, op.relus], 0)
+    y[:, op.relus] = _relu(y[:, op.relus], _sign_bit(op, relu, ring))
     if len(op.squares):
-        y[:, op.squares] = _rounded(_polynomial(integers, y[:, op.squares]), op.truncation)
+        z = y[:, op.squares]
+        sizes = {name: np.abs(c).astype(np.float64) for name, c in integers.items()}
+        if _polynomial(sizes, np.abs(z).astype(np.float64)).max(initial=0) >= 2.0 ** (ring - 1):
+            raise OverflowError("a polynomial leaves the ring")
+        y[:, op.squares] = _rounded(_polynomial(integers, z), op.truncation)
     return y.reshape(x.shape)
+
+
+def _sign_bit(op: Activation, relu: str, ring: int) -> int:
+    """Number of the bit of a value that a ReLU protocol takes for its sign; ring: bits of it."""
+    return (ring if relu == "full" else op.bits) - 1
+
+
+def _relu(z: Signed, sign: int) -> Signed:
+    """0 where bit `sign` is set, by two's complement: relu(z) as long as −2^sign ≤ z < 2^sign."""
+    return np.where(z >> np.int64(sign) & 1, 0, z)
 
 
 def _rounded(x: Signed, bits: int) -> Signed:
@@ -202,9 +221,7 @@ def _replayed_activation(
     relu: str,
 ) -> tuple[Signed, Signed]:
     y, share = x.reshape(-1).copy(), c.reshape(-1).copy()
-    z = y[op.relus]
-    bits = modulo.bits if relu == "full" else op.bits
-    y[op.relus] = np.where(z >> (bits - 1) & 1, 0, z)
+    y[op.relus] = _relu(y[op.relus], _sign_bit(op, relu, modulo.bits))
     if len(op.squares):
         y[op.squares] = modulo.truncated(_polynomial(integers, y[op.squares]), given[-number], op.truncation)[0]
     share[op.relus], share[op.squares] = np.split(given[number], [len(op.relus)])
@@ -286,7 +303,7 @@ def _bias(op: Op, integers: Integers) -> Signed:
     return bias.reshape(-1, 1, 1) if isinstance(op, Conv) and bias.ndim == 1 else bias
 
 
-def _polynomial(integers: Integers, z: Signed) -> Signed:
+def _polynomial(integers: Mapping[str, NDArray[Any]], z: NDArray[Any]) -> NDArray[Any]:
     c0, c1, c2 = (integers[name] for name in ("c0", "c1", "c2"))
     return c2 * z * z + c1 * z + c0
 
