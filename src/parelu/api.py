@@ -200,7 +200,7 @@ class Result:
         """
         rows = [row for row in frontier_rows(self.records) if row.on_frontier and (relus is None or row.relus <= relus)]
         if not rows:
-            least = min(record.metrics.relus for record in self.records)
+            least = min(record.metrics.relus_and_comparisons for record in self.records)
             raise UserError(f"no network of {self.run.path} has {relus:,} ReLUs or fewer; the smallest has {least:,}")
         return self.candidate(max(rows, key=lambda row: row.validation).name)
 

@@ -132,7 +132,8 @@ class Sweep(_Common):
         runs = [_run(one, folder / str(one.model).replace(" ", "-")) for one in swept]
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
-        shown = budgets or sorted({r.metrics.relus for run in runs for r in run.candidates()}, reverse=True)[1::3]
+        found = {record.metrics.relus_and_comparisons for run in runs for record in run.candidates()}
+        shown = budgets or sorted(found, reverse=True)[1::3]
         print(sweep_text(runs, shown))
         say(f"picture: {folder / 'sweep.png'}")
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from parelu.errors import UserError
+from parelu.methods.jobs import Job
+from parelu.network.count import count, skeleton
+from parelu.network.plan import Plan
+from parelu.network.spec import Spec
 
 
-def parse_budget(text: str, relus: int) -> int:
-    """A number of ReLUs from "50k", "12.9k", "1.2m", "50000" or a fraction of the network's such as "0.1".
+def parse_budget(text: str, relus: int, comparisons: int = 0) -> int:
+    """ReLUs that masks may keep, from "50k", "12.9k", "1.2m", "50000" or a fraction of the network's such as "0.1".
+
+    What is written is the sum of ReLUs and comparisons, which cost alike; max-pools take theirs first.
 
     Args:
-        relus: ReLUs of the network, the stem's included; a fraction is rounded to the nearest number of them.
+        relus: ReLUs of the network, the stem's included.
+        comparisons: of its max-pools; a fraction is of both, rounded to the nearest number.
 
     Raises:
-        UserError: not a number, not positive, or more than the network has.
+        UserError: not a number, not positive, more than the network has, or nothing for masks beside the max-pools.
     """
+    whole = relus + comparisons
     number = text.strip().lower()
     unit = {"k": 1e3, "m": 1e6}.get(number[-1:], 1.0)
     try:
@@ -27,10 +36,39 @@ def parse_budget(text: str, relus: int) -> int:
     if unit == 1 and value == 1 and "." in number:
         raise UserError(f"budget {text!r} is one ReLU, or all of them? write 1, or a fraction below 1 such as 0.9")
     if unit == 1 and 0 < value < 1:
-        value = value * relus
+        value = value * whole
     budget = round(value)
     if budget < 1:
         raise UserError(f"budget {text!r} is {value:g} ReLUs; the smallest is 1")
-    if budget > relus:
-        raise UserError(f"budget {text!r} is more than the network's {relus:,} ReLUs; give a smaller one")
-    return budget
+    if budget > whole:
+        also = f", {comparisons:,} of them in max-pools" if comparisons else ""
+        raise UserError(f"budget {text!r} is more than the network's {whole:,} ReLUs{also}; give a smaller one")
+    if budget <= comparisons:
+        raise UserError(
+            f"budget {text!r} is {budget:,} ReLUs, and the network's max-pools alone compare {comparisons:,} times; "
+            f"give {comparisons + 1:,} or more, or --replace maxpool=avgpool"
+        )
+    return budget - comparisons
+
+
+def fitting(name: str, jobs: Sequence[Job], budgets: Sequence[int], teacher: Spec) -> list[Job]:
+    """The jobs within the largest budget, or all without one; name: of the method.
+
+    Raises:
+        UserError: none is.
+    """
+    costs = [charged(job.spec, job.plan, teacher) for job in jobs]
+    found = [job for job, cost in zip(jobs, costs, strict=True) if not budgets or cost <= max(budgets)]
+    if not found:
+        least = min(costs) + count(skeleton(teacher)).comparisons
+        raise UserError(f"{name} reaches {least:,} ReLUs at the least on this network; give a larger budget")
+    return found
+
+
+def charged(spec: Spec, plan: Plan, teacher: Spec) -> int:
+    """What a network takes of a budget of masks that was made for the teacher's max-pools.
+
+    Its ReLUs, less the comparisons that it makes fewer than the teacher, as narrower networks do.
+    """
+    of_teacher = count(skeleton(teacher)).comparisons
+    return plan.relus + (count(skeleton(spec)).comparisons - of_teacher if of_teacher else 0)

@@ -15,10 +15,11 @@ from torch import nn
 
 from parelu.errors import UserError
 from parelu.methods.base import Context, Method
+from parelu.methods.budget import charged
 from parelu.methods.jobs import Job
 from parelu.models.pruned import Pruned
 from parelu.network.candidate import Candidate
-from parelu.network.count import skeleton
+from parelu.network.count import count, skeleton
 from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
@@ -69,10 +70,11 @@ def _within(teacher: Candidate, budget: int) -> tuple[Pruned, nn.Module]:
     while share < 1:
         module = prune(teacher, share)
         spec = Pruned.of(teacher.spec, module)
-        relus = Plan.of(skeleton(spec)).relus
+        relus = charged(spec, Plan.of(skeleton(spec)), teacher.spec)
         if relus <= budget:
             return spec, module
         share, least = share + STEP, min(least, relus)
+    least += count(skeleton(teacher.spec)).comparisons
     raise UserError(f"channels reaches {least:,} ReLUs at the least on this network; give a larger budget")
 
 

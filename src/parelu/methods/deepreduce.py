@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from parelu.errors import UserError
 from parelu.methods.base import Context, Method, stepped_job
+from parelu.methods.budget import fitting
 from parelu.methods.jobs import Job
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
@@ -59,11 +60,7 @@ class DeepReDuce(Method):
                 skipped[step] = str(error)
         if skipped:
             context.record("skipped", skipped)
-        fitting = [job for job in jobs if not budgets or job.plan.relus <= max(budgets)]
-        if not fitting:
-            smallest = min(job.plan.relus for job in jobs)
-            raise UserError(f"deepreduce reaches {smallest:,} ReLUs at the least on this network; give a larger budget")
-        return context.train(fitting)
+        return context.train(fitting(self.name, jobs, budgets, context.teacher.spec))
 
     def least_critical_first(self, context: Context) -> list[str]:
         """Train, for each stage, a network with ReLUs there only; every number of eq. 1 goes to the run folder."""

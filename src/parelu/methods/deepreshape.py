@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from parelu.errors import UserError
 from parelu.methods.base import Context, Method, stepped_job
+from parelu.methods.budget import fitting
 from parelu.methods.deepreduce import DeepReDuce
 from parelu.methods.jobs import Job
 from parelu.models.hybrenet import hybrid
@@ -182,11 +183,7 @@ class DeepReShape(Method):
                 skipped[steps] = str(error)
         if skipped:
             context.record("deepreshape-skipped", skipped)
-        fitting = [job for job in jobs if not budgets or job.plan.relus <= max(budgets)]
-        if not fitting:
-            least = min(job.plan.relus for job in jobs)
-            raise UserError(f"deepreshape reaches {least:,} ReLUs at the least on this network; give a larger budget")
-        return context.train(fitting)
+        return context.train(fitting(self.name, jobs, budgets, context.teacher.spec))
 
     def _steps(self, context: Context) -> list[str]:
         """Algorithm 2, in the grammar of `steps`."""

@@ -1,4 +1,4 @@
-"""ReLUs, squares, MACs, parameters and depth, per site and per stage."""
+"""ReLUs, comparisons, squares, MACs, parameters and depth, per site and per stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from parelu.errors import UserError
-from parelu.network import ops, trace
+from parelu.network import maxpool, ops, trace
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -34,7 +34,9 @@ class Counts:
 
     Attributes:
         relus: ReLU evaluations, the stem's included; relus_without_stem: less those.
-        squares: positions with a polynomial of degree 2, never counted as ReLUs.
+        comparisons: of max-pools, each by a ReLU of its own (`maxpool.levels`); not among the ReLUs of the masks.
+        squares: positions with a polynomial of degree 2, and two for each product of two maps' positions; never counted
+            as ReLUs.
         macs: multiply-adds of convolutions and linear layers.
         flops: MACs + 2 × convolution outputs, as the ReLU papers count a convolution and its batch-norm.
         params: trainable parameters.
@@ -45,6 +47,7 @@ class Counts:
 
     relus: int
     relus_without_stem: int
+    comparisons: int
     squares: int
     macs: int
     flops: int
@@ -69,9 +72,12 @@ def count(network: Network) -> Counts:
     plan = Plan.of(network)
     relus: dict[str, int] = {}
     macs: dict[str, int] = {}
-    waiting = convolution_outputs = 0
+    waiting = convolution_outputs = compared = 0
+    squares = plan.squares
     for node, op in found.items():
         waiting += _macs(node, op)
+        compared += comparisons(node, op)
+        squares += 2 * math.prod(node.meta["shape"]) if isinstance(op, ops.Product) else 0
         if isinstance(op, ops.Activation):
             site = op.site
             relus[site.stage] = relus.get(site.stage, 0) + site.relus
@@ -84,7 +90,8 @@ def count(network: Network) -> Counts:
     return Counts(
         relus=plan.relus,
         relus_without_stem=plan.relus - relus.get("stem", 0),
-        squares=plan.squares,
+        comparisons=compared,
+        squares=squares,
         macs=total,
         flops=total + 2 * convolution_outputs,
         params=sum(p.numel() for p in network.parameters()),
@@ -92,6 +99,14 @@ def count(network: Network) -> Counts:
         stages=stages,
         sites={name: site.relus for name, site in plan.sites.items()},
     )
+
+
+def comparisons(node: fx.Node, op: ops.Op) -> int:
+    """Comparisons an image that a node makes: those of a max-pool."""
+    if not isinstance(op, ops.MaxPool):
+        return 0
+    before = node.all_input_nodes[0].meta["shape"]
+    return maxpool.comparisons(maxpool.levels(before, node.meta["shape"], op.kernel, op.stride, op.padding))
 
 
 def _macs(node: fx.Node, op: ops.Op) -> int:
@@ -104,7 +119,7 @@ def _macs(node: fx.Node, op: ops.Op) -> int:
             return math.prod(node.meta["shape"]) * layer.in_features
         case ops.Input() | ops.Output() | ops.Constant() | ops.Number() | ops.Free():
             return 0
-        case ops.Activation() | ops.BatchNorm() | ops.Pool() | ops.UnevenPool() | ops.Addition():
+        case ops.Activation() | ops.BatchNorm() | ops.Pool() | ops.MaxPool() | ops.UnevenPool() | ops.Addition():
             return 0
         case ops.Identity() | ops.Concat() | ops.Reshape() | ops.Permute() | ops.Select():
             return 0

@@ -72,7 +72,7 @@ class Metrics:
 
     Attributes:
         method, steps, budget, note, searched: see `Tags`; the full-ReLU network's method is "train".
-        relus, …, sites: of an image, see `Counts`.
+        relus, …, sites: of an image, see `Counts`; a file of before has no comparisons.
         relus_full, stages_full: ReLUs of the run's full network, and stage → its ReLUs there.
         validation_accuracy, test_accuracy: in percent; the test set is read this once.
         epochs, seconds: of its training.
@@ -96,6 +96,7 @@ class Metrics:
     depth: int
     stages: Mapping[str, StageCount]
     sites: Mapping[str, int]
+    comparisons: int = 0
     relus_full: int
     stages_full: Mapping[str, int]
     validation_accuracy: float
@@ -110,6 +111,11 @@ class Metrics:
         """others: the fields that neither has."""
         tagged = {**vars(tags), "steps": tags.steps or ""}
         return cls(**tagged, **vars(counts), **others)
+
+    @property
+    def relus_and_comparisons(self) -> int:
+        """What runs by the ReLU protocol: what a budget bounds."""
+        return self.relus + self.comparisons
 
     @property
     def tags(self) -> Tags:

@@ -41,7 +41,7 @@ class EngineRow:
 def engine_rows(records: Sequence[Record]) -> list[EngineRow]:
     """The rows of each network that several engines ran, most ReLUs first."""
     found = []
-    for record in sorted(candidates_of(records), key=lambda r: (-r.metrics.relus, r.name)):
+    for record in sorted(candidates_of(records), key=lambda r: (-r.metrics.relus_and_comparisons, r.name)):
         if record.private and record.private.others:
             for row in record.private.rows:
                 parts = {"online": row.costs.online, "whole": row.costs.total}

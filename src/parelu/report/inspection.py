@@ -82,6 +82,7 @@ def _text(title: str, spec: Spec, network: Network, counts: Counts) -> str:
     heading = f"{title}, input {shape}, {spec.classes} classes"
     totals = [
         ("ReLUs", f"{counts.relus:,}   ({counts.relus_without_stem:,} without the stem)"),
+        *([("max-pools", f"{counts.comparisons:,} comparisons, each as a ReLU")] if counts.comparisons else []),
         ("squares", f"{counts.squares:,}"),
         ("MACs", f"{counts.macs / 1e6:,.1f} M   (FLOPs with batch-norm {counts.flops / 1e6:,.1f} M)"),
         ("parameters", f"{counts.params:,}"),

@@ -65,9 +65,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
 def headline(rows: Sequence[Row]) -> list[str]:
     """What the frontier says, in a sentence each."""
     full = max(rows, key=lambda row: row.relus)
-    sentences = [
-        f"{full.label}: {full.relus:,} ReLUs, {tables.plus_minus(full.test, full.spread, full.seeds)} % test accuracy."
-    ]
+    accuracy = tables.plus_minus(full.test, full.spread, full.seeds)
+    sentences = [f"{full.label}: {full.relus:,} ReLUs{tables.with_comparisons(full)}, {accuracy} % test accuracy."]
     for points, squares in itertools.product((2, 5, 15), (False, True)):
         good = [row for row in rows if row.on_frontier and row.validation >= full.validation - points]
         within = [row for row in good if bool(row.squares) == squares]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from parelu.errors import UserError
-from parelu.report.tables import Row, by_network, frontier_rows, label_of, plus_minus
+from parelu.report.tables import Row, by_network, frontier_rows, label_of, plus_minus, with_comparisons
 from parelu.runs.folder import Record
 
 # Okabe and Ito's palette, told apart by the colour-blind too.
@@ -150,7 +150,8 @@ def _tip(row: Row) -> str:
     seeds = f", {row.seeds} seeds" if row.seeds > 1 else ""
     squares = f", {row.squares:,} squares" if row.squares else ""
     return (
-        f"{row.label}\n{row.relus:,} ReLUs{squares}{', on the frontier' if row.on_frontier else ''}\n"
+        f"{row.label}\n{row.relus:,} ReLUs{with_comparisons(row)}{squares}"
+        f"{', on the frontier' if row.on_frontier else ''}\n"
         f"test {plus_minus(row.test, row.spread, row.seeds)} %, "
         f"validation {plus_minus(row.validation, row.validation_spread, row.seeds)} %{seeds}\n"
         f"{row.macs / 1e6:,.1f} M MACs, depth {row.depth}\n{row.method}: {row.name}"
@@ -190,7 +191,7 @@ def stages_svg(records: Sequence[Record]) -> str:
         axes.spines[:].set_visible(False)
         for y, group in zip(middles, groups, strict=True):
             axes.annotate(
-                f"{group[0].metrics.relus:,}",
+                f"{group[0].metrics.relus_and_comparisons:,}",
                 (1, y),
                 (52, 0),
                 xycoords=axes.get_yaxis_transform(),
@@ -222,7 +223,7 @@ def curves_svg(records: Sequence[Record]) -> str:
     for record in sorted(trained, key=lambda r: (r.metrics.role == "candidate", r.metrics.method)):
         ours = record.metrics.role in ("candidate", "scaffold")
         panels.setdefault(record.metrics.method if ours else "all ReLUs, and one stage only", []).append(record)
-    relus = [record.metrics.relus or 1 for record in trained]
+    relus = [record.metrics.relus_and_comparisons or 1 for record in trained]
     colours = ScalarMappable(LogNorm(min(relus), max(*relus, min(relus) + 1)), mpl.colormaps["viridis_r"].resampled(40))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 0.4 + 2.7 * len(panels)), layout="constrained")
@@ -248,13 +249,13 @@ def curves_svg(records: Sequence[Record]) -> str:
 def _curves(axes: Axes, group: Sequence[Record], key: str, colours: ScalarMappable) -> list[Tip]:
     """A line for each network, coloured by its ReLUs, with a tip at its end."""
     tips: list[Tip] = []
-    for record in sorted(group, key=lambda r: -r.metrics.relus):
+    for record in sorted(group, key=lambda r: -r.metrics.relus_and_comparisons):
         epochs = [epoch.epoch for epoch in record.history]
         values = [getattr(epoch, key) for epoch in record.history]
         marker = "." if len(epochs) < 3 else ""
-        colour = colours.to_rgba(np.array([record.metrics.relus or 1]))[0]
+        colour = colours.to_rgba(np.array([record.metrics.relus_and_comparisons or 1]))[0]
         axes.plot(epochs, values, marker=marker, color=colour, linewidth=1.3)
-        seed = f"{record.metrics.relus:,} ReLUs, seed {record.metrics.seed}"
+        seed = f"{record.metrics.relus_and_comparisons:,} ReLUs, seed {record.metrics.seed}"
         tips.append((axes, epochs[-1], values[-1], f"{label_of(record)}\n{seed}\n{values[-1]:.3g} after {epochs[-1]}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=FAINT, linewidth=0.6)

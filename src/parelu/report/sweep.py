@@ -31,7 +31,7 @@ def sweep_text(runs: Sequence[Run], budgets: Sequence[int]) -> str:
     for run in runs:
         full, *_ = [r for r in run.candidates() if r.metrics.role == "teacher"]
         about = [
-            f"{full.metrics.relus:,}",
+            f"{full.metrics.relus_and_comparisons:,}",
             f"{full.metrics.flops / 1e6:,.1f} M",
             f"{_first_share(full):.1f}",
             f"{full.metrics.test_accuracy:.1f}",
@@ -63,7 +63,7 @@ def _by_method(run: Run) -> dict[str, list[Record]]:
 
 def _best(candidates: Sequence[Record], budget: int) -> float | None:
     """Test accuracy of the best validated candidate of at most `budget` ReLUs."""
-    within = [record.metrics for record in candidates if record.metrics.relus <= budget]
+    within = [record.metrics for record in candidates if record.metrics.relus_and_comparisons <= budget]
     return max(within, key=lambda m: m.validation_accuracy).test_accuracy if within else None
 
 
@@ -82,11 +82,11 @@ def save_sweep(runs: Sequence[Run], path: Path) -> None:
         methods = sorted({method for run in runs for method in _by_method(run)})
         for run, colour in zip(runs, _colours(len(runs)), strict=True):
             full, *_ = [r for r in run.candidates() if r.metrics.role == "teacher"]
-            for axes, cost in ((left, "relus"), (right, "flops")):
+            for axes, cost in ((left, "relus_and_comparisons"), (right, "flops")):
                 axes.plot(getattr(full.metrics, cost), full.metrics.test_accuracy, "*", color=colour, markersize=12)
             for method, candidates in _by_method(run).items():
                 marker = MARKERS[methods.index(method) % len(MARKERS)]
-                _line(left, candidates, "relus", colour, marker)
+                _line(left, candidates, "relus_and_comparisons", colour, marker)
                 _line(right, candidates, "flops", colour, marker)
         _axis(left, "ReLUs an image")
         _axis(right, "FLOPs an image")
@@ -105,7 +105,7 @@ def _line(axes: Axes, candidates: Sequence[Record], cost: str, colour: str, mark
     points = [(x, r.metrics.test_accuracy) for r in candidates if (x := getattr(r.metrics, cost))]
     if points:
         x, y = zip(*points, strict=True)
-        style = "-" if cost == "relus" else "none"
+        style = "-" if cost == "relus_and_comparisons" else "none"
         axes.plot(x, y, linestyle=style, marker=marker, color=colour, markersize=7, markeredgecolor="white")
 
 

@@ -28,6 +28,8 @@ class Row:
     Attributes:
         label: the steps, or the method whose mask it is; name: its folder in the run, the first seed's.
         validation, test: mean accuracies in percent; …spread: their standard deviations over the seeds, 0 for one.
+        relus: with the comparisons of max-pools, which run as ReLUs do; comparisons: these; relus_without_stem:
+            neither them nor the stem's.
         low, high: the range of `test`.
         latency, bytes: online seconds and bytes both ways of private inference, means over the seeds that were
             measured; None where none was.
@@ -40,6 +42,7 @@ class Row:
     name: str
     relus: int
     relus_without_stem: int
+    comparisons: int
     squares: int
     macs: int
     depth: int
@@ -98,7 +101,7 @@ def by_network(records: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in candidates_of(records):
         m = record.metrics
-        key = (-m.relus, m.method, label_of(record), m.budget or 0, m.relus_full, m.macs, m.params)
+        key = (-m.relus_and_comparisons, m.method, label_of(record), m.budget or 0, m.relus_full, m.macs, m.params)
         groups.setdefault(key, []).append(record)
     return [groups[key] for key in sorted(groups)]
 
@@ -130,8 +133,9 @@ def _row(group: Sequence[Record]) -> Row:
         method=first.method,
         label=label_of(group[0]),
         name=group[0].name,
-        relus=first.relus,
+        relus=first.relus_and_comparisons,
         relus_without_stem=first.relus_without_stem,
+        comparisons=first.comparisons,
         squares=first.squares,
         macs=first.macs,
         depth=first.depth,
@@ -167,7 +171,7 @@ def compare(records: Sequence[Record], ours: str = OURS) -> list[Comparison]:
     found: dict[tuple[str, int], dict[str, dict[int, Record]]] = {}
     for record in (r for r in records if r.metrics.role == "candidate"):
         m = record.metrics
-        found.setdefault((m.method, m.relus), {}).setdefault(label_of(record), {})[m.seed] = record
+        found.setdefault((m.method, m.relus_and_comparisons), {}).setdefault(label_of(record), {})[m.seed] = record
     methods = sorted({method for method, _ in found})
     first = ours if ours in methods or not methods else methods[0]
     rows = []
@@ -200,6 +204,7 @@ def frontier_text(records: Sequence[Record], x: Axis = "relus") -> str:
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("", lambda r: "*" if r.on_frontier else " "),
         ("ReLUs", lambda r: f"{r.relus:,}"),
+        *([("of max-pools", lambda r: f"{r.comparisons:,}")] if any(row.comparisons for row in rows) else []),
         ("test %", lambda r: plus_minus(r.test, r.spread, r.seeds)),
         ("validation %", lambda r: plus_minus(r.validation, r.validation_spread, r.seeds)),
         *([("squares", lambda r: f"{r.squares:,}")] if any(row.squares for row in rows) else []),
@@ -222,6 +227,11 @@ def frontier_text(records: Sequence[Record], x: Axis = "relus") -> str:
             cells.append([f"{c.relus:,}", f"{c.ours:.1f}", f"{c.theirs:.1f}", difference, str(c.seeds), c.other])
         text += "\n\nat equal ReLUs, test accuracy in percent, paired by seed\n" + aligned(cells, left=1)
     return text
+
+
+def with_comparisons(row: Row) -> str:
+    """What stands behind a number of ReLUs that has those of max-pools in it."""
+    return f" ({row.comparisons:,} of them in max-pools)" if row.comparisons else ""
 
 
 def plus_minus(mean: float, spread: float, seeds: int) -> str:

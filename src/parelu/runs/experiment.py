@@ -14,7 +14,7 @@ from parelu import data
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.methods.base import Method
-from parelu.methods.budget import parse_budget
+from parelu.methods.budget import charged, parse_budget
 from parelu.models.weights import read_weights
 from parelu.network.count import count, skeleton
 from parelu.network.spec import Spec, spec_of
@@ -121,13 +121,13 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     """
     source, spec = prepare(experiment)
     network = skeleton(spec)
-    full = count(network).relus
+    full = count(network)
     outputs = output_shape(network)
     if outputs != (spec.classes,):
         raise UserError(
             f"the network gives {outputs} outputs, the data set has {spec.classes} classes; build it for these"
         )
-    budgets = [[parse_budget(text, full) for text in r.budgets] for r in experiment.reductions]
+    budgets = [[parse_budget(text, full.relus, full.comparisons) for text in r.budgets] for r in experiment.reductions]
     for reduction, given in zip(experiment.reductions, budgets, strict=True):
         _check(reduction, given, spec, experiment.training)
     weights = None if experiment.weights is None else read_weights(experiment.weights)
@@ -142,7 +142,8 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
         counts: list[int] = []
         for reduction, given in zip(experiment.reductions, budgets, strict=True):
             wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
-            counts += [candidate.plan.relus for candidate in reduction.method.reduce(context, wanted)]
+            found = reduction.method.reduce(context, wanted)
+            counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     return run
 
 

@@ -132,7 +132,7 @@ class Run:
                     read_private_inference(header.parent, candidate),
                 )
             )
-        return sorted(found, key=lambda record: -record.metrics.relus)
+        return sorted(found, key=lambda record: -record.metrics.relus_and_comparisons)
 
 
 def _metrics(folder: Path, candidate: Mapping[str, Any]) -> Metrics:

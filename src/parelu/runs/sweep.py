@@ -35,8 +35,8 @@ def sweep(
 
 
 def _reduced(one: Experiment, names: Sequence[str], budgets: Sequence[int]) -> Experiment:
-    full = count(skeleton(prepare(one)[1])).relus
-    within = tuple(str(budget) for budget in budgets if budget <= full)
+    full = count(skeleton(prepare(one)[1]))
+    within = tuple(str(b) for b in budgets if full.comparisons < b <= full.relus + full.comparisons)
     chosen = [methods()[name] for name in names]
     reductions = [Reduction(method(), within if method.needs_budget else ()) for method in chosen]
     kept = tuple(r for r in reductions if r.budgets or not r.method.needs_budget)
