@@ -79,6 +79,18 @@ def test_bad_budgets(text):
         parse_budget(text, 100_000)
 
 
+@pytest.mark.parametrize(("text", "of_masks"), [("0.5", 40), ("61", 1), ("160", 100), ("0.1k", 40)])
+def test_comparisons_are_part_of_a_budget(text, of_masks):
+    assert parse_budget(text, 100, 60) == of_masks
+
+
+def test_a_budget_below_the_comparisons_names_the_least_and_the_way_out():
+    with pytest.raises(UserError, match=r"alone compare 60 times; give 61 or more, or --replace maxpool=avgpool"):
+        parse_budget("0.1", 100, 60)
+    with pytest.raises(UserError, match="more than the network's 160 ReLUs, 60 of them in max-pools"):
+        parse_budget("161", 100, 60)
+
+
 shapes = st.dictionaries(
     st.text("abc", min_size=1),
     st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),

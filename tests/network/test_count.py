@@ -156,8 +156,15 @@ def test_squares_are_counted_apart():
 
 
 def test_nothing_is_counted_as_nothing():
-    with pytest.raises(UserError, match="MaxPool2d is not supported"):
-        count(instrument(nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.Flatten()), (1, 4, 4)))
+    with pytest.raises(UserError, match="LPPool2d is not supported"):
+        count(instrument(nn.Sequential(nn.Conv2d(1, 2, 1), nn.LPPool2d(2, 2), nn.Flatten()), (1, 4, 4)))
+
+
+def test_comparisons_of_max_pools_are_counted_apart():
+    network = instrument(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), (1, 4, 4))
+    counts = count(network)
+    assert (counts.relus, counts.comparisons) == (2 * 16, 2 * (2 * 4 + 2 * 2))
+    assert counts.to_json()["comparisons"] == 24
 
 
 def test_counting_does_not_change_the_network():
