@@ -79,7 +79,7 @@ def test_bad_budgets(text):
         parse_budget(text, 100_000)
 
 
-@pytest.mark.parametrize(("text", "of_masks"), [("0.5", 40), ("61", 1), ("160", 100), ("0.1k", 40)])
+@pytest.mark.parametrize(("text", "of_masks"), [("0.5", 20), ("61", 1), ("160", 100), ("0.1k", 40)])
 def test_comparisons_are_part_of_a_budget(text, of_masks):
     assert parse_budget(text, 100, 60) == of_masks
 
