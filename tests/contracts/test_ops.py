@@ -227,7 +227,7 @@ def test_the_cases_are_the_whole_vocabulary():
     met, kinds = set(), set()
     for case in CASES.values():
         op = case.op if isinstance(case.op, nn.Module) else Calling(case.op, *case.modules)
-        traced = trace.trace(Around(op))
+        traced = trace.trace(Around(op), INPUT)
         trace.propagate_shapes(traced, INPUT)
         kinds |= {type(ops.read(node)) for node in [*traced.graph.nodes, *case.network().graph.nodes]}
         for node in traced.graph.nodes:

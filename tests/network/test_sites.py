@@ -203,11 +203,6 @@ def test_the_gate_of_squeeze_and_excitation_has_a_place_and_other_sigmoids_have_
     assert problems(Swish()) == problems(Attention()) == ["sigmoid", "a product of two activations"]
 
 
-class Dropping(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, 0.5, self.training)
-
-
 @pytest.mark.parametrize(
     ("module", "op", "remedy"),
     [
@@ -218,7 +213,6 @@ class Dropping(nn.Module):
         (nn.GroupNorm(1, 2), "GroupNorm", "BatchNorm2d"),
         (nn.PixelShuffle(1), "PixelShuffle", "convolutions"),
         (Gate(), "product of two activations", "gate"),
-        (Dropping(), "dropout", "nn.Dropout"),
     ],
 )
 def test_ops_without_a_place_are_named_with_path_and_remedy(module, op, remedy):

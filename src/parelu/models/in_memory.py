@@ -51,7 +51,7 @@ class InMemory(Spec):
 
         Its copy computes in single precision, and all of its parameters are trained, also frozen ones.
         """
-        structure = hashlib.sha256("\n".join(_lines(module)).encode()).hexdigest()[:16]
+        structure = hashlib.sha256("\n".join(_lines(module, input)).encode()).hexdigest()[:16]
         spec = cls(input, classes, type(module).__qualname__, structure)
         _modules[structure] = copy.deepcopy(module).cpu().float().requires_grad_(True)
         return spec
@@ -81,13 +81,13 @@ class InMemory(Spec):
         return module
 
 
-def _lines(module: nn.Module) -> Iterator[str]:
+def _lines(module: nn.Module, input: tuple[int, int, int]) -> Iterator[str]:
     """What tells one architecture from another: two that differ in a stride or in one call are not the same."""
     for name, tensor in module.state_dict().items():
         yield f"{name} {tuple(tensor.shape)}"
     for name, part in module.named_modules():
         yield f"{name} {type(part).__qualname__} {part.extra_repr()}"
-    for node in trace(module).graph.nodes:
+    for node in trace(module, input).graph.nodes:
         yield f"{node.name} {node.op} {_target(node)} {node.args} {node.kwargs}"
 
 

@@ -29,7 +29,7 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     """
     if isinstance(input_shape, str):
         raise UserError(f"input shape {input_shape!r} is no tuple; give (channels, height, width), such as (3, 32, 32)")
-    traced = trace.trace(module, leaves=(Site,))
+    traced = trace.trace(module, input_shape, leaves=(Site,))
     expected = trace.propagate_shapes(traced, input_shape)
     notes = list(_replace_calls(traced))
     traced.graph.lint()

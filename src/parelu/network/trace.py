@@ -2,48 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
+from parelu.network.tracer import BATCH, Tracer, Untraceable
 
 
-class _Tracer(fx.Tracer):
-    """fx's tracer that keeps `Site`s whole and knows the module it is in when tracing fails."""
+def trace(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    leaves: tuple[type[nn.Module], ...] = (),
+    output: int | str | None = None,
+) -> fx.GraphModule:
+    """What a module's forward does to an image at inference, as an fx graph.
 
-    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
-        self.leaves = leaves
-        self.path = ""
-        self.root_problem: Exception | None = None
+    Modules of torch.nn stay calls of modules, with their weights, that follow the mode (batch-norm, dropout); all
+    other calls are functions of torch and methods of tensors, out of place. What does not depend on the image is
+    computed; parameters and buffers that are read as they are keep their names. `meta["notes"]` says what was computed of
+    weights, `node.meta["shape"]` is each tensor's shape without the batch.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+    Args:
+        module: maps (batch, *input_shape) to (batch, classes); its mode is left as it is.
+        input_shape: (C, H, W).
+        leaves: more kinds of modules whose calls stay calls.
+        output: which of several outputs is the logits: an index, or a name.
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        outer, self.path = self.path, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
-        self.path = outer  # not in a finally: after an error the path names the module that raised it
-        return result
-
-
-def trace(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
-    """The module as an fx graph; raises `UserError` with the module path where control flow depends on data."""
+    Raises:
+        UserError: the module asks for tensors' values, raises, does not take the input, or mixes images.
+    """
     if not isinstance(module, nn.Module):
         raise UserError(f"the model is a {type(module).__name__}; give a torch.nn.Module")
-    tracer = _Tracer(leaves)
+    tracer = Tracer(module, lambda m: isinstance(m, leaves) or _is_of_torch(m))
+    image = _image(module, input_shape)
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
     try:
-        graph = tracer.trace(module)
-    except Exception as error:  # fx raises whatever the traced code raises
-        where = tracer.path or type(module).__name__
-        raise UserError(
-            f"{where}: cannot be traced ({str(error).splitlines()[0]}); make its forward free of control flow "
-            "that depends on tensor values, or of calls outside torch"
-        ) from error
-    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+        tracer.start(image, _input_name(module))
+        with torch.no_grad(), tracer.modules(), tracer:
+            result = module(image)
+    except Exception as error:  # a forward raises whatever it wants to
+        raise UserError(_reason(error, tracer, module, input_shape)) from error
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    tracer.finish(_chosen(result, output))
+    traced = fx.GraphModule(_tree(tracer.attributes, tracer.graph), tracer.graph, type(module).__name__)
+    traced.train(module.training)
+    traced.meta["notes"] = tracer.notes
+    return traced
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    is_container = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not is_container
+
+
+def _input_name(module: nn.Module) -> str:
+    """Of a forward's first argument; "x" where it has none of its own."""
+    return next(iter(inspect.signature(module.forward).parameters), "x")
+
+
+def _image(module: nn.Module, input_shape: tuple[int, ...], count: int = BATCH) -> Tensor:
+    """Random images, of the module's kind and where its weights are."""
+    first = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = None if first.is_meta else torch.Generator(first.device).manual_seed(0)
+    return torch.rand((count, *input_shape), generator=generator, device=first.device, dtype=first.dtype)
+
+
+def _chosen(result: Any, output: int | str | None) -> Tensor:
+    """The logits among what a forward returns."""
+    if isinstance(result, Tensor):
+        return result
+    entries = dict(_entries(result))
+    if output is not None:
+        found = [t for name, t in entries.items() if str(output) in (name, name.split(".")[-1])]
+        if len(found) != 1:
+            raise UserError(f"the network has no output {output}; it has {_choices(entries)}: give one to --output")
+        return found[0]
+    logits = [t for t in entries.values() if t.dim() == 2]
+    if len(logits) != 1:
+        kind = type(result).__name__
+        has = f"it has {_choices(entries)}: give one to --output" if entries else "wrap it in a module that does"
+        raise UserError(f"the network returns a {kind}, not one tensor (batch, classes); {has}")
+    return logits[0]
+
+
+def _entries(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Name or index → tensor, of nested outputs."""
+    if isinstance(result, Tensor):
+        yield name, result
+        return
+    if is_dataclass(result):
+        parts = [(f.name, getattr(result, f.name)) for f in fields(result)]
+    elif isinstance(result, Mapping):
+        parts = [*result.items()]
+    elif isinstance(result, tuple | list):
+        parts = [*enumerate(result)]
+    else:
+        parts = []
+    for key, part in parts:
+        yield from _entries(part, f"{name}.{key}" if name else str(key))
+
+
+def _choices(entries: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, t.shape[1:]))}" for name, t in entries.items()) or "no tensors"
+
+
+def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """What went wrong while a module was traced, in one line."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    where = tracer.owner or type(module).__name__
+    if isinstance(error, Untraceable):
+        return f"{where}: cannot be traced: {line}"
+    if error is tracer.failed:
+        return f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: {line}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{where}: its forward raises {type(error).__name__}: {line} ({place.filename}:{place.lineno})"
+
+
+def _tree(attributes: Mapping[str, Tensor | nn.Module], graph: fx.Graph) -> nn.Module:
+    """Modules and tensors at their dotted names, in the order in which the graph uses them."""
+    root = nn.Module()
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        *parents, name = str(node.target).split(".")
+        holder = root
+        for parent in parents:
+            if not hasattr(holder, parent):
+                holder.add_module(parent, nn.Module())
+            holder = getattr(holder, parent)
+        value = attributes[str(node.target)]
+        if getattr(holder, name, None) is value:
+            continue
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            holder.register_buffer(name, value)
+        else:
+            setattr(holder, name, value)
+    return root
 
 
 def owner(node: fx.Node) -> str:
@@ -63,26 +166,27 @@ def called_module(node: fx.Node) -> nn.Module | None:
 class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
+        if isinstance(result, Tensor):
+            if n.op != "get_attr" and (not result.dim() or result.shape[0] != BATCH):
+                op = getattr(n.target, "__name__", str(n.target))
+                raise UserError(f"{owner(n) or 'network'}: {op} mixes the images of a batch; keep dimension 0 theirs")
             n.meta["shape"] = tuple(result.shape[1:])
         elif n.op != "output":
-            n.meta["number"] = result
+            n.meta.setdefault("number", result)
         return result
 
 
-def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> torch.Tensor:
+def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Tensor:
     """Write every tensor's shape without the batch into `node.meta["shape"]`; returns the output of that run.
 
-    The run is one random image in evaluation mode without gradients; on meta tensors nothing is computed.
+    The run is two random images in evaluation mode without gradients; on meta tensors nothing is computed.
     """
-    first = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = None if first.is_meta else torch.Generator(first.device).manual_seed(0)
-    image = torch.rand((1, *input_shape), generator=generator, device=first.device, dtype=first.dtype)
+    image = _image(network, input_shape)
     was_training = [m for m in network.modules() if m.training]
     network.eval()
     try:
         with torch.no_grad():
-            output = _Shapes(network).run(image)
+            return _Shapes(network).run(image)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: "
@@ -91,12 +195,6 @@ def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> t
     finally:
         for m in was_training:
             m.training = True
-    if not isinstance(output, torch.Tensor):
-        raise UserError(
-            f"the network returns a {type(output).__name__}, not one tensor (batch, classes); wrap it in a module "
-            "that returns the logits alone"
-        )
-    return output
 
 
 def output_shape(network: fx.GraphModule) -> tuple[int, ...]:
