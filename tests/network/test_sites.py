@@ -120,7 +120,7 @@ def test_every_spelling_is_a_site_of_its_own():
     assert "shared" in network.sites
     assert "shared_2" in network.sites
     assert "own.1" in network.sites
-    assert set(network.state_dict()) == set(module.state_dict())
+    assert set(network.state_dict()) - set(module.state_dict()) == {"affine.bias", "affine.weight"}
     assert unsupported(network) == ()
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(network.eval()(x), module.eval()(x))
@@ -169,15 +169,6 @@ def test_relu6_becomes_relu_and_says_so():
     assert network(torch.full((1, 1, 4, 4), 1e4)).abs().max() > 6
 
 
-class Gate(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.conv(x)
-
-
 class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x)
@@ -200,7 +191,7 @@ def test_the_gate_of_squeeze_and_excitation_has_a_place_and_other_sigmoids_have_
         return [problem.op for problem in unsupported(instrument(nn.Sequential(module, nn.Flatten()), (2, 4, 4)))]
 
     assert problems(Excitation()) == []
-    assert problems(Swish()) == problems(Attention()) == ["sigmoid", "a product of two activations"]
+    assert problems(Swish()) == problems(Attention()) == ["sigmoid"]
 
 
 @pytest.mark.parametrize(
@@ -208,15 +199,12 @@ def test_the_gate_of_squeeze_and_excitation_has_a_place_and_other_sigmoids_have_
     [
         (nn.SiLU(), "SiLU", "nn.ReLU"),
         (nn.GELU(), "GELU", "nn.ReLU"),
-        (nn.MaxPool2d(2), "MaxPool2d", "nn.AvgPool2d"),
         (nn.Sigmoid(), "Sigmoid", "logits"),
         (nn.GroupNorm(1, 2), "GroupNorm", "BatchNorm2d"),
-        (nn.PixelShuffle(1), "PixelShuffle", "convolutions"),
-        (Gate(), "product of two activations", "gate"),
     ],
 )
 def test_ops_without_a_place_are_named_with_path_and_remedy(module, op, remedy):
-    inner = nn.Sequential(nn.Conv2d(1, 1 if isinstance(module, Gate) else 2, 1), module)
+    inner = nn.Sequential(nn.Conv2d(1, 2, 1), module)
     network = instrument(nn.Sequential(inner, nn.Flatten()), (1, 4, 4))
     (problem,) = unsupported(network)
     assert problem.path == "0.1"

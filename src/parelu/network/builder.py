@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from parelu.network import trace
+from parelu.network import ops, trace
 from parelu.network.sites import Site
 
 # What a rule makes of a node that it is asked about: the node that stands for it from now on, written before it; the
@@ -44,8 +45,9 @@ class Builder:
             **dict(self.network.named_buffers(remove_duplicate=False)),
         }
         for node in self.network.graph.find_nodes(op="get_attr"):  # tensors that are no buffers
-            self.constants.setdefault(str(node.target), _attribute(self.network, str(node.target)))
+            self.constants.setdefault(str(node.target), ops.attribute(self.network, str(node.target)))
         self._placed: dict[str, nn.Module] = {}
+        self._written: dict[fx.Node, nn.Module] = {}
 
     @property
     def path(self) -> str:
@@ -56,13 +58,54 @@ class Builder:
         """What a node calls, as traced or as written since."""
         if node.op != "call_module":
             return None
-        return self.modules.get(str(node.target)) or self._placed[str(node.target)]
+        return self._written.get(node) or self.modules[str(node.target)]
 
     def constant(self, argument: Any) -> Tensor | None:
         """The parameter, buffer or baked tensor that an argument names; None for anything else."""
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
             return self.constants[str(argument.target)]
         return argument if isinstance(argument, Tensor) else None
+
+    def arguments(self, node: fx.Node, *named: tuple[str, Any]) -> list[Any]:
+        """The arguments of a call by name, or what stands for those left out: (name, default), in order."""
+        return [
+            node.args[i] if i < len(node.args) else node.kwargs.get(name, default)
+            for i, (name, default) in enumerate(named)
+        ]
+
+    def below(self, name: str) -> str:
+        """The path of a module that the call's owner has."""
+        return ".".join(filter(None, (trace.owner(self.node), name)))
+
+    def layer_path(self, weight: Any, name: str) -> str:
+        """Where a layer stands whose weight an argument names: the weight's own parent where that is its name there.
+
+        name: of a layer whose weight is computed.
+        """
+        if not isinstance(weight, fx.Node):
+            return self.below(name)
+        parent, _, last = str(weight.target).rpartition(".")
+        return parent if re.fullmatch(r"(weight|running_mean)(_\d+)?", last) and parent else str(weight.target)
+
+    def run(self, node: fx.Node, tensors: Mapping[fx.Node, Tensor]) -> Any:
+        """What a call makes of these tensors, and of the numbers and constants that the graph has for a batch of one.
+
+        Calls that make several tensors are run too.
+        """
+
+        def value(term: fx.Node) -> Any:
+            if term in tensors:
+                return tensors[term]
+            if term.op == "get_attr":
+                return self.constants[str(term.target)]
+            return term.meta["number"] if ops.is_number(term) else self.run(term, tensors)
+
+        args: Any = fx.map_arg(node.args, value)
+        kwargs: Any = fx.map_arg(node.kwargs, value)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        called: Any = self.module(node) or node.target
+        return called(*args, **kwargs)
 
     def note(self, text: str) -> None:
         """Say what was changed at the node; once."""
@@ -86,6 +129,7 @@ class Builder:
             self._place(name, module)
         with self.network.graph.inserting_before(self.node):
             node = self.network.graph.call_module(name, (source,))
+        self._written[node] = self._placed[name]
         return self._described(node, module)
 
     def site(self, source: fx.Node, path: str = "") -> fx.Node:
@@ -95,6 +139,7 @@ class Builder:
         self._place(name, Site(name, source.meta["shape"]))
         with self.network.graph.inserting_before(self.node):
             node = self.network.graph.call_module(name, (source,))
+        self._written[node] = self._placed[name]
         node.meta = {**self.node.meta, "shape": source.meta["shape"]}
         return node
 
@@ -158,16 +203,11 @@ def _names(path: str) -> Iterator[str]:
         number += 1
 
 
-def _attribute(network: nn.Module, path: str) -> Any:
-    *parents, last = path.split(".")
-    return getattr(network.get_submodule(".".join(parents)), last)
-
-
 def _example(node: fx.Node, builder: Builder) -> Any:
-    """A tensor without numbers, of a batch of two, or the number that a node makes."""
+    """A tensor without numbers, of a batch of one, or the number that a node makes."""
     if node.op == "get_attr":
         return builder.constants[str(node.target)].to("meta")
-    return torch.empty((2, *node.meta["shape"]), device="meta") if "shape" in node.meta else node.meta["number"]
+    return torch.empty((1, *node.meta["shape"]), device="meta") if "shape" in node.meta else node.meta["number"]
 
 
 def _is_equal_buffer(first: Tensor, second: Tensor | None) -> bool:

@@ -10,11 +10,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
 
+from parelu.network.arithmetic import ARITHMETIC
 from parelu.network.builder import Builder, Rule
+from parelu.network.layers import LAYERS
+from parelu.network.moves import MOVES
+from parelu.network.windows import WINDOWS
 
-RULES: dict[Any, Rule] = {}
+
+def _activated(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """A ReLU, or one that is capped at 6, which becomes a ReLU."""
+    if node.target is F.relu6 or isinstance(builder.module(node), nn.ReLU6):
+        site = builder.site(node.all_input_nodes[0])
+        builder.notes.append(f"{site.target}: a ReLU6 became a ReLU; train or finetune the network with it")
+        builder.replaced = True
+        return site
+    return builder.site(node.all_input_nodes[0])
+
+
+ACTIVATIONS = dict.fromkeys(
+    (F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_", nn.ReLU, nn.ReLU6), _activated
+)
+
+RULES: Mapping[Any, Rule] = {**MOVES, **ARITHMETIC, **WINDOWS, **LAYERS, **ACTIVATIONS}
 
 
 def canonical(traced: fx.GraphModule, replace: Mapping[str, str] | None = None) -> Builder:
@@ -50,30 +71,10 @@ def _rewrite(node: fx.Node, builder: Builder) -> None:
         written.append(last)
         last = last.prev
     if result is not None and result is not node:
-        if _overwrites(node, builder):
-            _read_later(node, result)
         node.replace_all_uses_with(result)
         node.graph.erase_node(node)
     for new in reversed(written):
         _rewrite(new, builder)
-
-
-def _overwrites(node: fx.Node, builder: Builder) -> bool:
-    """Whether a call changes its input in place."""
-    module = builder.module(node)
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
-
-
-def _read_later(node: fx.Node, result: fx.Node) -> None:
-    """Who reads the input of an in-place call after it reads the result."""
-    later, following = set(), node.next
-    while following.op != "root":
-        later.add(following)
-        following = following.next
-    node.all_input_nodes[0].replace_all_uses_with(result, delete_user_cb=later.__contains__)
 
 
 def _erase_unread(network: fx.GraphModule) -> None:

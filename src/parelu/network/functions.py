@@ -5,7 +5,7 @@ Each is linear, has no activation, and maps each image of a batch by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +53,29 @@ class Affine(nn.Module):
     """x·weight + bias, a number a channel or a position: layer scales, biases on maps, normalisation in the network.
 
     Args:
-        shape: of weight and bias, which broadcast over (C, H, W): (C, 1, 1), or all of it; (C,) on a vector.
+        shape: of weight and bias, which broadcast over the tensor: (C, 1, 1), or all of (C, H, W); (C,) on a vector.
+        trained: which of the two are parameters; the other is a buffer, which no training changes.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, shape: tuple[int, ...], trained: Collection[str] = ("weight", "bias")) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        for name, values in (("weight", torch.ones(shape)), ("bias", torch.zeros(shape))):
+            if name in trained:
+                self.register_parameter(name, nn.Parameter(values))
+            else:
+                self.register_buffer(name, values)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, C, H, W) or (batch, C) → the same shape."""
         return x * self.weight + self.bias
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Which of weight and bias are parameters."""
+        return tuple(self._parameters)
 
     def extra_repr(self) -> str:
         return "x".join(map(str, self.weight.shape))

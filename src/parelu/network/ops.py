@@ -7,9 +7,7 @@ identity. To add an op: its class, a line in a table, and a case where it is cou
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +22,6 @@ from parelu.network.sites import Site
 from parelu.network.trace import called_module, owner
 
 Pair = tuple[int, int]  # (rows, columns)
-
-RELU_MODULES: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)
@@ -42,19 +38,11 @@ class Output(Op):
 
 
 class Constant(Op):
-    """A parameter or buffer that a module's own forward reads."""
+    """A parameter or buffer, that an unsupported op or a Scaling reads."""
 
 
 class Number(Op):
     """What makes no tensor: sizes and their arithmetic."""
-
-
-@dataclass(frozen=True)
-class Relu(Op):
-    """An activation call that is no site yet. is_capped: at 6; in_place: it overwrites its input."""
-
-    is_capped: bool
-    in_place: bool
 
 
 @dataclass(frozen=True)
@@ -66,17 +54,14 @@ class Activation(Op):
 
 @dataclass(frozen=True)
 class Convolution(Op):
-    """layer: with any padding, dilation and groups."""
+    """layer: of maps, with padding of zeros by numbers, any dilation and groups."""
 
-    layer: nn.Conv1d | nn.Conv2d
+    layer: nn.Conv2d
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is of maps, pads with zeros, by numbers, and is not dilated."""
-        layer = self.layer
-        if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
-            return False
-        return layer.padding_mode == "zeros" and two(layer.dilation) == (1, 1)
+        """Whether it is not dilated."""
+        return two(self.layer.dilation) == (1, 1)
 
     @property
     def has_even_bias(self) -> bool:
@@ -85,14 +70,14 @@ class Convolution(Op):
 
     @property
     def window(self) -> tuple[Pair, Pair, Pair]:
-        """Kernel, stride and padding; of a plain one."""
+        """Kernel, stride and padding."""
         kernel, stride, padding = map(two, (self.layer.kernel_size, self.layer.stride, self.layer.padding))
         return kernel, stride, padding
 
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """A matrix on the last dimension."""
+    """A matrix on the last dimension, of a tensor of any rank."""
 
     layer: nn.Linear
 
@@ -133,7 +118,7 @@ class Affine(Op):
 
 @dataclass(frozen=True)
 class Scaling(Op):
-    """Times a number."""
+    """Times a number, which may be a buffer's at the time of reading."""
 
     factor: float
 
@@ -180,10 +165,10 @@ class Identity(Op):
 
 @dataclass(frozen=True)
 class Addition(Op):
-    """The sum of two terms: nodes of the graph, or numbers; they may broadcast."""
+    """The sum of two tensors of one shape, or of one twice."""
 
-    left: Any
-    right: Any
+    left: fx.Node
+    right: fx.Node
 
 
 @dataclass(frozen=True)
@@ -198,8 +183,12 @@ class Excitation(Op):
     """The sigmoid of squeeze-and-excitation: one a channel, that only multiplies other maps."""
 
 
+@dataclass(frozen=True)
 class Product(Op):
-    """A map times its excitation."""
+    """Two tensors that depend on the image, or one twice, multiplied; they may broadcast along dimensions of size 1."""
+
+    left: fx.Node
+    right: fx.Node
 
 
 class Free(Op):
@@ -238,9 +227,9 @@ def read(node: fx.Node) -> Op:
             return reader(node, module) if reader else _unknown(node)
         case _:
             reader = CALLS.get(node.target)
-            if reader is None:
-                return _unknown(node)
-            return reader(node) if "shape" in node.meta else Number()
+            if reader and "shape" in node.meta:
+                return reader(node)
+            return Number() if is_number(node) else _unknown(node)
 
 
 def read_all(network: fx.GraphModule) -> dict[fx.Node, Op]:
@@ -255,6 +244,20 @@ def unsupported(network: fx.GraphModule) -> tuple[Unsupported, ...]:
     """The ops of a network that have no place in a private one, each once."""
     found = map(read, network.graph.nodes)
     return tuple(dict.fromkeys(op for op in found if isinstance(op, Unsupported)))
+
+
+def attribute(network: nn.Module | None, path: str) -> Any:
+    """The parameter, buffer or tensor at a path."""
+    assert network is not None
+    parent, _, last = path.rpartition(".")
+    return getattr(network.get_submodule(parent), last)
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether a node makes sizes, and no tensor."""
+    value = node.meta.get("number")
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return value is not None and not any(isinstance(part, Tensor) for part in parts)
 
 
 def path(node: fx.Node) -> str:
@@ -274,225 +277,108 @@ def two(value: Any) -> Pair:
     return int(first), int(second)
 
 
-def _argument(node: fx.Node, position: int, keyword: str, default: Any) -> Any:
-    """An argument of a call, by its place or its name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword, default)
-
-
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    return *node.args, *node.kwargs.values()
-
-
-def _relu(node: fx.Node) -> Op:
-    in_place = node.target in (F.relu_, torch.relu_, "relu_") or bool(_argument(node, 1, "inplace", False))
-    return Relu(node.target is F.relu6, in_place)
+def _terms(node: fx.Node) -> list[Any] | None:
+    """The two tensors that a call reads; None where one is anything else."""
+    terms = [*node.args, *node.kwargs.values()]
+    is_pair = len(terms) == 2 and all(
+        isinstance(t, fx.Node) and t.op != "get_attr" and "shape" in t.meta for t in terms
+    )
+    return terms if is_pair else None
 
 
 def _addition(node: fx.Node) -> Op:
-    """One with a factor (alpha) is no sum of its terms."""
-    terms = _arguments(node)
-    return Addition(*terms) if len(terms) == 2 else Free()
+    terms = _terms(node)
+    if terms is None or any(term.meta["shape"] != node.meta["shape"] for term in terms):
+        return _unknown(node)
+    return Addition(*terms)
 
 
 def _product(node: fx.Node) -> Op:
-    arguments = [a for a in _arguments(node) if isinstance(a, fx.Node)]
-    factors = [a for a in arguments if a.op != "get_attr" and "shape" in a.meta]
-    if len(factors) < 2:
-        return _scaling(node)
-    if any(map(_is_excitation, factors)):
-        return Product()
-    return Unsupported.at(node, "remove the gate (squeeze-and-excitation, attention)", "a product of two activations")
-
-
-def _scaling(node: fx.Node) -> Op:
-    numbers = [a for a in _arguments(node) if isinstance(a, int | float)]
-    is_quotient = node.target in (operator.truediv, torch.div, "div")
-    if len(numbers) != 1 or len(_arguments(node)) != 2 or (is_quotient and numbers[0] is not node.args[1]):
-        return Free()
-    return Scaling(1 / numbers[0] if is_quotient else float(numbers[0]))
-
-
-def _sigmoid(node: fx.Node, module: nn.Module | None = None) -> Op:
-    return Excitation() if _is_excitation(node) else _unknown(node)
-
-
-def _is_excitation(node: fx.Node) -> bool:
-    """x·sigmoid(x) has none but is an activation, and so is a sigmoid of a map."""
-    is_sigmoid = isinstance(called_module(node), nn.Sigmoid) or _is_call(node, SIGMOIDS)
-    if not is_sigmoid or not node.users or set(node.meta.get("shape", ())[1:]) != {1}:
-        return False
-    source = node.all_input_nodes[0]
-    return all(_is_call(user, PRODUCTS) and source not in user.all_input_nodes for user in node.users)
-
-
-def _is_call(node: fx.Node, targets: tuple[Any, ...]) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in targets
+    terms = _terms(node)
+    if terms is not None and len({len(term.meta["shape"]) for term in terms}) == 1:
+        return Product(*terms)
+    _, factor = node.args
+    if isinstance(factor, fx.Node) and factor.op == "get_attr":
+        buffer = attribute(node.graph.owning_module, str(factor.target))
+        return Scaling(math.nan if buffer.is_meta else float(buffer)) if buffer.numel() == 1 else _unknown(node)
+    return Scaling(float(factor)) if isinstance(factor, int | float) else _unknown(node)
 
 
 def _concat(node: fx.Node) -> Op:
-    parts, dim = _argument(node, 0, "tensors", ()), _argument(node, 1, "dim", 0)
+    parts, dim = node.args
     if not isinstance(parts, list | tuple) or not isinstance(dim, int):
-        return Free()
-    return Concat(tuple(parts), dim % (len(node.meta["shape"]) + 1) - 1)
-
-
-def _moved(node: fx.Node, module: nn.Module | None = None) -> Op:
-    """What only moves numbers, or adds zeros: found by moving the numbers' own places."""
-    source = node.all_input_nodes[0]
-    before, after = source.meta.get("shape", ()), node.meta["shape"]
-    key = "moved"
-    if key not in node.meta:
-        places = torch.arange(1, math.prod(before) + 1, dtype=torch.float64).view(1, *before)
-        try:
-            moved, doubled = (_run(node, module, {source: x}) for x in (places, 2 * places))
-            is_move = moved.shape == (1, *after) and torch.equal(doubled, 2 * moved)
-            node.meta[key] = read_places(moved[0].long() - 1, before) if is_move else None
-        except (KeyError, RuntimeError, TypeError, IndexError):
-            node.meta[key] = None
-    return node.meta[key] or Free()
-
-
-def _run(node: fx.Node, module: nn.Module | None, tensors: Mapping[fx.Node, Tensor]) -> Any:
-    """What a call makes of tensors, and of the numbers that the graph has for a batch of one."""
-    numbers = {n: n.meta["number"] for n in node.all_input_nodes if "number" in n.meta}
-    args, kwargs = (fx.map_arg(part, {**numbers, **tensors}.__getitem__) for part in (node.args, node.kwargs))
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    call: Any = module or node.target
-    return call(*args, **kwargs)
-
-
-def read_places(places: Tensor, before: tuple[int, ...]) -> Op | None:
-    """The op that puts what stood at `places` of a tensor of shape `before` where they stand; -1 is a zero."""
-    after, count = tuple(places.shape), math.prod(before)
-    if torch.equal(places.flatten(), torch.arange(count)):
-        return Reshape(after) if after != before else Identity()
-    if len(after) != len(before):
-        return None
-    all_places = torch.arange(count).view(before)
-    if math.prod(after) == count:
-        for order in itertools.permutations(range(len(before))):
-            if tuple(before[d] for d in order) == after and torch.equal(all_places.permute(order), places):
-                return Permute(order)
-    return _selected(places, all_places)
-
-
-def _selected(places: Tensor, all_places: Tensor) -> Op | None:
-    """A selection along each dimension, if that is what it is."""
-    indices: list[tuple[int, ...] | None] = []
-    for axis, size in enumerate(all_places.shape):
-        stride = math.prod(all_places.shape[axis + 1 :])
-        others = tuple(d for d in range(places.dim()) if d != axis)
-        along = (places.amax(others) if others else places).clamp(min=-1)
-        along = torch.where(along < 0, along, along // stride % size)
-        indices.append(None if torch.equal(along, torch.arange(size)) else tuple(along.tolist()))
-    found = all_places.unsqueeze(0)
-    for axis, wanted in enumerate(indices):
-        if wanted is not None:
-            found = functions.select(found + 1, axis, wanted) - 1
-    return Select(tuple(indices)) if torch.equal(found[0], places) else None
-
-
-def _average_pool(node: fx.Node, module: nn.AvgPool2d | None = None) -> Op:
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    defaults = (None, None, 0, False, True, None)
-    if module is not None:
-        options = [getattr(module, option) for option in names]
-    else:
-        options = [_argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True))]
-    kernel, stride, padding, ceil_mode, count_include_pad, divisor_override = options
-    is_uncounted = two(padding) != (0, 0) and not count_include_pad
-    if _map_before(node) is None or ceil_mode or divisor_override or is_uncounted:
-        return UnevenPool()
-    return Pool(two(kernel), two(stride if stride is not None else kernel), two(padding))
-
-
-def _max_pool(node: fx.Node, module: nn.MaxPool2d | None = None) -> Op:
-    names, defaults = ("kernel_size", "stride", "padding", "dilation", "ceil_mode"), (None, None, 0, 1, False)
-    if module is not None:
-        options = [getattr(module, option) for option in names]
-    else:
-        options = [_argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True))]
-    kernel, stride, padding, dilation, ceil_mode = options
-    if _map_before(node) is None or ceil_mode or two(dilation) != (1, 1):
         return _unknown(node)
-    return MaxPool(two(kernel), two(stride if stride is not None else kernel), two(padding))
+    return Concat(tuple(parts), dim % (len(node.meta["shape"]) + 1) - 1)  # pyright: ignore[reportArgumentType]
 
 
-def _adaptive_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
-    before = _map_before(node)
-    if before is None:
-        return UnevenPool()
-    (height, width), (rows, columns) = before, node.meta["shape"][1:]
-    if height % rows or width % columns:
-        return UnevenPool()
-    kernel = height // rows, width // columns
+def _permute(node: fx.Node) -> Op:
+    order: Any = node.args[1]
+    return Permute(tuple(d - 1 for d in order[1:]))
+
+
+def _select(node: fx.Node) -> Op:
+    _, axis, indices = node.args
+    rank = len(node.meta["shape"])
+    return Select(tuple(tuple(indices) if d == axis else None for d in range(rank)))  # pyright: ignore
+
+
+def _window(node: fx.Node, module: nn.Module | None) -> tuple[Pair, Pair, Pair]:
+    """Kernel, stride and padding of a pool."""
+    kernel, stride, padding = (
+        (*node.args[1:], None, 0)[:3] if module is None else (module.kernel_size, module.stride, module.padding)
+    )
+    return two(kernel), two(stride if stride is not None else kernel), two(padding)
+
+
+def _average_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
+    return Pool(*_window(node, module))
+
+
+def _max_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
+    return MaxPool(*_window(node, module))
+
+
+def _whole_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
+    """A mean over the whole map, or over windows of one size."""
+    before, after = node.all_input_nodes[0].meta["shape"], node.meta["shape"]
+    rows, columns = after[1:] or (1, 1)
+    kernel = before[1] // rows, before[2] // columns
     return Pool(kernel, kernel, (0, 0))
 
 
-def _mean(node: fx.Node) -> Op:
-    before, dims = _map_before(node), _argument(node, 1, "dim", None)
-    if before is None or dims is None or isinstance(dims, int) or sorted(d % 4 for d in dims) != [2, 3]:
-        return UnevenPool()
-    return Pool(before, before, (0, 0))
+def _gate(node: fx.Node, module: nn.Module | None = None) -> Op:
+    return Excitation() if set(node.meta["shape"][1:]) == {1} else _unknown(node)
 
-
-def _map_before(node: fx.Node) -> Pair | None:
-    """Rows and columns of the map that a node reads; None where it reads another tensor."""
-    shape = node.all_input_nodes[0].meta.get("shape", ())
-    return two(shape[1:]) if len(shape) == 3 else None
-
-
-def _free(node: fx.Node) -> Op:
-    return Free()
-
-
-ADDITIONS = (operator.add, torch.add, "add", "add_")
-PRODUCTS = (operator.mul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div")
-SIGMOIDS = (torch.sigmoid, "sigmoid")
-_DIFFERENCES = (operator.sub, torch.sub, "sub")
-_SIZES = (getattr, operator.floordiv, "size")
 
 # Module class → how a call of it, or of a class derived from it, is read.
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any], Op]] = {
     Site: lambda node, site: Activation(site),
-    nn.ReLU: lambda node, module: Relu(False, module.inplace),
-    nn.ReLU6: lambda node, module: Relu(True, module.inplace),
-    nn.Conv1d: lambda node, layer: Convolution(layer),
     nn.Conv2d: lambda node, layer: Convolution(layer),
     nn.Linear: lambda node, layer: Linear(layer),
     nn.BatchNorm1d: lambda node, layer: BatchNorm(layer),
     nn.BatchNorm2d: lambda node, layer: BatchNorm(layer),
-    nn.AvgPool2d: _average_pool,
-    nn.MaxPool2d: _max_pool,
-    nn.AdaptiveAvgPool2d: _adaptive_pool,
-    nn.Flatten: _moved,
-    nn.Identity: lambda node, module: Identity(),
-    nn.Dropout: lambda node, module: Identity(),
-    nn.Dropout2d: lambda node, module: Identity(),
-    **dict.fromkeys((nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), _moved),
-    **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unflatten), _moved),
     functions.Affine: lambda node, layer: Affine(layer),
     functions.Resample: lambda node, layer: Resample(layer),
-    nn.Sigmoid: _sigmoid,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _whole_pool,
+    nn.MaxPool2d: _max_pool,
+    nn.Sigmoid: _gate,
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), lambda node, module: Identity()),
 }
 
-# Function, or name of a tensor's method → how a call of it is read.
+# Function → how a call of it is read.
 CALLS: dict[Any, Callable[[fx.Node], Op]] = {
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_"), _relu),
-    **dict.fromkeys(ADDITIONS, _addition),
-    **dict.fromkeys(PRODUCTS, _product),
-    **dict.fromkeys(SIGMOIDS, _sigmoid),
-    **dict.fromkeys((torch.flatten, torch.reshape, "flatten", "view", "reshape"), _moved),
-    **dict.fromkeys((torch.permute, torch.transpose, "permute", "transpose", "contiguous"), _moved),
-    **dict.fromkeys((torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze"), _moved),
-    **dict.fromkeys((F.pad, functions.select, operator.getitem), _moved),
-    F.max_pool2d: _max_pool,
-    **dict.fromkeys((torch.mean, "mean"), _mean),
-    F.avg_pool2d: _average_pool,
-    F.adaptive_avg_pool2d: _adaptive_pool,
+    torch.add: _addition,
+    torch.mul: _product,
     torch.cat: _concat,
-    **dict.fromkeys((*_DIFFERENCES, *_SIZES), _free),
+    **dict.fromkeys((torch.flatten, torch.reshape), lambda node: Reshape(node.meta["shape"])),
+    torch.permute: _permute,
+    functions.select: _select,
+    torch.mean: _whole_pool,
+    F.avg_pool2d: _average_pool,
+    F.adaptive_avg_pool2d: _whole_pool,
+    F.max_pool2d: _max_pool,
+    **dict.fromkeys((torch.sigmoid, "sigmoid"), _gate),
 }
 
 _USE_RELU = "use nn.ReLU and train again"

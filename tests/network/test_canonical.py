@@ -1,0 +1,181 @@
+"""Canonical form: what people write, in the ops of the vocabulary, with the same outputs."""
+
+import operator
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parelu.network import ops
+from parelu.network.instrument import instrument
+
+CHANNELS, SIDE = 4, 6
+
+
+class Calling(nn.Module):
+    """A function of a map, with what a module may have."""
+
+    def __init__(self, function: Callable[..., Tensor], channels: int = CHANNELS) -> None:
+        super().__init__()
+        self.function = function
+        self.scale = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+        self.row = nn.Parameter(torch.rand(1, channels, 1, 1) + 0.5)
+        self.map = nn.Parameter(torch.rand(1, channels, SIDE, SIDE))
+        self.kernel = nn.Parameter(torch.rand(6, channels, 3, 3) - 0.5)
+        self.matrix = nn.Parameter(torch.rand(5, SIDE))
+        self.tall = nn.Parameter(torch.rand(6, channels, 5, 1))
+        self.gain = nn.Parameter(torch.rand(channels))
+        self.columns = nn.Parameter(torch.rand(SIDE, 5))
+        self.offset = nn.Parameter(torch.rand(6))
+        self.register_buffer("mean", torch.rand(1, channels, 1, 1))
+        self.register_buffer("average", torch.rand(channels))
+        self.register_buffer("variance", torch.rand(channels) + 0.5)
+        self.register_buffer("number", torch.tensor(0.25))
+        self.register_buffer(
+            "blur", (torch.tensor([1.0, 2, 1])[:, None] * torch.tensor([1.0, 2, 1]) / 16).expand(4, 1, 3, 3)
+        )
+        self.register_buffer("order", torch.randperm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+class Around(nn.Module):
+    """A small classifier around a function of a map, which may make any tensor."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.conv, self.op = nn.Conv2d(1, CHANNELS, 3, padding=1), Calling(function)
+        with torch.no_grad():
+            outputs = self.op(torch.rand(2, CHANNELS, SIDE, SIDE)).flatten(1).shape[1]
+        self.fc = nn.Linear(outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(self.op(self.conv(x)), 1))
+
+
+R, P, S = ops.Reshape, ops.Permute, ops.Select
+CASES: dict[str, tuple[Callable[..., Tensor], set[type[ops.Op]]]] = {
+    # movements
+    "view": (lambda m, x: x.view(x.size(0), -1), {R}),
+    "slice": (lambda m, x: x[:, 1:3], {S}),
+    "step": (lambda m, x: x[:, :, ::2, ::2], {S}),
+    "option A": (lambda m, x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)), {S}),
+    "option A with zeros": (lambda m, x: torch.cat([x, x * 0], 1), {ops.Concat, ops.Scaling}),
+    "chunk": (lambda m, x: x.chunk(2, 1)[1], {S}),
+    "split": (lambda m, x: torch.cat(torch.split(x, [1, 3], 1)[::-1], 1), {S, ops.Concat}),
+    "unbind": (lambda m, x: x.unbind(1)[2], {S, R}),
+    "tensor_split": (lambda m, x: torch.tensor_split(x, 2, 1)[0], {S}),
+    "index": (lambda m, x: x[..., 0], {S, R}),
+    "two indices": (lambda m, x: x[:, :, 0, 0], {S, R}),
+    "list": (lambda m, x: x[:, [3, 0, 1]], {S}),
+    "narrow": (lambda m, x: x.narrow(2, 1, 3), {S}),
+    "index_select": (lambda m, x: torch.index_select(x, 1, m.order), {S}),
+    "flip": (lambda m, x: torch.flip(x, (2,)), {S}),
+    "roll": (lambda m, x: torch.roll(x, (1, 2), (2, 3)), {S}),
+    "repeat": (lambda m, x: x.repeat(1, 2, 1, 1), {S}),
+    "repeat_interleave": (lambda m, x: x.repeat_interleave(2, 1), {S}),
+    "expand": (lambda m, x: x[:, :1].expand(-1, 3, -1, -1), {S}),
+    "expand_as": (lambda m, x: x[:, :1].expand_as(x), {S}),
+    "tile": (lambda m, x: x.tile((1, 1, 2, 1)), {S}),
+    "stack": (lambda m, x: torch.stack([x, x], 2), {R, ops.Concat}),
+    "stack and sum": (lambda m, x: torch.stack([x, x * 2.0], 1).sum(1), {R, ops.Concat, ops.Resample, ops.Scaling}),
+    "squeeze": (lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(2), {ops.Pool, R}),
+    "unsqueeze": (lambda m, x: x.unsqueeze(1), {R}),
+    "transpose": (lambda m, x: x.transpose(1, 2), {P}),
+    "permute": (lambda m, x: x.permute(0, 2, 3, 1), {P}),
+    "permute and back": (lambda m, x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), set()),
+    "movedim": (lambda m, x: x.movedim(1, -1), {P}),
+    "swapaxes": (lambda m, x: x.swapaxes(2, 3).contiguous(), {P}),
+    "unflatten": (lambda m, x: x.unflatten(1, (2, 2)), {R}),
+    "shuffle": (lambda m, x: x.view(-1, 2, 2, SIDE, SIDE).transpose(1, 2).reshape(-1, 4, SIDE, SIDE), {R, P}),
+    "channel_shuffle": (lambda m, x: F.channel_shuffle(x, 2), {R, P}),
+    "pixel_shuffle": (lambda m, x: F.pixel_shuffle(x, 2), {R, P}),
+    "pixel_unshuffle": (lambda m, x: F.pixel_unshuffle(x, 2), {R, P}),
+    "unfold": (lambda m, x: F.unfold(x, 2), {R, S}),
+    "zero pad": (lambda m, x: F.pad(x, (1, 0, 0, 2)), {S}),
+    "one pad": (lambda m, x: F.pad(x, (1, 0, 0, 2), value=0.3), {S, ops.Affine}),
+    "reflect": (lambda m, x: F.pad(x, (1, 2, 1, 1), mode="reflect"), {S}),
+    "replicate": (lambda m, x: F.pad(x, (1, 2, 1, 1), mode="replicate"), {S}),
+    "circular": (lambda m, x: F.pad(x, (1, 2, 1, 1), mode="circular"), {S}),
+    "dropout": (lambda m, x: F.dropout(x, 0.5, m.training), {ops.Identity}),
+    # arithmetic
+    "times 2": (lambda m, x: x * 2.0, {ops.Scaling}),
+    "2 times": (lambda m, x: 2 * x, {ops.Scaling}),
+    "over 2": (lambda m, x: x / 2, {ops.Scaling}),
+    "minus": (lambda m, x: -x, {ops.Scaling}),
+    "+ 1": (lambda m, x: x + 1.0, {ops.Affine}),
+    "1 -": (lambda m, x: 1 - x, {ops.Scaling, ops.Affine}),
+    "scale": (lambda m, x: x * m.scale, {ops.Affine}),
+    "layer scale": (lambda m, x: x + m.row * x, {ops.Affine, ops.Addition}),
+    "affine": (lambda m, x: x * m.row + m.scale, {ops.Affine}),
+    "normalisation": (lambda m, x: (x - m.mean) / m.variance.view(-1, 1, 1).sqrt(), {ops.Affine}),
+    "over a parameter": (lambda m, x: x / m.scale, {ops.Affine}),
+    "minus a parameter": (lambda m, x: x - m.scale, {ops.Affine}),
+    "+ map": (lambda m, x: x + m.map, {ops.Affine}),
+    "times a buffer": (lambda m, x: x * m.number, {ops.Scaling}),
+    "-": (lambda m, x: x - x.flip(3), {S, ops.Scaling, ops.Addition}),
+    "alpha": (lambda m, x: torch.add(x, x.flip(3), alpha=2), {S, ops.Scaling, ops.Addition}),
+    "sum": (lambda m, x: sum([x, x.flip(3), x]), {S, ops.Addition}),
+    "broadcast": (lambda m, x: x + x.mean((2, 3), keepdim=True), {ops.Pool, S, ops.Addition}),
+    "addcmul": (lambda m, x: torch.addcmul(x, x, m.scale, value=0.5), {ops.Affine, ops.Scaling, ops.Addition}),
+    "in place": (lambda m, x: operator.iadd(x * 1.5, x), {ops.Scaling, ops.Addition}),
+    "add_": (lambda m, x: (x * 1.5).add_(x), {ops.Scaling, ops.Addition}),
+    "square": (lambda m, x: x * x, {ops.Product}),
+    "power": (lambda m, x: x**2, {ops.Product}),
+    "gate": (lambda m, x: x * x.mean((2, 3), keepdim=True), {ops.Pool, ops.Product}),
+    # averages and largest
+    "avg_pool2d": (lambda m, x: F.avg_pool2d(x, 3, 2, 1), {ops.Pool}),
+    "ceil": (lambda m, x: F.avg_pool2d(x, 4, 3, ceil_mode=True), {ops.Resample}),
+    "ceil for nothing": (lambda m, x: F.avg_pool2d(x, 2, 2, ceil_mode=True), {ops.Pool}),
+    "uncounted": (lambda m, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), {ops.Resample}),
+    "divisor": (lambda m, x: F.avg_pool2d(x, 2, divisor_override=3), {ops.Pool, ops.Scaling}),
+    "adaptive": (lambda m, x: F.adaptive_avg_pool2d(x, 3), {ops.Pool}),
+    "uneven": (lambda m, x: F.adaptive_avg_pool2d(x, (4, 6)), {ops.Resample}),
+    "adaptive from one": (lambda m, x: F.adaptive_avg_pool2d(x[:, :, :1, :1], 7), {S}),
+    "mean": (lambda m, x: x.mean((2, 3)), {ops.Pool}),
+    "mean twice": (lambda m, x: x.mean(3).mean(2), {ops.Resample, R}),
+    "mean of all": (lambda m, x: x.flatten(2).mean(-1), {ops.Resample, R}),
+    "mean of channels": (lambda m, x: x.mean(1, keepdim=True), {ops.Resample}),
+    "nearest": (lambda m, x: F.interpolate(x, scale_factor=2), {S}),
+    "bilinear": (lambda m, x: F.interpolate(x, size=(9, 13), mode="bilinear"), {ops.Resample}),
+    "corners": (lambda m, x: F.interpolate(x, size=(9, 13), mode="bilinear", align_corners=True), {ops.Resample}),
+    "bicubic": (lambda m, x: F.interpolate(x, scale_factor=1.5, mode="bicubic"), {ops.Resample}),
+    "area": (lambda m, x: F.interpolate(x, size=4, mode="area"), {ops.Resample}),
+    "blur": (lambda m, x: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), m.blur, stride=2, groups=4), {S, ops.Resample}),
+    "max": (lambda m, x: F.max_pool2d(x, 3, 2, 1), {ops.MaxPool}),
+    "max ceil": (lambda m, x: F.max_pool2d(x, 3, 2, ceil_mode=True), {S, ops.MaxPool}),
+    "max dilated": (lambda m, x: F.max_pool2d(x, 2, 1, 1, dilation=3), {S, ops.MaxPool}),
+    "adaptive max": (lambda m, x: F.adaptive_max_pool2d(x, 1), {ops.MaxPool}),
+    "uneven max": (lambda m, x: F.adaptive_max_pool2d(x, 4), {S, ops.MaxPool}),
+    "amax": (lambda m, x: x.amax((2, 3)), {ops.MaxPool, R}),
+    "amax of channels": (lambda m, x: torch.amax(x, 1), {ops.MaxPool, P, R}),
+    # layers
+    "conv2d": (lambda m, x: F.conv2d(x, m.kernel, m.offset, 2, 1), {ops.Convolution}),
+    "padded": (lambda m, x: F.conv2d(F.pad(x, (2, 2, 1, 1)), m.kernel), {ops.Convolution}),
+    "same": (lambda m, x: F.conv2d(x, m.tall, padding="same"), {ops.Convolution}),
+    "linear": (lambda m, x: F.linear(x, m.matrix), {ops.Linear}),
+    "matmul": (lambda m, x: x @ m.columns, {ops.Linear}),
+    "batch_norm": (lambda m, x: F.batch_norm(x, m.average, m.variance, m.gain), {ops.BatchNorm}),
+}  # fmt: skip
+
+
+def run_both(module: nn.Module, shape: tuple[int, ...] = (1, SIDE, SIDE)):
+    network = instrument(module, shape)
+    images = torch.randn(3, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(images), module.eval()(images), rtol=1e-4, atol=1e-5)
+    return network
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_people_write_is_read(name):
+    function, kinds = CASES[name]
+    torch.manual_seed(0)
+    network = run_both(Around(function))
+    found = set(map(type, ops.read_all(network).values()))
+    always = {ops.Input, ops.Output, ops.Convolution, ops.Linear}
+    assert kinds - always <= found
+    assert found - always - kinds <= {R, ops.Constant}
