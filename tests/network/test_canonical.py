@@ -179,3 +179,36 @@ def test_what_people_write_is_read(name):
     always = {ops.Input, ops.Output, ops.Convolution, ops.Linear}
     assert kinds - always <= found
     assert found - always - kinds <= {R, ops.Constant}
+
+
+@pytest.mark.parametrize(
+    "last", [nn.Softmax(1), nn.LogSoftmax(-1), nn.Sigmoid(), lambda x: F.softmax(x, -1), lambda x: x.sigmoid()]
+)
+def test_probabilities_at_the_end_are_left_out(last):
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.last = nn.Linear(9, 3), last
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.fc(x.flatten(1)))
+
+    torch.manual_seed(0)
+    module = Last().eval()
+    network = instrument(module, (1, 3, 3))
+    x = torch.randn(4, 1, 3, 3)
+    torch.testing.assert_close(network(x), module.fc(x.flatten(1)))
+    assert "is left out" in network.notes[0]
+    assert not ops.unsupported(network)
+
+
+def test_a_softmax_within_a_network_is_refused():
+    module = nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.Linear(9, 3))
+    (problem,) = ops.unsupported(instrument(module, (1, 3, 3)))
+    assert (problem.path, problem.op) == ("1", "Softmax")
+
+
+def test_a_rule_of_the_user_replaces_an_op():
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.SiLU(), nn.Flatten())
+    network = instrument(module, (1, 3, 3), {"silu": lambda node, builder: builder.site(node.all_input_nodes[0])})
+    assert list(network.sites) == ["1"]

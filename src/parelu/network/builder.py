@@ -25,17 +25,19 @@ class Builder:
     """Writes before `node`, which a rule is asked about.
 
     Attributes:
-        replace: kind of op → what the user wants in its place, such as {"silu": "relu"}.
+        replace: kind of op → the rule that writes something else in its place.
         notes: what was changed, one sentence each.
         replaced: whether anything was changed that changes the outputs.
+        left_out: what the network did with its logits at the end.
         modules: path → module, as traced: a rule may have put another in its place since.
         constants: path → parameter or buffer, as traced.
     """
 
     network: fx.GraphModule
-    replace: Mapping[str, str]
+    replace: Mapping[str, Rule]
     notes: list[str] = dataclasses.field(default_factory=list)
     replaced: bool = False
+    left_out: Callable[[Tensor], Tensor] = lambda logits: logits
     node: fx.Node = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:

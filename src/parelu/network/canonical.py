@@ -7,13 +7,15 @@ the class of the module that is called → what to write instead (`network/build
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from parelu.network import ops
 from parelu.network.arithmetic import ARITHMETIC
 from parelu.network.builder import Builder, Rule
 from parelu.network.layers import LAYERS
@@ -38,12 +40,21 @@ ACTIVATIONS = dict.fromkeys(
 RULES: Mapping[Any, Rule] = {**MOVES, **ARITHMETIC, **WINDOWS, **LAYERS, **ACTIVATIONS}
 
 
-def canonical(traced: fx.GraphModule, replace: Mapping[str, str] | None = None) -> Builder:
+# What may stand behind the logits and leaves the order among them as it is, of (batch, classes).
+_PROBABILITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(1),
+    "logsoftmax": lambda logits: logits.log_softmax(1),
+    "sigmoid": torch.sigmoid,
+}
+
+
+def canonical(traced: fx.GraphModule, replace: Mapping[str, Rule] | None = None) -> Builder:
     """Rewrite a traced network with shapes in place; what was done to it.
 
-    replace: kind of op → what the user wants in its place.
+    replace: kind of op (`kind`) → the rule that writes something else in its place, with other outputs.
     """
     builder = Builder(traced, replace or {})
+    _leave_out_probabilities(builder)
     for node in list(traced.graph.nodes):
         _rewrite(node, builder)
     _erase_unread(traced)
@@ -52,8 +63,15 @@ def canonical(traced: fx.GraphModule, replace: Mapping[str, str] | None = None) 
     return builder
 
 
+def kind(node: fx.Node) -> str:
+    """The name of an op, by whatever it is called: "silu", "maxpool", "layernorm"."""
+    return re.sub(r"[12]d$|_", "", ops.name(node).lower())
+
+
 def rule_of(node: fx.Node, builder: Builder) -> Rule | None:
     """The rule for what a node calls, or for the nearest class that its module is derived from."""
+    if node.op.startswith("call_") and kind(node) in builder.replace:
+        return builder.replace[kind(node)]
     module = builder.module(node)
     if module is None:
         return RULES.get(node.target) if node.op in ("call_function", "call_method") else None
@@ -71,10 +89,26 @@ def _rewrite(node: fx.Node, builder: Builder) -> None:
         written.append(last)
         last = last.prev
     if result is not None and result is not node:
+        builder.replaced |= rule in builder.replace.values()
         node.replace_all_uses_with(result)
         node.graph.erase_node(node)
     for new in reversed(written):
         _rewrite(new, builder)
+
+
+def _leave_out_probabilities(builder: Builder) -> None:
+    """Take out what makes probabilities of the logits, at the end."""
+    (output,) = builder.network.graph.find_nodes(op="output")
+    (last,) = output.all_input_nodes
+    made = _PROBABILITIES.get(kind(last)) if last.op.startswith("call_") and len(last.meta["shape"]) == 1 else None
+    if made is None:
+        return
+    source, test = last.all_input_nodes[0], torch.randn(2, *last.meta["shape"])
+    if not torch.equal(builder.run(last, {source: test}), made(test)):
+        return
+    builder.node, builder.left_out = last, made
+    builder.note(f"the {kind(last)} at the end is left out: the outputs are the logits, whose largest is the same")
+    output.replace_input_with(last, source)
 
 
 def _erase_unread(network: fx.GraphModule) -> None:

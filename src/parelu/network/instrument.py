@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from parelu.errors import UserError
 from parelu.network import trace
+from parelu.network.builder import Rule
 from parelu.network.canonical import canonical
 from parelu.network.sites import Network, Site
 from parelu.network.stages import assign_stages
 
 
-def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
+def instrument(module: nn.Module, input_shape: tuple[int, ...], replace: Mapping[str, Rule] | None = None) -> Network:
     """Trace a module and make each of its activation calls a site of its own.
 
     nn.ReLU, nn.ReLU6, F.relu, torch.relu, Tensor.relu and their in-place twins are found, also where one module is
@@ -22,6 +25,7 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     Args:
         module: any torch.fx-traceable module that maps (batch, *input_shape) to (batch, classes).
         input_shape: (C, H, W).
+        replace: kind of op → the rule that writes something else in its place, such as for "silu".
 
     Raises:
         UserError: the module cannot be traced, or does not take the input, or changes when its calls are separated.
@@ -30,12 +34,13 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
         raise UserError(f"input shape {input_shape!r} is no tuple; give (channels, height, width), such as (3, 32, 32)")
     traced = trace.trace(module, input_shape, leaves=(Site,))
     expected = trace.propagate_shapes(traced, input_shape)
-    rewritten = canonical(traced)
+    rewritten = canonical(traced, replace)
     network = Network(traced, traced.graph, type(module).__name__)
     network.input_shape, network.notes = tuple(input_shape), (*traced.meta["notes"], *rewritten.notes)
     network.train(module.training)
+    found = rewritten.left_out(trace.propagate_shapes(network, input_shape))
     comparable = expected.device.type != "meta" and not rewritten.replaced
-    if comparable and not torch.allclose(expected, trace.propagate_shapes(network, input_shape), rtol=1e-4, atol=1e-5):
+    if comparable and not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
         raise UserError(
             f"{type(module).__name__}: an in-place activation changes a tensor that is read through another name; "
             "write the activation out of place (inplace=False)"

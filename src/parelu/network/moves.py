@@ -112,7 +112,7 @@ def _written(builder: Builder, source: fx.Node, places: Tensor) -> fx.Node | Non
     if torch.equal(flat, torch.arange(count)):
         return reshape(builder, source, after)
     everything = torch.arange(count).view(before)
-    turned = _turned(flat.tolist()) if len(flat) == count else None
+    turned = _turned(flat) if len(flat) == count else None
     if turned is not None:
         sizes, order = turned
         return reshape(builder, permute(builder, reshape(builder, source, sizes), order), after)
@@ -126,27 +126,30 @@ def _written(builder: Builder, source: fx.Node, places: Tensor) -> fx.Node | Non
     return reshape(builder, select(builder, reshape(builder, source, (count,)), 0, flat.tolist()), after)
 
 
-def _turned(places: list[int]) -> tuple[list[int], list[int]] | None:
+def _turned(places: Tensor) -> tuple[list[int], list[int]] | None:
     """The sizes and the order of dimensions, if these are all places of a tensor with its dimensions in another order.
 
     A run of equal steps is the last dimension; the runs' first places are a tensor of one dimension less.
     """
-    sizes, steps = [], []
+    sizes: list[int] = []
+    steps: list[int] = []
     while len(places) > 1:
-        step = places[1] - places[0]
-        size = next((i for i in range(1, len(places)) if places[i] - places[i - 1] != step), len(places))
-        if len(places) % size or any(
-            places[i + j] != places[i] + j * step for i in range(0, len(places), size) for j in range(size)
-        ):
+        taken = places.diff()
+        step = int(taken[0])
+        ends = (taken != step).nonzero()
+        size = int(ends[0]) + 1 if len(ends) else len(places)
+        if len(places) % size:
+            return None
+        runs = places.view(-1, size)
+        if not torch.equal(runs, runs[:, :1] + step * torch.arange(size)):
             return None
         sizes.insert(0, size)
         steps.insert(0, step)
-        places = places[::size]
+        places = runs[:, 0]
     by_step = sorted(range(len(sizes)), key=steps.__getitem__, reverse=True)
     before = [sizes[d] for d in by_step]
-    if places != [0] or [steps[d] for d in by_step] != [math.prod(before[i + 1 :]) for i in range(len(before))]:
-        return None
-    return before, [by_step.index(d) for d in range(len(sizes))]
+    is_whole = [steps[d] for d in by_step] == [math.prod(before[i + 1 :]) for i in range(len(before))]
+    return (before, [by_step.index(d) for d in range(len(sizes))]) if is_whole and not int(places[0]) else None
 
 
 def _indices(places: Tensor, everything: Tensor) -> list[Indices] | None:
