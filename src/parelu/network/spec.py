@@ -96,12 +96,22 @@ def spec_of(name: str, input: tuple[int, int, int], classes: int) -> Spec:
     raise UserError(f"unknown network {name!r}; known are {known}")
 
 
+_EARLIER = {"merged": "graph"}  # family of an earlier version → what it is now
+_OF_CODE = ("external", "in-memory")
+
+
 def spec_from_json(data: Any) -> Spec:
     """The inverse of `Spec.to_json`; raises `UserError` for anything else.
 
     A field that has a default may be missing: it is younger than the file.
     """
-    cls = families().get(str(data.get("family"))) if isinstance(data, dict) else None
+    family = str(data.get("family")) if isinstance(data, dict) else ""
+    if family in _OF_CODE:
+        raise UserError(
+            "this network was saved by an earlier version as a name of code that builds it, and a file does not decide "
+            "which code runs; make it again: parelu train or reduce --model NAME writes what the code builds"
+        )
+    cls = families().get(_EARLIER.get(family, family))
     if cls is None:
         raise UserError(f"no known architecture in {str(data)[:80]!r}")
     hints = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import fx
 
 from parelu.network import ops, trace
 from parelu.network.sites import Network, Site
 
+# Stage → the path that its sites stand under; or their own paths, or these by blocks.
+Declared = Mapping[str, str | tuple[str, ...] | tuple[tuple[str, ...], ...]]
 
-def assign_stages(network: Network, declared: Mapping[str, str | tuple[str, ...]] | None) -> None:
+
+def assign_stages(network: Network, declared: Declared | None) -> None:
     """Give each site its stage and its block.
 
     `declared` maps a stage to the module path that its sites stand under, where each module below is a block; or to the
-    sites' own paths, whose parents are the blocks. Without it, the stem is what comes before the first fork of a
+    sites' own paths, whose parents are the blocks, or a tuple of these a block. Without it, the stem is what comes before the first fork of a
     residual network, a stage is a run of sites of equal spatial size, and a block ends with the site after an
     addition.
     """
@@ -27,20 +30,29 @@ def assign_stages(network: Network, declared: Mapping[str, str | tuple[str, ...]
         site.block, site.after_addition = known.index(block), _follows_addition(node)
 
 
-def _declared(network: Network, stages: Mapping[str, str | tuple[str, ...]]) -> dict[str, tuple[str, str]]:
+def _declared(network: Network, stages: Declared) -> dict[str, tuple[str, str]]:
     """Site → its stage and its block there."""
     placed = {}
-    declared = [
-        (stage, path) for stage, paths in stages.items() for path in ([paths] if isinstance(paths, str) else paths)
-    ]
+    blocks = {path: (stage, f"block {n}") for stage, of in stages.items() for n, path in _by_block(of)}
+    declared = [(stage, path) for stage, of in stages.items() for path in ([of] if isinstance(of, str) else of)]
     for name in network.sites:
-        inside = [(stage, path) for stage, path in declared if name == path or name.startswith(path + ".")]
+        if name in blocks:
+            placed[name] = blocks[name]
+            continue
+        inside = [(stage, path) for stage, path in declared if name == path or name.startswith(f"{path}.")]
         if not inside:
             raise ValueError(f"site {name} stands under none of the declared stages {dict(stages)}")
         stage, path = inside[0]
         below = name[len(path) + 1 :]
         placed[name] = stage, below.split(".")[0] if below else name.rpartition(".")[0]
     return placed
+
+
+def _by_block(paths: str | tuple[str | tuple[str, ...], ...]) -> Iterator[tuple[int, str]]:
+    """Block and path of each site that is declared with its block."""
+    for number, block in enumerate(paths):
+        if not isinstance(block, str):
+            yield from ((number, path) for path in block)
 
 
 def _found(network: Network) -> dict[str, tuple[str, str]]:

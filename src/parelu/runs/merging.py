@@ -12,7 +12,7 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, layers
 from parelu.methods.jobs import FromKept, Job
-from parelu.models.merged import merged, weights_of
+from parelu.models.graph import Graph, graph_of, weights_of
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.runs.context import in_run
@@ -59,7 +59,8 @@ def _starting_point(candidate: Candidate, name: str, epochs: int, training: Trai
             f"{name}: no two layers merge that are not merged exactly already: a ReLU stands between them, "
             "their shapes forbid it, or it would cost more; bench it as it is"
         )
-    spec, plan = merged(fused, candidate.spec.classes), Plan.of(fused)
+    source = candidate.spec.source if isinstance(candidate.spec, Graph) else ""
+    spec, plan = graph_of(fused, candidate.spec.classes, source), Plan.of(fused)
     tags = candidate.trained.tags
     note = ", ".join(part for part in (tags.note, NOTE) if part)
     job = Job(
@@ -72,7 +73,7 @@ def _starting_point(candidate: Candidate, name: str, epochs: int, training: Trai
         tags=dataclasses.replace(tags, note=note, searched=None),
         start=_kept(name),
     )
-    return Candidate(spec, plan, weights_of(fused)), job
+    return Candidate(spec, plan, weights_of(spec, fused)), job
 
 
 def _kept(name: str) -> FromKept:
