@@ -6,14 +6,12 @@ import shutil
 import pytest
 import torch
 from commands import refused, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from two_parties import Residual, ready
 
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse
-from parelu.models.merged import Merged, merged, weights_of
+from parelu.models.graph import Graph, graph_of, weights_of
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.plan import Plan
@@ -30,7 +28,7 @@ def merged_network():
     network = ready(reduced.spec.module(), reduced.spec.input)
     reduced.plan.apply(network)
     fused = fuse(network, padded=True)
-    return fused, merged(fused, 10)
+    return fused, graph_of(fused, 10)
 
 
 FUSED, SPEC = merged_network()
@@ -50,8 +48,8 @@ def test_a_merged_network_is_rebuilt_from_its_spec(tmp_path):
 
 def test_every_layer_that_fusion_leaves_can_be_written():
     network = ready(Residual(), (1, 6, 6), lambda u: u < 0.5)
-    spec = merged(network, 5)
-    again = Candidate(spec, Plan.of(network), weights_of(network)).network()
+    spec = graph_of(network, 5)
+    again = Candidate(spec, Plan.of(network), weights_of(spec, network)).network()
     x = torch.randn(3, 1, 6, 6)
     assert torch.allclose(again(x), network.eval()(x), atol=1e-6)
     assert {line.split()[0] for line in spec.layers.splitlines()} == {
@@ -70,8 +68,8 @@ def test_a_network_with_relu_reuse_can_be_written():
     network = ready(reduced.spec.module(), reduced.spec.input)
     reduced.plan.apply(network)
     fused = fuse(network, padded=True)
-    spec = merged(fused, 10)
-    again = Candidate(spec, Plan.of(fused), weights_of(fused)).network()
+    spec = graph_of(fused, 10)
+    again = Candidate(spec, Plan.of(fused), weights_of(spec, fused)).network()
     x = torch.randn(3, 1, 8, 8)
     assert torch.allclose(again(x), fused(x), atol=1e-6)
     assert {"concat", "slice"} <= {line.split()[0] for line in spec.layers.splitlines()}
@@ -81,62 +79,8 @@ def test_a_network_with_relu_reuse_can_be_written():
 def test_a_bias_that_is_a_map_has_no_place_in_it():
     layers = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(50, 3)
     fused = fuse(ready(nn.Sequential(*layers), (2, 5, 5)))
-    with pytest.raises(UserError, match="1: MapConv2d has no place in a merged network"):
-        merged(fused, 3)
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ("", "a merged network of 0 layers"),
-        ("conv a 0 1 4 3 3 1 1 1 1", "line 1 of a merged network, 'conv a 0 1 4 3 3 1 1 1 1', is no layer"),
-        ("conv a 0 1 4 3 3 0 1 1 1 1", "is no layer"),
-        ("conv a 0 1 4 300 3 1 1 1 1 1", "is no layer"),
-        ("conv a 0 3 4 3 3 1 1 1 1 2", "is no layer"),
-        ("conv ../a 0 1 4 3 3 1 1 1 1 1", "is no layer"),
-        ("linear a 1 4 4", "is no layer"),
-        ("concat", "is no layer"),
-        ("concat 0 1", "is no layer"),
-        ("slice 0 1", "is no layer"),
-        ("linear a 0 4 4000000", "is no layer"),
-        ("relu a 0", "is no layer"),
-        ("relu a 0 S1\nrelu a 1 S1", "share a path"),
-        ("relu a 0 S1\nrelu a.b 1 S1", "share a path"),
-        ("add 0 1", "is no layer"),
-        ("evil a 0", "is no layer"),
-    ],
-)
-def test_bad_descriptions(layers, message):
-    with pytest.raises(UserError, match="(?s).*" + message.replace("(", r"\(")):
-        Merged((1, 8, 8), 10, layers)
-
-
-@settings(max_examples=100)
-@given(st.data())
-def test_changed_descriptions_are_refused_or_sound(data):
-    """A word of a description is replaced, removed or doubled: what is taken is written in one way only."""
-    words = SPEC.layers.replace("\n", " \n ").split(" ")
-    place = data.draw(st.integers(0, len(words) - 1))
-    other = data.draw(st.sampled_from([*words, "-1", "999999999", "x y", "", "0"]))
-    words[place : place + 1] = data.draw(st.sampled_from([[other], [], [words[place], other]]))
-    layers = " ".join(words).replace(" \n ", "\n")
-    try:
-        spec = Merged(SPEC.input, SPEC.classes, layers)
-    except UserError:
-        return
-    assert spec.layers == layers
-    try:
-        network = skeleton(spec)
-    except UserError as error:
-        assert "does not take an input" in str(error)
-        return
-    plain = [line for line in layers.splitlines() if not line.startswith("pool")]
-    assert len(plain) == len(list(network.sites)) + sum(not line.startswith("relu") for line in plain)
-
-
-def test_a_merged_network_cannot_be_scaled():
-    with pytest.raises(UserError, match=r"the channels of a merged network cannot be scaled by 0\.5"):
-        SPEC.scale_channels(0.5)
+    with pytest.raises(UserError, match="1: MapConv2d has no place in a graph"):
+        graph_of(fused, 3)
 
 
 def test_fuse_prints_what_merging_makes(capsys):
@@ -170,7 +114,7 @@ def test_a_merged_candidate_is_finetuned_in_its_run(capsys, finished, in_process
     assert run("fuse", str(folder), "--finetune", "1") == 0
     assert "% merged" in capsys.readouterr().err
     whole, found = (Run.open(tmp_path / "run").candidate(name) for name in (folder.name, f"{folder.name}-merged"))
-    assert isinstance(found.spec, Merged) and found.plan.relus == whole.plan.relus == found.metrics.relus
+    assert isinstance(found.spec, Graph) and found.plan.relus == whole.plan.relus == found.metrics.relus
     assert found.metrics.depth < whole.metrics.depth and found.metrics.epochs == 1
     assert run("fuse", str(folder), "--finetune", "1") == 0, "again: nothing is trained twice"
     assert "no two layers merge" in refused(capsys, "fuse", f"{folder}-merged", "--finetune", "1")

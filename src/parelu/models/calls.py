@@ -102,6 +102,13 @@ def _text(value: Any) -> str:
     raise ValueError(f"an argument is {str(value)[:40]!r}")
 
 
+class Calls(nn.Module):
+    """Where a call stands in the tree of modules: tracing finds the path there, and the function."""
+
+    def forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return CALLS[name](*args, **kwargs)
+
+
 def check(words: Sequence[str], number: int) -> None:
     """Raises `ValueError` unless the words are a call of a known function on values up to `number`."""
     name, *arguments = words
@@ -113,9 +120,9 @@ def check(words: Sequence[str], number: int) -> None:
             raise ValueError("it reads what is not there")
 
 
-def node(graph: fx.Graph, words: Sequence[str], values: Sequence[fx.Node | None]) -> fx.Node:
-    """Write the call into a graph."""
-    args, kwargs = [], {}
+def node(graph: fx.Graph, path: str, words: Sequence[str], values: Sequence[fx.Node | None]) -> fx.Node:
+    """Write the call into a graph, from the `Calls` at a path, or from the network itself where that is ""."""
+    args, kwargs = list[Any](), dict[str, Any]()
     for word in words[1:]:
         key, text = _split(word)
         value = _argument(text)
@@ -124,6 +131,8 @@ def node(graph: fx.Graph, words: Sequence[str], values: Sequence[fx.Node | None]
             kwargs[key] = value
         else:
             args.append(value)
+    if path:
+        return graph.call_module(path, (words[0], *args), kwargs)
     return graph.call_function(CALLS[words[0]], tuple(args), kwargs)
 
 

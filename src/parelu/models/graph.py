@@ -16,12 +16,12 @@ from parelu.errors import UserError
 from parelu.models import calls
 from parelu.models.lines import LABEL, Line, line, parsed
 from parelu.network import ops, trace
-from parelu.network.sites import Network
+from parelu.network.sites import Network, Site
 from parelu.network.spec import Spec
 
 MOST_LINES = 20_000
 MOST_WEIGHTS, LARGEST_MAP = 1 << 30, 1 << 28  # numbers in all, and in one value of one image
-VERBATIM = 16  # numbers: a tensor of fewer is written whole, of more as its mean and deviation
+VERBATIM = 16  # numbers: a tensor of factors with no more is written whole, any other as its mean and deviation
 UNKNOWN_STAGE = "S"
 
 
@@ -52,7 +52,7 @@ class Graph(Spec):
                 select VALUE axis index …   -1 for zeros
                 flatten VALUE; reshape VALUE size …; permute VALUE axis …
                 parameter PATH size …       a tensor that a call reads
-                call NAME argument …        of `parelu.models.calls`, %n for a value: it runs, but not privately
+                call [@PATH] NAME argument … of `parelu.models.calls`, %n for a value: it runs, but not privately
                 tie NAME NAME               the first tensor of the state dict is the second
 
         source: what it was read from, to show.
@@ -76,9 +76,6 @@ class Graph(Spec):
         for one in lines:
             if one.path and not _is_same_module(modules.setdefault(one.path, one), one):
                 raise UserError(f"two ops of a graph share the path {one.path}; each has its own")
-        inside = {".".join(parts[:n]) for parts in (path.split(".") for path in modules) for n in range(1, len(parts))}
-        if inside & set(modules):
-            raise UserError(f"two ops of a graph share the path {min(inside & set(modules))}; each has its own")
 
     @classmethod
     def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> Graph | None:
@@ -96,15 +93,11 @@ class Graph(Spec):
 
     def module(self) -> nn.Module:
         lines = _lines(self.layers)
-        built = self._built(lines)
+        built = _assembled(lines, _shapes(self))
         for tie in (one for one in lines if one.kind == "tie"):
             _tie(built, *tie.words)
         _draw(built, self.initial)
         return built
-
-    def _built(self, lines: tuple[Line, ...]) -> fx.GraphModule:
-        _check_sizes(self)
-        return _assembled(lines)
 
 
 @functools.lru_cache(64)
@@ -125,16 +118,22 @@ def _is_same_module(first: Line, second: Line) -> bool:
     """Whether two lines may call one module: the same line, or the same layer on other values."""
     if first is second:
         return True
+    if first.kind == second.kind == "call":
+        return True
     return first.kind not in ("relu", "parameter") and dataclasses.replace(first, reads=second.reads) == second
 
 
-def _assembled(lines: tuple[Line, ...]) -> fx.GraphModule:
+def _assembled(lines: tuple[Line, ...], shapes: Mapping[str, tuple[int, ...]] | None = None) -> fx.GraphModule:
+    """The network of some lines, with sites where their shapes are known, else with ReLUs."""
     graph, parts = fx.Graph(), dict[str, Any]()
     stages: dict[str, dict[str, tuple[str, ...]]] = {}
     values: list[fx.Node | None] = [graph.placeholder("x")]
     for one in lines:
         if one.kind == "parameter":
             parts[one.path] = nn.Parameter(torch.zeros(tuple(map(int, one.numbers))))
+        elif one.kind == "relu" and shapes:
+            with torch.device("cpu"):  # also where only a skeleton is wanted: a mask has numbers
+                parts[one.path] = Site(one.path, shapes[one.path])
         elif one.path and one.path not in parts:
             parts[one.path] = one.module()
         values.append(one.node(graph, values))
@@ -144,25 +143,41 @@ def _assembled(lines: tuple[Line, ...]) -> fx.GraphModule:
             name = str(block) if block >= 0 else one.path.rpartition(".")[0]
             blocks[name] = (*blocks.get(name, ()), one.path)
     graph.output(next(value for value in reversed(values) if value is not None))
+    _check_paths(parts)
     built = fx.GraphModule(parts, graph, "Graph")
     declared = {stage: tuple(blocks.values()) for stage, blocks in stages.items()}
     built.stages = declared  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return built
 
 
+def _check_paths(parts: Mapping[str, Any]) -> None:
+    """A module may stand inside of another, but not in the place of what that has itself."""
+    for path in parts:
+        names = path.split(".")
+        for count in range(1, len(names)):
+            outer = parts.get(".".join(names[:count]))
+            if outer is not None and (not isinstance(outer, nn.Module) or hasattr(outer, names[count])):
+                raise UserError(f"two ops of a graph share the path {path}; each has its own")
+
+
 @functools.lru_cache(64)
-def _check_sizes(spec: Graph) -> None:
-    """Raises `UserError` for a graph that no memory would hold, or that does not take its input."""
+def _shapes(spec: Graph) -> dict[str, tuple[int, ...]]:
+    """Path of a site → its shape.
+
+    Raises:
+        UserError: no memory would hold the graph, or it does not take its input.
+    """
     with torch.device("meta"):
         built = _assembled(_lines(spec.layers))
+        trace.propagate_shapes(built, spec.input)
     weights = sum(tensor.numel() for tensor in built.state_dict().values())
     if weights > MOST_WEIGHTS:
         raise UserError(f"a graph of {weights:,} weights; at most {MOST_WEIGHTS:,} are read")
-    trace.propagate_shapes(built, spec.input)
     for node in built.graph.nodes:
         shape = node.meta.get("shape", ())
         if math.prod(shape) > LARGEST_MAP:
             raise UserError(f"a graph whose {node.name} has shape {shape}; at most {LARGEST_MAP:,} numbers are read")
+    return {str(node.target): node.meta["shape"] for node, _ in trace.calls(built, (nn.ReLU,))}
 
 
 def _tie(built: nn.Module, name: str, other: str) -> None:
@@ -341,7 +356,8 @@ def _called(network: Network, node: fx.Node, values: Mapping[fx.Node, int], befo
     if name is None:
         raise ValueError("it is no call that a graph has")
     args, kwargs = [argument(a) for a in args], {key: argument(a) for key, a in kwargs.items()}
-    return [*lines, Line("call", words=calls.written(name, args, kwargs))]
+    path = str(node.target) if module is not None else trace.owner(node)
+    return [*lines, Line("call", path, words=calls.written(name, args, kwargs))]
 
 
 def _constant(node: fx.Node) -> Any:
@@ -365,7 +381,8 @@ def _initial(spec: Graph, fresh: Mapping[str, Tensor]) -> str:
         tensor = fresh[name].detach().float().cpu()
         if tensor.is_meta or torch.equal(tensor, own) or not tensor.numel():
             continue
-        if tensor.numel() <= VERBATIM:
+        is_drawn = isinstance(built.get_submodule(name.rpartition(".")[0]), nn.Conv2d | nn.Linear)
+        if tensor.numel() <= VERBATIM and not is_drawn:
             lines.append(f"{name} = {' '.join(str(number) for number in tensor.flatten().numpy())}")
         else:
             deviation, mean = torch.std_mean(tensor, correction=0)

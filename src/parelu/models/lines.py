@@ -87,7 +87,8 @@ class Line:
 
     def __str__(self) -> str:
         options = (f"{name}={','.join(map(_text, numbers))}" for name, numbers in self.options)
-        words = (self.kind, self.path, *self.reads, self.label, *map(_text, self.numbers), *options, *self.words)
+        path = f"@{self.path}" if self.kind == "call" and self.path else self.path
+        words = (self.kind, path, *self.reads, self.label, *map(_text, self.numbers), *options, *self.words)
         return " ".join(str(word) for word in words if word != "")
 
     def module(self) -> nn.Module | None:
@@ -101,7 +102,7 @@ class Line:
         if self.kind == "parameter":
             return graph.get_attr(self.path)
         if self.kind == "call":
-            return calls.node(graph, self.words, values)
+            return calls.node(graph, self.path, self.words, values)
         read = tuple(map(values.__getitem__, self.reads))
         call = KINDS[self.kind].call
         return call(self, graph, read) if call else graph.call_module(self.path, read)  # pyright: ignore
@@ -120,9 +121,15 @@ def parsed(text: str, number: int) -> Line:
     kind, *words = text.split(" ")
     if kind not in KINDS or len(words) > MOST_WORDS:
         raise ValueError(f"no kind {kind[:20]!r}")
-    if kind in ("call", "tie"):
+    if kind == "tie":
+        _check_tie(words)
         found = Line(kind, words=tuple(words))
-        (calls.check(words, number) if kind == "call" else _check_tie(words))
+    elif kind == "call":
+        path = words.pop(0)[1:] if words[0].startswith("@") else ""
+        if path and not PATH.fullmatch(path):
+            raise ValueError("a name is none")
+        calls.check(words, number)
+        found = Line(kind, path, words=tuple(words))
     else:
         found = _parsed(kind, words, number)
     if str(found) != text:
@@ -288,7 +295,7 @@ KINDS: dict[str, Kind] = {
     "resample": Kind(_resample, numbers=(AXIS, SIZE, SIZE), more=REAL),
     "dropout": Kind(_dropout, numbers=(FRACTION,), options={"dims": ((Range(1, 2),), (1,))}),
     "parameter": Kind(lambda line: nn.Identity(), reads=0, more=SIZE),
-    "call": Kind(reads=0),
+    "call": Kind(lambda line: calls.Calls(), reads=0),
     "tie": Kind(reads=0),
     "scale": Kind(call=_function(torch.mul, lambda line: float(line.numbers[0])), numbers=(REAL,)),
     "add": Kind(call=_function(torch.add), reads=2),

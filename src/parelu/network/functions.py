@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 ZERO = -1  # an index of `select` that reads nothing: a zero
 
@@ -18,6 +19,8 @@ def select(x: Tensor, axis: int, indices: Sequence[int]) -> Tensor:
 
     x: (batch, …); axis: from 0, without the batch → the same shape but for `len(indices)` there.
     """
+    if has_torch_function_unary(x):  # of a tracer: one call in its graph
+        return handle_torch_function(select, (x,), x, axis, indices)
     where = torch.tensor(indices, device=x.device)
     found = x.index_select(axis + 1, where.clamp(min=0))
     if ZERO not in indices:
