@@ -16,7 +16,7 @@ from two_parties import images_of, lowered_of, preprocessing_of, ready
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, nothing
 from parelu.fusion.packing import seconds
-from parelu.models.merged import merged, weights_of
+from parelu.models.graph import graph_of, weights_of
 from parelu.network import ops, trace
 from parelu.network.candidate import Candidate
 from parelu.network.count import count
@@ -215,11 +215,12 @@ def test_every_op_is_counted_fused_and_lowered_or_refused(name):
 
     folded = fuse(network, cost=nothing)
     if case.is_written or (case.is_written is None and not case.remedy):
-        again = Candidate(merged(folded, 3), Plan.of(folded), weights_of(folded)).network()
+        spec = graph_of(folded, 3)
+        again = Candidate(spec, Plan.of(folded), weights_of(spec, folded)).network()
         assert torch.allclose(logits(again, images), expected, atol=1e-5)
     else:
-        with pytest.raises(UserError, match=r"^op(\.inner\.0)?: .* has no place in a merged network; bench "):
-            merged(folded, 3)
+        with pytest.raises(UserError, match=r"^op(\.inner\.0)?: .* has no place in a graph "):
+            graph_of(folded, 3)
 
 
 def test_the_cases_are_the_whole_vocabulary():
@@ -241,7 +242,7 @@ def test_an_unknown_op_is_refused_by_each_with_path_and_remedy(name):
     op, remedy = UNKNOWN[name]
     network = Case(ops.Unsupported, op).network()
     message = f"op: {name} is not supported; {remedy}"
-    refusals = [count, fuse, lowered_of, lambda network: merged(network, 3)]
+    refusals = [count, fuse, lowered_of, lambda network: graph_of(network, 3)]
     for refused in refusals:
         with pytest.raises(UserError) as error:
             refused(network)
@@ -263,7 +264,7 @@ def test_an_op_of_a_class_that_nobody_matches_is_refused(monkeypatch):
 
     monkeypatch.setitem(ops.MODULES, nn.PixelShuffle, lambda node, module: Shuffle())
     network = Case(Shuffle, nn.PixelShuffle(1)).network()
-    for refused in (count, lowered_of, lambda network: merged(network, 3)):
+    for refused in (count, lowered_of, lambda network: graph_of(network, 3)):
         with pytest.raises(UserError, match=r"^op: PixelShuffle .*; "):
             refused(network)
     images = images_of(4, INPUT)

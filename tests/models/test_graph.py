@@ -38,10 +38,15 @@ def assert_same(network: Network, classes: int) -> None:
     """The network that is built again of what is written of one, is it."""
     spec = spec_from_json(json.loads(json.dumps(graph_of(network, classes).to_json())))
     assert isinstance(spec, Graph)
-    again, x = Candidate(spec, Plan.of(network), weights_of(spec, network)).network(), torch.randn(3, *network.input_shape)
+    again, x = (
+        Candidate(spec, Plan.of(network), weights_of(spec, network)).network(),
+        torch.randn(3, *network.input_shape),
+    )
     with torch.no_grad():
         assert torch.allclose(again(x), network(x), atol=1e-5)
-    places = [[(s.name, s.shape, s.stage, s.block, s.after_addition) for s in n.sites.values()] for n in (network, again)]
+    places = [
+        [(s.name, s.shape, s.stage, s.block, s.after_addition) for s in n.sites.values()] for n in (network, again)
+    ]
     assert places[0] == places[1]
     problems = [[(p.path, p.op.lower().replace("_", "")) for p in unsupported(n)] for n in (network, again)]
     assert problems[0] == problems[1]
@@ -81,8 +86,7 @@ class Everything(nn.Module):
         x = torch.relu(self.again(x)) + torch.relu(self.third(x))
         x = torch.cat([torch.relu(self.fourth(x)), x], 1)
         x = nn.functional.avg_pool2d(x, 2)[:, 1:5]
-        x = x.reshape(x.shape[0], -1)
-        return x
+        return x.reshape(x.shape[0], -1)
 
 
 class Body(Everything):
@@ -93,7 +97,7 @@ class Body(Everything):
 class Plain(Everything):
     def forward(self, x):
         x = self.silu(self.layer(self.inner(super().forward(x))))
-        return self.fc(torch.sigmoid(x) * nn.functional.gelu(x, approximate="tanh")) .softmax(-1)
+        return self.fc(torch.sigmoid(x) * nn.functional.gelu(x, approximate="tanh")).softmax(-1)
 
 
 def test_shared_and_tied_layers_stay_so():
@@ -211,7 +215,9 @@ def test_networks_of_earlier_versions():
 
 def test_a_graph_cannot_be_scaled():
     spec = Graph((1, 2, 2), 4, "flatten 0\nlinear a 1 4 4", "nets.py:build")
-    with pytest.raises(UserError, match=r"nets.py:build: the channels of a network of your own cannot be scaled by 0\.5"):
+    with pytest.raises(
+        UserError, match=r"nets.py:build: the channels of a network of your own cannot be scaled by 0\.5"
+    ):
         spec.scale_channels(0.5)
     with pytest.raises(UserError, match=r"nets.py:build: the input of a network of your own cannot be scaled by 0\.5"):
         spec.scale_fmap(0.5)

@@ -26,7 +26,15 @@ _OF_TORCH = (
 _OF_FUNCTIONAL = (
     *("silu", "gelu", "hardswish", "hardsigmoid", "softplus", "mish", "elu", "selu", "celu", "logsigmoid", "softsign"),
     *("leaky_relu", "relu6", "hardtanh", "prelu", "layer_norm", "group_norm", "instance_norm", "normalize", "rms_norm"),
-    *("tanhshrink", "softshrink", "hardshrink", "softmin", "glu", "scaled_dot_product_attention", "local_response_norm"),
+    *(
+        "tanhshrink",
+        "softshrink",
+        "hardshrink",
+        "softmin",
+        "glu",
+        "scaled_dot_product_attention",
+        "local_response_norm",
+    ),
 )
 # Name → the function. Their results are no larger than what they read, but for matmul's.
 CALLS: Mapping[str, Any] = {

@@ -260,9 +260,7 @@ def _written(network: Network) -> Iterator[Line]:
         values[node] = count if lines else values[node.all_input_nodes[0]]
 
 
-def _described(
-    network: Network, node: fx.Node, op: ops.Op, values: Mapping[fx.Node, int], before: int
-) -> list[Line]:
+def _described(network: Network, node: fx.Node, op: ops.Op, values: Mapping[fx.Node, int], before: int) -> list[Line]:
     """The lines of a node, none where it returns what it reads; values: numbers of what nodes make; before: how many
     lines there are."""
     path, reads = str(node.target), [values[term] for term in node.all_input_nodes if term in values]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from parelu.models import calls
-from parelu.network import functions
+from parelu.network import functions, ops
 
 LARGEST = 1 << 20  # of channels, sides and lengths
 LARGEST_WINDOW = 256
@@ -66,7 +66,7 @@ class Kind:
     reads: int | None = 1
     numbers: tuple[Range, ...] = ()
     more: Range | None = None
-    options: dict[str, tuple[tuple[Range, ...], tuple[Number, ...]]] = field(default_factory=dict)
+    options: Mapping[str, tuple[tuple[Range, ...], tuple[Number, ...]]] = field(default_factory=dict)
     has_label: bool = False
 
 
@@ -117,7 +117,7 @@ def line(kind: str, reads: Sequence[int], numbers: Sequence[Number] = (), *, pat
 
 
 def parsed(text: str, number: int) -> Line:
-    """The line that makes value `number` + 1; raises `ValueError` for whatever is none, or is written in another way."""
+    """The line that makes value `number` + 1; raises `ValueError` for what is none, or is written in another way."""
     kind, *words = text.split(" ")
     if kind not in KINDS or len(words) > MOST_WORDS:
         raise ValueError(f"no kind {kind[:20]!r}")
@@ -149,7 +149,7 @@ def _parsed(kind: str, words: list[str], number: int) -> Line:
     numbers = tuple(map(_number, words))
     if (rule.module and not PATH.fullmatch(path)) or (rule.has_label and not LABEL.fullmatch(label)):
         raise ValueError("a name is none")
-    if not reads and rule.reads != 0 or len(reads) < (rule.reads or 0) or not all(0 <= v <= number for v in reads):
+    if (not reads and rule.reads != 0) or len(reads) < (rule.reads or 0) or not all(0 <= v <= number for v in reads):
         raise ValueError("it reads what is not there")
     fixed, rest = numbers[: len(rule.numbers)], numbers[len(rule.numbers) :]
     if not _fit(fixed, rule.numbers) or not (all(n in rule.more for n in rest) if rule.more else not rest):
@@ -206,12 +206,12 @@ def _check_matrix(line: Line) -> None:
 
 def _conv(line: Line) -> nn.Module:
     inputs, outputs, *window, groups = map(int, line.numbers)
-    kernel, stride, padding = (tuple(window[i : i + 2]) for i in (0, 2, 4))
+    kernel, stride, padding = (ops.two(window[i : i + 2]) for i in (0, 2, 4))
     return nn.Conv2d(
         inputs,
         outputs,
-        kernel,  # pyright: ignore[reportArgumentType]
-        stride,  # pyright: ignore[reportArgumentType]
+        kernel,
+        stride,
         padding,
         dilation=line.option("dilation"),
         groups=groups,
@@ -276,9 +276,7 @@ def _permute(line: Line) -> tuple[int, ...]:
 _BIAS = {"bias": ((FLAG,), (1,))}
 # Kind → its rule.
 KINDS: dict[str, Kind] = {
-    "conv": Kind(
-        _conv, numbers=(SIZE, SIZE, *WINDOW, SIZE), options={"dilation": ((SIDE, SIDE), (1, 1)), **_BIAS}
-    ),
+    "conv": Kind(_conv, numbers=(SIZE, SIZE, *WINDOW, SIZE), options={"dilation": ((SIDE, SIDE), (1, 1)), **_BIAS}),
     "linear": Kind(_linear, numbers=(SIZE, SIZE), options=_BIAS),
     "norm": Kind(
         _norm,

@@ -17,9 +17,9 @@ def assign_stages(network: Network, declared: Declared | None) -> None:
     """Give each site its stage and its block.
 
     `declared` maps a stage to the module path that its sites stand under, where each module below is a block; or to the
-    sites' own paths, whose parents are the blocks, or a tuple of these a block. Without it, the stem is what comes before the first fork of a
-    residual network, a stage is a run of sites of equal spatial size, and a block ends with the site after an
-    addition.
+    sites' own paths, whose parents are the blocks, or a tuple of these a block. Without it, the stem is what comes
+    before the first fork of a residual network, a stage is a run of sites of equal spatial size, and a block ends with
+    the site after an addition.
     """
     placed = _declared(network, declared) if declared is not None else _found(network)
     blocks: dict[str, list[str]] = {}
