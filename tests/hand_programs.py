@@ -12,11 +12,15 @@ from parelu.private.lowering.ops import (
     Add,
     Concat,
     Conv,
-    Flatten,
     Linear,
     Multiply,
     Op,
+    Permute,
     Pool,
+    Resample,
+    Reshape,
+    Scale,
+    Select,
     Truncate,
     shape_of,
 )
@@ -31,7 +35,7 @@ class Hand:
     largest: of the weights in absolute value, unless a method is told otherwise.
     """
 
-    def __init__(self, shape: tuple[int, int, int], ring: Ring = WIDE, seed: int = 0, largest: int = 60) -> None:
+    def __init__(self, shape: tuple[int, ...], ring: Ring = WIDE, seed: int = 0, largest: int = 60) -> None:
         self.ring, self.largest, self.rng = ring, largest, np.random.default_rng(seed)
         self.ops: list[Op] = []
         self.weights: dict[int, dict[str, Any]] = {}
@@ -48,14 +52,33 @@ class Hand:
         largest: int | None = None,
     ) -> int:
         pairs = [(side, side) for side in (kernel, stride, padding)]
-        return self._secret(Conv(source, outputs, *pairs, groups), (outputs,), largest)
+        return self._secret(Conv(source, outputs, pairs[0], pairs[1], pairs[2], groups), (outputs,), largest)
 
     def linear(self, source: int, outputs: int, largest: int | None = None) -> int:
         flat = source if len(self.shapes[source]) == 1 else self.flatten(source)
         return self._secret(Linear(flat, outputs), (outputs,), largest)
 
     def flatten(self, source: int) -> int:
-        return self._add(Flatten(source))
+        return self.reshape(source, int(np.prod(self.shapes[source])))
+
+    def reshape(self, source: int, *to: int) -> int:
+        return self._add(Reshape(source, to))
+
+    def permute(self, source: int, *order: int) -> int:
+        return self._add(Permute(source, order))
+
+    def select(self, source: int, axis: int, count: int) -> int:
+        """Some of each dimension, repeated and out of order, and zeros."""
+        return self._add(Select(source, axis, self.rng.integers(-1, self.shapes[source][axis], count, np.int32)))
+
+    def resample(self, source: int, axis: int, outputs: int, largest: int = 9) -> int:
+        matrix = self.rng.integers(-largest, largest + 1, (outputs, self.shapes[source][axis]), np.int32)
+        matrix[0, 0] = 1  # one number at the least
+        rows, columns = (places.astype(np.int32) for places in matrix.nonzero())
+        return self._add(Resample(source, axis, outputs, rows, columns, matrix[rows, columns]))
+
+    def scale(self, source: int, factor: int) -> int:
+        return self._add(Scale(source, factor))
 
     def multiply(self, source: int) -> int:
         return self._secret(Multiply(source), self.shapes[source], None)
@@ -63,8 +86,8 @@ class Hand:
     def add(self, source: int, other: int) -> int:
         return self._add(Add(source, other))
 
-    def concat(self, source: int, other: int) -> int:
-        return self._add(Concat(source, other))
+    def concat(self, source: int, other: int, axis: int = 0) -> int:
+        return self._add(Concat(source, other, axis))
 
     def pool(self, source: int, kernel: int = 2, stride: int = 2) -> int:
         return self._add(Pool(source, (kernel, kernel), (stride, stride), (0, 0)))

@@ -72,7 +72,9 @@ def is_linear(node: fx.Node) -> bool:
             return len(shape(node)) == 1
         case ops.BatchNorm(norm):
             return norm.running_mean is not None
-        case ops.Pool():
+        case ops.Affine(layer):
+            return layer.weight.shape[1:].numel() == layer.bias.shape[1:].numel() == 1
+        case ops.Pool() | ops.Scaling():
             return True
         case ops.Reshape(after):
             return len(after) == 1

@@ -24,6 +24,7 @@ class Convolution:
         size: (rows, columns) of the map that it reads.
         kernel, stride, padding: (rows, columns); zeros are added on both sides.
         groups: of channels, as in torch; its weight is (outputs, inputs / groups, *kernel).
+        dilation: distance of the kernel's taps. One that is not 1 is counted alone: `expanded` is what is run.
     """
 
     inputs: int
@@ -33,6 +34,15 @@ class Convolution:
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     groups: int = 1
+    dilation: Pair = (1, 1)
+
+    @property
+    def expanded(self) -> Convolution:
+        """The same with the zeros between the taps in the kernel, less what only ever meets padding."""
+        if self.dilation == (1, 1):
+            return self
+        kernel = _pair(reach for _, reach, _, _ in self._axes())
+        return dataclasses.replace(self, kernel=kernel, dilation=(1, 1)).trimmed()
 
     @property
     def output_size(self) -> Pair:
@@ -120,8 +130,9 @@ class Convolution:
         return dataclasses.replace(self, kernel=_pair(kernel), padding=before, groups=groups)
 
     def _axes(self) -> list[tuple[int, int, int, int]]:
-        """(size, kernel, stride, padding) of the rows, and of the columns."""
-        return list(zip(self.size, self.kernel, self.stride, self.padding, strict=True))
+        """(size, reach of the kernel, stride, padding) of the rows, and of the columns."""
+        reach = [(taps - 1) * step + 1 for taps, step in zip(self.kernel, self.dilation, strict=True)]
+        return list(zip(self.size, reach, self.stride, self.padding, strict=True))
 
 
 def _pair(values: object) -> Pair:
@@ -142,6 +153,16 @@ def compose(first: Convolution, weight: Tensor, second: Convolution, after: Tens
             part = torch.einsum("gnm,gmcab->gncab", w2[..., i, j], w1)
             result[..., top : top + first.kernel[0], left : left + first.kernel[1]] += part
     return result.flatten(0, 1)
+
+
+def expanded(layer: Convolution, weight: Tensor) -> Tensor:
+    """The weight of `layer.expanded`."""
+    if layer.dilation == (1, 1):
+        return weight
+    (rows, columns), kernel = layer.dilation, _pair(reach for _, reach, _, _ in layer._axes())
+    wide = weight.new_zeros((*weight.shape[:2], *kernel))
+    wide[:, :, ::rows, ::columns] = weight
+    return fitted(dataclasses.replace(layer, kernel=kernel, dilation=(1, 1)), wide, layer.expanded)
 
 
 def fitted(layer: Convolution, weight: Tensor, into: Convolution) -> Tensor:

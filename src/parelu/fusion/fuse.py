@@ -15,7 +15,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from parelu.fusion.chains import Sum, Unit, Units, chains, end, nodes, shape, source
 from parelu.fusion.composition import Convolution, compose, fitted
@@ -49,7 +48,7 @@ def fuse(network: Network, *, cost: Cost = seconds, padded: bool = False, apart:
     fused = Network(copied, copied.graph, type(network).__name__).eval()
     fused.input_shape, fused.notes = network.input_shape, network.notes
     fused.double()
-    _fold_batch_norms(fused)
+    _fold_factors(fused)
     _drop_what_passes(fused, apart)
     merging = _Merging(fused, cost, padded)
     for chain in chains(fused):
@@ -68,7 +67,7 @@ def layers(network: Network) -> list[Convolution]:
 def _is_secret(op: ops.Op) -> bool:
     """Whether it has secret numbers as a linear map; a site has where a polynomial of degree 1 is not the identity."""
     match op:
-        case ops.Convolution(nn.Conv2d()) | ops.Linear() | ops.BatchNorm():
+        case ops.Convolution() | ops.Linear() | ops.BatchNorm() | ops.Affine():
             return True
         case ops.Activation(site):
             lines = (site.coefficients[:2] != torch.tensor([[0.0], [1.0]])).any(0) & (site.coefficients[2] == 0)
@@ -77,35 +76,64 @@ def _is_secret(op: ops.Op) -> bool:
             return False
 
 
-def _fold_batch_norms(network: Network) -> None:
-    """Take away the batch-norms that follow a convolution or linear layer.
+def _fold_factors(network: Network) -> None:
+    """Take away the batch-norms and affine maps that follow a convolution or linear layer.
 
-    One whose layer is read by somebody else as well, or called twice, stays; so does one that follows another op, or
-    has no running statistics.
+    One whose layer is read by somebody else as well, or called twice, stays; so does one that follows another op, has
+    no running statistics, or has other numbers than one a channel.
     """
     for node in list(network.graph.nodes):
         op = ops.read(node)
-        if not isinstance(op, ops.BatchNorm) or op.layer.running_mean is None:
+        if not isinstance(op, ops.BatchNorm | ops.Affine):
             continue
         before = node.all_input_nodes[0]
         if len(before.users) != 1 or _calls(network, str(before.target)) != 1:
             continue
-        folded = _folded(ops.read(before), op.layer)
+        folded = _folded(ops.read(before), op, shape(node))
         if folded:
             network.set_submodule(str(before.target), folded)
             node.replace_all_uses_with(before)
             network.graph.erase_node(node)
 
 
-def _folded(op: ops.Op, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module | None:
-    """The layer that a layer and then the batch-norm are; None of what has no weight to take it in."""
+def _folded(op: ops.Op, after: ops.BatchNorm | ops.Affine, of: tuple[int, ...]) -> nn.Module | None:
+    """The layer that a layer and then an op on its output of a shape are; None where no layer is that."""
     match op:
-        case ops.Convolution(layer):
-            return fuse_conv_bn_eval(layer, norm)  # pyright: ignore[reportArgumentType]
+        case ops.Convolution(layer) if op.has_even_bias:
+            axis = 0
         case ops.Linear(layer):
-            return fuse_linear_bn_eval(layer, norm)
+            axis = len(of) - 1
         case _:
             return None
+    numbers = factors(after, of, axis)
+    if numbers is None:
+        return None
+    factor, summand = numbers
+    folded = copy.deepcopy(layer)
+    bias = torch.zeros_like(summand) if layer.bias is None else layer.bias.detach()
+    folded.weight = nn.Parameter(layer.weight.detach() * factor.view(-1, *[1] * (layer.weight.dim() - 1)))
+    folded.bias = nn.Parameter(bias * factor + summand)
+    return folded
+
+
+def factors(op: ops.BatchNorm | ops.Affine, of: tuple[int, ...], axis: int) -> tuple[Tensor, Tensor] | None:
+    """Factor and summand, a number for each place along one dimension of a map; None of another map."""
+    match op:
+        case ops.BatchNorm(norm):
+            if norm.running_mean is None or norm.running_var is None or axis:
+                return None
+            factor = 1 / (norm.running_var + norm.eps).sqrt()
+            factor = factor * norm.weight if norm.weight is not None else factor
+            summand = (norm.bias if norm.bias is not None else 0) - norm.running_mean * factor
+            return factor.detach(), summand.detach()
+        case ops.Affine(layer):
+            numbers = [
+                number.detach().view(*[1] * (len(of) - number.dim()), *number.shape) for number in layer.parameters()
+            ]
+            if any(size != 1 for number in numbers for d, size in enumerate(number.shape) if d != axis):
+                return None
+            factor, summand = (number.flatten().expand(of[axis]) for number in numbers)
+            return factor, summand
 
 
 def _calls(network: Network, path: str) -> int:
@@ -237,7 +265,7 @@ class _Merging:
         """Of a unit as it stands."""
         if isinstance(unit, Sum):
             return self._cut(unit.left)[0] + self._cut(unit.right)[0]
-        return 0.0 if isinstance(ops.read(unit), ops.Pool | ops.Reshape) else self.cost(_alone(unit))
+        return 0.0 if isinstance(ops.read(unit), ops.Pool | ops.Reshape | ops.Scaling) else self.cost(_alone(unit))
 
     def _joined(self, first: _Merged | None, second: _Merged | None) -> _Merged | None:
         if first and second and (self.padded or first.layer.is_exact_before(second.layer)):
@@ -273,9 +301,12 @@ class _Merging:
             case ops.Activation(site):
                 shift, factor, _ = site.coefficients.to(self.zeros(0).device)
                 return factor.view(-1, 1, 1, 1), shift
-            case ops.BatchNorm(norm):
-                at_zero, at_one = (norm(self.zeros(1, layer.outputs, 1, 1) + value).detach() for value in (0, 1))
-                return (at_one - at_zero).view(-1, 1, 1, 1), at_zero.flatten()
+            case ops.BatchNorm() | ops.Affine() as op:
+                numbers = factors(op, shape(node), 0)
+                assert numbers is not None
+                return numbers[0].view(-1, 1, 1, 1), numbers[1]
+            case ops.Scaling(number):
+                return self.zeros(*layer.weight_shape) + number, self.zeros(layer.outputs)
             case ops.Pool():
                 return self.zeros(*layer.weight_shape) + 1 / math.prod(layer.kernel), self.zeros(layer.outputs)
             case op:
@@ -364,10 +395,12 @@ def _layer(node: fx.Node) -> Convolution | None:
     channels, rows, columns = before
     match ops.read(node):
         case ops.Convolution(layer) as op:
-            return Convolution(channels, layer.out_channels, (rows, columns), *op.window, layer.groups)
+            return Convolution(
+                channels, layer.out_channels, (rows, columns), *op.window, layer.groups, ops.two(layer.dilation)
+            )
         case ops.Pool(kernel, stride, padding):
             return Convolution(channels, channels, (rows, columns), kernel, stride, padding, channels)
-        case ops.Activation() | ops.BatchNorm():
+        case ops.Activation() | ops.BatchNorm() | ops.Affine() | ops.Scaling():
             return Convolution(channels, channels, (rows, columns), groups=channels)
         case op:
             raise AssertionError(f"{op} is no convolution")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import two_parties
+from hand_programs import Hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_parties import Pair, Residual, images_of, lowered_of, ready
@@ -12,7 +13,7 @@ from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import WIDTHS, Ring, encode
 from parelu.private.lowering import encode as engine
 from parelu.private.lowering import reference
-from parelu.private.lowering.ops import Add, Concat, Conv, Flatten, Linear, Multiply, Pool, Scale, Slice, local, sources
+from parelu.private.lowering.ops import Add, Conv, Linear, Multiply, Pool, local, sources
 from parelu.private.protocol import delphi
 
 
@@ -74,15 +75,24 @@ def test_linear_ops_are_alike(case, seed, bits):
     assert np.array_equal(reference._Modulo(bits).wrapped(products), expected(large))
 
 
-@settings(max_examples=50)
-@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(3, 6), st.integers(3, 7), st.data())
-def test_ops_without_a_secret_are_alike(seed, channels, height, width, data):
+@settings(max_examples=80)
+@given(st.integers(0, 2**31), st.lists(st.integers(1, 4), min_size=1, max_size=5), st.data())
+def test_ops_without_a_secret_are_alike(seed, shape, data):
     stream = Stream(seed.to_bytes(16, "little"), "values")
-    values = [stream.elements(2, channels, height, width) for _ in range(2)]
-    windows = [data.draw(st.tuples(st.integers(*ends), st.integers(*ends))) for ends in ((1, 3), (1, 3), (0, 1))]
-    start = data.draw(st.integers(0, channels - 1))
-    factor = data.draw(st.integers(1, 2**31 - 1)) * data.draw(st.sampled_from((-1, 1)))
-    for op in (Add(0, 1), Concat(0, 1), Slice(0, start, channels), Pool(0, *windows), Scale(0, factor), Flatten(0)):
+    values = [stream.elements(2, *shape) for _ in range(2)]
+    hand, axis = Hand(tuple(shape), seed=seed), data.draw(st.integers(0, len(shape) - 1))
+    hand.add(0, 0)
+    hand.concat(0, 0, axis)
+    hand.permute(0, *data.draw(st.permutations(range(len(shape)))))
+    hand.reshape(0, *data.draw(st.permutations(shape)))
+    hand.reshape(0, int(np.prod(shape)))
+    hand.select(0, axis, data.draw(st.integers(1, 6)))
+    hand.resample(0, axis, data.draw(st.integers(1, 6)), data.draw(st.sampled_from((1, 2**30))))
+    hand.scale(0, data.draw(st.integers(1, 2**31 - 1)) * data.draw(st.sampled_from((-1, 1))))
+    if len(shape) == 3 and min(shape[1:]) > 1:
+        windows = [data.draw(st.tuples(st.integers(*ends), st.integers(*ends))) for ends in ((1, 2), (1, 3), (0, 1))]
+        hand.ops.append(Pool(0, *windows))
+    for op in hand.ops:
         expected = local(op, *values[: len(sources(op))])
         found = reference._rearranged(op, [value.astype(np.int64) for value in values[: len(sources(op))]])
         for ring in map(Ring, WIDTHS):

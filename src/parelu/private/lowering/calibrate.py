@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from parelu.network import ops
+from parelu.network import maxpool, ops
 from parelu.network.preprocessing import normalise
 from parelu.network.sites import Network, Site
 
@@ -42,6 +42,7 @@ class Calibration(fx.Interpreter):
         values: node → its tensor.
         relus: node of a site → the input at its ReLUs.
         squares: node of a site → the output at its squares.
+        levels: node of a max-pool → the differences that each of its levels compares.
     """
 
     def __init__(self, network: Network) -> None:
@@ -49,15 +50,36 @@ class Calibration(fx.Interpreter):
         self.values: dict[fx.Node, Seen] = defaultdict(Seen)
         self.relus: dict[fx.Node, Seen] = defaultdict(Seen)
         self.squares: dict[fx.Node, Seen] = defaultdict(Seen)
+        self.levels: dict[fx.Node, tuple[Seen, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(op := ops.read(n), ops.Activation):
-            self.relus[n].add(self.env[n.all_input_nodes[0]][:, op.site.mask])
-            self.squares[n].add(result[:, squares(op.site)])
+        match ops.read(n):
+            case ops.Activation(site):
+                self.relus[n].add(self.env[n.all_input_nodes[0]][:, site.mask])
+                self.squares[n].add(result[:, squares(site)])
+            case ops.MaxPool() as op:
+                self._compare(n, op)
+            case _:
+                pass
         if isinstance(result, Tensor):
             self.values[n].add(result)
         return result
+
+    def _compare(self, node: fx.Node, op: ops.MaxPool) -> None:
+        found = max_pool_levels(node, op)
+        seen = self.levels.setdefault(node, tuple(Seen() for _ in found))
+        value = self.env[node.all_input_nodes[0]]
+        for level, differences in zip(found, seen, strict=True):
+            left, right = (value.index_select(level.axis + 1, torch.tensor(side)) for side in (level.left, level.right))
+            differences.add(left - right)
+            value = torch.maximum(left, right)
+
+
+def max_pool_levels(node: fx.Node, op: ops.MaxPool) -> tuple[maxpool.Level, ...]:
+    """The comparisons of a max-pool, level by level."""
+    before = node.all_input_nodes[0].meta["shape"]
+    return maxpool.levels(before, node.meta["shape"], op.kernel, op.stride, op.padding)
 
 
 def calibrate(network: Network, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Calibration:

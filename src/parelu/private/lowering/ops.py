@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,6 +17,8 @@ from parelu.errors import UserError
 from parelu.private.crypto.ring import Elements, Ring
 
 LARGEST_VALUE = 1 << 26  # elements of one value
+MOST_DIMENSIONS = 5
+MOST_PRODUCTS = 1 << 30  # multiply-adds of a resampling
 
 
 Shape = tuple[int, ...]
@@ -25,6 +28,12 @@ Pair = tuple[int, int]
 
 
 Positions = NDArray[np.int64]  # sorted positions in the flattened value
+
+
+Indices = NDArray[np.int32]
+
+
+ZERO = -1  # an index of a selection that reads nothing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,29 +129,101 @@ class Add(Join):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Concat(Join):
-    """The channels of one value after those of another."""
+    """One value behind another along one dimension."""
 
     kind: ClassVar[str] = "concat"
 
+    axis: int
+
     def joined(self, source: Shape, other: Shape) -> Shape:
-        if source[1:] != other[1:]:
-            raise ValueError(f"channels of shapes {source} and {other} joined")
-        return source[0] + other[0], *source[1:]
+        before, behind = _around(source, self.axis), _around(other, self.axis)
+        if before != behind:
+            raise ValueError(f"shapes {source} and {other} joined along dimension {self.axis}")
+        return *before[0], source[self.axis] + other[self.axis], *before[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Slice(Op):
-    """The channels from `start` to before `stop`."""
+class Reshape(Op):
+    """The same numbers in the same order."""
 
-    kind: ClassVar[str] = "slice"
+    kind: ClassVar[str] = "reshape"
 
-    start: int
-    stop: int
+    to: Shape
 
     def shape(self, source: Shape) -> Shape:
-        if not 0 <= self.start < self.stop <= source[0]:
-            raise ValueError(f"channels {self.start} to {self.stop} of shape {source}")
-        return self.stop - self.start, *source[1:]
+        if not 1 <= len(self.to) <= MOST_DIMENSIONS or min(self.to) < 1 or math.prod(self.to) != math.prod(source):
+            raise ValueError(f"shape {source} read as {self.to}")
+        return self.to
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Permute(Op):
+    """The dimensions in another order."""
+
+    kind: ClassVar[str] = "permute"
+
+    order: Shape
+
+    def shape(self, source: Shape) -> Shape:
+        if sorted(self.order) != list(range(len(source))):
+            raise ValueError(f"dimensions {self.order} of shape {source}")
+        return tuple(source[axis] for axis in self.order)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Select(Op):
+    """What `indices` name along one dimension, in their order; ZERO for zeros."""
+
+    kind: ClassVar[str] = "select"
+
+    axis: int
+    indices: Indices
+
+    def shape(self, source: Shape) -> Shape:
+        before, behind = _around(source, self.axis)
+        if not len(self.indices) or self.indices.min() < ZERO or self.indices.max() >= source[self.axis]:
+            raise ValueError(f"indices outside of dimension {self.axis} of shape {source}")
+        return *before, len(self.indices), *behind
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resample(Op):
+    """A public matrix of integers along one dimension: uneven averages, interpolation.
+
+    rows, columns, factors: the numbers that are not 0, in order of rows and then columns. The divisor is in the unit of
+    the value, or a truncation follows.
+    """
+
+    kind: ClassVar[str] = "resample"
+
+    axis: int
+    outputs: int
+    rows: Indices
+    columns: Indices
+    factors: Indices
+
+    def shape(self, source: Shape) -> Shape:
+        before, behind = _around(source, self.axis)
+        inputs, count = source[self.axis], len(self.rows)
+        if not 1 <= self.outputs <= LARGEST_VALUE or not len(self.columns) == len(self.factors) == count >= 1:
+            raise ValueError(f"a matrix with {self.outputs} outputs and {count} numbers")
+        rows, columns = self.rows.astype(np.int64), self.columns.astype(np.int64)
+        places = rows * inputs + columns
+        inside = min(rows.min(), columns.min()) >= 0 and rows.max() < self.outputs and columns.max() < inputs
+        if not inside or (np.diff(places) < 1).any() or not self.factors.all():
+            raise ValueError(f"a matrix with {self.outputs} outputs that is not in order on shape {source}")
+        if count * math.prod((*before, *behind)) > MOST_PRODUCTS:
+            raise ValueError(f"a matrix of {count} numbers on shape {source}")
+        return *before, self.outputs, *behind
+
+    @functools.cached_property
+    def taps(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(columns, factors), each (taps, outputs): an output is the sum over its taps, of which some have factor 0."""
+        first = np.searchsorted(self.rows, np.arange(self.outputs))
+        tap = np.arange(len(self.rows)) - first[self.rows]
+        columns, factors = np.zeros((2, int(tap.max()) + 1, self.outputs), np.int64)
+        columns[tap, self.rows], factors[tap, self.rows] = self.columns, self.factors
+        return columns, factors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,14 +252,6 @@ class Scale(Op):
         if not 0 < abs(self.factor) < 1 << 31:
             raise ValueError(f"factor {self.factor}")
         return source
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Flatten(Op):
-    kind: ClassVar[str] = "flatten"
-
-    def shape(self, source: Shape) -> Shape:
-        return (math.prod(source),)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -224,9 +297,9 @@ class Activation(Op):
             raise ValueError(f"m = {self.bits}, truncation by {self.truncation} bits in a ring of {ring.bits}")
 
 
-OPS: dict[str, type[Op]] = {
-    op.kind: op for op in (Conv, Linear, Multiply, Add, Concat, Slice, Pool, Scale, Flatten, Truncate, Activation)
-}
+_SECRET = (Conv, Linear, Multiply)
+_LOCAL = (Add, Concat, Reshape, Permute, Select, Resample, Pool, Scale)
+OPS: dict[str, type[Op]] = {op.kind: op for op in (*_SECRET, *_LOCAL, Truncate, Activation)}
 
 
 def sources(op: Op) -> tuple[int, ...]:
@@ -243,6 +316,13 @@ def shape_of(op: Op, shapes: Sequence[Shape]) -> Shape:
     if math.prod(shape) > LARGEST_VALUE:
         raise ValueError(f"op {op.kind} makes {math.prod(shape)} elements, more than {LARGEST_VALUE}")
     return shape
+
+
+def _around(source: Shape, axis: int) -> tuple[Shape, Shape]:
+    """The sizes before a dimension, and behind it."""
+    if not 0 <= axis < len(source):
+        raise ValueError(f"dimension {axis} of shape {source}")
+    return source[:axis], source[axis + 1 :]
 
 
 def _window(source: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
@@ -263,11 +343,17 @@ def local(op: Op, *values: Elements) -> Elements:
         case Add():
             return x + values[1]
         case Concat():
-            return np.concatenate(values, axis=1)
-        case Slice():
-            return x[:, op.start : op.stop]
-        case Flatten():
-            return x.reshape(len(x), -1)
+            return np.concatenate(values, axis=op.axis + 1)
+        case Reshape():
+            return x.reshape(len(x), *op.to)
+        case Permute():
+            return np.ascontiguousarray(x.transpose(0, *(axis + 1 for axis in op.order)))
+        case Select():
+            found = x.take(np.maximum(op.indices, 0), op.axis + 1)
+            np.moveaxis(found, op.axis + 1, 0)[op.indices == ZERO] = 0
+            return found
+        case Resample():
+            return _resampled(op, x)
         case Scale():
             return x * np.int64(op.factor).astype(x.dtype)
         case Pool():
@@ -277,3 +363,11 @@ def local(op: Op, *values: Elements) -> Elements:
             return windows[:, :, :: op.stride[0], :: op.stride[1]].sum((-2, -1))
         case _:
             raise UserError(f"op {op.kind} is not local")
+
+
+def _resampled(op: Resample, x: Elements) -> Elements:
+    axis, wide = op.axis + 1, (-1, *[1] * (x.ndim - op.axis - 2))
+    total = np.zeros((*x.shape[:axis], op.outputs, *x.shape[axis + 1 :]), x.dtype)
+    for columns, factors in zip(*op.taps, strict=True):
+        total += x.take(columns, axis) * factors.astype(x.dtype).reshape(wide)
+    return total

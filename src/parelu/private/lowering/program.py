@@ -1,7 +1,7 @@
 """A program: the flat list of integer-ring ops that two parties execute together. It is public; the weights are not.
 
 Op i makes value i + 1; value 0 is the input. Shapes are those of one image. A program is sent, hashed and saved as
-canonical JSON, and whatever is read is checked before it is used.
+canonical JSON, lists of numbers in base64, and whatever is read is checked before it is used.
 """
 
 from __future__ import annotations
@@ -17,9 +17,19 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from parelu.private.crypto.ring import WIDE, Ring
-from parelu.private.lowering.ops import OPS, Activation, Op, Pair, Positions, Shape, shape_of
+from parelu.private.lowering.ops import (
+    MOST_DIMENSIONS,
+    OPS,
+    Activation,
+    Indices,
+    Op,
+    Pair,
+    Positions,
+    Shape,
+    shape_of,
+)
 
-FORMAT = "parelu-program-2"
+FORMAT = "parelu-program-3"
 
 
 LARGEST_TOTAL = 1 << 28  # elements of all values: a party keeps them for one inference
@@ -148,7 +158,9 @@ def _op_to_json(op: Op, source: Shape) -> dict[str, Any]:
     value: dict[str, Any] = {"kind": op.kind}
     for field in dataclasses.fields(op):
         content = getattr(op, field.name)
-        if isinstance(content, np.ndarray):
+        if isinstance(content, np.ndarray) and content.dtype == np.int32:
+            content = base64.b64encode(content.astype("<i4").tobytes()).decode()
+        elif isinstance(content, np.ndarray):
             bits = np.zeros(math.prod(source), np.uint8)
             bits[content] = 1
             content = base64.b64encode(np.packbits(bits, bitorder="little").tobytes()).decode()
@@ -165,7 +177,8 @@ def _op_from_json(value: Any, shapes: list[Shape]) -> Op:
     source = _integer(value["source"])
     if not 0 <= source < len(shapes):
         raise ValueError(f"op {cls.kind} reads value {source} before it is there")
-    decode = {int: _integer, Pair: _pair, Positions: lambda text: _positions(text, math.prod(shapes[source]))}
+    count = math.prod(shapes[source])
+    decode = {int: _integer, Pair: _pair, Shape: _sizes, Indices: _indices, Positions: lambda t: _positions(t, count)}
     return cls(**{name: decode[hints[name]](value[name]) for name in names})
 
 
@@ -202,6 +215,19 @@ def _integer(value: Any) -> int:
 def _pair(value: Any) -> Pair:
     first, second = value
     return _integer(first), _integer(second)
+
+
+def _sizes(value: Any) -> Shape:
+    if not isinstance(value, list) or len(value) > MOST_DIMENSIONS:
+        raise ValueError(f"{str(value)[:40]!r} are not the sizes of a value")
+    return tuple(map(_integer, value))
+
+
+def _indices(text: Any) -> Indices:
+    data = base64.b64decode(text, validate=True)
+    if len(data) % 4:
+        raise ValueError("indices that are not whole")
+    return np.frombuffer(data, "<i4").astype(np.int32)
 
 
 def _positions(text: Any, count: int) -> Positions:

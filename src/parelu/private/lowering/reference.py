@@ -25,12 +25,14 @@ from parelu.private.lowering.ops import (
     Add,
     Concat,
     Conv,
-    Flatten,
     Linear,
     Op,
+    Permute,
     Pool,
+    Resample,
+    Reshape,
     Scale,
-    Slice,
+    Select,
     Truncate,
     sources,
 )
@@ -315,14 +317,24 @@ def _rearranged(op: Op, values: Sequence[Signed]) -> Signed:
         case Add():
             return x + values[1]
         case Concat():
-            return np.hstack(values)
-        case Slice():
-            return x[:, np.arange(op.start, op.stop)]
+            first, second = (np.moveaxis(value, op.axis + 1, 0) for value in values)
+            return np.moveaxis(np.vstack([first, second]), 0, op.axis + 1)
+        case Select():
+            along = np.moveaxis(x, op.axis + 1, 0)
+            behind = np.vstack([along, np.zeros((1, *along.shape[1:]), np.int64)])  # where -1 points to
+            return np.moveaxis(behind[op.indices], 0, op.axis + 1)
+        case Permute():
+            axes = range(1, x.ndim)
+            return np.einsum(x, [0, *axes], [0, *(axes[axis] for axis in op.order)])
+        case Resample():
+            matrix = np.zeros((op.outputs, x.shape[op.axis + 1]), np.int64)
+            matrix[op.rows, op.columns] = op.factors
+            return np.moveaxis(np.tensordot(matrix, x, (1, op.axis + 1)), 0, op.axis + 1)
         case Pool():
             return np.sum([view for _, _, view in _windows(op, x)], 0)
         case Scale():
             return x * op.factor
-        case Flatten():
-            return x.reshape(len(x), -1)
+        case Reshape():
+            return x.reshape(-1, *op.to)
         case _:
             raise TypeError(f"the reference has no op {op.kind}")

@@ -8,15 +8,12 @@ from parelu.fusion.fuse import fuse
 from parelu.network import ops
 from parelu.network.ops import Unsupported
 from parelu.network.sites import Network
+from parelu.private.lowering.ops import MOST_DIMENSIONS
 
-# Why an op that can be counted cannot be lowered: the remedy, and what it is.
-_PLAIN = (
-    "use numbers for its zero padding, and dilation 1",
-    "a convolution with named or reflected padding or dilation",
-)
-_OF_CONSTANTS = ("put constants into the layers: their weights and biases", "an op on a parameter")
-_ON_VECTORS = ("flatten the map first, or use a 1×1 convolution", "a linear layer on a feature map")
-_WITH_STATISTICS = ("set track_running_stats=True", "a batch-norm without running statistics")
+_PLAIN = "use numbers for its zero padding", "a convolution with named or reflected padding"
+_OF_CONSTANTS = "put constants into the layers: their weights and biases", "an op on a parameter"
+_WITH_STATISTICS = "set track_running_stats=True", "a batch-norm without running statistics"
+_FEWER_DIMENSIONS = f"keep maps below {MOST_DIMENSIONS + 1} dimensions", "a map of many dimensions"
 
 
 def problems(network: Network) -> tuple[Unsupported, ...]:
@@ -43,22 +40,21 @@ def _refusal(node: fx.Node) -> Unsupported | None:
             return _refused_addition(node, op)
         case _ if any(n.op == "get_attr" for n in node.all_input_nodes):
             return Unsupported.at(node, *_OF_CONSTANTS)
-        case ops.Activation() | ops.Identity() | ops.Pool():
+        case _ if len(node.meta["shape"]) > MOST_DIMENSIONS:
+            return Unsupported.at(node, *_FEWER_DIMENSIONS)
+        case ops.Activation() | ops.MaxPool() | ops.Identity() | ops.Pool() | ops.Resample() | ops.Concat():
             return None
-        case ops.Reshape(after) if len(after) == 1:
-            return None
-        case ops.Select() if op.channels:
+        case ops.Reshape() | ops.Permute() | ops.Select() | ops.Affine() | ops.Scaling() | ops.Linear():
             return None
         case ops.Excitation():
             return Unsupported.at(node, "leave squeeze-and-excitation out of the network", "the sigmoid of a gate")
-        case ops.Convolution(nn.Conv2d()):
-            return None if op.is_plain else Unsupported.at(node, *_PLAIN)
-        case ops.Linear():
-            return None if len(node.meta["shape"]) == 1 else Unsupported.at(node, *_ON_VECTORS)
+        case ops.Convolution(layer):
+            plain = (
+                isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
+            )
+            return None if plain else Unsupported.at(node, *_PLAIN)
         case ops.BatchNorm(norm):
             return None if norm.running_mean is not None else Unsupported.at(node, *_WITH_STATISTICS)
-        case ops.Concat():
-            return None if op.axis == 0 else Unsupported.at(node, "join channels, dimension 1")
         case ops.UnevenPool():
             remedy = "average over windows of one size: no ceil_mode, divisor or uncounted padding"
             return Unsupported.at(node, remedy)

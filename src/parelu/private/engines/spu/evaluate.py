@@ -39,7 +39,9 @@ def exponents(program: Program) -> list[int]:
             e += min(max(fraction + truncated.get(number, logits) - e, 0), PRECISION)
         elif op["kind"] == "truncate":
             e -= op["bits"]
-        elif op["kind"] == "add":
+        elif op["kind"] == "resample":
+            e += min(truncated.get(number, 0), PRECISION)
+        elif op["kind"] in ("add", "concat"):
             e = min(e, found[op["other"]])
         found.append(e)
     return found
@@ -98,16 +100,22 @@ def evaluate(program: Program, secrets: Mapping[str, Any], images: Any, xp: Any,
                 y = xp.matmul(x, own["weight"].T) + own["bias"]
             case "multiply":
                 y = x * own["weight"] + own["bias"]
-            case "add":
+            case "add" | "concat":
                 sources = (op["source"], op["other"])
                 left, right = (_times(values[s], 2.0 ** (e[s] - e[number + 1])) for s in sources)
-                y = left + right
+                y = left + right if op["kind"] == "add" else xp.concatenate([left, right], axis=op["axis"] + 1)
+            case "permute":
+                y = xp.transpose(x, (0, *(axis + 1 for axis in op["order"])))
+            case "select":
+                y = _select(op, x, xp)
+            case "resample":
+                y = _resample(op, x, 2.0 ** (e[number + 1] - e[op["source"]]), xp)
             case "pool":
                 y = _pool(op, x, xp)
             case "scale":
                 y = _times(x, op["factor"] / 2.0 ** (e[number + 1] - e[op["source"]]))
-            case "flatten":
-                y = x.reshape(len(x), -1)
+            case "reshape":
+                y = x.reshape(len(x), *op["to"])
             case "truncate":
                 y = x
             case "activation":
@@ -149,6 +157,20 @@ def _pool(op: Mapping[str, Any], x: Any, xp: Any) -> Any:
     return x
 
 
+def _select(op: Mapping[str, Any], x: Any, xp: Any) -> Any:
+    where, axis = indices(op["indices"]), op["axis"] + 1
+    found = xp.take(x, np.maximum(where, 0), axis=axis, mode="clip")
+    if (where >= 0).all():
+        return found
+    return found * (where >= 0).astype(np.float32).reshape(-1, *[1] * (x.ndim - axis - 1))
+
+
+def _resample(op: Mapping[str, Any], x: Any, divisor: float, xp: Any) -> Any:
+    axis, matrix = op["axis"] + 1, np.zeros((op["outputs"], x.shape[op["axis"] + 1]), np.float32)
+    matrix[indices(op["rows"]), indices(op["columns"])] = indices(op["factors"]) / divisor
+    return xp.moveaxis(xp.matmul(xp.moveaxis(x, axis, -1), matrix.T), -1, axis)
+
+
 def _slice(x: Any, axis: int, first: int, end: int, step: int) -> Any:
     return x[(slice(None),) * axis + (slice(first, end, step),)]
 
@@ -172,6 +194,11 @@ def _activation(op: Mapping[str, Any], x: Any, own: Mapping[str, Any], xp: Any) 
             source[chosen] = sum(part.shape[1] for part in parts) + np.arange(len(chosen))
             parts.append(apply(xp.take(flat, chosen, axis=1, mode="clip")))
     return xp.take(xp.concatenate(parts, axis=1), source, axis=1, mode="clip").reshape(x.shape)
+
+
+def indices(text: str) -> np.ndarray:
+    """A list of integers as a program writes it: 32 bits each, in base64."""
+    return np.frombuffer(base64.b64decode(text), "<i4")
 
 
 def positions(text: str, size: int) -> np.ndarray:
