@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hand_programs import Hand
 from nacl import bindings
 from safetensors.torch import save
 from two_parties import Residual, lowered_of, ready, without_relus_at
@@ -50,6 +51,11 @@ def lowered() -> Iterator[tuple[str, Lowered]]:
     yield "relus", lowered_of(ready(Residual(), sessions.SHAPE, lambda u: u < 0.3))
     yield "squares", lowered_of(ready(Residual(), sessions.SHAPE, lambda u: u < 0.1, lambda c: torch.ones(3, c) / 4))
     yield "lines", lowered_of(without_relus_at(ready(Residual(), sessions.SHAPE), "relu2"))
+    hand = Hand((1, 4, 4))
+    value = hand.concat(0, hand.scale(hand.select(0, 1, 4), -1), 2)
+    value = hand.resample(hand.permute(value, 2, 0, 1), 1, 3)
+    hand.linear(hand.activation(hand.reshape(value, 8, 12), 0.3), 3)
+    yield "moves", hand.lowered()
 
 
 def of_the_wire() -> Samples:

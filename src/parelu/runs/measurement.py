@@ -22,6 +22,7 @@ from parelu.private.crypto.ring import Ring
 from parelu.private.engines.base import Options
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
+from parelu.private.lowering.program import is_of_this_format
 from parelu.private.offline.mode import ring_for
 from parelu.private.rows import PrivateInference, RingAccuracy
 from parelu.runs import folder as run_folder
@@ -65,13 +66,16 @@ def program_folder(folder: Path, ring: Ring) -> Path:
 def lowered(folder: Path, candidate: Candidate, ring: Ring, dataset: data.Dataset | Path | None = None) -> Lowered:
     """The candidate's program in a ring, calibrated on its training data; made once for each and kept beside it.
 
+    One of another version is made anew.
+
     dataset: the data it was trained on, or the folder where its files are.
     """
     header = storage.read_header(folder, "candidate")
     own = program_folder(folder, ring)
     if (own / f"{PROGRAM}.json").exists():
         known = storage.read_header(own, PROGRAM)
-        if known.get("candidate") == header["tensors_sha256"] and "salt" in known:
+        is_of_candidate = known.get("candidate") == header["tensors_sha256"] and "salt" in known
+        if is_of_candidate and is_of_this_format(known.get("program")):
             return Lowered.load(own)
     if not isinstance(dataset, data.Dataset):
         dataset = dataset_of(candidate, dataset)

@@ -194,8 +194,10 @@ class Translation:
 
     def _linear(self, node: fx.Node, op: Op, unit: float, weight: Tensor, bias: Tensor | None) -> _Value:
         """Emit a linear op with weights of WEIGHT_BITS bits; a truncation follows unless it makes the logits."""
-        seen = self.seen.values[node]
-        fraction = _fraction(seen.largest)
+        seen, total = self.seen.values[node], node
+        while _is_only_added(total):
+            total = next(iter(total.users))
+        fraction = _fraction(self.seen.values[total].largest)
         real = weight.detach().double().numpy() * unit * 2.0**fraction
         largest = float(np.abs(real).max(initial=0.0))
         bits = min(max(WEIGHT_BITS - (math.frexp(largest)[1] if largest else WEIGHT_BITS - 1), 1), 30)
@@ -377,7 +379,7 @@ class Translation:
     def _coarse(self, node: fx.Node, value: _Value) -> _Value:
         """Truncated, and not much finer than 2^-FRACTION, or its ReLUs would need more bits than the ring has."""
         value = self._truncated(node, value)
-        finer = -math.frexp(value.unit)[1] + 1 - FRACTION
+        finer = _fine(value.unit) - _fraction(value.seen.largest)
         return self._truncated(node, dataclasses.replace(value, waiting=finer)) if finer > FINEST else value
 
     def _relu_bits(self, node: fx.Node, name: str, seen: Seen, unit: float, count: int) -> int:
@@ -421,7 +423,7 @@ class Translation:
     def _squares(self, node: fx.Node, coefficients: Sequence[NDArray[np.float64]], unit: float) -> int:
         """Write the numbers of the squares for the next op; the bits that it truncates them by."""
         c0, c1, c2 = coefficients
-        truncation = FRACTION + self.square_bits - min(2, math.frexp(float(np.abs(c2).max()))[1])
+        truncation = _fine(unit) + self.square_bits - min(2, math.frexp(float(np.abs(c2).max()))[1])
         scale = 2.0**truncation
         self.weights[len(self.ops)] = {
             "c0": _rounded(c0 / unit * scale),
@@ -439,6 +441,11 @@ def _fraction(largest: float) -> int:
     """Bits after the point of values up to `largest`: more where all are small, fewer where some are very large."""
     whole = math.frexp(largest)[1] if largest else 0
     return FRACTION - min(max(whole, -MOST_FINER), 0) - max(whole - MOST_WHOLE, 0)
+
+
+def _fine(unit: float) -> int:
+    """Bits after the point that a unit is worth."""
+    return 1 - math.frexp(unit)[1]
 
 
 def _is_only_added(node: fx.Node) -> bool:
