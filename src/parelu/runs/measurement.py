@@ -22,7 +22,7 @@ from parelu.private.crypto.ring import Ring
 from parelu.private.engines.base import Options
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
-from parelu.private.lowering.program import is_of_this_format
+from parelu.private.lowering.program import FORMAT
 from parelu.private.offline.mode import ring_for
 from parelu.private.rows import PrivateInference, RingAccuracy
 from parelu.runs import folder as run_folder
@@ -74,8 +74,7 @@ def lowered(folder: Path, candidate: Candidate, ring: Ring, dataset: data.Datase
     own = program_folder(folder, ring)
     if (own / f"{PROGRAM}.json").exists():
         known = storage.read_header(own, PROGRAM)
-        is_of_candidate = known.get("candidate") == header["tensors_sha256"] and "salt" in known
-        if is_of_candidate and is_of_this_format(known.get("program")):
+        if (known.get("candidate"), known.get("program_format")) == (header["tensors_sha256"], FORMAT):
             return Lowered.load(own)
     if not isinstance(dataset, data.Dataset):
         dataset = dataset_of(candidate, dataset)

@@ -23,7 +23,7 @@ from parelu.network import ops, storage
 from parelu.network.sites import Network
 from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.calibrate import calibrate
-from parelu.private.lowering.program import Program
+from parelu.private.lowering.program import FORMAT, Program
 from parelu.private.lowering.refusals import refusals
 from parelu.private.lowering.translate import WEIGHT_BITS, Integers, Range, Translation
 
@@ -75,6 +75,7 @@ class Lowered:
             "program": self.program.to_bytes().decode(),
             "ranges": [dataclasses.asdict(r) for r in self.ranges],
             "candidate": candidate,
+            "program_format": FORMAT,
             "salt": self.salt.hex(),
         }
         storage.write(folder, "program", header, tensors)

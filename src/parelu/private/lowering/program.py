@@ -122,15 +122,6 @@ class Program:
         return program
 
 
-def is_of_this_format(text: Any) -> bool:
-    """Whether a saved program was written by a version that writes as this one does."""
-    try:
-        value = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and value.get("format") == FORMAT
-
-
 def _shapes(program: Program) -> tuple[Shape, ...]:
     """Shape of each value; raises ValueError where an op does not fit."""
     shapes: list[Shape] = [program.input_shape]
