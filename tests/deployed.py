@@ -23,6 +23,7 @@ def deployed(
     reveal: str = "exact",
     relu: str = "sign",
     keep: Keep | None = None,
+    host: str = "127.0.0.1",
     **options: Any,
 ) -> Iterator[tuple[Server, list[str]]]:
     """(the server, the lines that it logs); options: of `ServerOptions`."""
@@ -30,7 +31,7 @@ def deployed(
     model, mode = Model(lowered, relus()[relu], reveal_of(reveal)), modes()[offline]
     if keep:
         mode.make(model, keep)
-    server = Server(model, mode, ("127.0.0.1", 0), certificates, ServerOptions(**options), log=lines.append)
+    server = Server(model, mode, (host, 0), certificates, ServerOptions(**options), log=lines.append)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -110,7 +110,7 @@ class Serve:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server = api.server_of(
             self.candidate,
-            (self.host, self.port),
+            (self.host.strip("[]"), self.port),
             self.tls,
             api.ServerOptions(
                 ahead=self.stock,
@@ -141,7 +141,7 @@ class Serve:
             say(f"{terms.program.relus:,} ReLUs; {server.mode.trust(terms.relu)}")
             say(f"reveals {server.offer.reveal}; {budget} for each certificate")
             say(f"{terms.truncation} truncation: {terms.truncated_locally:,} values are truncated locally")
-            say(f"listening on {self.host}:{server.port}" + ("" if self.tls else ", without TLS"))
+            say(f"listening on {server.address}" + ("" if self.tls else ", without TLS"))
         try:
             server.run()
         except KeyboardInterrupt:

@@ -187,14 +187,14 @@ def test_certificates_are_needed_and_checked(certificates, tmp_path):
     strangers = tmp_path / "strangers"
     tls.make_certificates(strangers)
     with serving(certificates) as (server, lines):
-        with pytest.raises(UserError, match=r"no TLS connection .*check the certificates on both sides"):
+        with pytest.raises(UserError, match=r"no TLS connection .*is refused: .*; use the ca\.pem of the authority"):
             Client("localhost", server.port, strangers, offline=server.mode.name, relu=server.model.terms.relu.name)
         # The right authority, another authority's client: the server refuses, in TLS 1.3 after the client's handshake.
         mixed = tmp_path / "mixed"
         mixed.mkdir()
         for name, source in (("ca.pem", certificates), ("client.pem", strangers), ("client.key", strangers)):
             (mixed / name).write_bytes((source / name).read_bytes())
-        with pytest.raises((UserError, ProtocolError), match=r"certificat|alert|broke|closed"):
+        with pytest.raises((UserError, ProtocolError), match=r"its authority is not the peer's ca\.pem|broke|closed"):
             Client("localhost", server.port, mixed, offline=server.mode.name, relu=server.model.terms.relu.name)
         with pytest.raises(ProtocolError):
             Client(
@@ -225,6 +225,47 @@ def test_certificates_are_needed_and_checked(certificates, tmp_path):
             "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
         ) as client:
             assert client.predict(IMAGES).shape == (3, 5)
+
+
+VALIDITY = {
+    "expired": (datetime.timedelta(days=-3), -1, "certificate has expired; make a new one", "it has expired"),
+    "not yet": (datetime.timedelta(days=1), 9, "certificate is not yet valid; wait, or set", "it is not yet valid"),
+}
+
+
+@pytest.mark.parametrize("case", VALIDITY)
+def test_what_is_wrong_with_a_certificate_is_said_on_both_sides(case, certificates, tmp_path, monkeypatch):
+    since, days, by_client, by_server = VALIDITY[case]
+    monkeypatch.setattr(tls, "SINCE", since)
+    monkeypatch.setattr(tls, "DAYS", days)
+    tls.make_certificates(tmp_path / "bad")
+    with serving(tmp_path / "bad") as (server, lines):
+        with pytest.raises(UserError, match=f"localhost:{server.port}: no TLS connection .*{by_client}"):
+            Client("localhost", server.port, tmp_path / "bad", offline=server.mode.name)
+        assert until(lambda: any(by_server in line for line in lines)), lines
+
+
+def test_a_server_of_another_name_is_refused_with_both(tmp_path):
+    tls.make_certificates(tmp_path, ("other.test",))
+    with serving(tmp_path) as (server, _):
+        for host, name in (("localhost", "Hostname mismatch.*--hosts NAME"), ("127.0.0.1", "IP address mismatch")):
+            with pytest.raises(UserError, match=f"{name}"):
+                Client(host, server.port, tmp_path, offline=server.mode.name)
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_a_server_at_an_ipv6_address(has_tls, tmp_path):
+    folder = None
+    if has_tls:
+        tls.make_certificates(folder := tmp_path)
+    with serving(folder, host="::1") as (server, lines):
+        assert server.address == f"[::1]:{server.port}"
+        options = {"offline": server.mode.name, "relu": server.model.terms.relu.name}
+        with Client("::1", server.port, folder, **options) as client:
+            assert client.predict(IMAGES[:1]).shape == (1, 5)
+        with pytest.raises(UserError, match=r"\[::1\]:1: .*is `parelu serve` running there"):
+            Client("::1", 1, folder, **options)
+        assert until(lambda: bool(lines)) and lines[0].startswith("[::1]:")
 
 
 def test_certificate_files(certificates, tmp_path):

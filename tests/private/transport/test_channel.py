@@ -165,6 +165,30 @@ def test_silence_and_a_closed_connection_are_named():
     closed(one, two)
 
 
+def test_a_slow_link_is_not_silence():
+    """A message takes five times as long as a peer may be silent; data flows all the while."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    one, length, read = Channel(ours, timeout=0.4), 4 << 20, bytearray()
+
+    def slowly():
+        while len(read) < length + HEADER.size:
+            read.extend(theirs.recv(1 << 15))
+            time.sleep(2 / (length >> 15))
+
+    thread = threading.Thread(target=slowly)
+    thread.start()
+    started = time.monotonic()
+    one.send("kind", bytes(length))
+    thread.join()
+    assert time.monotonic() - started > 1.5 and len(read) == length + HEADER.size
+    with pytest.raises(ProtocolError, match=r"took nothing for 0\.4 seconds"):
+        one.send("kind", bytes(length))
+    one.close()
+    theirs.close()
+
+
 def test_the_peers_reason_arrives_in_one_printable_line():
     one, two = pair()
     thread = threading.Thread(target=lambda: one.fail("no\nmore\x1b[31m room"))

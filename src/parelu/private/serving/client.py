@@ -6,7 +6,6 @@ with Client("host", 7000, Path("certs")) as client:
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +24,7 @@ from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.session import Session
 from parelu.private.serving.stock import ClientStocks
 from parelu.private.transport import tls
-from parelu.private.transport.channel import TIMEOUT, Channel, connect
+from parelu.private.transport.channel import TIMEOUT, Channel, address_text, connect
 from parelu.private.transport.link import LINKS, Link, shaped
 
 
@@ -79,10 +78,7 @@ class Client:
         try:
             wrapped = tls.handshake(context, connection, host) if context else connection
         except OSError as error:
-            reason = error.reason if isinstance(error, ssl.SSLError) else error
-            raise UserError(
-                f"{host}:{port}: no TLS connection ({reason or error}); check the certificates on both sides"
-            ) from error
+            raise UserError(f"{address_text(host, port)}: no TLS connection ({tls.reason(error)})") from error
         channel = Channel(shaped(wrapped, link), timeout)
         try:
             self.session = Session(channel, accepted, stocks=folder, peer=tls.peer_of(wrapped), keep=keep)

@@ -25,7 +25,7 @@ from parelu.private.serving.greeting import Offer
 from parelu.private.serving.ledger import Account, Ledger
 from parelu.private.serving.stock import ServerStocks
 from parelu.private.transport import tls
-from parelu.private.transport.channel import TIMEOUT, Channel, tcp
+from parelu.private.transport.channel import TIMEOUT, Channel, address_text, tcp
 from parelu.private.transport.link import LINKS, Link, shaped
 from parelu.private.transport.traffic import Traffic
 
@@ -160,11 +160,12 @@ class Server:
         self.budget = default if options.budget is None else options.budget
         self.offer, self._ledger = Offer.of(model, mode), Ledger(options.ledger, self.budget, options.audit)
         try:
-            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             self._listener = socket.create_server(address, family=family, backlog=64, reuse_port=options.shared)
         except (OSError, OverflowError) as error:
-            raise UserError(f"{address[0]}:{address[1]}: cannot listen ({error}); give another --port") from error
+            raise UserError(f"{address_text(*address)}: cannot listen ({error}); give another --port") from error
         self.port: int = self._listener.getsockname()[1]
+        self.address = address_text(address[0], self.port)
         self.prepared = Prepared(model, mode, 0 if options.stock else options.ahead)
 
     def run(self, connections: int | None = None) -> None:
@@ -182,7 +183,7 @@ class Server:
             if len(self._threads) >= self.options.clients + STRANGERS:
                 connection.close()
                 continue
-            thread = threading.Thread(target=self._serve, args=(connection, f"{address[0]}:{address[1]}"), daemon=True)
+            thread = threading.Thread(target=self._serve, args=(connection, address_text(*address[:2])), daemon=True)
             with self._lock:
                 self._connections.add(connection)
                 self._threads.add(thread)
@@ -212,8 +213,7 @@ class Server:
         try:
             self.log(f"{peer}: {self._talk(connection)}")
         except (ssl.SSLError, ProtocolError, UserError, OSError) as error:
-            reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-            self.log(f"{peer}: {' '.join(str(reason or error).split())}")
+            self.log(f"{peer}: {' '.join(tls.reason(error).split())}")
         except Exception as error:  # one client's trouble must not end the others
             self.log(f"{peer}: internal error {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         finally:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import Elements
+from parelu.private.transport import tls
 from parelu.private.transport.link import Socket
 from parelu.private.transport.traffic import Meter, Traffic
 
 HEADER = struct.Struct("<4sIQ")  # kind, number, length
 TIMEOUT = 60.0  # seconds of silence
 SMALL = 1 << 16  # bytes: parts up to this size are sent together
+PIECE = 1 << 18  # bytes that are sent at once: a socket's timeout is for all of what it is given
 FAIL, LONGEST_REASON = b"fail", 300
 LINGER, QUIET = 10.0, 1.0  # seconds that a party that failed reads on: in all, and without a byte
 
@@ -137,12 +139,15 @@ class Channel:
             self._send(waiting)
 
     def _send(self, data: Any) -> None:
+        """In pieces: a slow link may take longer for all of it than a peer may be silent."""
+        view = memoryview(data)
         try:
-            self.socket.sendall(data)
+            for start in range(0, len(view), PIECE):
+                self.socket.sendall(view[start : start + PIECE])
         except TimeoutError:
             raise ProtocolError(f"the peer took nothing for {self.timeout:g} seconds") from None
         except OSError as error:
-            raise ProtocolError(f"the connection broke while sending ({error})") from error
+            raise ProtocolError(f"the connection broke while sending ({tls.reason(error)})") from error
 
     def _receive(self, length: int) -> bytearray:
         """Exactly `length` bytes; memory grows as they come, not as a header claims."""
@@ -156,7 +161,7 @@ class Channel:
             except TimeoutError:
                 raise ProtocolError(f"the peer was silent for {self.timeout:g} seconds") from None
             except OSError as error:
-                raise ProtocolError(f"the connection broke while receiving ({error})") from error
+                raise ProtocolError(f"the connection broke while receiving ({tls.reason(error)})") from error
             if not count:
                 raise ProtocolError("the peer closed the connection in the middle of the protocol")
             got += count
@@ -198,4 +203,9 @@ def connect(host: str, port: int, timeout: float = 10.0) -> socket.socket:
     try:
         return tcp(socket.create_connection((host, port), timeout))
     except (OSError, OverflowError) as error:
-        raise UserError(f"{host}:{port}: {error}; is `parelu serve` running there?") from error
+        raise UserError(f"{address_text(host, port)}: {error}; is `parelu serve` running there?") from error
+
+
+def address_text(host: str, port: int) -> str:
+    """HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from parelu.errors import UserError
 
-DAYS = 365
+SINCE, DAYS = datetime.timedelta(hours=-1), 365  # from now on: clocks differ
 AUTHORITY, SERVER, CLIENT = "ca", "server", "client"
 
 
@@ -65,6 +65,32 @@ def handshake(context: ssl.SSLContext, connection: socket.socket, server_hostnam
         wrapped.close()
         raise
     return wrapped
+
+
+# What a peer's alert says of this side's certificate: OpenSSL's reason → in words.
+ALERTS = {
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the peer refused this side's certificate: it has expired",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer refused this side's certificate: it is not yet valid, or damaged",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the peer refused this side's certificate",
+    "TLSV1_ALERT_UNKNOWN_CA": "the peer refused this side's certificate: its authority is not the peer's ca.pem",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer asks for a certificate of this side",
+}
+# OpenSSL's number of what is wrong with the peer's certificate → what helps.
+REMEDIES = {
+    9: "wait, or set the clocks of both machines",
+    10: "make a new one, or set this machine's clock",
+    62: "connect by a name that it has, or make one for this name (parelu certs DIR --hosts NAME)",
+    64: "connect by an address that it has, or make one for this address (parelu certs DIR --hosts ADDRESS)",
+}
+
+
+def reason(error: BaseException) -> str:
+    """Why a TLS connection failed, in a line: which certificate, what of it, and what helps."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        remedy = REMEDIES.get(error.verify_code, "use the ca.pem of the authority that signed it")
+        return f"the peer's certificate is refused: {error.verify_message.rstrip('.')}; {remedy}"
+    code = getattr(error, "reason", None)
+    return ALERTS.get(str(code), str(code or error)) if isinstance(error, ssl.SSLError) else str(error)
 
 
 def peer_of(connection: socket.socket) -> str:
@@ -160,7 +186,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_before(now + SINCE)
         .not_valid_after(now + datetime.timedelta(days=DAYS))
     )
 
