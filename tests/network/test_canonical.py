@@ -206,9 +206,3 @@ def test_a_softmax_within_a_network_is_refused():
     module = nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.Linear(9, 3))
     (problem,) = ops.unsupported(instrument(module, (1, 3, 3)))
     assert (problem.path, problem.op) == ("1", "Softmax")
-
-
-def test_a_rule_of_the_user_replaces_an_op():
-    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.SiLU(), nn.Flatten())
-    network = instrument(module, (1, 3, 3), {"silu": lambda node, builder: builder.site(node.all_input_nodes[0])})
-    assert list(network.sites) == ["1"]

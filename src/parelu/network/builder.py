@@ -25,7 +25,6 @@ class Builder:
     """Writes before `node`, which a rule is asked about.
 
     Attributes:
-        replace: kind of op → the rule that writes something else in its place.
         notes: what was changed, one sentence each.
         replaced: whether anything was changed that changes the outputs.
         left_out: what the network did with its logits at the end.
@@ -34,7 +33,6 @@ class Builder:
     """
 
     network: fx.GraphModule
-    replace: Mapping[str, Rule]
     notes: list[str] = dataclasses.field(default_factory=list)
     replaced: bool = False
     left_out: Callable[[Tensor], Tensor] = lambda logits: logits

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from parelu.network import ops
+from parelu.network import ops, replacements
 from parelu.network.arithmetic import ARITHMETIC
 from parelu.network.builder import Builder, Rule
 from parelu.network.layers import LAYERS
@@ -48,38 +48,37 @@ _PROBABILITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def canonical(traced: fx.GraphModule, replace: Mapping[str, Rule] | None = None) -> Builder:
+def canonical(traced: fx.GraphModule, replace: Mapping[str, str] | None = None) -> Builder:
     """Rewrite a traced network with shapes in place; what was done to it.
 
-    replace: kind of op (`kind`) → the rule that writes something else in its place, with other outputs.
+    replace: kind of op → what the user wants in its place (`replacements.parsed`); that is done first.
     """
-    builder = Builder(traced, replace or {})
+    builder = Builder(traced)
     _leave_out_probabilities(builder)
-    for node in list(traced.graph.nodes):
-        _rewrite(node, builder)
-    _erase_unread(traced)
+    for rules in (replacements.rules(replace or {}), RULES):
+        for node in list(traced.graph.nodes):
+            _rewrite(node, builder, rules)
+        _erase_unread(traced)
     traced.graph.lint()
     traced.recompile()
     return builder
 
 
-def kind(node: fx.Node) -> str:
-    """The name of an op, by whatever it is called: "silu", "maxpool", "layernorm"."""
+def _kind(node: fx.Node) -> str:
+    """The name of an op, by whatever it is called: "sigmoid", "logsoftmax"."""
     return re.sub(r"[12]d$|_", "", ops.name(node).lower())
 
 
-def rule_of(node: fx.Node, builder: Builder) -> Rule | None:
+def rule_of(node: fx.Node, builder: Builder, rules: Mapping[Any, Rule]) -> Rule | None:
     """The rule for what a node calls, or for the nearest class that its module is derived from."""
-    if node.op.startswith("call_") and kind(node) in builder.replace:
-        return builder.replace[kind(node)]
     module = builder.module(node)
     if module is None:
-        return RULES.get(node.target) if node.op in ("call_function", "call_method") else None
-    return next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), None)
+        return rules.get(node.target) if node.op in ("call_function", "call_method") else None
+    return next((rules[kind] for kind in type(module).__mro__ if kind in rules), None)
 
 
-def _rewrite(node: fx.Node, builder: Builder) -> None:
-    rule = rule_of(node, builder)
+def _rewrite(node: fx.Node, builder: Builder, rules: Mapping[Any, Rule]) -> None:
+    rule = rule_of(node, builder, rules)
     if rule is None:
         return
     before, builder.node = node.prev, node
@@ -89,25 +88,24 @@ def _rewrite(node: fx.Node, builder: Builder) -> None:
         written.append(last)
         last = last.prev
     if result is not None and result is not node:
-        builder.replaced |= rule in builder.replace.values()
         node.replace_all_uses_with(result)
         node.graph.erase_node(node)
     for new in reversed(written):
-        _rewrite(new, builder)
+        _rewrite(new, builder, rules)
 
 
 def _leave_out_probabilities(builder: Builder) -> None:
     """Take out what makes probabilities of the logits, at the end."""
     (output,) = builder.network.graph.find_nodes(op="output")
     (last,) = output.all_input_nodes
-    made = _PROBABILITIES.get(kind(last)) if last.op.startswith("call_") and len(last.meta["shape"]) == 1 else None
+    made = _PROBABILITIES.get(_kind(last)) if last.op.startswith("call_") and len(last.meta["shape"]) == 1 else None
     if made is None:
         return
     source, test = last.all_input_nodes[0], torch.randn(2, *last.meta["shape"])
     if not torch.equal(builder.run(last, {source: test}), made(test)):
         return
     builder.node, builder.left_out = last, made
-    builder.note(f"the {kind(last)} at the end is left out: the outputs are the logits, whose largest is the same")
+    builder.note(f"the {_kind(last)} at the end is left out: the outputs are the logits, whose largest is the same")
     output.replace_input_with(last, source)
 
 

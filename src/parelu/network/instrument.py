@@ -9,13 +9,12 @@ from torch import nn
 
 from parelu.errors import UserError
 from parelu.network import trace
-from parelu.network.builder import Rule
 from parelu.network.canonical import canonical
 from parelu.network.sites import Network, Site
 from parelu.network.stages import assign_stages
 
 
-def instrument(module: nn.Module, input_shape: tuple[int, ...], replace: Mapping[str, Rule] | None = None) -> Network:
+def instrument(module: nn.Module, input_shape: tuple[int, ...], replace: Mapping[str, str] | None = None) -> Network:
     """Trace a module and make each of its activation calls a site of its own.
 
     nn.ReLU, nn.ReLU6, F.relu, torch.relu, Tensor.relu and their in-place twins are found, also where one module is
@@ -25,7 +24,7 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...], replace: Mapping
     Args:
         module: any torch.fx-traceable module that maps (batch, *input_shape) to (batch, classes).
         input_shape: (C, H, W).
-        replace: kind of op → the rule that writes something else in its place, such as for "silu".
+        replace: kind of op → what is to stand in its place (`replacements.parsed`).
 
     Raises:
         UserError: the module cannot be traced, or does not take the input, or changes when its calls are separated.

@@ -1,0 +1,247 @@
+"""Replacements: what a user lets stand where an op has no exact form in a private network, or one that costs too much.
+
+`REPLACEMENTS` has the rules of each; they are applied to a traced network before its canonical form. A network with
+replacements gives other outputs than before: it is to be finetuned, from the weights that it has.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from parelu.errors import UserError
+from parelu.network.builder import Builder, Rule
+
+_INPUT = ("input", None)
+_PRODUCTS = (operator.mul, torch.mul, "mul", "mul_")
+_SIGMOIDS = (torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_", F.hardsigmoid)
+_SPREADS = ("expand", "expand_as")
+_SOFTMAXES = (torch.softmax, F.softmax, "softmax")
+
+
+def parsed(text: str) -> dict[str, str]:
+    """ "silu=relu,maxpool=avgpool" → kind → what stands in its place; "all" for `ALL`.
+
+    Raises:
+        UserError: a kind or what is to stand in its place is unknown; the line names those there are.
+    """
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip().lower() for part in text.split(","))):
+        kind, _, other = part.partition("=")
+        if part == "all":
+            found = {**ALL, **found}
+        elif (kind, other) in REPLACEMENTS:
+            found[kind] = other
+        else:
+            known = ", ".join(f"{a}={b}" for a, b in REPLACEMENTS)
+            raise UserError(f"--replace {part}: no such replacement; there are all, {known}")
+    return found
+
+
+def rules(replace: Mapping[str, str]) -> dict[Any, Rule]:
+    """What is called → the rule that replaces it; the rules of one thing are asked in turn."""
+    found: dict[Any, list[Rule]] = {}
+    for pair in replace.items():
+        for target, rule in REPLACEMENTS[pair].items():
+            found.setdefault(target, []).append(rule)
+    return {target: _first(several) for target, several in found.items()}
+
+
+def _first(several: list[Rule]) -> Rule:
+    def rule(node: fx.Node, builder: Builder) -> fx.Node | None:
+        return next((result for each in several if (result := each(node, builder)) is not None), None)
+
+    return rule
+
+
+def _changed(builder: Builder, what: str, result: fx.Node) -> fx.Node:
+    builder.note(f"{what}; finetune the network with it")
+    builder.replaced = True
+    return result
+
+
+def _rectified(name: str) -> Rule:
+    def rule(node: fx.Node, builder: Builder) -> fx.Node | None:
+        return _changed(builder, f"{name} became a ReLU", builder.site(node.all_input_nodes[0]))
+
+    return rule
+
+
+def _swish(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """x·sigmoid(x)."""
+    factors = _factors(node)
+    for x, gate in (factors, factors[::-1]) if factors else ():
+        if _is_sigmoid(gate, builder) and gate.all_input_nodes == [x]:
+            return _changed(builder, "SiLU became a ReLU", builder.site(x))
+    return None
+
+
+def _hardsigmoid(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """Of maps; a gate has a form of its own."""
+    if math.prod(node.meta["shape"]) == max(node.meta["shape"]):
+        return None
+    result = builder.call(F.hardsigmoid, node.all_input_nodes[0])
+    return _changed(builder, "a sigmoid became a hard sigmoid", result)
+
+
+def _averaged_alike(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """A product with a softmax over all that is summed, of one column: attention to each position, and to all alike."""
+    if len(node.args) != 2 or not all(isinstance(term, fx.Node) and "shape" in term.meta for term in node.args):
+        return None
+    values, weights = node.args
+    assert isinstance(values, fx.Node)
+    assert isinstance(weights, fx.Node)
+    while weights.target in (torch.unsqueeze, torch.reshape, "unsqueeze", "view", "reshape"):
+        weights = weights.all_input_nodes[0]
+    is_softmax = isinstance(builder.module(weights), nn.Softmax) or weights.target in _SOFTMAXES
+    terms = values.meta["shape"][-1]
+    if not is_softmax or node.meta["shape"][-1] != 1 or math.prod(weights.meta["shape"]) != terms:
+        return None
+    mean = builder.call(torch.mean, values, -1, True)
+    return _changed(builder, "attention to positions became their mean", mean)
+
+
+def _average_pool(node: fx.Node, builder: Builder) -> fx.Node | None:
+    module = builder.module(node)
+    names = (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False))
+    if module is not None:
+        source, options = node.all_input_nodes[0], [getattr(module, name) for name, _ in names]
+    else:
+        source, *options = builder.arguments(node, _INPUT, *names)
+    kernel, stride, padding, dilation, ceil_mode = options
+    if dilation not in (1, (1, 1)):
+        return None
+    pooled = builder.call(F.avg_pool2d, source, kernel, stride or kernel, padding, ceil_mode, False)
+    return _changed(builder, "a max-pool became an average pool", pooled)
+
+
+def _ungated(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """A map times one number a channel, found from the image: the map as it is."""
+    factors = _factors(node)
+    for x, gate in (factors, factors[::-1]) if factors else ():
+        while gate.op == "call_method" and gate.target in _SPREADS:
+            gate = gate.all_input_nodes[0]
+        if _is_by_channel(gate, x, builder):
+            return _changed(builder, "a gate on channels was left out", x)
+    return None
+
+
+def _is_by_channel(gate: fx.Node, x: fx.Node, builder: Builder) -> bool:
+    small, large = gate.meta["shape"], x.meta["shape"]
+    if len(small) != len(large) or len(large) < 3:
+        return False
+    if math.prod(large[-2:]) == 1 or math.prod(large[:2]) == 1:  # a map of one position
+        return _is_sigmoid(gate, builder) and gate.all_input_nodes != [x]
+    by_first = small[-2:] == (1, 1) and small[:-2] == large[:-2]
+    by_last = small[:2] == (1, 1) and small[2:] == large[2:] and len(large) == 3
+    return by_first or by_last
+
+
+def _factors(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Both factors of a product, where both depend on the image."""
+    factors = [term for term in node.args if isinstance(term, fx.Node) and term.op != "get_attr"]
+    if len(factors) != 2 or not all("shape" in term.meta for term in factors):
+        return None
+    return factors[0], factors[1]
+
+
+def _is_sigmoid(node: fx.Node, builder: Builder) -> bool:
+    if node.op == "call_module":
+        return isinstance(builder.module(node), nn.Sigmoid | nn.Hardsigmoid)
+    return node.target in _SIGMOIDS
+
+
+def _layer_norm(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """Of nn.LayerNorm, nn.RMSNorm and their functions, over the last dimension, which then is that of the channels."""
+    module = builder.module(node)
+    if module is not None:
+        shape, weight, bias = (getattr(module, name, None) for name in ("normalized_shape", "weight", "bias"))
+    else:
+        has_bias = node.target in (F.layer_norm, torch.layer_norm)
+        _, shape, weight, bias = builder.arguments(
+            node, _INPUT, ("normalized_shape", None), ("weight", None), ("bias" if has_bias else "", None)
+        )
+        bias = bias if has_bias else None
+    if not shape or len(shape) != 1:
+        return None
+    return _batch_norm(node, builder, len(node.meta["shape"]) - 1, weight, bias)
+
+
+def _group_norm(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """Of nn.GroupNorm, nn.InstanceNorm2d and their functions: by channel, the first dimension."""
+    module = builder.module(node)
+    if module is not None:
+        weight, bias = module.weight, module.bias
+    elif node.target in (F.group_norm, torch.group_norm):
+        _, _, weight, bias = builder.arguments(node, _INPUT, ("num_groups", 1), ("weight", None), ("bias", None))
+    else:
+        names = ("running_mean", "running_var", "weight", "bias")
+        *_, weight, bias = builder.arguments(node, _INPUT, *((name, None) for name in names))
+    return _batch_norm(node, builder, 0, weight, bias)
+
+
+def _batch_norm(node: fx.Node, builder: Builder, axis: int, weight: Any, bias: Any) -> fx.Node | None:
+    """Write a batch-norm with these factors and offsets. axis: of the channels, from 0, without the batch."""
+    source = node.all_input_nodes[0]
+    shape = source.meta["shape"]
+    values = [builder.constant(given) for given in (weight, bias)]
+    path = builder.path if node.op == "call_module" else builder.layer_path(weight, "norm")
+    others = [d for d in range(len(shape)) if d != axis]
+    moved = source if axis == 0 else builder.call(torch.permute, source, (0, axis + 1, *(d + 1 for d in others)))
+    channels, positions = shape[axis], math.prod(shape[d] for d in others)
+    if len(shape) not in (1, 3):
+        moved = builder.call(torch.reshape, moved, (-1, channels, positions, 1))
+    result = builder.layer(path, _norm(channels, *values, is_vector=len(shape) == 1), moved)
+    if len(shape) not in (1, 3):
+        result = builder.call(torch.reshape, result, (-1, channels, *(shape[d] for d in others)))
+    if axis:
+        back = sorted(range(len(shape)), key=[axis, *others].__getitem__)
+        result = builder.call(torch.permute, result, (0, *(d + 1 for d in back)))
+    return _changed(builder, "a norm of each image became a batch-norm", result)
+
+
+def _norm(
+    channels: int, weight: torch.Tensor | None, bias: torch.Tensor | None, *, is_vector: bool
+) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    device = next((t.device for t in (weight, bias) if t is not None), None)
+    norm = (nn.BatchNorm1d if is_vector else nn.BatchNorm2d)(channels, device=device).eval()
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is not None:
+            setattr(norm, name, given if isinstance(given, nn.Parameter) else nn.Parameter(given.detach()))
+    return norm
+
+
+def _of(rule: Rule, *targets: Any) -> dict[Any, Rule]:
+    return dict.fromkeys(targets, rule)
+
+
+_SILU = _of(_rectified("SiLU"), nn.SiLU, F.silu) | _of(_swish, *_PRODUCTS)
+_MAX_POOLS = (nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)
+
+# (kind, what stands in its place) → what is called → the rule.
+REPLACEMENTS: Mapping[tuple[str, str], Mapping[Any, Rule]] = {
+    ("silu", "relu"): _SILU,
+    ("gelu", "relu"): _of(_rectified("GELU"), nn.GELU, F.gelu),
+    ("hardswish", "relu"): _of(_rectified("Hardswish"), nn.Hardswish, F.hardswish),
+    ("mish", "relu"): _of(_rectified("Mish"), nn.Mish, F.mish),
+    ("elu", "relu"): _of(_rectified("ELU"), nn.ELU, F.elu, F.elu_, nn.SELU, F.selu, F.selu_, nn.CELU, F.celu),
+    ("softplus", "relu"): _of(_rectified("Softplus"), nn.Softplus, F.softplus),
+    ("tanh", "relu"): _of(_rectified("Tanh"), nn.Tanh, F.tanh, torch.tanh, "tanh", "tanh_"),
+    ("relu6", "relu"): _of(_rectified("ReLU6"), nn.ReLU6, F.relu6),
+    ("leaky", "relu"): _of(_rectified("LeakyReLU"), nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, nn.PReLU, F.prelu),
+    ("sigmoid", "hardsigmoid"): _of(_hardsigmoid, nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"),
+    ("maxpool", "avgpool"): _of(_average_pool, *_MAX_POOLS),
+    ("se", "none"): _of(_ungated, *_PRODUCTS),
+    ("attention", "mean"): _of(_averaged_alike, operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"),
+    ("layernorm", "batchnorm"): _of(_layer_norm, nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm),
+    ("groupnorm", "batchnorm"): _of(_group_norm, nn.GroupNorm, F.group_norm, nn.InstanceNorm2d, F.instance_norm),
+}
+
+# What has no exact form, or one with products of maps.
+ALL: Mapping[str, str] = {kind: other for kind, other in REPLACEMENTS if kind not in ("relu6", "leaky", "maxpool")}

@@ -1,0 +1,156 @@
+"""What a user lets stand in an op's place: each replacement against the module written with it from the start."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parelu.errors import UserError
+from parelu.network import ops, replacements
+from parelu.network.instrument import instrument
+
+SHAPE = (3, 8, 8)
+
+
+class Calls(nn.Module):
+    """A convolution, and a function of its map and of the module."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.function = nn.Conv2d(3, 4, 3, padding=1), function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.conv(x)).flatten(1)
+
+
+def both(given, wanted, replace: str, **parts):
+    """The outputs of `given` with its replacement, and of `wanted`, which has the same weights."""
+    before, after = Calls(given, **parts).eval(), Calls(wanted, **parts).eval()
+    network = instrument(before, SHAPE, replacements.parsed(replace))
+    assert not ops.unsupported(network)
+    assert network.notes
+    images = torch.randn(3, *SHAPE)
+    with torch.no_grad():
+        return network(images), after(images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("silu", lambda m, x: F.silu(x)),
+        ("silu", lambda m, x: F.silu(x, inplace=True)),
+        ("silu", lambda m, x: nn.SiLU()(x)),
+        ("silu", lambda m, x: x * torch.sigmoid(x)),
+        ("silu", lambda m, x: x.sigmoid() * x),
+        ("gelu", lambda m, x: F.gelu(x, approximate="tanh")),
+        ("hardswish", lambda m, x: F.hardswish(x)),
+        ("mish", lambda m, x: F.mish(x)),
+        ("elu", lambda m, x: F.elu(x)),
+        ("elu", lambda m, x: F.selu_(x)),
+        ("softplus", lambda m, x: F.softplus(x)),
+        ("tanh", lambda m, x: x.tanh()),
+        ("relu6", lambda m, x: F.relu6(10 * x)),
+        ("leaky", lambda m, x: F.leaky_relu(x, 0.2)),
+    ],
+)
+def test_an_activation_becomes_a_relu(kind, call):
+    factor = 10 if kind == "relu6" else 1
+    given, wanted = both(call, lambda m, x: F.relu(factor * x), f"{kind}=relu")
+    assert torch.allclose(given, wanted, atol=1e-6)
+
+
+def test_an_activation_in_place_is_read_through_its_input():
+    def call(m, x):
+        F.silu(x, inplace=True)
+        return x + 1
+
+    given, wanted = both(call, lambda m, x: F.relu(x) + 1, "silu=relu")
+    assert torch.allclose(given, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", [torch.sigmoid, F.hardsigmoid, lambda x: torch.softmax(x, 1), lambda x: x])
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_gate_on_channels_goes_with_all_that_only_it_reads(gate, spread):
+    def call(m, x):
+        found = gate(m.down(x.mean((2, 3), keepdim=True)))
+        return x * (found.expand_as(x) if spread else found)
+
+    before = Calls(call, down=nn.Conv2d(4, 4, 1)).eval()
+    network = instrument(before, SHAPE, replacements.parsed("se=none"))
+    assert "down.weight" not in network.state_dict()
+    images = torch.randn(3, *SHAPE)
+    assert torch.allclose(network(images), before.conv(images).flatten(1), atol=1e-6)
+
+
+def test_a_product_of_maps_is_no_gate():
+    network = instrument(Calls(lambda m, x: x * x.flip(1)).eval(), SHAPE, replacements.parsed("se=none"))
+    assert not network.notes
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 1}, {"padding": 1, "stride": 2}, {"ceil_mode": True}])
+def test_a_max_pool_becomes_an_average_pool_of_the_same_windows(options):
+    given, wanted = both(
+        lambda m, x: F.max_pool2d(x, 3, **options),
+        lambda m, x: F.avg_pool2d(x, 3, count_include_pad=False, **options),
+        "maxpool=avgpool",
+    )
+    assert torch.allclose(given, wanted, atol=1e-6)
+
+
+def last(m, x):
+    """With the channels behind."""
+    return x.permute(0, 2, 3, 1)
+
+
+def scaled(m, x):
+    """What a batch-norm with fresh statistics does to (batch, channels, …)."""
+    shape = (-1, *[1] * (x.dim() - 2))
+    bias = 0 if m.norm.bias is None else m.norm.bias.view(shape)
+    return x * m.norm.weight.view(shape) / (1 + 1e-5) ** 0.5 + bias
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "norm"),
+    [
+        (lambda m, x: m.norm(last(m, x)), lambda m, x: last(m, scaled(m, x)), nn.LayerNorm(4)),
+        (lambda m, x: F.layer_norm(last(m, x), (4,), m.norm.weight, m.norm.bias),
+         lambda m, x: last(m, scaled(m, x)), nn.LayerNorm(4)),
+        (lambda m, x: m.norm(x.mean((2, 3))), lambda m, x: scaled(m, x.mean((2, 3))), nn.LayerNorm(4)),
+        (lambda m, x: m.norm(x.flatten(2).mT), lambda m, x: scaled(m, x.flatten(2)).mT, nn.LayerNorm(4, bias=False)),
+        (lambda m, x: m.norm(x), scaled, nn.GroupNorm(2, 4)),
+        (lambda m, x: F.group_norm(x, 1, m.norm.weight, m.norm.bias), scaled, nn.GroupNorm(1, 4)),
+        (lambda m, x: m.norm(x), scaled, nn.InstanceNorm2d(4, affine=True)),
+    ],
+)  # fmt: skip
+def test_a_norm_of_an_image_becomes_a_batch_norm_with_its_factors(given, wanted, norm):
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.uniform_(-1, 2)
+    before, after = both(given, wanted, "layernorm=batchnorm, groupnorm=batchnorm", norm=norm)
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_attention_that_pools_becomes_a_mean():
+    def call(m, x):
+        weights = torch.softmax(m.key(x).view(x.shape[0], 1, -1), -1).unsqueeze(3)
+        return torch.matmul(x.view(x.shape[0], 1, 4, -1), weights)
+
+    given, wanted = both(call, lambda m, x: x.mean((2, 3)), "attention=mean", key=nn.Conv2d(4, 1, 1))
+    assert torch.allclose(given, wanted, atol=1e-6)
+
+
+def test_all_is_every_replacement_of_what_has_no_exact_form():
+    assert replacements.parsed("all") == dict(replacements.ALL)
+    assert set(dict(replacements.REPLACEMENTS)) - set(replacements.ALL.items()) == {
+        ("relu6", "relu"), ("leaky", "relu"), ("maxpool", "avgpool"),
+    }  # fmt: skip
+    assert replacements.parsed("all, maxpool=avgpool")["maxpool"] == "avgpool"
+
+
+@pytest.mark.parametrize("text", ["silu", "silu=gelu", "softmax=relu", "all=relu"])
+def test_an_unknown_replacement_names_those_there_are(text):
+    with pytest.raises(UserError, match=f"--replace {text}: no such replacement; there are all, silu=relu"):
+        replacements.parsed(text)
