@@ -77,8 +77,8 @@ def divided(node: fx.Node, builder: Builder) -> fx.Node | None:
     constant = builder.constant(right)
     inverse = 1 / right if constant is None else 1 / constant.detach()
     if isinstance(constant, nn.Parameter):
-        builder.note(f"the parameter {right.target} divides: a factor that is trained took its place")
-        inverse = nn.Parameter(inverse)  # pyright: ignore[reportArgumentType]
+        builder.note("a parameter divides: a factor that is trained took its place")
+        inverse = nn.Parameter(1 / constant.detach(), constant.requires_grad)
     return multiply_constant(builder, left, inverse, node.meta["shape"])
 
 
@@ -149,8 +149,7 @@ def _affine(builder: Builder, source: fx.Node, constant: Any, shape: tuple[int, 
     layer = functions.Affine(tuple(values.shape), trained=(name,) if is_trained else ())
     layer.to(device=values.device, dtype=values.dtype)
     setattr(layer, name, values)
-    is_own = is_trained and isinstance(constant, fx.Node)
-    path = str(constant.target) if is_own else builder.below("affine")
+    path = str(constant.target) if is_trained and isinstance(constant, fx.Node) else builder.below("affine")
     made = builder.layer(path, layer, broadcast(builder, source, shape))
     made.meta[_KEY] = name
     return made
@@ -212,7 +211,7 @@ def _times(builder: Builder, constant: Any, factor: float) -> Any:
     if tensor is None:
         return constant * factor
     if isinstance(tensor, nn.Parameter):
-        builder.note(f"the parameter {constant.target} is subtracted: its negative, which is trained, took its place")
+        builder.note("a parameter is subtracted: its negative, which is trained, took its place")
         return nn.Parameter(tensor.detach() * factor, tensor.requires_grad)
     return tensor * factor
 

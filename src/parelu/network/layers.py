@@ -260,7 +260,7 @@ LAYERS: Mapping[Any, Rule] = {
     nn.Conv2d: _convolution_module,
     nn.Conv1d: _line_module,
     nn.BatchNorm1d: _norm_of_lines,
-    **dict.fromkeys((F.linear, torch._C._nn.linear), multiplied_by_matrix),
+    F.linear: multiplied_by_matrix,
     **dict.fromkeys((torch.matmul, operator.matmul, "matmul", torch.mm, "mm"), _matrix_product),
     torch.addmm: _matrix_product_added,
     **dict.fromkeys((F.batch_norm, torch.batch_norm), normalised),

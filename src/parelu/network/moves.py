@@ -189,14 +189,14 @@ def _dropped(places: Tensor, everything: Tensor) -> list[Indices] | None:
 
 
 def _is_canonical(node: fx.Node) -> bool:
-    if len(node.args) != 2 or node.kwargs or "shape" not in node.meta:
+    """Whether a node is a reshape or a permutation as we write it, that does something."""
+    if node.op != "call_function" or len(node.args) != 2 or not isinstance(node.args[1], tuple):
         return False
-    source, argument = node.args
-    if not isinstance(source, fx.Node) or not isinstance(argument, tuple):
-        return False
+    source, argument = node.all_input_nodes[0], list(node.args[1])
     if node.target is torch.reshape:
-        return argument == (-1, *node.meta["shape"]) != (-1, *source.meta["shape"])
-    return node.target is torch.permute and argument[0] == 0 and min(argument[1:], default=0) > 0
+        return argument == [-1, *node.meta["shape"]] and node.meta["shape"] != source.meta["shape"]
+    dimensions = list(range(len(argument)))
+    return node.target is torch.permute and argument[0] == 0 and sorted(argument) == dimensions != argument  # pyright: ignore
 
 
 def _source(node: fx.Node) -> fx.Node | None:

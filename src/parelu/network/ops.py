@@ -376,7 +376,6 @@ CALLS: dict[Any, Callable[[fx.Node], Op]] = {
     functions.select: _select,
     torch.mean: _whole_pool,
     F.avg_pool2d: _average_pool,
-    F.adaptive_avg_pool2d: _whole_pool,
     F.max_pool2d: _max_pool,
     **dict.fromkeys((torch.sigmoid, "sigmoid"), _gate),
 }

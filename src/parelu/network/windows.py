@@ -58,19 +58,18 @@ def _matrices(function: Callable[[Tensor], Tensor], rows: int, columns: int) -> 
     """The matrices (outputs, inputs) along both dimensions, if there are such."""
     if max(rows, columns) * rows * columns > LARGEST_RUN:
         return None
-    one = {"dtype": torch.float64}
+    double = torch.float64
     try:
-        whole = function(torch.ones(1, 1, rows, columns, **one))[0, 0]
+        whole = function(torch.ones(1, 1, rows, columns, dtype=double))[0, 0]
         row, column = divmod(int(whole.abs().argmax()), whole.shape[1])
-        scale_at = float(whole[row, column])
-        if scale_at == 0 or not math.isfinite(scale_at):
+        largest_entry = float(whole[row, column])
+        if largest_entry == 0 or not math.isfinite(largest_entry):
             return None
-        units = torch.eye(rows, **one).view(rows, 1, rows, 1).expand(rows, 1, rows, columns).contiguous()
+        units = torch.eye(rows, dtype=double).view(rows, 1, rows, 1).repeat(1, 1, 1, columns)
         down = function(units)[:, 0, :, column].T
-        units = torch.eye(columns, **one).view(columns, 1, 1, columns).expand(columns, 1, rows, columns).contiguous()
-        across = function(units)[:, 0, row, :].T / scale_at
-        generator = torch.Generator().manual_seed(0)
-        test = torch.randn(1, 1, rows, columns, generator=generator, **one)
+        units = torch.eye(columns, dtype=double).view(columns, 1, 1, columns).repeat(1, 1, rows, 1)
+        across = function(units)[:, 0, row, :].T / largest_entry
+        test = torch.randn(1, 1, rows, columns, dtype=double, generator=torch.Generator().manual_seed(0))
         test = torch.cat([test, test * -3])  # what takes signs is found out
         expected = down @ test[:, 0] @ across.T
         is_right = torch.allclose(function(test)[:, 0], expected, rtol=0, atol=TOLERANCE * float(test.abs().max()))
