@@ -128,7 +128,8 @@ def factors(op: ops.BatchNorm | ops.Affine, of: tuple[int, ...], axis: int) -> t
             return factor.detach(), summand.detach()
         case ops.Affine(layer):
             numbers = [
-                number.detach().view(*[1] * (len(of) - number.dim()), *number.shape) for number in layer.parameters()
+                number.detach().view(*[1] * (len(of) - number.dim()), *number.shape)
+                for number in (layer.weight, layer.bias)
             ]
             if any(size != 1 for number in numbers for d, size in enumerate(number.shape) if d != axis):
                 return None

@@ -46,7 +46,7 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, …) → the same shape but for `outputs` at the axis."""
-        return (x.movedim(self.axis + 1, -1) @ self.matrix.to(x.dtype).T).movedim(-1, self.axis + 1)
+        return (x.movedim(self.axis + 1, -1) @ self.matrix.to(x).T).movedim(-1, self.axis + 1)
 
     def extra_repr(self) -> str:
         return f"axis={self.axis}, {self.matrix.shape[1]} → {self.matrix.shape[0]}"

@@ -10,6 +10,7 @@ from torch import nn
 from parelu.errors import UserError
 from parelu.network import trace
 from parelu.network.canonical import canonical
+from parelu.network.functions import Affine, Resample
 from parelu.network.sites import Network, Site
 from parelu.network.stages import assign_stages
 
@@ -31,7 +32,7 @@ def instrument(module: nn.Module, input_shape: tuple[int, ...], replace: Mapping
     """
     if isinstance(input_shape, str):
         raise UserError(f"input shape {input_shape!r} is no tuple; give (channels, height, width), such as (3, 32, 32)")
-    traced = trace.trace(module, input_shape, leaves=(Site,))
+    traced = trace.trace(module, input_shape, leaves=(Site, Affine, Resample))
     expected = trace.propagate_shapes(traced, input_shape)
     rewritten = canonical(traced, replace)
     network = Network(traced, traced.graph, type(module).__name__)
