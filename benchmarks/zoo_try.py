@@ -22,6 +22,7 @@ import zoo_list
 from torch import Tensor, nn
 
 from parelu.errors import UserError
+from parelu.network import replacements
 from parelu.network.count import count
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
@@ -36,13 +37,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def skeleton(name: str) -> nn.Module:
-    """Without numbers in its weights."""
+    """Without numbers in its weights; with them where a fixed filter, such as a blur, tells what a convolution is."""
     build = dict(zoo_list.builders())[name]
     try:
         with torch.device("meta"):
-            return build().eval()
+            module = build().eval()
     except NotImplementedError:  # some compute their widths with tensors
-        return build().to("meta").eval()
+        module = build().to("meta").eval()
+    return build().eval() if aten.count(module, SHAPE).filtered else module
 
 
 def counted(name: str) -> dict[str, Any]:
@@ -84,7 +86,13 @@ def _in_the_way(network: Network) -> str:
 
 
 def _replaced(name: str) -> str:
-    return "not tried"
+    """What is in the way after `--replace all`."""
+    try:
+        return _in_the_way(instrument(skeleton(name), SHAPE, replacements.parsed("all")))
+    except UserError as error:
+        return str(error).splitlines()[0]
+    except Exception as error:
+        return _place(error)
 
 
 def ring(name: str) -> dict[str, Any]:
