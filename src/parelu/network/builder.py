@@ -30,6 +30,7 @@ class Builder:
         left_out: what the network did with its logits at the end.
         modules: path → module, as traced: a rule may have put another in its place since.
         constants: path → parameter or buffer, as traced.
+        device: of these.
     """
 
     network: fx.GraphModule
@@ -46,6 +47,7 @@ class Builder:
         }
         for node in self.network.graph.find_nodes(op="get_attr"):  # tensors that are no buffers
             self.constants.setdefault(str(node.target), ops.attribute(self.network, str(node.target)))
+        self.device = next((tensor.device for tensor in self.constants.values()), None)
         self._placed: dict[str, nn.Module] = {}
         self._written: dict[fx.Node, nn.Module] = {}
 
@@ -126,6 +128,8 @@ class Builder:
         """
         name = next(name for name in _names(path) if self._is_free(name) or self._is_same(name, module))
         if name not in self._placed:
+            for own, buffer in module.named_buffers(recurse=False):
+                module._buffers[own] = buffer.to(device=self.device)
             self._place(name, module)
         with self.network.graph.inserting_before(self.node):
             node = self.network.graph.call_module(name, (source,))
