@@ -144,12 +144,16 @@ class Builder:
         with self.network.graph.inserting_before(self.node):
             node = self.network.graph.call_module(name, (source,))
         self._written[node] = self._placed[name]
-        node.meta = {**self.node.meta, "shape": source.meta["shape"]}
+        node.meta = {**self._meta(), "shape": source.meta["shape"]}
         return node
 
-    def _described(self, node: fx.Node, called: Callable[..., Any]) -> fx.Node:
+    def _meta(self) -> dict[str, Any]:
+        """Of a new node: whose forward made the call, and which call it was."""
         stack = self.node.meta.get("nn_module_stack")
-        node.meta = {"nn_module_stack": stack} if stack else {}
+        return {"call": self.node.meta.get("call", self.node.name)} | ({"nn_module_stack": stack} if stack else {})
+
+    def _described(self, node: fx.Node, called: Callable[..., Any]) -> fx.Node:
+        node.meta = self._meta()
         values = {n: _example(n, self) for n in node.all_input_nodes}
         args: Any = fx.map_arg(node.args, values.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)

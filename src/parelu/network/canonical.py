@@ -117,9 +117,18 @@ def _erase_unread(network: fx.GraphModule) -> None:
     called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
     named = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
     network.delete_all_unused_submodules()
-    for path, module in list(network.named_modules()):
-        if any(path == name or path.startswith(f"{name}.") for name in called):
-            continue
+
+    def forget(module: nn.Module, path: str) -> None:
+        if path in called:
+            return
         for name in (*module._parameters, *module._buffers):  # also those that are None
-            if ".".join(filter(None, (path, name))) not in named:
+            if _below(path, name) not in named:
                 delattr(module, name)
+        for name, child in module.named_children():
+            forget(child, _below(path, name))
+
+    forget(network, "")
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -57,23 +57,36 @@ def _by_block(paths: str | tuple[str | tuple[str, ...], ...]) -> Iterator[tuple[
 
 def _found(network: Network) -> dict[str, tuple[str, str]]:
     """Site → its stage and its block there, of a network that declares nothing."""
-    fork = next((n for n in network.graph.nodes if sum("shape" in u.meta for u in n.users) > 1), None)
-    placed, in_stem, run, size, block = {}, fork is not None, 0, None, 0
+    fork = next((node for node in network.graph.nodes if len(_readers(node)) > 1), None)
+    placed, in_stem, run, size, block, last = {}, fork is not None, 0, None, 0, None
     for node in network.graph.nodes:
         site = trace.called_module(node)
         if isinstance(site, Site):
             if not in_stem:
                 run += site.shape[1:] != size
                 size = site.shape[1:]
+            if last is not None and _call(node) != _call(last):
+                block += _follows_addition(last)
+            if last is None or _call(node) != _call(last):
+                last = node
             placed[site.name] = "stem" if in_stem else f"S{run}", str(block)
-            block += _follows_addition(node)
         in_stem = in_stem and node is not fork
     return placed
+
+
+def _readers(node: fx.Node) -> set[str]:
+    """The calls of the module as it was written that read what a node makes."""
+    return {_call(user) for user in node.users if "shape" in user.meta}
+
+
+def _call(node: fx.Node) -> str:
+    """The call of the module as it was written that a node comes of: an activation may be several sites."""
+    return node.meta.get("call", node.name)
 
 
 def _follows_addition(node: fx.Node) -> bool:
     """Whether a site's input is a sum, seen through batch-norms and what else keeps the map as it is."""
     source = node.all_input_nodes[0]
-    while isinstance(op := ops.read(source), ops.BatchNorm | ops.Identity):
+    while isinstance(op := ops.read(source), ops.BatchNorm | ops.Identity | ops.Affine | ops.Scaling):
         source = source.all_input_nodes[0]
     return isinstance(op, ops.Addition)
