@@ -77,7 +77,7 @@ def count(network: Network) -> Counts:
     for node, op in found.items():
         waiting += _macs(node, op)
         compared += comparisons(node, op)
-        squares += 2 * math.prod(node.meta["shape"]) if isinstance(op, ops.Product) else 0
+        squares += _squares(node, op)
         if isinstance(op, ops.Activation):
             site = op.site
             relus[site.stage] = relus.get(site.stage, 0) + site.relus
@@ -129,6 +129,13 @@ def _macs(node: fx.Node, op: ops.Op) -> int:
             return 0
         case _:
             raise UserError(str(ops.Unsupported.at(node, "read it as an op of network/ops.py whose cost is known")))
+
+
+def _squares(node: fx.Node, op: ops.Op) -> int:
+    """Of an image: x·y = (x + y)²/4 − (x − y)²/4, and x·x is one."""
+    if not isinstance(op, ops.Product):
+        return 0
+    return (1 if op.left is op.right else 2) * math.prod(node.meta["shape"])
 
 
 def skeleton(spec: Spec) -> Network:

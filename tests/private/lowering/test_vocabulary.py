@@ -73,6 +73,13 @@ OPS = {
     "scaled by nothing": lambda: Call(lambda m, x: x * 0.0),
     "scaled in a sum": lambda: Call(lambda m, x: m.conv(x) + x * 0.3, conv=nn.Conv2d(4, 4, 1)),
     "scaled a lot": lambda: Call(lambda m, x: m.conv(x * 1e-4) * 1e4, conv=nn.Conv2d(4, 4, 1, bias=False)),
+    "a product of maps": lambda: Call(lambda m, x: x * m.conv(x), conv=nn.Conv2d(4, 4, 1)),
+    "a square": lambda: Call(lambda m, x: x * x),
+    "a gate": lambda: Call(
+        lambda m, x: x * m.b(torch.relu(m.a(x.mean((2, 3), keepdim=True)))), a=nn.Conv2d(4, 3, 1), b=nn.Conv2d(3, 4, 1)
+    ),
+    "a product of two units": lambda: Call(lambda m, x: F.avg_pool2d(x, 3, 1, 1) * (x * 0.3)),
+    "a product of large maps": lambda: Call(lambda m, x: m.conv(x * 1e4 * x) * 1e-4, conv=nn.Conv2d(4, 4, 1)),
     "bilinear rows": lambda: functions.Resample(1, BILINEAR),
     "bilinear both": lambda: nn.Sequential(functions.Resample(1, BILINEAR), functions.Resample(2, BILINEAR)),
     "any matrix": lambda: functions.Resample(2, ODD),
@@ -99,7 +106,7 @@ OPS = {
     "a matrix on tokens": lambda: Call(lambda m, x: m.fc(x.flatten(2)), fc=nn.Linear(36, 7)),
 }
 NEW = ["max-pool 3, 2, 1", "dilated", "affine, a column", "bilinear both", "any matrix", "rows permuted", "padded"]
-NEW += ["scaled, negative", "joined rows", "a matrix on channels"]
+NEW += ["a gate", "a square", "scaled, negative", "joined rows", "a matrix on channels"]
 
 
 def network_of(op, seed=0):

@@ -42,6 +42,7 @@ class Calibration(fx.Interpreter):
         values: node → its tensor.
         relus: node of a site → the input at its ReLUs.
         squares: node of a site → the output at its squares.
+        products: node of a product → the squares of either factor.
         levels: node of a max-pool → the differences that each of its levels compares.
     """
 
@@ -50,6 +51,7 @@ class Calibration(fx.Interpreter):
         self.values: dict[fx.Node, Seen] = defaultdict(Seen)
         self.relus: dict[fx.Node, Seen] = defaultdict(Seen)
         self.squares: dict[fx.Node, Seen] = defaultdict(Seen)
+        self.products: dict[fx.Node, tuple[Seen, Seen]] = defaultdict(lambda: (Seen(), Seen()))
         self.levels: dict[fx.Node, tuple[Seen, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -58,6 +60,9 @@ class Calibration(fx.Interpreter):
             case ops.Activation(site):
                 self.relus[n].add(self.env[n.all_input_nodes[0]][:, site.mask])
                 self.squares[n].add(result[:, squares(site)])
+            case ops.Product(left, right):
+                for factor, seen in zip((left, right), self.products[n], strict=True):
+                    seen.add(self.env[factor].square())
             case ops.MaxPool() as op:
                 self._compare(n, op)
             case _:

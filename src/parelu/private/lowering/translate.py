@@ -51,7 +51,9 @@ WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest
 SPARE_BITS = 1  # the calibrated range may be exceeded so often by a factor of two
 LARGEST_DIVISOR = 1 << 8  # of a resampling's matrix that goes into the unit
 MOST_FINER, MOST_WHOLE = 20, 10  # bits that small values have more after the point; before it, of large ones
-FINEST = 6  # bits more than FRACTION that a ReLU's input has at the most
+MOST_RAISED = 30  # bits of a public factor
+MOST_EXTRA = 6  # bits after the point that a ReLU's input may have more than is fit for its values
+SQUARED_BITS = 14  # of the magnitude of what a product squares
 
 Integers = Mapping[str, NDArray[np.int64]]  # weight, bias of a linear op; c0, c1, c2 of an activation's squares
 NONE = np.zeros(0, np.int64)  # no positions
@@ -164,6 +166,8 @@ class Translation:
                 return _Value(number, unit, self.seen.values[node], source.waiting)
             case ops.Addition(left, right):
                 return self._sum(node, self.values[left], self.values[right])
+            case ops.Product(left, right):
+                return self._product(node, self.values[left], self.values[right])
             case ops.Concat(parts, axis):
                 return self._concat(node, [self.values[part] for part in parts], axis)
             case ops.Reshape() | ops.Permute() | ops.Select():
@@ -267,25 +271,25 @@ class Translation:
     def _same_unit(self, node: fx.Node, left: _Value, right: _Value) -> tuple[_Value, _Value]:
         """Two values that have one unit once both are truncated.
 
-        One that is finer by a power of two loses those bits; else a public factor brings what is not there to
-        2^-FRACTION, as after an average pool.
+        One that is finer by a power of two loses those bits; else, as after an average pool, a public factor brings
+        what has another unit to 2^-FRACTION.
         """
         bits = math.log2(left.truncated_unit / right.truncated_unit)
         if math.isclose(bits, round(bits), abs_tol=1e-12):
             return self._finer(node, left, -round(bits)), self._finer(node, right, round(bits))
-        return self._rescaled(node, left), self._rescaled(node, right)
+        return self._same_unit(node, self._rescaled(node, left), self._rescaled(node, right))
 
     def _finer(self, node: fx.Node, value: _Value, bits: int) -> _Value:
         """A value that is finer by so many bits, if any, which it then waits to lose; many at once."""
         if bits <= 0:
             return value
         value = dataclasses.replace(value, waiting=value.waiting + bits)
-        return value if bits <= WEIGHT_BITS else self._truncated(node, value)
+        return value if value.waiting <= MOST_RAISED else self._truncated(node, value)
 
     def _rescaled(self, node: fx.Node, value: _Value) -> _Value:
-        """A value of unit 2^-FRACTION once it is truncated."""
+        """A value whose unit is a power of two once it is truncated; 2^-FRACTION where it was none."""
         target = 2.0**-FRACTION
-        if math.isclose(value.truncated_unit, target, rel_tol=1e-12):
+        if math.frexp(value.truncated_unit)[0] == 0.5:
             return value
         value = self._truncated(node, value)
         bits = max(WEIGHT_BITS - math.frexp(value.unit / target)[1], 0)
@@ -299,7 +303,7 @@ class Translation:
             nothing = np.full(self.shapes[number][0], ZERO, np.int32)
             return _Value(self._emit(node, Select(number, 0, nothing)), 2.0**-FRACTION, seen)
         if factor < 0:
-            number = self._emit(node, Scale(number, -1))
+            number = self._minus(node, number)
         return _Value(number, source.unit * abs(factor), seen, source.waiting)
 
     def _resampled(self, node: fx.Node, source: _Value, axis: int, matrix: Tensor) -> _Value:
@@ -369,18 +373,22 @@ class Translation:
         relus, positions = (_positions(where) for where in (site.mask, squares(site)))
         if not (len(relus) or len(positions)):
             return source
-        source = self._coarse(node, source)
+        source = self._for_relus(node, source)
         bits = self._relu_bits(node, site.name, self.seen.relus[node], source.unit, len(relus))
         c0, c1, c2 = (spread(c, site.shape)[squares(site)].double().numpy() for c in site.coefficients)
         truncation = self._squares(node, (c0, c1, c2), source.unit) if len(positions) else 0
         op = Activation(source.number, relus, bits, positions, truncation)
         return _Value(self._emit(node, op), source.unit, self.seen.values[node])
 
-    def _coarse(self, node: fx.Node, value: _Value) -> _Value:
-        """Truncated, and not much finer than 2^-FRACTION, or its ReLUs would need more bits than the ring has."""
+    def _coarse(self, node: fx.Node, value: _Value, most: int) -> _Value:
+        """Truncated, with so many bits after the point at the most."""
         value = self._truncated(node, value)
-        finer = _fine(value.unit) - _fraction(value.seen.largest)
-        return self._truncated(node, dataclasses.replace(value, waiting=finer)) if finer > FINEST else value
+        finer = _fine(value.unit) - most
+        return self._truncated(node, dataclasses.replace(value, waiting=finer)) if finer > 0 else value
+
+    def _for_relus(self, node: fx.Node, value: _Value) -> _Value:
+        """Truncated, and not much finer than it need be, or its ReLUs would take more bits."""
+        return self._coarse(node, value, _fraction(value.seen.largest) + MOST_EXTRA)
 
     def _relu_bits(self, node: fx.Node, name: str, seen: Seen, unit: float, count: int) -> int:
         """m of ReLUs on what was seen."""
@@ -393,12 +401,12 @@ class Translation:
 
     def _max_pool(self, node: fx.Node, op: ops.MaxPool, source: _Value) -> _Value:
         """Levels of max(a, b) = b + relu(a − b), one round each."""
-        value = self._coarse(node, source)
+        value = self._for_relus(node, source)
         number = value.number
         for level, seen in zip(max_pool_levels(node, op), self.seen.levels[node], strict=True):
             left, right = (self._selected(node, number, level.axis, side) for side in (level.left, level.right))
             if level.comparisons:
-                difference = self._emit(node, Add(left, self._emit(node, Scale(right, -1))))
+                difference = self._emit(node, Add(left, self._minus(node, right)))
                 bits = self._relu_bits(node, ops.path(node), seen, value.unit, level.comparisons)
                 relus = _compared(level)
                 larger = self._emit(node, Activation(difference, relus, bits, NONE, 0))
@@ -432,6 +440,44 @@ class Translation:
         }
         self._range(node, "square", self.seen.squares[node], unit / scale, len(c2), truncation)
         return truncation
+
+    def _product(self, node: fx.Node, left: _Value, right: _Value) -> _Value:
+        """4·a·b = (a + b)² − (a − b)² of the integers, all squares in one round; a·a is one square."""
+        seen, sizes = self.seen.values[node], self.seen.products[node]
+        left, right = (
+            self._coarse(node, value, SQUARED_BITS - math.frexp(value.seen.largest)[1]) for value in (left, right)
+        )
+        first, second = (self._broadcast(node, value.number, node.meta["shape"]) for value in (left, right))
+        mean = sum(size.mean / value.unit**2 for size, value in zip(sizes, (left, right), strict=True)) / 2
+        unit = left.unit * right.unit
+        if first == second:
+            squared, bits = self._squared(node, first, mean, unit, seen)
+            return _Value(squared, unit * 2.0**bits, seen)
+        plus, minus = (self._emit(node, Add(first, other)) for other in (second, self._minus(node, second)))
+        both, bits = self._squared(node, self._emit(node, Concat(plus, minus, 0)), 4 * mean, unit / 4, seen)
+        count = self.shapes[plus][0]
+        first, second = (self._selected(node, both, 0, range(start, start + count)) for start in (0, count))
+        return _Value(self._emit(node, Add(first, self._minus(node, second))), unit / 4 * 2.0**bits, seen)
+
+    def _squared(self, node: fx.Node, number: int, mean: float, unit: float, seen: Seen) -> tuple[int, int]:
+        """The squares of integers, divided by 2^bits so that those, worth `unit` before, are fit for what was seen.
+
+        mean: of the squares. Returns the value's number, and bits.
+        """
+        count, bits = math.prod(self.shapes[number]), max(1, _fine(unit) - _fraction(seen.largest))
+        nothing = np.zeros(count, np.int64)
+        self.weights[len(self.ops)] = {"c0": nothing, "c1": nothing, "c2": nothing + 1}
+        self.ranges.append(Range(str(node.target), "square", seen.largest, mean * unit, unit, count, bits))
+        return self._emit(node, Activation(number, NONE, 2, np.arange(count), bits)), bits
+
+    def _broadcast(self, node: fx.Node, number: int, shape: Shape) -> int:
+        """A value with its dimensions of size 1 repeated."""
+        for axis, size in enumerate(shape):
+            number = self._selected(node, number, axis, None if self.shapes[number][axis] == size else [0] * size)
+        return number
+
+    def _minus(self, node: fx.Node, number: int) -> int:
+        return self._emit(node, Scale(number, -1))
 
     def _range(self, node: fx.Node, kind: str, seen: Seen, unit: float, elements: int, bits: int) -> None:
         self.ranges.append(Range(str(node.target), kind, seen.largest, seen.mean, unit, elements, bits))
