@@ -7,6 +7,7 @@ left; the result is compared with onnxruntime on random images where that is ins
 from __future__ import annotations
 
 import importlib
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def _checked(onnx: Any, path: Path) -> Any:
         model = onnx.load(str(path))
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
-        _check_domains(onnx, model, path)
+        _check_nodes(onnx, model, path)
         onnx.checker.check_model(model)
     except UserError:
         raise
@@ -88,9 +89,15 @@ def _checked(onnx: Any, path: Path) -> Any:
     return model
 
 
-def _check_domains(onnx: Any, model: Any, path: Path) -> None:
+def _check_nodes(onnx: Any, model: Any, path: Path) -> None:
     if not model.graph.node:
         raise UserError(f"{path} holds no network of ONNX; export it again")
+    tensors = (*model.graph.initializer, *model.graph.input, *model.graph.output)
+    names = itertools.chain(
+        (t.name for t in tensors), *([n.name, n.op_type, *n.input, *n.output] for n in model.graph.node)
+    )
+    if not all(isinstance(name, str) for name in names):  # what is no UTF-8 stays bytes
+        raise UserError(f"{path} is no whole, valid ONNX file (its names are no text); export it again")
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise UserError(

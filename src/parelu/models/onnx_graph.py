@@ -148,6 +148,12 @@ class Writer:
         """A function of the node's tensor, in its own order: `like` is what ONNX sees of the result."""
         return self._new(self.graph.call_function(function, (x.node, *args)), like, tuple(order))
 
+    def is_relu(self, x: Value) -> bool:
+        """Whether nothing in it is below zero, as an activation made it."""
+        return x.node.op == "call_module" and isinstance(
+            self.root.get_submodule(str(x.node.target)), nn.ReLU | nn.ReLU6
+        )
+
     def place(self, path: str, layer: nn.Module) -> str:
         """Put a module where its path says, or beside it; returns its path."""
         parent, taken = self.root, []

@@ -231,7 +231,7 @@ def pool(g: Writer, call: Call) -> Known:
     ceil_mode, padding = bool(call.get("ceil_mode", default=0)), even(pads)
     if call.op == "MaxPool":
         if padding is None or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-            x, padding = padded(g, x, pads, -math.inf), (0, 0)
+            x, padding = padded(g, x, pads, 0.0 if g.is_relu(x) else -math.inf), (0, 0)
         return g.layer(call.path, nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil_mode), x)
     if dilation != (1, 1):
         raise call.refuse("a dilated average pool cannot be read")

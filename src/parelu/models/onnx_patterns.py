@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -27,7 +28,7 @@ def join(module: fx.GraphModule) -> None:
 
 def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
     """A number an output, behind a convolution or a matrix that nothing else reads, goes into its weight and bias."""
-    source, operand = node.args
+    source, operand = _two(node)
     if node.target in (torch.add, torch.mul) and _module(module, source) is None:
         source, operand = operand, source
     layer = _module(module, source)
@@ -41,9 +42,11 @@ def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.target in (torch.mul, torch.div):
         factor = numbers if node.target is torch.mul else 1 / numbers
         layer.weight = nn.Parameter(weight * factor.reshape(-1, *[1] * (weight.dim() - 1)))
-        layer.bias = nn.Parameter(bias * factor) if layer.bias is not None else None
+        bias = bias * factor
     else:
-        layer.bias = nn.Parameter(bias + numbers if node.target is torch.add else bias - numbers)
+        bias = bias + numbers if node.target is torch.add else bias - numbers
+    if layer.bias is not None or node.target in (torch.add, torch.sub):
+        layer.register_parameter("bias", nn.Parameter(bias))
     node.replace_all_uses_with(source)
     module.graph.erase_node(node)
     return True
@@ -65,8 +68,9 @@ def _an_output(module: fx.GraphModule, operand: Any, layer: nn.Conv2d | nn.Linea
 
 def _gate(module: fx.GraphModule, node: fx.Node) -> bool:
     """x · sigmoid(x)."""
-    for x, gate in (node.args, tuple(reversed(node.args))):
-        kind = GATED.get(type(_module(module, gate)))
+    for x, gate in itertools.permutations(_two(node)):
+        layer = _module(module, gate)
+        kind = next((joined for plain, joined in GATED.items() if type(layer) is plain), None)
         if kind is not None and isinstance(gate, fx.Node) and gate.args[0] is x and len(gate.users) == 1:
             _replace(module, node, str(gate.target), kind(), x)
             return True
@@ -75,10 +79,10 @@ def _gate(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _hardswish(module: fx.GraphModule, node: fx.Node) -> None:
     """x · relu6(x + 3) / 6."""
-    product, by = node.args
+    product, by = _two(node)
     if by != 6 or not isinstance(product, fx.Node) or product.target is not torch.mul or len(product.users) > 1:
         return
-    for x, clipped in (product.args, tuple(reversed(product.args))):
+    for x, clipped in itertools.permutations(_two(product)):
         is_clipped = isinstance(_module(module, clipped), nn.ReLU6) and isinstance(clipped, fx.Node)
         if is_clipped and len(clipped.users) == 1 and _other(clipped.args[0], torch.add, 3.0) is x:
             _replace(module, node, str(clipped.target), nn.Hardswish(), x)
@@ -92,19 +96,19 @@ def _gelu(module: fx.GraphModule, node: fx.Node) -> None:
     nodes = [f for f in factors if isinstance(f, fx.Node)]
     if len(halves) != 1 or abs(halves[0] - 0.5) > 1e-6 or len(nodes) != 2:
         return
-    for x, term in (nodes, nodes[::-1]):
+    for x, term in itertools.permutations(nodes):
         erf = _other(term, torch.add, 1.0)
         scaled = erf.args[0] if isinstance(erf, fx.Node) and erf.target is torch.erf else None
         by = _other(scaled, torch.div, math.sqrt(2)) or _other(scaled, torch.mul, math.sqrt(0.5))
         if by is x:
-            _replace(module, node, "gelu", nn.GELU(), x)
+            _replace(module, node, _unused(module, "gelu"), nn.GELU(), x)
             return
 
 
 def _factors(node: fx.Node) -> list[Any]:
     """Of a product of products, as far as no other node reads what is between."""
     found: list[Any] = []
-    for argument in node.args:
+    for argument in _two(node):
         inner = isinstance(argument, fx.Node) and argument.target is torch.mul and len(argument.users) == 1
         found += _factors(argument) if inner else [argument]
     return found
@@ -114,24 +118,34 @@ def _other(node: Any, function: Any, number: float) -> Any:
     """The other argument of a function of a tensor and this number."""
     if not isinstance(node, fx.Node) or node.target is not function:
         return None
-    a, b = node.args
+    a, b = _two(node)
     if isinstance(a, int | float) and function is not torch.div:
         a, b = b, a
     return a if isinstance(b, int | float) and abs(b - number) < 1e-4 else None
 
 
+def _two(node: fx.Node) -> tuple[Any, Any]:
+    """The arguments of a function of two: nodes and numbers."""
+    first, second = node.args
+    return first, second
+
+
 def _replace(module: fx.GraphModule, node: fx.Node, path: str, layer: nn.Module, x: Any) -> None:
-    """A module's call in place of a node."""
+    """A module's call in place of a node, at the path of the module that it replaces, or at a new one."""
     parent, _, name = path.rpartition(".")
-    holder, number, found = module.get_submodule(parent), 1, f"{name}_act"
-    while hasattr(holder, found):
-        number += 1
-        found = f"{name}_act_{number}"
-    holder.add_module(found, layer)
+    module.get_submodule(parent)._modules[name] = layer
     with module.graph.inserting_before(node):
-        new = module.graph.call_module(".".join(filter(None, (parent, found))), (x,))
+        new = module.graph.call_module(path, (x,))
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
+
+
+def _unused(module: fx.GraphModule, name: str) -> str:
+    number, found = 1, name
+    while hasattr(module, found):
+        number += 1
+        found = f"{name}_{number}"
+    return found
 
 
 def _module(module: fx.GraphModule, node: Any) -> nn.Module | None:
