@@ -221,11 +221,14 @@ def pair(value: Any, default: int) -> tuple[int, int]:
 
 def valid_path(name: str) -> str:
     """A name of ONNX as a module path: "/layer1/layer1.0/conv1/Conv" of torch's exporter is layer1.0.conv1.Conv."""
-    path = ""
-    for scope in filter(None, re.split(r"[/:;|]+", name)):
+    scopes: list[str] = []
+    for scope in re.split(r"[/:;|]+", name):
         scope = ".".join(re.sub(r"\W+", "_", part) for part in scope.split(".") if part)
-        path = scope if not path or scope.startswith(path + ".") else f"{path}.{scope}"
-    return path or "layer"
+        if scopes and scope.startswith(scopes[-1] + "."):
+            scopes[-1] = scope
+        elif scope:
+            scopes.append(scope)
+    return ".".join(scopes) or "layer"
 
 
 def _free(parent: nn.Module, name: str, reuse: bool = False) -> str:
