@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from parelu.network import ops
@@ -161,6 +163,32 @@ CASES: dict[str, tuple[Callable[..., Tensor], set[type[ops.Op]]]] = {
     "batch_norm": (lambda m, x: F.batch_norm(x, m.average, m.variance, m.gain), {ops.BatchNorm}),
 }  # fmt: skip
 
+MODULES: dict[str, tuple[nn.Module, set[type[ops.Op]]]] = {
+    "same": (nn.Conv2d(4, 3, 3, padding="same"), set()),
+    "same, uneven": (nn.Conv2d(4, 3, (3, 5), padding="same", dilation=(1, 2)), set()),
+    "valid": (nn.Conv2d(4, 3, 3, padding="valid"), set()),
+    "reflect": (nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), {S}),
+    "replicate": (nn.Conv2d(4, 3, 3, 2, padding=(2, 1), padding_mode="replicate"), {S}),
+    "circular": (nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular", bias=False), {S}),
+    "dilated": (nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2), set()),
+    "padded before": (nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 3, 3, padding=1)), set()),
+    "padded more at one side": (nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(4, 3, 3)), {S}),
+    "conv1d": (nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, 5, 2, 2, 1), nn.BatchNorm1d(3)), {R, ops.BatchNorm}),
+    "linear of rows": (nn.Linear(6, 2, bias=False), set()),
+    "reflection pad": (nn.ReflectionPad2d((1, 2, 0, 1)), {S}),
+    "constant pad": (nn.ConstantPad2d(1, -0.5), {S, ops.Affine}),
+    "pixel shuffle": (nn.Sequential(nn.PixelShuffle(2), nn.PixelUnshuffle(3)), {R, P}),
+    "upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), {ops.Resample}),
+    "nearest": (nn.UpsamplingNearest2d(scale_factor=2), {S}),
+    "ceil": (nn.AvgPool2d(4, 3, ceil_mode=True), {ops.Resample}),
+    "uneven": (nn.AdaptiveAvgPool2d(5), {ops.Resample}),
+    "global": (nn.AdaptiveAvgPool2d(1), {ops.Pool}),
+    "max": (nn.MaxPool2d(3, 2, 1), {ops.MaxPool}),
+    "max ceil": (nn.MaxPool2d(3, 2, ceil_mode=True), {S, ops.MaxPool}),
+    "adaptive max": (nn.AdaptiveMaxPool2d(2), {ops.MaxPool}),
+    "line": (nn.Sequential(nn.Flatten(2), nn.AvgPool1d(3, 2), nn.AdaptiveAvgPool1d(4)), {R, ops.Resample}),
+}
+
 
 def run_both(module: nn.Module, shape: tuple[int, ...] = (1, SIDE, SIDE)):
     network = instrument(module, shape)
@@ -170,15 +198,17 @@ def run_both(module: nn.Module, shape: tuple[int, ...] = (1, SIDE, SIDE)):
     return network
 
 
+ALWAYS = {ops.Input, ops.Output, ops.Convolution, ops.Linear}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_people_write_is_read(name):
     function, kinds = CASES[name]
     torch.manual_seed(0)
     network = run_both(Around(function))
     found = set(map(type, ops.read_all(network).values()))
-    always = {ops.Input, ops.Output, ops.Convolution, ops.Linear}
-    assert kinds - always <= found
-    assert found - always - kinds <= {R, ops.Constant}
+    assert kinds - ALWAYS <= found
+    assert found - ALWAYS - kinds <= {R, ops.Constant}
 
 
 @pytest.mark.parametrize(
@@ -206,3 +236,61 @@ def test_a_softmax_within_a_network_is_refused():
     module = nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.Linear(9, 3))
     (problem,) = ops.unsupported(instrument(module, (1, 3, 3)))
     assert (problem.path, problem.op) == ("1", "Softmax")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_read(name):
+    module, kinds = MODULES[name]
+    torch.manual_seed(0)
+    around = Around(lambda m, x: module(x))
+    around.inner = module
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.running_mean.copy_(torch.rand(3)), part.running_var.copy_(torch.rand(3) + 0.5)
+    network = run_both(around)
+    found = set(map(type, ops.read_all(network).values()))
+    assert kinds <= found <= kinds | ALWAYS | {R}
+    assert set(network.state_dict()) >= {f"inner.{name}" for name, _ in module.named_parameters()}
+
+
+MAPS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x.flip(2),
+    lambda x: x.roll(1, 1),
+    lambda x: x.transpose(2, 3),
+    lambda x: x.permute(0, 2, 3, 1),
+    lambda x: x.chunk(2, 1)[0] if x.shape[1] > 1 else x,
+    lambda x: torch.cat([x, x.flip(1)], 1),
+    lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2),
+    lambda x: x[:, :, ::2],
+    lambda x: F.pad(x, (1, 0, 2, 1)),
+    lambda x: F.pad(x, (1, 1, 0, 0), value=0.5),
+    lambda x: x.flatten(2).unflatten(2, x.shape[2:]),
+    lambda x: x.reshape(x.shape[0], -1, *x.shape[1:3]),
+    lambda x: x.repeat(1, 2, 1, 1),
+    lambda x: 1 - x,
+    lambda x: x / 3 + 0.25,
+    lambda x: x - x.mean(1, keepdim=True),
+    lambda x: x + x.mean((2, 3), keepdim=True),
+    lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True),
+    lambda x: F.adaptive_avg_pool2d(x, 3),
+    lambda x: F.interpolate(x, size=(4, 5), mode="bilinear"),
+    lambda x: F.interpolate(x, scale_factor=2),
+    lambda x: F.max_pool2d(x, 2, 1, 1, ceil_mode=True),
+    lambda x: x.amax(1, keepdim=True),
+    lambda x: x.sum(3, keepdim=True),
+    lambda x: x * x.mean((2, 3), keepdim=True),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(chain=st.lists(st.sampled_from(range(len(MAPS))), min_size=2, max_size=5))
+def test_chains_of_maps_are_read(chain):
+    def all_of_them(m: nn.Module, x: Tensor) -> Tensor:
+        for number in chain:
+            x = MAPS[number](x)
+            assume(x[0].numel() <= 3000)
+        return x
+
+    torch.manual_seed(0)
+    network = run_both(Around(all_of_them))
+    assert not ops.unsupported(network)
