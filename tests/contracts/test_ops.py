@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +17,7 @@ from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, nothing
 from parelu.fusion.packing import seconds
 from parelu.models.graph import graph_of, weights_of
-from parelu.network import ops, trace
+from parelu.network import ops, replacements, trace
 from parelu.network.candidate import Candidate
 from parelu.network.count import count
 from parelu.network.plan import Plan
@@ -110,12 +111,12 @@ CASES = {
     "gate": Case(ops.Product, lambda x: x * x.mean((2, 3), keepdim=True)),
 }
 UNKNOWN = {
-    "GELU": (nn.GELU(), "use nn.ReLU and train again"),
-    "GroupNorm": (nn.GroupNorm(2, 4), "use nn.BatchNorm2d"),
+    "GELU": (nn.GELU(), "--replace gelu=relu"),
+    "GroupNorm": (nn.GroupNorm(2, 4), "--replace groupnorm=batchnorm"),
     "cumsum": (lambda x: x.cumsum(1), "write it with convolutions"),
-    "softmax": (lambda x: x.softmax(1), "leave it out of the network"),
-    "matmul": (lambda x: x @ x.transpose(2, 3), "write it with convolutions"),
-    "truediv": (lambda x: x / (x * x + 1.0), "write it with convolutions"),
+    "softmax": (lambda x: x.softmax(1), "attention"),
+    "matmul": (lambda x: x @ x.transpose(2, 3), "attention"),
+    "truediv": (lambda x: x / (x * x + 1.0), "divide by numbers"),
 }
 
 
@@ -195,6 +196,15 @@ def test_an_unknown_op_is_refused_by_each_with_path_and_remedy(name):
     assert any(str(problem).startswith(message) for problem in problems(network))
     images = images_of(2, INPUT)
     assert logits(network, images).shape == (2, 3), "it runs all the same, as a teacher"
+
+
+def test_replacements_that_remedies_name_are_there():
+    named = {
+        tuple(pair.split("="))
+        for kind, remedy in ops._REMEDIES.items()
+        for pair in re.findall(r"--replace (\w+=\w+)", remedy.format(kind))
+    }
+    assert named <= set(replacements.REPLACEMENTS)
 
 
 def test_a_line_in_the_table_makes_an_op_known(monkeypatch):

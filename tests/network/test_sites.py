@@ -197,10 +197,10 @@ def test_the_gate_of_squeeze_and_excitation_has_a_place_and_other_sigmoids_have_
 @pytest.mark.parametrize(
     ("module", "op", "remedy"),
     [
-        (nn.SiLU(), "SiLU", "nn.ReLU"),
-        (nn.GELU(), "GELU", "nn.ReLU"),
-        (nn.Sigmoid(), "Sigmoid", "logits"),
-        (nn.GroupNorm(1, 2), "GroupNorm", "BatchNorm2d"),
+        (nn.SiLU(), "SiLU", "silu=relu"),
+        (nn.GELU(), "GELU", "gelu=relu"),
+        (nn.Sigmoid(), "Sigmoid", "sigmoid=hardsigmoid"),
+        (nn.GroupNorm(1, 2), "GroupNorm", "groupnorm=batchnorm"),
     ],
 )
 def test_ops_without_a_place_are_named_with_path_and_remedy(module, op, remedy):

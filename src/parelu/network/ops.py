@@ -380,21 +380,25 @@ CALLS: dict[Any, Callable[[fx.Node], Op]] = {
     **dict.fromkeys((torch.sigmoid, "sigmoid"), _gate),
 }
 
-_USE_RELU = "use nn.ReLU and train again"
-_USE_AVERAGE_POOL = "use nn.AvgPool2d with the same kernel, stride and padding"
-_LEAVE_OUT = "leave it out of the network: the loss and the client can apply it to the logits"
-_USE_BATCH_NORM = "use nn.BatchNorm2d, which is linear at inference"
-# Lower-case name of a module's class, a function or a method → what to do instead.
+_RELUS = ("silu", "gelu", "hardswish", "mish", "elu", "softplus", "tanh")
+# Names of a module's class, a function or a method, in lower case without "_" → what to do about it.
 _REMEDIES: Mapping[str, str] = {
-    **dict.fromkeys(("silu", "gelu", "hardswish", "leaky_relu", "leakyrelu", "prelu", "elu", "selu"), _USE_RELU),
-    **dict.fromkeys(("mish", "softplus", "tanh", "hardtanh", "hardsigmoid", "clamp", "clip", "relu6_"), _USE_RELU),
-    **dict.fromkeys(("max_pool2d", "maxpool2d", "adaptive_max_pool2d", "adaptivemaxpool2d"), _USE_AVERAGE_POOL),
-    **dict.fromkeys(("sigmoid", "softmax", "log_softmax", "logsoftmax"), _LEAVE_OUT),
-    **dict.fromkeys(("layernorm", "layer_norm", "groupnorm", "group_norm", "instancenorm2d"), _USE_BATCH_NORM),
+    **dict.fromkeys(_RELUS, "--replace {}=relu, and finetune"),
+    **dict.fromkeys(("selu", "celu"), "--replace elu=relu, and finetune"),
+    **dict.fromkeys(("sigmoid", "logsigmoid"), "--replace sigmoid=hardsigmoid, and finetune"),
+    **dict.fromkeys(("layernorm", "rmsnorm"), "--replace layernorm=batchnorm, and finetune"),
+    **dict.fromkeys(("groupnorm", "instancenorm", "instancenorm2d"), "--replace groupnorm=batchnorm, and finetune"),
+    **dict.fromkeys(
+        ("softmax", "logsoftmax", "matmul", "bmm", "einsum", "baddbmm", "scaleddotproductattention"),
+        "attention among positions or channels has no exact form; --replace attention=mean where it pools positions",
+    ),
+    **dict.fromkeys(("truediv", "div", "divide", "reciprocal", "norm", "normalize"), "divide by numbers only"),
+    **dict.fromkeys(("batchnorm", "batchnorm2d", "batchnorm1d"), "set track_running_stats=True"),
     "dropout": "use the module nn.Dropout: F.dropout keeps the mode it was traced in",
 }
 
 
 def _unknown(node: fx.Node) -> Unsupported:
-    remedy = _REMEDIES.get(name(node).lower(), "write it with convolutions, additions, average pools and ReLUs")
-    return Unsupported.at(node, remedy)
+    kind = name(node).lower().replace("_", "")
+    remedy = _REMEDIES.get(kind, "write it with convolutions, additions, products, pools and ReLUs")
+    return Unsupported.at(node, remedy.format(kind))
