@@ -7,13 +7,20 @@ import re
 from importlib.util import find_spec
 
 import pytest
+import torch
+import torch.nn.functional as F
+from method_networks import networks
 from methods_bench import SPEC, DryBench
 
 from parelu.cli.main import main
 from parelu.errors import UserError
 from parelu.methods.base import methods
+from parelu.methods.jobs import Search
 from parelu.network.count import count, skeleton
+from parelu.network.instrument import instrument
+from parelu.network.spec import Spec, spec_of
 from parelu.runs.jobs import identity
+from parelu.training.callback import Step
 
 FULL = count(skeleton(SPEC)).relus
 RUNNABLE = [
@@ -43,6 +50,65 @@ def test_budgets_are_met(name, budgets):
         assert counts == list(budgets)
     else:
         assert max(counts) <= max(budgets)
+
+
+NETWORKS = networks()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_other_networks_are_reduced_or_refused(name, network):
+    """Vectors, max-pools, rectifiers with slopes and caps, gates: a budget is met, or one line says why not."""
+    reduced_or_refused(name, NETWORKS[network])
+
+
+@pytest.mark.parametrize("name", ["senet", "delphi", "safenet"])
+def test_a_vgg_with_a_hidden_layer_is_reduced(name):
+    reduced_or_refused(name, spec_of("vgg16 m=2 (16 classifier)", (1, 32, 32), 10))
+
+
+def reduced_or_refused(name: str, spec: Spec) -> None:
+    method = methods()[name]()
+    full, bench = count(skeleton(spec)), DryBench(spec=spec)
+    budget = full.relus // 2
+    try:
+        method.check(spec, bench.training)
+        candidates = method.reduce(bench, (budget,))
+    except UserError as error:
+        assert not method.exact and len(str(error).splitlines()) == 1
+        return
+    counts = [candidate.plan.relus for candidate in candidates]
+    assert counts == [budget] if method.exact else max(counts) <= budget
+    for search in bench.searches:
+        a_few_steps(search)
+
+
+def a_few_steps(search: Search) -> None:
+    """Of a search, on noise."""
+    torch.manual_seed(0)
+    network = instrument(search.spec.module(), search.spec.input)
+    teacher = instrument(search.spec.module(), search.spec.input)
+    search.plan.apply(network)
+    options = search.optimizer
+    masks = (dataclasses.replace(options, every=2) if hasattr(options, "every") else options).build(network)
+    gates = {id(parameter) for parameter in masks.parameters()}
+    weights = [parameter for parameter in network.parameters() if id(parameter) not in gates]
+    optimizers = [torch.optim.SGD(weights, lr=0.01), *filter(None, [masks.optimizer()])]
+    for number in range(3):
+        images, labels = torch.randn(8, *search.spec.input), torch.arange(8) % search.spec.classes
+        loss = F.cross_entropy(network.train()(images), labels)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        masks.before_step()
+        for optimizer in optimizers:
+            optimizer.step()
+        masks.after_step(Step(number, (number + 1) / 3, images, labels, teacher))
+        masks.after_epoch(number + 1)
+    plan = masks.plan(min(search.budgets))
+    assert plan.relus <= min(search.budgets)
+    plan.apply(teacher)
+    assert bool(teacher(torch.randn(2, *search.spec.input)).isfinite().all())
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

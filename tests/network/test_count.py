@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_networks import networks
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from parelu.errors import UserError
@@ -165,6 +167,43 @@ def test_comparisons_of_max_pools_are_counted_apart():
     counts = count(network)
     assert (counts.relus, counts.comparisons) == (2 * 16, 2 * (2 * 4 + 2 * 2))
     assert counts.to_json()["comparisons"] == 24
+
+
+# Of an operator that torch executes: ReLUs an element of its output.
+EXECUTED = {"relu": 1, "relu_": 1, "hardtanh": 2, "leaky_relu": 1, "_prelu_kernel": 1, "sigmoid": 20}
+
+
+class Executed(TorchDispatchMode):
+    """Counts what torch executes, for one image: an account of ReLUs that knows nothing of graphs and sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relus = self.comparisons = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if name == "max_pool2d_with_indices":
+            self.comparisons += compared(*args)
+        self.relus += EXECUTED.get(name, 0) * (result.numel() if isinstance(result, torch.Tensor) else 0)
+        return result
+
+
+def compared(x, kernel, stride, padding=(0, 0)) -> int:
+    """Of a square max-pool whose windows share nothing: one less than each window has inside, along both dimensions."""
+    inside = torch.nn.functional.pad(torch.ones(x.shape[-1]), (padding[0],) * 2).unfold(0, kernel[0], stride[0])
+    a_line = int((inside.sum(1) - 1).sum())
+    return x.shape[1] * a_line * (x.shape[-1] + len(inside))
+
+
+@pytest.mark.parametrize("name", networks())
+def test_relus_and_comparisons_are_what_torch_executes(name):
+    spec = networks()[name]
+    module = spec.module().eval()
+    with Executed() as executed, torch.no_grad():
+        module(torch.zeros(1, *spec.input))
+    counts = count(skeleton(spec))
+    assert (counts.relus, counts.comparisons) == (executed.relus, executed.comparisons)
+    assert counts.relus > 0 and bool(counts.comparisons) == ("max-pool" in name)
 
 
 def test_counting_does_not_change_the_network():

@@ -20,10 +20,12 @@ from parelu.methods.jobs import Job
 from parelu.models.pruned import Pruned
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
+from parelu.network.instrument import instrument
 from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
 from parelu.training.objectives import Distillation
+from parelu.training.schedule import Training
 
 STEP = 1 / 64  # of the pruned share
 
@@ -46,6 +48,10 @@ class ChannelPruning(Method):
     temperature: float = 4.0
     kd_weight: float = 0.9
 
+    def check(self, spec: Spec, training: Training) -> None:
+        network = instrument(spec.module(), spec.input)
+        prune(Candidate(spec, Plan.of(network), network.state_dict()), 1 / 2)
+
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         pruned = {budget: _within(context.teacher, budget) for budget in budgets}
         return context.train([self._job(context, budget, *pruned[budget]) for budget in budgets])
@@ -60,7 +66,7 @@ class ChannelPruning(Method):
             training=context.training,
             objective=Distillation(self.temperature, self.kd_weight),
             tags=Tags(self.name, "", budget, note=""),
-            start=context.keep(name, Candidate(spec, plan, module.state_dict())),
+            start=context.keep(name, Candidate(spec, plan, instrument(module, spec.input).state_dict())),
         )
 
 
@@ -79,18 +85,30 @@ def _within(teacher: Candidate, budget: int) -> tuple[Pruned, nn.Module]:
 
 
 def prune(teacher: Candidate, share: float) -> nn.Module:
-    """A copy of the teacher's module without this share of each layer's channels; the last layer keeps its outputs."""
+    """A copy of the teacher's module without this share of each layer's channels; the last layer keeps its outputs.
+
+    Raises:
+        UserError: the groups of its channels are not found.
+    """
     pruning = importlib.import_module("torch_pruning")
-    module = teacher.spec.module()
-    module.load_state_dict(dict(teacher.weights))
-    pruner = pruning.pruner.MagnitudePruner(
-        module.eval(),
-        torch.zeros(1, *teacher.spec.input),
-        importance=pruning.importance.MagnitudeImportance(p=1),
-        pruning_ratio=share,
-        ignored_layers=_makes_logits(module, teacher.spec),
-    )
-    pruner.step()
+    module, image = teacher.spec.module(), torch.zeros(1, *teacher.spec.input)
+    own = module.state_dict()  # what is made of a module has names of its own beside, and the same numbers
+    module.load_state_dict({name: teacher.weights.get(name, value).view_as(value) for name, value in own.items()})
+    try:
+        pruner = pruning.pruner.MagnitudePruner(
+            module.eval(),
+            image,
+            importance=pruning.importance.MagnitudeImportance(p=1),
+            pruning_ratio=share,
+            ignored_layers=_makes_logits(module, teacher.spec),
+        )
+        pruner.step()
+        Pruned.of(teacher.spec, module).module()(image.expand(2, -1, -1, -1))
+    except Exception as error:  # it raises whatever it meets in a network that it does not know
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"channels does not find which channels go together here ({reason}); take another method"
+        ) from error
     return module
 
 

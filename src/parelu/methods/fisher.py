@@ -68,7 +68,7 @@ class RankOptimizer(MaskOptimizer):
         def add(gradient: Tensor) -> None:
             g = gradient * len(z)  # of one image's loss, not of the mean
             if self.options.degree:
-                c0, c1, c2 = (c.view(-1, 1, 1) for c in gate.coefficients)
+                c0, c1, c2 = gate.coefficients.view(3, -1, *[1] * (z.dim() - 2))
                 d = z.clamp(min=0) - ((c2 * z + c1) * z + c0)
                 felt = (g * d).abs().mean(0) + 0.5 * d.square().mean(0) * g.square().mean(0)
             else:

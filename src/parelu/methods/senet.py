@@ -135,21 +135,31 @@ class SENet(LayerBudgets):
 def sensitivities(network: Network, density: float) -> dict[str, float]:
     """Site → 1 − η, η the share of its convolution's weights that are among the largest `density` of all weights.
 
-    A site's convolution is the last large one before it; a shortcut's 1×1 is none.
+    A site's layer is the last large convolution before it, or linear layer; a shortcut's 1×1 is none. A site without
+    one of its own, such as the second of a ReLU6, has the layer of the site before; the first ones have the mean of all.
     """
-    layers: dict[str, nn.Conv2d] = {}
-    waiting: list[nn.Conv2d] = []
+    layers: dict[str, nn.Conv2d | nn.Linear | None] = {}
+    waiting: list[nn.Conv2d | nn.Linear] = []
+    before = None
     for node in network.graph.nodes:
         module = trace.called_module(node)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             waiting.append(module)
-        elif isinstance(module, Site) and waiting:
-            layers[module.name] = max(waiting, key=lambda layer: layer.kernel_size[0])
+        elif isinstance(module, Site):
+            layers[module.name] = before = max(waiting, key=_side, default=before)
             waiting = []
-    weights = {name: layer.weight.detach().abs().flatten() for name, layer in layers.items()}
+    weights = {layer: layer.weight.detach().abs().flatten() for layer in layers.values() if layer is not None}
+    if not weights:
+        return dict.fromkeys(layers, 1.0)
     every = torch.cat(list(weights.values()))
     least = every.kthvalue(max(1, round((1 - density) * len(every)))).values
-    return {name: 1 - float((weight > least).float().mean()) for name, weight in weights.items()}
+    found: dict[nn.Module | None, float] = {w: 1 - float((x > least).float().mean()) for w, x in weights.items()}
+    found[None] = sum(found.values()) / len(found)
+    return {name: found[layer] for name, layer in layers.items()}
+
+
+def _side(layer: nn.Conv2d | nn.Linear) -> int:
+    return layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
 
 
 def allocate(sensitivity: Mapping[str, float], sizes: Mapping[str, int], budget: int) -> dict[str, int]:

@@ -36,7 +36,7 @@ def recalibrate(network: Network, dataset: Dataset, training: Training, seed: in
 
     After squares one image that stands out moves a running variance, or a mean of variances, by far more than itself.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     means, variances = ([[] for _ in norms] for _ in range(2))
     for norm in norms:
