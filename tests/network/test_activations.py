@@ -189,9 +189,9 @@ def test_an_activation_in_place_is_what_later_readers_see():
 class Excited(nn.Module):
     """Squeeze-and-excitation: a gate a channel, of a pooled map."""
 
-    def __init__(self, gate, pooled_to_vector: bool = False) -> None:
+    def __init__(self, gate, pooled_to_vector: bool = False, channels: int = 3) -> None:
         super().__init__()
-        self.conv, self.gate, self.is_vector = nn.Conv2d(3, 6, 1), gate, pooled_to_vector
+        self.conv, self.gate, self.is_vector = nn.Conv2d(channels, 6, 1), gate, pooled_to_vector
         self.fc = nn.Linear(6, 6) if pooled_to_vector else nn.Conv2d(6, 6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -245,3 +245,22 @@ def test_the_error_of_the_piecewise_sigmoid(bits):
     assert error.max() >= 0.99 * knots.error, "it is as good as it says, and no better"
     assert torch.allclose(knots(x) + knots(-x), torch.ones((), dtype=torch.float64), atol=1e-9)
     assert len(knots.places) < 4 + 0.7 * 2 ** (bits / 2)
+
+
+def test_a_gate_and_an_activation_of_two_readers_open_no_stage():
+    """The stem ends where a block begins, not at a LeakyReLU, which reads its input twice; a gate is of its block."""
+
+    class Block(nn.Module):
+        def __init__(self, stride: int) -> None:
+            super().__init__()
+            self.conv, self.excited = nn.Conv2d(6, 6, 3, stride, 1), Excited(nn.Sigmoid(), channels=6)
+            self.act, self.shortcut = nn.PReLU(), nn.Conv2d(6, 6, 1, stride)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.excited(self.act(self.conv(x))) + self.shortcut(x))
+
+    stem = nn.Sequential(nn.Conv2d(3, 6, 1), nn.LeakyReLU())
+    network = instrument(nn.Sequential(stem, Block(1), Block(2), nn.Flatten()), SHAPE)
+    stages = [site.stage for site in network.sites.values()]
+    assert stages == ["stem", "S1", "S1", "S1", "S2", "S2", "S2"]
+    assert [site.block for site in network.sites.values()] == [0, 0, 0, 0, 0, 0, 0]

@@ -136,7 +136,7 @@ def sensitivities(network: Network, density: float) -> dict[str, float]:
     """Site → 1 − η, η the share of its convolution's weights that are among the largest `density` of all weights.
 
     A site's layer is the last large convolution before it, or linear layer; a shortcut's 1×1 is none. A site without
-    one of its own, such as the second of a ReLU6, has the layer of the site before; the first ones have the mean of all.
+    one of its own, such as the second of a ReLU6, has the layer of the site before; the first ones, the mean of all.
     """
     layers: dict[str, nn.Conv2d | nn.Linear | None] = {}
     waiting: list[nn.Conv2d | nn.Linear] = []

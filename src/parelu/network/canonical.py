@@ -12,30 +12,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from parelu.network import ops, replacements
+from parelu.network.activations import ACTIVATIONS
 from parelu.network.arithmetic import ARITHMETIC
 from parelu.network.builder import Builder, Rule
 from parelu.network.layers import LAYERS
 from parelu.network.moves import MOVES
 from parelu.network.windows import WINDOWS
-
-
-def _activated(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """A ReLU, or one that is capped at 6, which becomes a ReLU."""
-    if node.target is F.relu6 or isinstance(builder.module(node), nn.ReLU6):
-        site = builder.site(node.all_input_nodes[0])
-        builder.notes.append(f"{site.target}: a ReLU6 became a ReLU; train or finetune the network with it")
-        builder.replaced = True
-        return site
-    return builder.site(node.all_input_nodes[0])
-
-
-ACTIVATIONS = dict.fromkeys(
-    (F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_", nn.ReLU, nn.ReLU6), _activated
-)
 
 RULES: Mapping[Any, Rule] = {**MOVES, **ARITHMETIC, **WINDOWS, **LAYERS, **ACTIVATIONS}
 

@@ -18,9 +18,8 @@ from parelu.network.stages import assign_stages
 def instrument(module: nn.Module, input_shape: tuple[int, ...], replace: Mapping[str, str] | None = None) -> Network:
     """Trace a module and make each of its activation calls a site of its own.
 
-    nn.ReLU, nn.ReLU6, F.relu, torch.relu, Tensor.relu and their in-place twins are found, also where one module is
-    called several times. A ReLU6 becomes a ReLU, and `notes` says so. Weights are shared with `module`, and
-    their state-dict names stay.
+    ReLUs are found in all their forms, also where one module is called several times, and in what is made of ReLUs and
+    linear maps alone (`network/activations.py`). Weights are shared with `module`, and their state-dict names stay.
 
     Args:
         module: any torch.fx-traceable module that maps (batch, *input_shape) to (batch, classes).

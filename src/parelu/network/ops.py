@@ -346,10 +346,6 @@ def _whole_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
     return Pool(kernel, kernel, (0, 0))
 
 
-def _gate(node: fx.Node, module: nn.Module | None = None) -> Op:
-    return Excitation() if set(node.meta["shape"][1:]) == {1} else _unknown(node)
-
-
 # Module class → how a call of it, or of a class derived from it, is read.
 MODULES: dict[type[nn.Module], Callable[[fx.Node, Any], Op]] = {
     Site: lambda node, site: Activation(site),
@@ -362,7 +358,6 @@ MODULES: dict[type[nn.Module], Callable[[fx.Node, Any], Op]] = {
     nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _whole_pool,
     nn.MaxPool2d: _max_pool,
-    nn.Sigmoid: _gate,
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), lambda node, module: Identity()),
 }
 
@@ -377,7 +372,6 @@ CALLS: dict[Any, Callable[[fx.Node], Op]] = {
     torch.mean: _whole_pool,
     F.avg_pool2d: _average_pool,
     F.max_pool2d: _max_pool,
-    **dict.fromkeys((torch.sigmoid, "sigmoid"), _gate),
 }
 
 _RELUS = ("silu", "gelu", "hardswish", "mish", "elu", "softplus", "tanh")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from torch import fx
@@ -18,8 +19,8 @@ def assign_stages(network: Network, declared: Declared | None) -> None:
 
     `declared` maps a stage to the module path that its sites stand under, where each module below is a block; or to the
     sites' own paths, whose parents are the blocks, or a tuple of these a block. Without it, the stem is what comes
-    before the first fork of a residual network, a stage is a run of sites of equal spatial size, and a block ends with
-    the site after an addition.
+    before the first fork of a residual network, a stage is a run of sites of equal spatial size, where those of gates
+    do not count, and a block ends with the site after an addition.
     """
     placed = _declared(network, declared) if declared is not None else _found(network)
     blocks: dict[str, list[str]] = {}
@@ -57,12 +58,13 @@ def _by_block(paths: str | tuple[str | tuple[str, ...], ...]) -> Iterator[tuple[
 
 def _found(network: Network) -> dict[str, tuple[str, str]]:
     """Site → its stage and its block there, of a network that declares nothing."""
+    trunk = _trunk(network)
     fork = next((node for node in network.graph.nodes if len(_readers(node)) > 1), None)
     placed, in_stem, run, size, block, last = {}, fork is not None, 0, None, 0, None
     for node in network.graph.nodes:
         site = trace.called_module(node)
         if isinstance(site, Site):
-            if not in_stem:
+            if not in_stem and node in trunk:
                 run += site.shape[1:] != size
                 size = site.shape[1:]
             if last is not None and _call(node) != _call(last):
@@ -72,6 +74,23 @@ def _found(network: Network) -> dict[str, tuple[str, str]]:
             placed[site.name] = "stem" if in_stem else f"S{run}", str(block)
         in_stem = in_stem and node is not fork
     return placed
+
+
+def _trunk(network: Network) -> set[fx.Node]:
+    """What the output is made of without gates: of a product that broadcasts, the larger factor's side alone."""
+    found: set[fx.Node] = set()
+    pending = list(network.graph.find_nodes(op="output"))
+    while pending:
+        node = pending.pop()
+        if node in found:
+            continue
+        found.add(node)
+        sources, op = node.all_input_nodes, ops.read(node)
+        if isinstance(op, ops.Product):
+            sizes = {source: math.prod(source.meta["shape"]) for source in (op.left, op.right)}
+            sources = [source for source, size in sizes.items() if size == max(sizes.values())]
+        pending += sources
+    return found
 
 
 def _readers(node: fx.Node) -> set[str]:
