@@ -25,8 +25,8 @@ def trace(
 
     Modules of torch.nn stay calls of modules, with their weights, that follow the mode (batch-norm, dropout); all
     other calls are functions of torch and methods of tensors, out of place. What does not depend on the image is
-    computed; parameters and buffers that are read as they are keep their names. `meta["notes"]` says what was computed of
-    weights, `node.meta["shape"]` is each tensor's shape without the batch.
+    computed; parameters and buffers that are read as they are keep their names. `meta["notes"]` says what was computed
+    of weights, `node.meta["shape"]` is each tensor's shape without the batch.
 
     Args:
         module: maps (batch, *input_shape) to (batch, classes); its mode is left as it is.
@@ -44,18 +44,16 @@ def trace(
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        tracer.start(image, _input_name(module))
-        with torch.no_grad(), tracer.modules(), tracer:
-            result = module(image)
+        result = tracer.run(module, image, _input_name(module))
     except Exception as error:  # a forward raises whatever it wants to
         raise UserError(_reason(error, tracer, module, input_shape)) from error
     finally:
         for m, mode in modes.items():
             m.training = mode
     tracer.finish(_chosen(result, output))
-    traced = fx.GraphModule(_tree(tracer.attributes, tracer.graph), tracer.graph, type(module).__name__)
+    traced = fx.GraphModule(_tree(tracer.constants.named, tracer.graph), tracer.graph, type(module).__name__)
     traced.train(module.training)
-    traced.meta["notes"] = tracer.notes
+    traced.meta["notes"] = tracer.constants.notes
     return traced
 
 
