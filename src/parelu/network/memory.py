@@ -30,7 +30,7 @@ class Memory:
         return isinstance(tensor, Tensor) and tensor in self._nodes
 
     def hold(self, tensor: Tensor, node: fx.Node | None, pending: int = 0) -> None:
-        """node: None for what no node gives. pending: changes that are made and that torch will count only when the call returns."""
+        """node: None for what none gives. pending: changes that torch will count when the call returns."""
         self._nodes[tensor] = (node, version(tensor) + pending)
 
     def node(self, tensor: Tensor) -> fx.Node | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
+from parelu.network.outputs import chosen
 from parelu.network.tracer import BATCH, Tracer, Untraceable
+
+TOLERANCE = 1e-4  # of the largest number of a tensor, between two ways to compute it in single precision
+_APART = "write it for each image by itself, with dimension 0 the images'"
 
 
 def trace(
@@ -40,21 +44,31 @@ def trace(
     if not isinstance(module, nn.Module):
         raise UserError(f"the model is a {type(module).__name__}; give a torch.nn.Module")
     tracer = Tracer(module, lambda m: isinstance(m, leaves) or _is_of_torch(m))
-    image = _image(module, input_shape)
+    with _at_inference(module):
+        image = _image(module, input_shape)
+        try:
+            result = tracer.run(module, image, _input_name(module))
+        except Exception as error:  # a forward raises whatever it wants to
+            raise UserError(_reason(error, tracer, module, input_shape)) from error
+        tracer.finish(chosen(result, output))
+        traced = fx.GraphModule(_tree(tracer.constants.named, tracer.graph), tracer.graph, type(module).__name__)
+        _check_images_are_apart(traced.eval(), image)
+    traced.training = module.training
+    traced.meta["notes"] = tracer.constants.notes
+    return traced
+
+
+@contextlib.contextmanager
+def _at_inference(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode without gradients; the mode of each part is put back."""
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        result = tracer.run(module, image, _input_name(module))
-    except Exception as error:  # a forward raises whatever it wants to
-        raise UserError(_reason(error, tracer, module, input_shape)) from error
+        with torch.no_grad():
+            yield
     finally:
         for m, mode in modes.items():
             m.training = mode
-    tracer.finish(_chosen(result, output))
-    traced = fx.GraphModule(_tree(tracer.constants.named, tracer.graph), tracer.graph, type(module).__name__)
-    traced.train(module.training)
-    traced.meta["notes"] = tracer.constants.notes
-    return traced
 
 
 def _is_of_torch(module: nn.Module) -> bool:
@@ -74,45 +88,6 @@ def _image(module: nn.Module, input_shape: tuple[int, ...], count: int = BATCH) 
     return torch.rand((count, *input_shape), generator=generator, device=first.device, dtype=first.dtype)
 
 
-def _chosen(result: Any, output: int | str | None) -> Tensor:
-    """The logits among what a forward returns."""
-    if isinstance(result, Tensor):
-        return result
-    entries = dict(_entries(result))
-    if output is not None:
-        found = [t for name, t in entries.items() if str(output) in (name, name.split(".")[-1])]
-        if len(found) != 1:
-            raise UserError(f"the network has no output {output}; it has {_choices(entries)}: give one to --output")
-        return found[0]
-    logits = [t for t in entries.values() if t.dim() == 2]
-    if len(logits) != 1:
-        kind = type(result).__name__
-        has = f"it has {_choices(entries)}: give one to --output" if entries else "wrap it in a module that does"
-        raise UserError(f"the network returns a {kind}, not one tensor (batch, classes); {has}")
-    return logits[0]
-
-
-def _entries(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Name or index → tensor, of nested outputs."""
-    if isinstance(result, Tensor):
-        yield name, result
-        return
-    if is_dataclass(result):
-        parts = [(f.name, getattr(result, f.name)) for f in fields(result)]
-    elif isinstance(result, Mapping):
-        parts = [*result.items()]
-    elif isinstance(result, tuple | list):
-        parts = [*enumerate(result)]
-    else:
-        parts = []
-    for key, part in parts:
-        yield from _entries(part, f"{name}.{key}" if name else str(key))
-
-
-def _choices(entries: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {'x'.join(map(str, t.shape[1:]))}" for name, t in entries.items()) or "no tensors"
-
-
 def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tuple[int, ...]) -> str:
     """What went wrong while a module was traced, in one line."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -120,7 +95,7 @@ def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tu
     if isinstance(error, Untraceable):
         return f"{where}: cannot be traced: {line}"
     if error is tracer.failed:
-        return f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: {line}"
+        return _unfitting(input_shape, error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{where}: its forward raises {type(error).__name__}: {line} ({place.filename}:{place.lineno})"
 
@@ -147,6 +122,43 @@ def _tree(attributes: Mapping[str, Tensor | nn.Module], graph: fx.Graph) -> nn.M
     return root
 
 
+def _check_images_are_apart(network: fx.GraphModule, images: Tensor) -> None:
+    """Raise `UserError` where an image's result depends on what else is in its batch, or stands elsewhere in it."""
+    runs = [fx.Interpreter(network) for _ in range(1 + BATCH)]
+    for run, batch in zip(runs, (images, *images.split(1)), strict=True):
+        run.args_iter = iter((batch.clone(),))
+    for node in network.graph.nodes:
+        if node.op == "output":
+            return
+        try:
+            together, *alone = (run.run_node(node) for run in runs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{_place(node)} takes a batch of {BATCH} images alone; {_APART}") from error
+        for run, result in zip(runs, (together, *alone), strict=True):
+            run.env[node] = result
+            for read in run.user_to_last_uses.get(node, ()):
+                del run.env[read]
+        if isinstance(together, Tensor) and node.op != "get_attr":
+            _check_apart(node, together, alone)
+
+
+def _check_apart(node: fx.Node, together: Tensor, alone: list[Tensor]) -> None:
+    if together.shape[:1] != (BATCH,) or any(one.shape != (1, *together.shape[1:]) for one in alone):
+        raise UserError(f"{_place(node)} gives {tuple(together.shape)} for {BATCH} images; {_APART}")
+    expected = torch.cat(alone)
+    if together.is_meta or not together.is_floating_point():
+        return
+    tolerance = max(TOLERANCE, 100 * torch.finfo(together.dtype).eps) * expected.abs().nan_to_num(posinf=0).amax()
+    if not torch.allclose(together, expected, rtol=0, atol=float(tolerance), equal_nan=True):
+        raise UserError(f"{_place(node)} gives an image another result beside another image, or at random; {_APART}")
+
+
+def _place(node: fx.Node) -> str:
+    path = str(node.target) if node.op == "call_module" else owner(node) or "network"
+    module = called_module(node)
+    return f"{path}: {type(module).__name__ if module else getattr(node.target, '__name__', node.target)}"
+
+
 def owner(node: fx.Node) -> str:
     """Path of the module whose forward made this call; "" for the network itself."""
     stack = node.meta.get("nn_module_stack")
@@ -165,9 +177,8 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            if n.op != "get_attr" and (not result.dim() or result.shape[0] != BATCH):
-                op = getattr(n.target, "__name__", str(n.target))
-                raise UserError(f"{owner(n) or 'network'}: {op} mixes the images of a batch; keep dimension 0 theirs")
+            if n.op != "get_attr" and result.shape[:1] != (BATCH,):
+                raise UserError(f"{_place(n)} gives {tuple(result.shape)} for {BATCH} images; {_APART}")
             n.meta["shape"] = tuple(result.shape[1:])
         elif n.op != "output":
             n.meta.setdefault("number", result)
@@ -179,20 +190,19 @@ def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> T
 
     The run is two random images in evaluation mode without gradients; on meta tensors nothing is computed.
     """
-    image = _image(network, input_shape)
-    was_training = [m for m in network.modules() if m.training]
-    network.eval()
-    try:
-        with torch.no_grad():
-            return _Shapes(network).run(image)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        for m in was_training:
-            m.training = True
+    with _at_inference(network):
+        try:
+            return _Shapes(network).run(_image(network, input_shape))
+        except UserError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(_unfitting(input_shape, error)) from error
+
+
+def _unfitting(input_shape: tuple[int, ...], error: Exception) -> str:
+    return (
+        f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: {str(error).splitlines()[0]}"
+    )
 
 
 def output_shape(network: fx.GraphModule) -> tuple[int, ...]:
