@@ -216,7 +216,10 @@ class Tracer(TorchFunctionMode):
             (t, old) for t, old in zip(given, before, strict=True) if version(t) != old
         ]
         if not changed and (result is None or result in self._memory):
-            return result
+            if written.kind != "call_module":
+                return result
+            with self._one_call():
+                result = result.detach()  # of a module that returns its input, such as dropout: another tensor's name
         if depends[0] is given[0]:
             written = calls.shaped(written, name, start, result)
         node = self.graph.create_node(*written)
