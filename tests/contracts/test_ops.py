@@ -90,6 +90,7 @@ CASES = {
     "mean": Case(ops.Pool, lambda x: x.mean((2, 3))),
     "max-pool": Case(ops.MaxPool, nn.MaxPool2d(3, 2, 1)),
     "F.max_pool2d": Case(ops.MaxPool, lambda x: F.max_pool2d(x, 2)),
+    "a hanging max-pool": Case(ops.MaxPool, nn.MaxPool2d(3, 2, ceil_mode=True)),
     "resample": Case(ops.Resample, lambda x: F.adaptive_avg_pool2d(x, 4)),
     "reshape": Case(ops.Reshape, lambda x: x.reshape(x.size(0), 2, 72)),
     "permute": Case(ops.Permute, lambda x: x.permute(0, 2, 3, 1).flatten(1)),

@@ -1,5 +1,6 @@
 """Canonical form: what people write, in the ops of the vocabulary, with the same outputs."""
 
+import math
 import operator
 from collections.abc import Callable
 
@@ -148,7 +149,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], set[type[ops.Op]]]] = {
     "area": (lambda m, x: F.interpolate(x, size=4, mode="area"), {ops.Resample}),
     "blur": (lambda m, x: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), m.blur, stride=2, groups=4), {S, ops.Resample}),
     "max": (lambda m, x: F.max_pool2d(x, 3, 2, 1), {ops.MaxPool}),
-    "max ceil": (lambda m, x: F.max_pool2d(x, 3, 2, ceil_mode=True), {S, ops.MaxPool}),
+    "max ceil": (lambda m, x: F.max_pool2d(x, 3, 2, ceil_mode=True), {ops.MaxPool}),
+    "max hanging over": (lambda m, x: nn.MaxPool2d(2, 4, 1, ceil_mode=True)(x), {ops.MaxPool}),
+    "max padded": (lambda m, x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-math.inf), 3, 2), {ops.MaxPool}),
+    "max padded before": (lambda m, x: F.max_pool2d(F.pad(x, (2, 0, 1, 0), value=-math.inf), 3, 1), {S, ops.MaxPool}),
     "max dilated": (lambda m, x: F.max_pool2d(x, 2, 1, 1, dilation=3), {S, ops.MaxPool}),
     "adaptive max": (lambda m, x: F.adaptive_max_pool2d(x, 1), {ops.MaxPool}),
     "uneven max": (lambda m, x: F.adaptive_max_pool2d(x, 4), {S, ops.MaxPool}),

@@ -296,8 +296,8 @@ def _described(network: Network, node: fx.Node, op: ops.Op, values: Mapping[fx.N
             pool = line("pool", reads, (*kernel, *stride, *padding))
             is_vector = len(node.meta["shape"]) == 1
             return [pool, line("flatten", (before + 1,))] if is_vector else [pool]
-        case ops.MaxPool(kernel, stride, padding):
-            return [line("maxpool", reads, (*kernel, *stride, *padding))]
+        case ops.MaxPool(kernel, stride, padding, ceil):
+            return [line("maxpool", reads, (*kernel, *stride, *padding), ceil=int(ceil))]
         case ops.Concat(parts, axis):
             return [line("concat", [values[part] for part in parts], axis=axis)]
         case ops.Select() if op.channels:

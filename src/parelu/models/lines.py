@@ -264,6 +264,11 @@ def _concat(line: Line, graph: fx.Graph, read: tuple[fx.Node, ...]) -> fx.Node:
     return graph.call_function(torch.cat, (list(read), 1 + int(*line.option("axis"))))
 
 
+def _max_pool(line: Line, graph: fx.Graph, read: tuple[fx.Node, ...]) -> fx.Node:
+    kernel, stride, padding = (_pair(place)(line) for place in (0, 2, 4))
+    return graph.call_function(F.max_pool2d, (*read, kernel, stride, padding, 1, bool(*line.option("ceil"))))
+
+
 def _slice(line: Line, graph: fx.Graph, read: tuple[fx.Node, ...]) -> fx.Node:
     first, last = map(int, line.numbers)
     return graph.call_function(functions.select, (*read, 0, tuple(range(first, last))))
@@ -299,7 +304,7 @@ KINDS: dict[str, Kind] = {
     "add": Kind(call=_function(torch.add), reads=2),
     "mul": Kind(call=_function(torch.mul), reads=2),
     "pool": Kind(call=_function(F.avg_pool2d, _pair(0), _pair(2), _pair(4)), numbers=WINDOW),
-    "maxpool": Kind(call=_function(F.max_pool2d, _pair(0), _pair(2), _pair(4)), numbers=WINDOW),
+    "maxpool": Kind(call=_max_pool, numbers=WINDOW, options={"ceil": ((FLAG,), (0,))}),
     "concat": Kind(call=_concat, reads=None, options={"axis": ((AXIS,), (0,))}),
     "slice": Kind(call=_slice, numbers=(PLACE, SIZE)),
     "select": Kind(

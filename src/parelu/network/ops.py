@@ -102,11 +102,15 @@ class UnevenPool(Op):
 
 @dataclass(frozen=True)
 class MaxPool(Op):
-    """The largest of each window; padding is never the largest."""
+    """The largest of each window; padding is never the largest.
+
+    ceil: whether the last window may hang over the padding's end, as torch's ceil_mode has it.
+    """
 
     kernel: Pair
     stride: Pair
     padding: Pair
+    ceil: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,7 +339,8 @@ def _average_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
 
 
 def _max_pool(node: fx.Node, module: nn.Module | None = None) -> Op:
-    return MaxPool(*_window(node, module))
+    ceil = node.args[5] if module is None and len(node.args) > 5 else getattr(module, "ceil_mode", False)
+    return MaxPool(*_window(node, module), bool(ceil))
 
 
 def _whole_pool(node: fx.Node, module: nn.Module | None = None) -> Op:

@@ -163,29 +163,66 @@ def summed(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def largest_pooled(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """The rule of F.max_pool2d and nn.MaxPool2d: whole windows, else the places that each sees, side by side."""
+    """The rule of F.max_pool2d and nn.MaxPool2d: with padding that is never the largest, also where a pad wrote it.
+
+    Where no max-pool of torch's has its windows: the places that each sees, side by side.
+    """
     names = (
         ("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False),
         ("return_indices", False),
     )  # fmt: skip
-    kernel, stride, padding, dilation, ceil_mode, indices = options(builder, node, names)
+    kernel, stride, padding, dilation, _, indices = options(builder, node, names)
     source = node.all_input_nodes[0]
     if indices or "shape" not in node.meta or len(source.meta["shape"]) != 3:
         return None
     kernel, padding, dilation = two(kernel), two(padding), two(dilation)
     stride = two(stride) if stride else kernel
+    source, (left, _, top, _) = _without_infinity(source, builder)
+    padding = padding[0] + top, padding[1] + left
     shape, after = source.meta["shape"][1:], node.meta["shape"][1:]
-    floors = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, kernel, stride, padding, strict=True))
-    if dilation == (1, 1) and floors == after:
-        args = (source, kernel, stride, padding)
-        is_canonical = node.op == "call_module" and not ceil_mode
-        is_canonical = is_canonical or (node.target is F.max_pool2d and node.args == args and not node.kwargs)
-        return None if is_canonical else builder.call(F.max_pool2d, *args)
+    sides = list(zip(shape, kernel, stride, padding, strict=True))
+    for ceil in (False, True) if dilation == (1, 1) else ():
+        if all(2 * p <= k for _, k, _, p in sides) and after == tuple(_outputs(*side, ceil) for side in sides):
+            return _largest_call(node, builder, source, (kernel, stride, padding), ceil)
     windows = [
         tuple(tuple(i * s - p + d * j for j in range(k) if 0 <= i * s - p + d * j < n) for i in range(m))
-        for n, m, k, s, p, d in zip(shape, after, kernel, stride, padding, dilation, strict=True)
+        for (n, k, s, p), m, d in zip(sides, after, dilation, strict=True)
     ]
     return largest(builder, source, windows)
+
+
+def _largest_call(
+    node: fx.Node, builder: Builder, source: fx.Node, window: tuple[tuple[int, int], ...], ceil: bool
+) -> fx.Node | None:
+    """Write a max-pool; None if `node` is it already."""
+    module = builder.module(node)
+    args = (source, *window, *((1, True) if ceil else ()))
+    if source in node.all_input_nodes and not node.kwargs:
+        if module is not None and module.ceil_mode == ceil:
+            return None
+        if node.target is F.max_pool2d and node.args == args:
+            return None
+    return builder.call(F.max_pool2d, *args)
+
+
+def _outputs(size: int, kernel: int, stride: int, padding: int, ceil: bool) -> int:
+    """Windows along a dimension; the last one may hang over, but starts within the map or the padding before it."""
+    rest = size + 2 * padding - kernel
+    if not ceil:
+        return rest // stride + 1
+    count = -(-rest // stride) + 1
+    return count - ((count - 1) * stride >= size + padding)
+
+
+def _without_infinity(source: fx.Node, builder: Builder) -> tuple[fx.Node, tuple[int, int, int, int]]:
+    """What a map is before −∞ was put around it, and how much: left, right, top, bottom."""
+    if source.target is F.pad:
+        inner, sides, mode, value = builder.arguments(
+            source, ("input", None), ("pad", ()), ("mode", "constant"), ("value", None)
+        )
+        if mode == "constant" and value == -math.inf and len(sides) == 4 and min(sides) >= 0:
+            return inner, tuple(sides)
+    return source, (0, 0, 0, 0)
 
 
 def _adaptive_largest(node: fx.Node, builder: Builder) -> fx.Node | None:
