@@ -90,6 +90,11 @@ def test_a_product_of_maps_is_no_gate():
     assert not network.notes
 
 
+def test_a_sigmoid_of_a_map_becomes_a_hard_one():
+    given, wanted = both(lambda m, x: torch.sigmoid(3 * x), lambda m, x: F.hardsigmoid(3 * x), "sigmoid=hardsigmoid")
+    assert torch.allclose(given, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"stride": 1}, {"padding": 1, "stride": 2}, {"ceil_mode": True}])
 def test_a_max_pool_becomes_an_average_pool_of_the_same_windows(options):
     given, wanted = both(
