@@ -188,7 +188,7 @@ MODULES: dict[str, tuple[nn.Module, set[type[ops.Op]]]] = {
     "uneven": (nn.AdaptiveAvgPool2d(5), {ops.Resample}),
     "global": (nn.AdaptiveAvgPool2d(1), {ops.Pool}),
     "max": (nn.MaxPool2d(3, 2, 1), {ops.MaxPool}),
-    "max ceil": (nn.MaxPool2d(3, 2, ceil_mode=True), {S, ops.MaxPool}),
+    "max ceil": (nn.MaxPool2d(3, 2, ceil_mode=True), {ops.MaxPool}),
     "adaptive max": (nn.AdaptiveMaxPool2d(2), {ops.MaxPool}),
     "line": (nn.Sequential(nn.Flatten(2), nn.AvgPool1d(3, 2), nn.AdaptiveAvgPool1d(4)), {R, ops.Resample}),
 }
