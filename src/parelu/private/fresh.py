@@ -17,7 +17,8 @@ from parelu.network.spec import Spec
 from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.lower import Lowered, lower
 
-NOISE = 16  # images
+NOISE, LEAST_NOISE = 16, 4  # images; of large ones fewer do, which have more places
+PIXELS = 1 << 18  # of all images
 
 
 def untrained(spec: Spec, keep: float, seed: int) -> Candidate:
@@ -42,7 +43,7 @@ def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
     network.train()
     mean, std = (0.5,) * spec.input[0], (0.25,) * spec.input[0]
     with torch.no_grad():
-        network(normalise(noise(NOISE, spec.input, seed), mean, std))
+        network(normalise(noise(_count(spec.input), spec.input, seed), mean, std))
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     return Candidate(spec, plan, weights, None, {"mean": list(mean), "std": list(std)})
 
@@ -50,7 +51,11 @@ def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
 def sketch(spec: Spec, plan: Plan, ring: Ring = WIDE) -> Lowered:
     """The program that a network with fresh weights would have."""
     candidate = fresh(spec, plan)
-    return lower(candidate.network(), noise(NOISE, spec.input, seed=1), candidate.preprocessing, ring=ring)
+    return lower(candidate.network(), noise(_count(spec.input), spec.input, seed=1), candidate.preprocessing, ring=ring)
+
+
+def _count(shape: tuple[int, int, int]) -> int:
+    return min(NOISE, max(LEAST_NOISE, PIXELS // (shape[1] * shape[2])))
 
 
 def noise(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -13,7 +14,9 @@ from parelu.network import maxpool, ops
 from parelu.network.preprocessing import normalise
 from parelu.network.sites import Network, Site
 
-BATCH = 64
+BATCH = 64  # images at once, fewer of large ones
+PIXELS = 1 << 18  # of a batch
+MOST_PIXELS, LEAST_IMAGES = 1 << 21, 32  # of all that are looked at, where there are as many
 
 
 @dataclasses.dataclass
@@ -88,10 +91,12 @@ def max_pool_levels(node: fx.Node, op: ops.MaxPool) -> tuple[maxpool.Level, ...]
 
 
 def calibrate(network: Network, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Calibration:
-    """images: uint8 (N, C, H, W); mean, std: of the network's preprocessing, a channel."""
+    """images: uint8 (N, C, H, W), of which the first are enough where they are large; mean, std: a channel."""
+    pixels = math.prod(images.shape[2:])
+    images = images[: max(LEAST_IMAGES, MOST_PIXELS // pixels)]
     calibration = Calibration(network)
     with torch.no_grad():
-        for batch in images.split(BATCH):
+        for batch in images.split(min(BATCH, max(1, PIXELS // pixels))):
             calibration.run(normalise(batch, mean, std))
     return calibration
 

@@ -288,7 +288,7 @@ class Activation(Op):
                 raise ValueError(f"{name} outside of shape {source}")
             if len(positions) > 1 and not bool((np.diff(positions) > 0).all()):
                 raise ValueError(f"{name} not in ascending order")
-        if np.intersect1d(self.relus, self.squares).size:
+        if len(self.relus) and len(self.squares) and _overlap(self.relus, self.squares):
             raise ValueError("a position is a ReLU and a square")
         return source
 
@@ -316,6 +316,12 @@ def shape_of(op: Op, shapes: Sequence[Shape]) -> Shape:
     if math.prod(shape) > LARGEST_VALUE:
         raise ValueError(f"op {op.kind} makes {math.prod(shape)} elements, more than {LARGEST_VALUE}")
     return shape
+
+
+def _overlap(first: Positions, second: Positions) -> bool:
+    """Whether two sorted lists have a position in common."""
+    places = np.minimum(np.searchsorted(first, second), len(first) - 1)
+    return bool((first[places] == second).any())
 
 
 def _around(source: Shape, axis: int) -> tuple[Shape, Shape]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -26,13 +27,15 @@ from parelu.private.lowering.ops import (
     Pair,
     Positions,
     Shape,
+    Truncate,
     shape_of,
+    sources,
 )
 
 FORMAT = "parelu-program-3"
 
 
-LARGEST_TOTAL = 1 << 28  # elements of all values: a party keeps them for one inference
+LARGEST_TOTAL = 1 << 28  # elements of all values of one inference
 
 
 LARGEST_PROGRAM = 32 << 20  # bytes of the JSON
@@ -85,6 +88,25 @@ class Program:
     @property
     def squares(self) -> int:
         return sum(len(op.squares) for op in self.ops if isinstance(op, Activation))
+
+    @functools.cached_property
+    def done_after(self) -> tuple[tuple[int, ...], ...]:
+        """For each op, the values that nothing after it reads: whoever runs the program can let go of them.
+
+        A ReLU may read what a truncation in front of it reads.
+        """
+        last = [0] * len(self.shapes)
+        for number, op in enumerate(self.ops):
+            for value in sources(op):
+                last[value] = number
+            before = self.ops[op.source - 1] if op.source else op
+            if isinstance(op, Activation) and isinstance(before, Truncate):
+                last[before.source] = number
+        last[-1] = len(self.ops)
+        found: list[list[int]] = [[] for _ in self.ops]
+        for value, number in enumerate(last[:-1]):
+            found[number].append(value)
+        return tuple(map(tuple, found))
 
     @property
     def digest(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,10 +39,12 @@ from parelu.private.lowering.ops import (
 )
 from parelu.private.lowering.program import Program
 
-BATCH = 50
+BATCH = 50  # images at once, fewer of large programs
+ELEMENTS = 1 << 26  # of all values of a batch
 EXACT = 1 << 53  # float64 holds all integers below
 
 Signed = NDArray[np.int64]
+_GONE = np.zeros(0, np.int64)
 
 
 def integers_of(program: Program, images: Tensor) -> Signed:
@@ -80,7 +83,8 @@ def run(
     program = lowered.program
     layers = {i: ExactLinear(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
     logits, overflows = [], 0
-    for batch in images.split(BATCH):
+    count = min(BATCH, max(1, ELEMENTS // sum(map(math.prod, program.shapes))))
+    for batch in images.split(count):
         for values, left in _evaluate(lowered, layers, batch, relu):
             logits.append(values)
             overflows += left
@@ -147,6 +151,8 @@ def _exactly(
         else:
             y = _rearranged(op, [values[i] for i in sources(op)])
         values.append(y)
+        for value in program.done_after[number]:
+            values[value] = _GONE
     return (values[-1] * program.output_unit).astype(np.float64), overflows
 
 

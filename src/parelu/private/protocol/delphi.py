@@ -34,6 +34,7 @@ from parelu.private.transport.channel import Channel, elements_of
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
 TRUNCATIONS = ("local", "exact")
+_GONE = np.zeros(0, np.uint64)
 MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # each of these ReLUs takes some 50 to 130 B of the server's memory
 
 
@@ -184,6 +185,8 @@ def _walk(program: Program, first_value: Elements, make: Callable[[int, Op, Sequ
             values.append(make(number, op, values))
         else:
             values.append(local(op, *(values[i] for i in sources(op))))
+        for value in program.done_after[number - 1]:
+            values[value] = _GONE
     return values[-1]
 
 
