@@ -17,8 +17,11 @@ DROPPED_COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel a
 def check_finite(weights: Mapping[str, Tensor]) -> None:
     """Raises `UserError` with the first tensor that holds a NaN or an infinity."""
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not tensor.is_meta and not (finite := tensor.isfinite()).all():
-            found = tensor[~finite]
+        if not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        numbers = tensor.float() if tensor.element_size() == 1 else tensor  # of eight bits torch knows little
+        if not (finite := numbers.isfinite()).all():
+            found = numbers[~finite]
             kind = "NaN" if found.isnan().any() else "infinite"
             raise UserError(
                 f"the weights' {name} has {found.numel():,} of {tensor.numel():,} numbers not finite ({kind}); "
