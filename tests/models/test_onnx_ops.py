@@ -88,7 +88,11 @@ CASES = {
         (["s", "e", "a", "t"], {}, {"s": whole(0, -1), "e": whole(9, -9), "a": whole(2, 3), "t": whole(2, -2)}),
         (["s", "e"], {}, {"s": whole(0, 1), "e": whole(1, 3)}),
     ],
-    "Gather": [(["i"], {"axis": 1}, {"i": whole(2, -1, 0)}), (["i"], {"axis": 3}, {"i": np.array(1)})],
+    "Gather": [
+        (["i"], {"axis": 2}, {"i": whole(2, -1, 0, 5).reshape(2, 2)}),
+        (["i"], {"axis": 1}, {"i": whole(2, -1)}),
+        (["i"], {"axis": 3}, {"i": np.array(1)}),
+    ],
     "Expand": [(["s"], {}, {"s": whole(1, 1, 6, 5)})],
     "Tile": [(["s"], {}, {"s": whole(1, 2, 1, 2)})],
     "Pad": [
@@ -157,3 +161,22 @@ def test_ops_of_several_outputs_and_of_older_versions(tmp_path, nodes, opset, kn
         read(model_of(flat(*nodes), opset=opset, **known), tmp_path)
     else:
         check(model_of(flat(*nodes), opset=opset, **known), tmp_path)
+
+
+def test_a_weight_that_is_standardised_is_computed(tmp_path):
+    """As torch's exporter writes the weight-standardised convolutions of timm: a batch-norm in training mode."""
+    nodes = [
+        make("Reshape", ["w", "flat"], ["rows"]),
+        make("BatchNormalization", ["rows", "gain", "none", "none", "ones"], ["n", "m", "v"], training_mode=1),
+        make("Reshape", ["n", "sizes"], ["standard"]),
+        make("Conv", ["x", "standard"], ["z"]),
+    ]
+    weight = numbers(2, 4, 3, 3)
+    known = {"w": weight, "flat": whole(1, 2, -1), "sizes": whole(2, 4, 3, 3), "gain": numbers(2)}
+    known |= {"none": np.zeros(2, np.float32), "ones": np.ones(2, np.float32)}
+    found = read(model_of(flat(*nodes), **known), tmp_path)
+    rows = weight.reshape(2, -1)
+    spread = np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+    standard = (rows - rows.mean(1, keepdims=True)) / spread * known["gain"][:, None]
+    (read_weight,) = found.module.parameters()
+    np.testing.assert_allclose(read_weight.detach().numpy().reshape(2, -1), standard, atol=1e-5)

@@ -93,7 +93,9 @@ def test_names_that_fit_keep_their_prefix():
     assert notes == () and weights.keys() == module.state_dict().keys()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2, torch.float8_e4m3fn]
+)
 def test_other_precisions_become_the_networks(dtype):
     source = {n: t.to(dtype) if t.is_floating_point() else t for n, t in STATE.items()}
     module, notes = loaded(read_weights(source))

@@ -198,14 +198,18 @@ def cut(g: Writer, call: Call) -> Known:
 def gather(g: Writer, call: Call) -> Known:
     x, indices, axis = call.value(), call.weight(1), call.get("axis", default=0)
     axis %= rank(x)
-    if indices is None or indices.dim() > 1:
-        raise call.refuse("only a fixed list of indices can be read")
-    places = indices.long() % x.shape[axis] if x.shape[axis] else indices.long()
+    if indices is None:
+        raise call.refuse("its indices depend on the image; only fixed ones can be read")
     if isinstance(x, Value) and axis == 0:
         raise call.refuse("it takes images out of the batch; export it for one image at a time")
+    places = torch.where(indices < 0, indices + x.shape[axis], indices).long()
     if places.dim() == 0:
         return g.call(torch.select, x, axis, int(places))
-    return g.call(torch.index_select, x, axis, places)
+    found = g.call(torch.index_select, x, axis, places.flatten())
+    if places.dim() == 1:
+        return found
+    sizes = [*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]]
+    return g.call(torch.reshape, found, [-1, *sizes[1:]] if isinstance(x, Value) else sizes)
 
 
 @rule("Expand")

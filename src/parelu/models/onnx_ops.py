@@ -118,9 +118,12 @@ def transposed_convolution(g: Writer, call: Call) -> Known:
 def batch_norm(g: Writer, call: Call) -> Known:
     x = call.value()
     scale, bias, mean, variance = (call.weight(i) for i in range(1, 5))
+    trains = bool(call.get("training_mode", default=0))
+    if isinstance(x, Tensor) and trains:  # of a weight, to standardise it
+        return F.batch_norm(x, None, None, scale, bias, True, eps=call.get("epsilon", default=1e-5))
     if isinstance(x, Tensor) or scale is None or bias is None or mean is None or variance is None:
         raise call.refuse("a batch-norm without fixed statistics cannot be read")
-    if call.get("training_mode", default=0) or call.get("spatial", default=1) != 1:
+    if trains or call.get("spatial", default=1) != 1:
         raise call.refuse("it was exported in training mode; call model.eval() before the export")
     kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
     if x.like.dim() not in kinds:
