@@ -49,7 +49,7 @@ from torch import Tensor
 
 from parelu.network.candidate import Candidate
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Activation, Truncate, local, sources
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.private.protocol.reveal import Exact, Label, Logits, Reveal, reveal_for, reveal_of

@@ -32,7 +32,7 @@ from parelu.methods.base import Context, Method, methods, stepped_job
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.runs import experiment, measurement
 from parelu.runs.experiment import Experiment, Reduction

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from parelu.private.crypto.ring import WIDE, Ring
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import (
     Activation,
     Add,

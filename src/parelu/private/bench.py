@@ -13,7 +13,7 @@ from parelu.network.candidate import Candidate
 from parelu.network.preprocessing import normalise
 from parelu.private.engines.base import QUERIES, Options, chosen
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline.mode import DEFAULT
 from parelu.private.rows import Difference, Row
 

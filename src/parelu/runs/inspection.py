@@ -15,7 +15,7 @@ from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.fresh import sketch
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.refusals import problems
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.runs import measurement

@@ -22,7 +22,7 @@ from parelu.private.engines.spu.engine import RECIPE, check_range
 from parelu.private.engines.spu.evaluate import PRECISION, evaluate, exponents, numbers, truncations
 from parelu.private.lowering import reference
 from parelu.private.lowering.encode import encode_images
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Scale
 from parelu.private.rows import Difference
 

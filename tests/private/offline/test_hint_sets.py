@@ -21,7 +21,7 @@ from parelu.private.crypto.lattice import parameters
 from parelu.private.crypto.lattice.scheme import public_matrices, public_polynomials
 from parelu.private.crypto.prg import Stream
 from parelu.private.lowering.layers import layers
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline import hint_exchange, hint_sets
 from parelu.private.offline.hint_exchange import fetched, root, send
 from parelu.private.offline.hint_sets import Made, Use

@@ -26,7 +26,7 @@ from parelu.private.crypto.lattice.residues import message, pack, reduce, unpack
 from parelu.private.crypto.lattice.transforms import forward, inverse
 from parelu.private.crypto.prg import SEED_BYTES, Stream, fresh_seed
 from parelu.private.lowering import reference
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline import hint_exchange, hint_secrets, hints
 from parelu.private.offline.hint_exchange import WANT
 from parelu.private.offline.hint_sets import Use, uses

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parelu import registry
 from parelu.errors import UserError
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline.mode import DEFAULT
 from parelu.private.rows import Costs
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.private.engines.base import Engine, Measurement, Options
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model, check_truncation
 from parelu.private.protocol.relu import relus

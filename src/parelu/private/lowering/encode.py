@@ -10,9 +10,9 @@ from torch import Tensor
 
 from parelu.network.preprocessing import normalise
 from parelu.private.crypto.ring import Elements, LinearMap, Ring, encode
-from parelu.private.lowering.lower import Integers
 from parelu.private.lowering.ops import Conv, Linear, Op
 from parelu.private.lowering.program import Program
+from parelu.private.lowering.translate import Integers
 
 
 def encode_images(program: Program, images: Tensor) -> NDArray[np.int64]:

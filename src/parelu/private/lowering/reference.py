@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu.private.lowering.lower import Integers, Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import (
     Activation,
     Add,
@@ -38,13 +38,13 @@ from parelu.private.lowering.ops import (
     sources,
 )
 from parelu.private.lowering.program import Program
+from parelu.private.lowering.translate import Integers
 
 BATCH = 50  # images at once, fewer of large programs
 ELEMENTS = 1 << 26  # of all values of a batch
 EXACT = 1 << 53  # float64 holds all integers below
 
 Signed = NDArray[np.int64]
-_GONE = np.zeros(0, np.int64)
 
 
 def integers_of(program: Program, images: Tensor) -> Signed:
@@ -81,8 +81,7 @@ def run(
     lost in a secure run: its logits are zeros, and all its ReLUs are counted.
     """
     program = lowered.program
-    layers = {i: ExactLinear(op, lowered.weights[i]) for i, op in enumerate(program.ops) if op.is_secret}
-    logits, overflows = [], 0
+    layers, logits, overflows = _layers(lowered), [], 0
     count = min(BATCH, max(1, ELEMENTS // sum(map(math.prod, program.shapes))))
     for batch in images.split(count):
         for values, left in _evaluate(lowered, layers, batch, relu):
@@ -90,6 +89,15 @@ def run(
             overflows += left
         progress(len(batch))
     return Result(np.concatenate(logits), overflows, len(images) * program.relus)
+
+
+def values(lowered: Lowered, images: Tensor) -> list[Signed]:
+    """All values of the program on uint8 (N, C, H, W), by number; raises OverflowError where one is not exact."""
+    return [value for value, _ in _steps(lowered, _layers(lowered), images, "sign")]
+
+
+def _layers(lowered: Lowered) -> dict[int, ExactLinear]:
+    return {i: ExactLinear(op, lowered.weights[i]) for i, op in enumerate(lowered.program.ops) if op.is_secret}
 
 
 class ExactLinear:
@@ -137,23 +145,34 @@ def _exactly(
     lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor, relu: str
 ) -> tuple[NDArray[np.float64], int]:
     """Logits and ReLUs out of range; raises OverflowError where a product-sum or a polynomial is not exact."""
-    program, overflows = lowered.program, 0
-    values: list[Signed] = [integers_of(program, images)]
+    last, overflows = np.zeros(0, np.int64), 0
+    for value, left in _steps(lowered, layers, images, relu):
+        last, overflows = value, overflows + left
+    return (last * lowered.program.output_unit).astype(np.float64), overflows
+
+
+def _steps(
+    lowered: Lowered, layers: Mapping[int, ExactLinear], images: Tensor, relu: str
+) -> Iterator[tuple[Signed, int]]:
+    """Each value in order, and how many of its ReLUs were out of range; one that nothing reads any more is dropped."""
+    program = lowered.program
+    values: dict[int, Signed] = {0: integers_of(program, images)}
+    yield values[0], 0
     for number, op in enumerate(program.ops):
-        x = values[op.source]
+        x, overflows = values[op.source], 0
         if op.is_secret:
             y = layers[number](x)
         elif isinstance(op, Truncate):
             y = _rounded(x, op.bits)
         elif isinstance(op, Activation):
             y = _activate(op, lowered.weights.get(number, {}), x, relu, program.ring.bits)
-            overflows += int((np.abs(x.reshape(len(x), -1)[:, op.relus]) >= 1 << (op.bits - 1)).sum())
+            overflows = int((np.abs(x.reshape(len(x), -1)[:, op.relus]) >= 1 << (op.bits - 1)).sum())
         else:
             y = _rearranged(op, [values[i] for i in sources(op)])
-        values.append(y)
+        values[number + 1] = y
+        yield y, overflows
         for value in program.done_after[number]:
-            values[value] = _GONE
-    return (values[-1] * program.output_unit).astype(np.float64), overflows
+            values.pop(value, None)
 
 
 def _activate(op: Activation, integers: Integers, x: Signed, relu: str, ring: int) -> Signed:

@@ -121,7 +121,10 @@ class Translation:
                 case ops.Output() | ops.Number():
                     pass
                 case _:
-                    self.values[node] = self._lowered(node, op)
+                    try:
+                        self.values[node] = self._lowered(node, op)
+                    except OverflowError as error:
+                        raise UserError(f"{ops.path(node)}: {error}; train with weight decay") from error
         logits = self.values[self.output]
         output_bits = 2 + SPARE_BITS + _bits(self.seen.values[self.output].largest / logits.unit)
         normalising = zip(preprocessing["mean"], preprocessing["std"], strict=True)
@@ -138,6 +141,11 @@ class Translation:
             preprocessing=preprocessing,
             ring=self.ring,
         )
+
+    @property
+    def places(self) -> dict[fx.Node, tuple[int, float]]:
+        """Node → number and unit of the value that stands for its tensor."""
+        return {node: (value.number, value.unit) for node, value in self.values.items()}
 
     def _lowered(self, node: fx.Node, op: ops.Op) -> _Value:
         """Emit what an op becomes; the value that it makes."""
@@ -526,6 +534,9 @@ def _positions(where: Tensor) -> NDArray[np.int64]:
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Raises OverflowError where one is no integer of 62 bits."""
+    if values.size and not float(np.abs(values).max()) < 2.0**62:
+        raise OverflowError("its numbers are too large for integers of 64 bits")
     return np.rint(values).astype(np.int64)
 
 

@@ -40,7 +40,7 @@ from parelu.private.crypto.lattice.scheme import (
 )
 from parelu.private.crypto.prg import derive
 from parelu.private.lowering.layers import layers
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.program import Program
 from parelu.private.offline.hint_folder import drop_others, file_of, temporary
 from parelu.private.offline.mode import Keep, Progress

@@ -25,7 +25,7 @@ from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import Elements, encode
 from parelu.private.lowering.layers import layers
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Op
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS

@@ -27,7 +27,7 @@ from parelu.private.crypto.ot_extension import (
 )
 from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Elements, Ring
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Conv, Linear
 from parelu.private.offline import comparisons
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline

@@ -26,7 +26,7 @@ from parelu.private.engines import environment
 from parelu.private.engines.base import Engine, Measurement, Options
 from parelu.private.engines.spu.evaluate import LARGEST, exponents
 from parelu.private.lowering.encode import encode_images
-from parelu.private.lowering.lower import Lowered
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Activation, Truncate
 from parelu.private.rows import Cost, Costs
 

@@ -1,0 +1,113 @@
+"""Whether a program computes what its network does: ring against float on a few images, before anybody runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from parelu.errors import UserError
+from parelu.network import ops
+from parelu.network.preprocessing import normalise
+from parelu.network.sites import Network
+from parelu.private.lowering import reference
+from parelu.private.lowering.lowered import Lowered
+
+IMAGES = 4
+ELEMENTS = 1 << 26  # of all values of the images together, so that a network of 224 × 224 pixels takes seconds
+LARGEST_STEP = 0.05  # a layer's own error, over what it makes
+LARGEST_ERROR = 0.25  # of the logits, over their spread
+
+Real = NDArray[np.float64]
+Places = Mapping[fx.Node, tuple[int, float]]  # node of a fused network → number and unit of its value
+
+
+def verify(lowered: Lowered, network: Network, fused: Network, places: Places, images: Tensor) -> None:
+    """Run the ring reference and the float network on the first of these images; errors are root mean squares.
+
+    Each layer by itself, on what the ring made before it: rounding makes it err by about a thousandth of its output; a
+    layer whose bias is lost or whose channels drown by far more than a twentieth. Then the logits, over their spread
+    (the root mean square of what they are off the mean of their image): layers with trained weights dampen rounding, to
+    some thousandths; deep ones with fresh weights amplify it, of MobileNetV1 to a twentieth. Beyond a quarter a label
+    means little.
+
+    network: as it was given. fused: what was lowered. images: uint8 (N, *network.input_shape), of those that the
+    ranges are calibrated on.
+
+    Raises:
+        UserError: an error is above 0.05 or 0.25, with the first layer that is off; or a logit is not finite.
+    """
+    elements = sum(map(math.prod, lowered.program.shapes))
+    images = images[: max(1, min(IMAGES, ELEMENTS // elements))]
+    mean, std = (tuple(lowered.program.preprocessing[name]) for name in ("mean", "std"))
+    x = normalise(images, mean, std)
+    with torch.no_grad():
+        expected = network(x).double().numpy()
+    if not np.isfinite(expected).all():
+        raise UserError("the network's logits are not finite numbers; look for weights that are too large")
+    made = _made(lowered, fused, places, images[:1])
+    for node, off in _steps(fused, made, places):
+        if off > LARGEST_STEP:
+            raise UserError(
+                f"{ops.path(node)}: its integers do not compute what the layer does (off by {off:.2g} of its output, "
+                f"more than {LARGEST_STEP:g}); scale its weights so that its channels have like ranges"
+            )
+    spread = expected - expected.mean(1, keepdims=True) if expected.shape[1] > 1 else expected
+    off = _over(reference.run(lowered, images).logits - expected, spread)
+    if off > LARGEST_ERROR:
+        node = _first_off(fused, made, x[:1])
+        raise UserError(
+            f"{ops.path(node)}: from here on rounding changes what the network computes (its logits are off by "
+            f"{off:.2g} of their spread, more than {LARGEST_ERROR:g}); train with weight decay, so that no layer "
+            "magnifies small differences"
+        )
+
+
+def _made(lowered: Lowered, fused: Network, places: Places, image: Tensor) -> dict[fx.Node, Tensor]:
+    """What the ring makes of one image, as real numbers, by node."""
+    try:
+        values = reference.values(lowered, image)
+    except OverflowError as error:
+        raise UserError(f"{error}: the network's values are too large to be run privately") from error
+    return {
+        node: torch.from_numpy(values[number] * unit).view(1, *node.meta["shape"])
+        for node, (number, unit) in places.items()
+    }
+
+
+def _steps(fused: Network, made: Mapping[fx.Node, Tensor], places: Places) -> list[tuple[fx.Node, float]]:
+    """Each node's own error: what the ring made, and what the node makes of what the ring made before it."""
+    interpreter = fx.Interpreter(fused.double(), garbage_collect_values=False)
+    interpreter.env = dict(made)
+    found = []
+    with torch.no_grad():
+        for node in made:
+            if node.op != "placeholder":
+                expected = interpreter.run_node(node)
+                step = 2 * places[node][1]  # which rounding may be off by
+                error = (made[node] - expected).abs().sub(step).clamp(min=0)
+                found.append((node, _over(error.numpy(), expected.numpy())))
+    fused.float()
+    return found
+
+
+def _first_off(fused: Network, made: Mapping[fx.Node, Tensor], x: Tensor) -> fx.Node:
+    """The first node whose values, from the image on, are off by half of what the logits may be; the last one else."""
+    interpreter = fx.Interpreter(fused, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(x)
+    for node, found in made.items():
+        expected = interpreter.env[node].double()
+        if _over((found - expected).numpy(), expected.numpy()) > LARGEST_ERROR / 2:
+            return node
+    return list(made)[-1]
+
+
+def _over(error: Real, value: Real) -> float:
+    """The root mean square of an error over that of a value; 0 where both are nothing."""
+    top, bottom = (float(np.sqrt(np.square(each).mean())) for each in (error, value))
+    return top / bottom if bottom else math.inf if top else 0.0
