@@ -47,11 +47,11 @@ def lower(
         UserError: an op has no secure lowering (one line each), a weight is not finite, the wrap bound is above 1e-4,
             or the program does not compute what the network does (`verify`).
     """
+    check_finite(network.state_dict())
     fused = network if ops.unsupported(network) else fuse(network, cost=cost)
     found = refusals(fused)
     if found:
         raise UserError("\n".join(map(str, found)))
-    check_finite(network.state_dict())
     mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))
     native = preprocessing.get("image", network.input_shape)
     fused = equalise(fused, normalise(images[:EQUALISED], mean, std))
