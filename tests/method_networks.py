@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parelu.models.in_memory import InMemory
+from parelu.models.graph import graph_of
+from parelu.network.instrument import instrument
 from parelu.network.spec import Spec
 
 INPUT, CLASSES = (1, 8, 8), 10
@@ -39,12 +40,16 @@ def _made(module: nn.Module) -> nn.Module:
     return module
 
 
-def networks() -> dict[str, Spec]:
-    """What it has → the spec of a network of INPUT and CLASSES."""
+def modules() -> dict[str, nn.Module]:
+    """What it has → a network of INPUT and CLASSES."""
     torch.manual_seed(0)
-    modules = {
-        "a max-pool": _plain(nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
-        "other rectifiers": _plain(nn.PReLU(4), nn.AvgPool2d(2), nn.LeakyReLU(0.1)),
-        "a gate": _Excited(),
+    return {
+        "a max-pool": _made(_plain(nn.ReLU(), nn.MaxPool2d(3, 2, 1))),
+        "other rectifiers": _made(_plain(nn.PReLU(4), nn.AvgPool2d(2), nn.LeakyReLU(0.1))),
+        "a gate": _made(_Excited()),
     }
-    return {name: InMemory.of(_made(module), INPUT, CLASSES) for name, module in modules.items()}
+
+
+def networks() -> dict[str, Spec]:
+    """The same as specs, as a user's own networks are kept."""
+    return {name: graph_of(instrument(module, INPUT), CLASSES) for name, module in modules().items()}

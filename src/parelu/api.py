@@ -231,7 +231,8 @@ def reduce(
         dataset: a name such as "cifar10", (images, labels), a map-style torch data set, or what `parelu.data.load` and
             `parelu.data.from_memory` give, which take a folder, a test set, a normalisation, an augmentation.
         method: such as `SNL()`, or its name.
-        budget: ReLUs to keep: 5000, "50k", or a fraction of the network's such as 0.1.
+        budget: ReLUs to keep, the comparisons of max-pools among them: 5000, "50k", or a fraction of the network's such
+            as 0.1.
         run: the run folder.
         training: of each network: "paper", the papers' 120 epochs; "short", some epochs of one-cycle training; or a
             `Training`.

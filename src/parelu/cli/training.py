@@ -94,7 +94,8 @@ class Reduce(_Common):
 
     method: AnyMethod = dataclasses.field(kw_only=True)
     budget: tuple[str, ...] = ()
-    """ReLUs to keep: 50k, 12.9k, 50000, or a fraction such as 0.1; several for several candidates"""
+    """ReLUs to keep, the comparisons of max-pools among them: 50k, 12.9k, 50000, or a fraction such as 0.1; several for
+    several candidates"""
     weights: Path | None = None
     """the trained full-ReLU network: a candidate's folder, a safetensors file or a checkpoint of torch"""
 

@@ -101,12 +101,24 @@ def count(network: Network) -> Counts:
     )
 
 
+def rounds(network: Network) -> int:
+    """Online round trips: of sites with ReLUs or squares, of levels of max-pools, and of products."""
+    found, plan = ops.read_all(network), Plan.of(network)
+    levels = [level for node, op in found.items() for level in _levels(node, op) if level.comparisons]
+    products = sum(isinstance(op, ops.Product) for op in found.values())
+    return len(levels) + products + sum(bool(site.relus or site.squares) for site in plan.sites.values())
+
+
 def comparisons(node: fx.Node, op: ops.Op) -> int:
     """Comparisons an image that a node makes: those of a max-pool."""
+    return maxpool.comparisons(_levels(node, op))
+
+
+def _levels(node: fx.Node, op: ops.Op) -> tuple[maxpool.Level, ...]:
     if not isinstance(op, ops.MaxPool):
-        return 0
+        return ()
     before = node.all_input_nodes[0].meta["shape"]
-    return maxpool.comparisons(maxpool.levels(before, node.meta["shape"], op.kernel, op.stride, op.padding))
+    return maxpool.levels(before, node.meta["shape"], op.kernel, op.stride, op.padding)
 
 
 def _macs(node: fx.Node, op: ops.Op) -> int:

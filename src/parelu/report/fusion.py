@@ -8,7 +8,7 @@ from typing import Any
 
 from parelu.fusion.fuse import fuse, layers, nothing
 from parelu.fusion.packing import packing
-from parelu.network.count import count, skeleton
+from parelu.network.count import count, rounds, skeleton
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
@@ -22,7 +22,7 @@ class Size:
     Attributes:
         layers: with secret numbers; depth: convolutions on the longest path; macs: multiply-adds.
         products, bytes: of a homomorphic offline phase, as packed by `packing`.
-        rounds: online round trips, one for each site with ReLUs or squares.
+        rounds: online round trips, see `count.rounds`.
     """
 
     layers: int
@@ -37,14 +37,13 @@ def size_of(network: Network) -> Size:
     """Of a network as it stands."""
     found = layers(network)
     packed = [packing(layer) for layer in found]
-    rounds = sum(bool(site.relus or site.squares) for site in Plan.of(network).sites.values())
     return Size(
         len(found),
         count(network).depth,
         sum(layer.macs for layer in found),
         sum(p.products for p in packed),
         sum(p.bytes for p in packed),
-        rounds,
+        rounds(network),
     )
 
 
