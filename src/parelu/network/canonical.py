@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from parelu.network import ops, replacements
 from parelu.network.activations import ACTIVATIONS
@@ -20,6 +20,7 @@ from parelu.network.arithmetic import ARITHMETIC
 from parelu.network.builder import Builder, Rule
 from parelu.network.layers import LAYERS
 from parelu.network.moves import MOVES
+from parelu.network.tracer import is_needed
 from parelu.network.windows import WINDOWS
 
 RULES: Mapping[Any, Rule] = {**MOVES, **ARITHMETIC, **WINDOWS, **LAYERS, **ACTIVATIONS}
@@ -97,7 +98,7 @@ def _leave_out_probabilities(builder: Builder) -> None:
 def _erase_unread(network: fx.GraphModule) -> None:
     """Take out the nodes that nobody reads, and the modules, parameters and buffers that no node names."""
     for node in reversed(network.graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output"):
+        if not is_needed(node):
             network.graph.erase_node(node)
     called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
     named = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}

@@ -129,15 +129,15 @@ def _macs(node: fx.Node, op: ops.Op) -> int:
             return outputs * math.prod(layer.kernel_size) * layer.in_channels // layer.groups
         case ops.Linear(layer):
             return math.prod(node.meta["shape"]) * layer.in_features
-        case ops.Input() | ops.Output() | ops.Constant() | ops.Number() | ops.Free():
+        case ops.Input() | ops.Output() | ops.Constant() | ops.Number():
             return 0
-        case ops.Activation() | ops.BatchNorm() | ops.Pool() | ops.MaxPool() | ops.UnevenPool() | ops.Addition():
+        case ops.Activation() | ops.BatchNorm() | ops.Pool() | ops.MaxPool() | ops.Addition():
             return 0
         case ops.Identity() | ops.Concat() | ops.Reshape() | ops.Permute() | ops.Select():
             return 0
         case ops.Affine() | ops.Scaling() | ops.Resample():
             return 0
-        case ops.Excitation() | ops.Product():
+        case ops.Product():
             return 0
         case _:
             raise UserError(str(ops.Unsupported.at(node, "read it as an op of network/ops.py whose cost is known")))

@@ -96,10 +96,6 @@ class Pool(Op):
     padding: Pair
 
 
-class UnevenPool(Op):
-    """An average over anything else: windows of several sizes, other dimensions, another divisor."""
-
-
 @dataclass(frozen=True)
 class MaxPool(Op):
     """The largest of each window; padding is never the largest.
@@ -183,20 +179,12 @@ class Concat(Op):
     axis: int
 
 
-class Excitation(Op):
-    """The sigmoid of squeeze-and-excitation: one a channel, that only multiplies other maps."""
-
-
 @dataclass(frozen=True)
 class Product(Op):
     """Two tensors that depend on the image, or one twice, multiplied; they may broadcast along dimensions of size 1."""
 
     left: fx.Node
     right: fx.Node
-
-
-class Free(Op):
-    """What counts nothing and has no other meaning here: a difference, a constant factor, a map in another order."""
 
 
 @dataclass(frozen=True)

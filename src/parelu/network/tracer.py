@@ -22,6 +22,7 @@ from parelu.network import calls
 from parelu.network.baked import baked
 from parelu.network.constants import Constants
 from parelu.network.memory import Memory, version
+from parelu.network.spec import AUXILIARY
 
 BATCH = 2  # images a module is traced with
 
@@ -99,7 +100,7 @@ class Tracer(TorchFunctionMode):
         node = self.graph.output(self._argument(result))
         node.meta["shape"] = tuple(result.shape[1:])
         for unread in reversed(self.graph.nodes):
-            if not unread.users and unread.op not in ("placeholder", "output"):
+            if not is_needed(unread):
                 self.graph.erase_node(unread)
         self.constants.finish(self.graph)
 
@@ -368,3 +369,8 @@ _FACTS = frozenset(
 _LIKE = frozenset(
     ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty")
 )
+
+
+def is_needed(node: fx.Node) -> bool:
+    """Whether anything reads what a node makes; the training reads an auxiliary classifier."""
+    return bool(node.users) or node.op in ("placeholder", "output") or node.target == AUXILIARY

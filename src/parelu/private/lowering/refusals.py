@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import fx
 
 from parelu.fusion.fuse import fuse
 from parelu.network import ops
@@ -10,7 +10,6 @@ from parelu.network.ops import Unsupported
 from parelu.network.sites import Network
 from parelu.private.lowering.ops import MOST_DIMENSIONS
 
-_PLAIN = "use numbers for its zero padding", "a convolution with named or reflected padding"
 _OF_CONSTANTS = "put constants into the layers: their weights and biases", "an op on a parameter"
 _WITH_STATISTICS = "set track_running_stats=True", "a batch-norm without running statistics"
 _FEWER_DIMENSIONS = f"keep maps below {MOST_DIMENSIONS + 1} dimensions", "a map of many dimensions"
@@ -34,8 +33,8 @@ def _refusal(node: fx.Node) -> Unsupported | None:
             return op
         case ops.Input() | ops.Output() | ops.Constant() | ops.Number():
             return None
-        case ops.Product():
-            return None  # its sigmoid is named
+        case ops.Product() | ops.Scaling():
+            return None
         case ops.Addition():
             return _refused_addition(node, op)
         case _ if any(n.op == "get_attr" for n in node.all_input_nodes):
@@ -44,20 +43,10 @@ def _refusal(node: fx.Node) -> Unsupported | None:
             return Unsupported.at(node, *_FEWER_DIMENSIONS)
         case ops.Activation() | ops.MaxPool() | ops.Identity() | ops.Pool() | ops.Resample() | ops.Concat():
             return None
-        case ops.Reshape() | ops.Permute() | ops.Select() | ops.Affine() | ops.Scaling() | ops.Linear():
+        case ops.Reshape() | ops.Permute() | ops.Select() | ops.Affine() | ops.Linear() | ops.Convolution():
             return None
-        case ops.Excitation():
-            return Unsupported.at(node, "leave squeeze-and-excitation out of the network", "the sigmoid of a gate")
-        case ops.Convolution(layer):
-            plain = (
-                isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
-            )
-            return None if plain else Unsupported.at(node, *_PLAIN)
         case ops.BatchNorm(norm):
             return None if norm.running_mean is not None else Unsupported.at(node, *_WITH_STATISTICS)
-        case ops.UnevenPool():
-            remedy = "average over windows of one size: no ceil_mode, divisor or uncounted padding"
-            return Unsupported.at(node, remedy)
         case _:
             remedy = "write it with convolutions, additions of two maps, average pools and ReLUs"
             return Unsupported.at(node, remedy)
