@@ -116,6 +116,13 @@ def test_activations_written_in_pieces_are_put_together(tmp_path, nodes, kind):
     assert [type(found.module.get_submodule(node.target)) for node in called] == [kind]
 
 
+def test_a_gate_of_another_value_stays_a_gate(tmp_path):
+    nodes = [make("Sigmoid", ["x"], ["s"]), make("Neg", ["x"], ["n"]), make("Mul", ["n", "s"], ["z"])]
+    found = check(model_of(flat(*nodes)), tmp_path)
+    called = [node.target for node in found.module.graph.nodes if node.op == "call_module"]
+    assert [type(found.module.get_submodule(target)) for target in called] == [nn.Sigmoid]
+
+
 def exported(module, shape, path, **options):
     """By torch's older exporter, which needs nothing but torch."""
     with warnings.catch_warnings():

@@ -148,6 +148,11 @@ def test_what_does_not_fit_is_named(weights, line):
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
+def test_what_is_not_finite_does_not_get_past_fitting_either():
+    with pytest.raises(UserError, match=r"4\.weight has 1 of 32 numbers not finite"):
+        fit_weights(net(), with_number("4.weight", float("nan")))
+
+
 class Code:
     def __reduce__(self):
         return print, ("this must never be seen",)
