@@ -4,46 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from parelu.errors import UserError
 from parelu.network import trace
+from parelu.network.agreement import check_agreement
 from parelu.network.canonical import canonical
 from parelu.network.functions import Affine, Resample
 from parelu.network.sites import Network, Site
 from parelu.network.stages import assign_stages
 
 
-def instrument(module: nn.Module, input_shape: tuple[int, ...], replace: Mapping[str, str] | None = None) -> Network:
+def instrument(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    replace: Mapping[str, str] | None = None,
+    output: int | str | None = None,
+) -> Network:
     """Trace a module and make each of its activation calls a site of its own.
 
     ReLUs are found in all their forms, also where one module is called several times, and in what is made of ReLUs and
     linear maps alone (`network/activations.py`). Weights are shared with `module`, and their state-dict names stay.
 
     Args:
-        module: any torch.fx-traceable module that maps (batch, *input_shape) to (batch, classes).
+        module: any module that maps (batch, *input_shape) to (batch, classes).
         input_shape: (C, H, W).
         replace: kind of op → what is to stand in its place (`replacements.parsed`).
+        output: which of several outputs is the logits: an index, or a name.
 
     Raises:
-        UserError: the module cannot be traced, or does not take the input, or changes when its calls are separated.
+        UserError: the module cannot be traced, does not take the input, or is read as another network than it is.
     """
     if isinstance(input_shape, str):
         raise UserError(f"input shape {input_shape!r} is no tuple; give (channels, height, width), such as (3, 32, 32)")
-    traced = trace.trace(module, input_shape, leaves=(Site, Affine, Resample))
-    expected = trace.propagate_shapes(traced, input_shape)
+    traced = trace.trace(module, input_shape, leaves=(Site, Affine, Resample), output=output)
     rewritten = canonical(traced, replace)
     network = Network(traced, traced.graph, type(module).__name__)
     network.input_shape, network.notes = tuple(input_shape), (*traced.meta["notes"], *rewritten.notes)
     network.train(module.training)
-    found = rewritten.left_out(trace.propagate_shapes(network, input_shape))
-    comparable = expected.device.type != "meta" and not rewritten.replaced
-    if comparable and not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
-        raise UserError(
-            f"{type(module).__name__}: an in-place activation changes a tensor that is read through another name; "
-            "write the activation out of place (inplace=False)"
-        )
+    trace.propagate_shapes(network, input_shape)
+    if not rewritten.replaced:
+        check_agreement(module, network, input_shape, rewritten.left_out, output)
     declared = getattr(module, "stages", None)  # of others' modules it may be anything
     assign_stages(network, declared if isinstance(declared, dict) else None)
     return network

@@ -44,22 +44,22 @@ def trace(
     if not isinstance(module, nn.Module):
         raise UserError(f"the model is a {type(module).__name__}; give a torch.nn.Module")
     tracer = Tracer(module, lambda m: isinstance(m, leaves) or _is_of_torch(m))
-    with _at_inference(module):
-        image = _image(module, input_shape)
+    with at_inference(module):
+        batch = images(module, input_shape)
         try:
-            result = tracer.run(module, image, _input_name(module))
+            result = tracer.run(module, batch, _input_name(module))
         except Exception as error:  # a forward raises whatever it wants to
             raise UserError(_reason(error, tracer, module, input_shape)) from error
         tracer.finish(chosen(result, output))
         traced = fx.GraphModule(_tree(tracer.constants.named, tracer.graph), tracer.graph, type(module).__name__)
-        _check_images_are_apart(traced.eval(), image)
+        _check_images_are_apart(traced.eval(), batch)
     traced.training = module.training
     traced.meta["notes"] = tracer.constants.notes
     return traced
 
 
 @contextlib.contextmanager
-def _at_inference(module: nn.Module) -> Iterator[None]:
+def at_inference(module: nn.Module) -> Iterator[None]:
     """In evaluation mode without gradients; the mode of each part is put back."""
     modes = {m: m.training for m in module.modules()}
     module.eval()
@@ -81,11 +81,11 @@ def _input_name(module: nn.Module) -> str:
     return next(iter(inspect.signature(module.forward).parameters), "x")
 
 
-def _image(module: nn.Module, input_shape: tuple[int, ...], count: int = BATCH) -> Tensor:
-    """Random images, of the module's kind and where its weights are."""
+def images(module: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """A batch of random images, of the module's kind and where its weights are."""
     first = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = None if first.is_meta else torch.Generator(first.device).manual_seed(0)
-    return torch.rand((count, *input_shape), generator=generator, device=first.device, dtype=first.dtype)
+    generator = None if first.is_meta else torch.Generator(first.device).manual_seed(seed)
+    return torch.rand((BATCH, *input_shape), generator=generator, device=first.device, dtype=first.dtype)
 
 
 def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tuple[int, ...]) -> str:
@@ -145,12 +145,17 @@ def _check_images_are_apart(network: fx.GraphModule, images: Tensor) -> None:
 def _check_apart(node: fx.Node, together: Tensor, alone: list[Tensor]) -> None:
     if together.shape[:1] != (BATCH,) or any(one.shape != (1, *together.shape[1:]) for one in alone):
         raise UserError(f"{_place(node)} gives {tuple(together.shape)} for {BATCH} images; {_APART}")
-    expected = torch.cat(alone)
-    if together.is_meta or not together.is_floating_point():
-        return
-    tolerance = max(TOLERANCE, 100 * torch.finfo(together.dtype).eps) * expected.abs().nan_to_num(posinf=0).amax()
-    if not torch.allclose(together, expected, rtol=0, atol=float(tolerance), equal_nan=True):
+    if not are_close(together, torch.cat(alone)):
         raise UserError(f"{_place(node)} gives an image another result beside another image, or at random; {_APART}")
+
+
+def are_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to compute a tensor gave the same but for rounding; of what is rounded to whole numbers: yes."""
+    if expected.is_meta or not expected.is_floating_point() or not expected.numel():
+        return True
+    relative = max(TOLERANCE, 100 * torch.finfo(expected.dtype).eps)
+    absolute = relative * float(expected.abs().nan_to_num(posinf=0).amax())
+    return torch.allclose(found, expected, rtol=0, atol=absolute, equal_nan=True)
 
 
 def _place(node: fx.Node) -> str:
@@ -190,9 +195,9 @@ def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> T
 
     The run is two random images in evaluation mode without gradients; on meta tensors nothing is computed.
     """
-    with _at_inference(network):
+    with at_inference(network):
         try:
-            return _Shapes(network).run(_image(network, input_shape))
+            return _Shapes(network).run(images(network, input_shape))
         except UserError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:

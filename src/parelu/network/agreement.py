@@ -1,0 +1,97 @@
+"""That a network which was read computes what its module computes."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from parelu.errors import UserError
+from parelu.network import trace
+from parelu.network.outputs import chosen
+
+_SEED = 1  # of images other than those that a module is traced with
+_REMEDY = "write what comes between it and the layer before with modules of torch.nn and functions of torch"
+
+
+def check_agreement(
+    module: nn.Module,
+    network: fx.GraphModule,
+    input_shape: tuple[int, ...],
+    left_out: Callable[[Tensor], Tensor] = lambda logits: logits,
+    output: int | str | None = None,
+) -> None:
+    """Compare the outputs on two random images, at inference; on meta tensors there is nothing to compare.
+
+    Args:
+        left_out: what the module does with the network's logits.
+        output: which of the module's outputs is the logits.
+
+    Raises:
+        UserError: they are off by more than `trace.TOLERANCE`; it names the first layer where they are.
+    """
+    images = trace.images(module, input_shape, _SEED) * 4 - 2  # also what no image is: below 0, above 1
+    if images.is_meta:
+        return
+    with trace.at_inference(module), trace.at_inference(network):
+        expected = chosen(module(images.clone()), output)
+        found = left_out(network(images.clone()))
+        if _off(found, expected) == 0:
+            return
+        where = _first_layer_off(module, network, images)
+    what = (
+        f"its logits are off by {_off(found, expected):.1g} of their largest" if found.shape == expected.shape else ""
+    )
+    what = what or f"its logits are {tuple(found.shape[1:])} and not {tuple(expected.shape[1:])}"
+    raise UserError(
+        f"{where or type(module).__name__}: the network is read in another way than it computes ({what}); {_REMEDY}"
+    )
+
+
+def _off(found: Tensor, expected: Tensor) -> float:
+    """Largest error as a part of the largest number; 0 where it is none, infinity where the shapes differ."""
+    if found.shape != expected.shape:
+        return torch.inf
+    scale = float(expected.abs().nan_to_num(posinf=0).amax())
+    if trace.are_close(found, expected):
+        return 0
+    return float((found - expected).abs().amax()) / (scale or 1)
+
+
+def _first_layer_off(module: nn.Module, network: fx.GraphModule, images: Tensor) -> str:
+    """Path of the first layer that both call and that gives other numbers; "" where there is none."""
+    expected: dict[str, list[Tensor]] = collections.defaultdict(list)
+    kinds = {path: type(part) for path, part in module.named_modules() if not [*part.children()]}
+    hooks = [
+        module.get_submodule(path).register_forward_hook(
+            lambda part, given, result, path=path: expected[path].append(result.clone())
+        )
+        for path in kinds
+    ]
+    try:
+        module(images.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _Compared(network, kinds, expected).first_off(images)
+
+
+class _Compared(fx.Interpreter):
+    def __init__(self, network: fx.GraphModule, kinds: dict[str, type], expected: dict[str, list[Tensor]]) -> None:
+        super().__init__(network)
+        self._kinds, self._expected, self._off = kinds, expected, ""
+
+    def first_off(self, images: Tensor) -> str:
+        self.run(images.clone())
+        return self._off
+
+    def run_node(self, n: fx.Node) -> Tensor:
+        result = super().run_node(n)
+        path = str(n.target)
+        if n.op == "call_module" and self._kinds.get(path) is type(trace.called_module(n)) and self._expected[path]:
+            wanted = self._expected[path].pop(0)
+            if not self._off and (result.shape != wanted.shape or not trace.are_close(result, wanted)):
+                self._off = path
+        return result
