@@ -283,7 +283,7 @@ def test_bench_measures_what_was_reduced(own):
         ({"model": Choosy()}, "cannot be traced"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(9, 3))}, "the network does not take an input of shape 1x6x6"),
         ({"model": nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 3))}, "0: MaxPool2d is not supported"),
-        ({"model": Pair()}, "the network returns a tuple, not one tensor (batch, classes); it has 0 3, 1 3: give"),
+        ({"model": Pair()}, "the network returns a tuple, not one tensor (batch, classes); choose one with --output: 0 (3), 1 (3)"),
         ({"model": Own(2)}, "the network gives (2,) outputs, the data set has 3 classes"),
         ({"seed": 1.5}, "seed is 1.5; it should be a whole number"),
         ({"workers": 0}, "workers is 0; it should be a whole number, 1 or more"),
