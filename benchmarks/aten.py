@@ -76,6 +76,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.cost = Cost()
         self.images, self.trained = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self.padded = WeakTensorKeyDictionary()  # tensor → the −∞ around it: left, right, top, bottom
         for parameter in module.parameters():
             self.trained[parameter] = True
 
@@ -94,6 +95,7 @@ class _Counter(TorchDispatchMode):
         return result
 
     def _add(self, op: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:
+        """Count an op that reads the image."""
         cost, elements = self.cost, made[0].numel() if made else 0
         if op in RELUS:
             cost.relus += RELUS[op] * elements
@@ -114,26 +116,33 @@ class _Counter(TorchDispatchMode):
             cost.sigmoids += elements
         elif op in SMOOTH:
             cost.smooth[str(op).split(".")[-1]] += elements
+        elif op is aten.constant_pad_nd and len(args) > 2 and args[2] == -math.inf:
+            self.padded[made[0]] = args[1]
         else:
-            cost.comparisons += _comparisons(op, args, kwargs, made)
+            padded = self.padded.get(args[0], (0, 0, 0, 0)) if isinstance(args[0], Tensor) else ()
+            cost.comparisons += _comparisons(op, args, made, padded)
         if op in PRODUCTS and all(isinstance(factor, Tensor) and factor in self.images for factor in args[:2]):
             cost.products += elements
 
 
-def _comparisons(op: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Sequence[Tensor]) -> int:
-    """Of a max-pool; 0 of any other op."""
+def _comparisons(op: Any, args: Sequence[Any], made: Sequence[Tensor], padded: Sequence[int]) -> int:
+    """Of a max-pool; 0 of any other op. padded: left, right, top, bottom of its input."""
+    if op is aten.amax:
+        return args[0].numel() - made[0].numel()
     if op in (aten.max_pool2d_with_indices, aten.max_pool2d):
+        left, right, top, bottom = padded
+        height, width = args[0].shape[-2] - top - bottom, args[0].shape[-1] - left - right
         kernel, stride, padding, dilation = map(_two, (*args[1:5], *(args[1], 0, 1)[len(args) - 2 :]))
-        sides = zip(args[0].shape[-2:], made[0].shape[-2:], kernel, stride, padding, dilation, strict=True)
+        padding = padding[0] + top, padding[1] + left
+        sides = zip((height, width), made[0].shape[-2:], kernel, stride, padding, dilation, strict=True)
         windows = [_windows(*side) for side in sides]
     elif op is aten.adaptive_max_pool2d:
-        sides = zip(args[0].shape[-2:], made[0].shape[-2:], strict=True)
+        height, width = args[0].shape[-2:]
+        sides = zip((height, width), made[0].shape[-2:], strict=True)
         windows = [[range(i * n // m, -(-(i + 1) * n // m)) for i in range(m)] for n, m in sides]
-    elif op is aten.amax:
-        return args[0].numel() - made[0].numel()
     else:
         return 0
-    (height, width), (rows, columns) = args[0].shape[-2:], made[0].shape[-2:]
+    rows, columns = made[0].shape[-2:]
     in_rows, in_columns = map(_compared, windows)
     maps = math.prod(made[0].shape[:-2])
     return maps * min(in_rows * width + in_columns * rows, in_columns * height + in_rows * columns)

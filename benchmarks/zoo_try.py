@@ -22,7 +22,7 @@ import zoo_list
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.network import replacements
+from parelu.network import gates, replacements
 from parelu.network.count import count
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
@@ -64,14 +64,17 @@ def counted(name: str) -> dict[str, Any]:
 
 
 def _difference(network: Network, cost: aten.Cost) -> str:
-    """How the network's counts differ from those dispatched; "" where they are the same."""
+    """How the network's counts differ from those dispatched; "" where they are the same.
+
+    The sigmoid of a gate counts as the ReLUs that it is made of.
+    """
     try:
         counts = count(network)
     except UserError as error:
         return str(error).splitlines()[0]
     pairs = {
-        "ReLUs": (counts.relus, cost.relus),
-        "comparisons": (getattr(counts, "comparisons", 0), cost.comparisons),
+        "ReLUs": (counts.relus, cost.relus + len(gates.sigmoid().places) * cost.sigmoids),
+        "comparisons": (counts.comparisons, cost.comparisons),
         "MACs": (counts.macs, cost.macs),
     }
     return ", ".join(f"{ours:,} {name}, not {theirs:,}" for name, (ours, theirs) in pairs.items() if ours != theirs)
