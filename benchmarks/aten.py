@@ -114,6 +114,8 @@ class _Counter(TorchDispatchMode):
             cost.macs += elements * args[1].shape[-1]
         elif op in SIGMOIDS:
             cost.sigmoids += elements
+        elif op is aten._softmax and args[0].shape[args[1]] == 2:  # the sigmoid of a difference, and the rest to 1
+            cost.sigmoids += elements // 2
         elif op in SMOOTH:
             cost.smooth[str(op).split(".")[-1]] += elements
         elif op is aten.constant_pad_nd and len(args) > 2 and args[2] == -math.inf:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import json
 import time
 import traceback
@@ -36,30 +37,34 @@ CALIBRATION, IMAGES = 16, 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def skeleton(name: str) -> nn.Module:
-    """Without numbers in its weights; with them where a fixed filter, such as a blur, tells what a convolution is."""
+def skeleton(name: str) -> tuple[nn.Module, aten.Cost]:
+    """A network without numbers in its weights, and what it costs.
+
+    With numbers where a fixed filter, such as a blur, tells what a convolution is.
+    """
     build = dict(zoo_list.builders())[name]
     try:
         with torch.device("meta"):
             module = build().eval()
     except NotImplementedError:  # some compute their widths with tensors
         module = build().to("meta").eval()
-    return build().eval() if aten.count(module, SHAPE).filtered else module
+    cost = aten.count(module, SHAPE)
+    return build().eval() if cost.filtered else module, cost
 
 
 def counted(name: str) -> dict[str, Any]:
     """A row: what is counted, and what is in the way before and after `--replace all`."""
-    cost = aten.count(skeleton(name), SHAPE)
+    module, cost = skeleton(name)
     found = {"relus": cost.relus, "comparisons": cost.comparisons, "macs": cost.macs}
     try:
-        network = instrument(skeleton(name), SHAPE)
+        network = instrument(copy.deepcopy(module), SHAPE)
         found |= {"counted": _difference(network, cost), "in_the_way": _in_the_way(network)}
     except UserError as error:
         line = str(error).splitlines()[0]
         found |= {"counted": line, "in_the_way": line}
     except Exception as error:  # the row says so, and the others go on
         found |= {"counted": "traceback", "in_the_way": _place(error)}
-    found["replaced"] = _replaced(name) if found["in_the_way"] else ""
+    found["replaced"] = _replaced(module) if found["in_the_way"] else ""
     return found
 
 
@@ -88,10 +93,10 @@ def _in_the_way(network: Network) -> str:
     return "; ".join(f"{op} × {n} ({first[op].path}: {first[op].remedy})" for op, n in often.items())
 
 
-def _replaced(name: str) -> str:
+def _replaced(module: nn.Module) -> str:
     """What is in the way after `--replace all`."""
     try:
-        return _in_the_way(instrument(skeleton(name), SHAPE, replacements.parsed("all")))
+        return _in_the_way(instrument(module, SHAPE, replacements.parsed("all")))
     except UserError as error:
         return str(error).splitlines()[0]
     except Exception as error:

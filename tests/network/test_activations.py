@@ -224,6 +224,34 @@ def test_a_gate_without_relus_is_open():
     assert torch.allclose(network(images()), whole[0].conv(images()).flatten(1), atol=1e-5)
 
 
+@pytest.mark.parametrize("function", [nn.Softmax(1), lambda x: F.softmax(x, dim=-4), lambda x: x.softmax(1)])
+def test_a_softmax_of_two_branches_runs_as_it_is(function):
+    """As of selective kernels: two numbers for each channel, which weigh two maps."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.down, self.softmax = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1), Called(function)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            weights = self.softmax(self.down(x.mean((2, 3), keepdim=True)).view(-1, 2, 6, 1, 1))
+            return (x.view(-1, 2, 6, *x.shape[2:]) * weights).sum(1).flatten(1)
+
+    torch.manual_seed(0)
+    whole, network = logits_of(Branches())
+    assert not ops.unsupported(network)
+    assert (network(images()) - whole(images())).abs().max() <= 2 * whole[0].conv(
+        images()
+    ).abs().max() * gates.LARGEST_ERROR
+    assert count(network).relus == 6 * len(gates.sigmoid().places)
+
+
+def test_a_softmax_of_three_is_refused():
+    (problem,) = ops.unsupported(instrument(nn.Sequential(Called(lambda x: x.softmax(1)), nn.Flatten()), SHAPE))
+    assert problem.op == "softmax"
+
+
 def test_a_hard_gate_is_exact():
     whole, network = logits_of(Excited(nn.Hardsigmoid()))
     assert torch.allclose(network(images()), whole(images()), atol=1e-5)

@@ -135,6 +135,23 @@ def sigmoid(node: fx.Node, builder: Builder) -> fx.Node | None:
     source = node.all_input_nodes[0]
     if not gates.is_gate(node):
         return None
+    return _gate(builder, source)
+
+
+def softmax(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """Of two numbers for each channel or position: the sigmoid of their difference, and what it lacks to 1."""
+    source, dim = _read(node, builder, ("dim", None))
+    shape = source.meta["shape"]
+    axis = dim % (len(shape) + 1) - 1 if isinstance(dim, int) else -1
+    others = [size for d, size in enumerate(shape) if d != axis]
+    if axis < 0 or shape[axis] != 2 or math.prod(others) != max(others, default=1):
+        return None
+    first, second = (builder.call(functions.select, source, axis, (place,)) for place in (0, 1))
+    gate = _gate(builder, builder.call(torch.sub, first, second))
+    return builder.call(torch.cat, (gate, line(builder, gate, -1.0, 1.0)), axis + 1)
+
+
+def _gate(builder: Builder, source: fx.Node) -> fx.Node:
     knots = gates.sigmoid()
     builder.note(
         f"the sigmoid of a gate became a piecewise linear function of {len(knots.places)} ReLUs, off by at most "
@@ -240,4 +257,5 @@ ACTIVATIONS: Mapping[Any, Rule] = {
     **_named(maximum, "maximum", "max", "fmax"),
     **_named(minimum, "minimum", "min", "fmin"),
     **_named(sigmoid, "sigmoid", module=nn.Sigmoid),
+    **_named(softmax, "softmax", module=nn.Softmax),
 }
