@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models.in_memory import InMemory
+from parelu.models.external import read
 from parelu.network.count import skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
@@ -86,7 +86,7 @@ class Network:
 
 
 def own(depths: tuple[int, ...], size: int, classes: int, *, narrow: bool, large: bool) -> Any:
-    return InMemory.of(resnet(depths, classes, narrow=narrow, large=large), (3, size, size), classes)
+    return read(resnet(depths, classes, narrow=narrow, large=large), (3, size, size), classes, "resnet").spec
 
 
 NETWORKS = {

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from parelu import data
 from parelu.data.dataset import Dataset
@@ -23,7 +24,7 @@ from parelu.data.images import read_image
 from parelu.data.memory import from_memory
 from parelu.errors import UserError
 from parelu.methods.base import Method, methods
-from parelu.models.in_memory import InMemory
+from parelu.models.external import Reading, copied, fresh_copy, read
 from parelu.network.cache import folder as cache_folder
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, skeleton
@@ -142,25 +143,13 @@ def count(model: nn.Module | Candidate | Spec | str, input_shape: Shape | None =
     return count_network(instrument(_module(model), _shape(input_shape)))
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> Candidate:
-    """A candidate from its folder, RUN/candidates/NAME.
-
-    Args:
-        model: the module that it was made of, where it was one in memory: a file holds no code.
+def load(folder: str | Path) -> Candidate:
+    """A candidate from its folder, RUN/candidates/NAME, which holds all of it: no code of yours is needed again.
 
     Raises:
-        UserError: the folder holds no candidate, or it was damaged, or is of another module.
+        UserError: the folder holds no candidate, or it was damaged.
     """
-    candidate = Candidate.load(Path(folder))
-    if model is None:
-        return candidate
-    spec = InMemory.of(_module(model), candidate.spec.input, candidate.spec.classes)
-    if spec != candidate.spec:
-        raise UserError(
-            f"{folder} is not of this module: it is a {candidate.spec.to_json().get('target', 'named network')}"
-            " of other layers; give the module that was reduced, or none"
-        )
-    return candidate
+    return Candidate.load(Path(folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +206,7 @@ def reduce(
     budget: int | float | str | Sequence[int | float | str] = (),
     run: str | Path,
     training: Training | str = "paper",
-    pretrained: bool = True,
+    pretrained: bool | None = None,
     weights: Mapping[str, Tensor] | str | Path | None = None,
     input_shape: Shape | None = None,
     seed: int = 0,
@@ -236,8 +225,9 @@ def reduce(
         run: the run folder.
         training: of each network: "paper", the papers' 120 epochs; "short", some epochs of one-cycle training; or a
             `Training`.
-        pretrained: whether the module's own weights are those of the trained full-ReLU network; else it is trained
-            first, from fresh weights. A name's network is trained first unless it has `weights`.
+        pretrained: whether the network's own weights are those of the trained full-ReLU network; else that is trained
+            first, from fresh weights of the same scale. Left out, a module's are, and those that code of yours builds
+            by its name are not.
         weights: of the trained full-ReLU network: a state dict, a candidate's folder, a safetensors file or a
             checkpoint of torch.
         input_shape: (C, H, W) of the network, where the images are of another shape.
@@ -257,14 +247,12 @@ def reduce(
         own = data.load(dataset, input_shape=input_shape)
     else:
         source = own = from_memory(dataset)
+    given: Any = _path(weights)
     network: Any = model
     if not isinstance(model, str):
-        module, shape = _module(model), _shape(input_shape or own.input_shape)
-        traced = instrument(module, shape)
-        count(traced)  # refuse, before anything is trained, what cannot be counted
-        network = InMemory.of(module, shape, own.classes)
-        if weights is None and pretrained:
-            weights = {name: _single(tensor.detach().cpu()) for name, tensor in traced.state_dict().items()}
+        is_trained = pretrained is not False or weights is not None
+        found = _read(_module(model), _shape(input_shape or own.input_shape), own.classes, given, is_trained)
+        network, given, pretrained = found.spec, found.weights if is_trained else None, False
     experiment = Experiment(
         model=network,
         data=source,
@@ -272,7 +260,8 @@ def reduce(
         training=schedule,
         seed=seed,
         input=input_shape,
-        weights=_path(weights),
+        weights=given,
+        pretrained=bool(pretrained),
     )
     in_memory = not isinstance(model, str) or not isinstance(dataset, str)
     alone = workers == 1 or (in_memory and workers is None)
@@ -332,8 +321,15 @@ def _whole(name: str, number: Any) -> int:
         raise UserError(f"{name} is {number!r}; it should be a whole number") from None
 
 
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _read(module: nn.Module, shape: Shape, classes: int, weights: Any, is_trained: bool) -> Reading:
+    """A module as a graph, which is left as it is; what it computes and trains, also of frozen parts, is a copy's."""
+    if any(isinstance(tensor, UninitializedParameter) for tensor in module.parameters()):
+        instrument(module, shape)  # its layers get their shapes, as with the first image
+    if not is_trained:
+        module = fresh_copy(module)
+    elif weights is not None:
+        module = copied(module)
+    return read(module, shape, classes, type(module).__qualname__, weights)
 
 
 def _method(method: Method | str) -> Method:

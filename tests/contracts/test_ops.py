@@ -16,7 +16,7 @@ from two_parties import images_of, lowered_of, preprocessing_of, ready
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, nothing
 from parelu.fusion.packing import seconds
-from parelu.models.graph import graph_of, weights_of
+from parelu.models.writing import graph_of, weights_of
 from parelu.network import ops, replacements, trace
 from parelu.network.candidate import Candidate
 from parelu.network.count import count

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from parelu.errors import UserError
-from parelu.models.graph import Graph, graph_of, weights_of
+from parelu.models.graph import Graph
+from parelu.models.writing import graph_of, weights_of
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from commands import run
+from commands import refused, run
 from conftest import Silent
 from two_parties import Pair, images_of
 
@@ -51,25 +51,23 @@ def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
             assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
 
 
-@pytest.mark.slow
-def test_squeeze_and_excitation_is_reduced_but_not_lowered(in_process, tmp_path):
-    done = fisher("efficientnet-b0 (relu) m=8", tmp_path)
-    (record,) = [r for r in done.candidates() if r.metrics.method == "fisher"]
-    assert record.metrics.relus == round(0.3 * record.metrics.relus_full)
-    found = problems(done.candidate(record.name).network())
-    assert len(found) == 16 and all("the sigmoid of a gate" in str(problem) for problem in found)
-
-
-def test_inspect_counts_squeeze_and_excitation(capsys):
-    """AutoReP's count has its 626 ReLUs; a secure program it has not."""
-    assert run("inspect", "efficientnet-b2 (relu)", "--input", "3x224x224", "--classes", "1000", "--json") == 2
-    printed = capsys.readouterr()
-    counts = json.loads(printed.out)
-    gates = {site: relus for site, relus in counts["sites"].items() if site.endswith(".gate")}
-    assert counts["relus"] - sum(gates.values()) == 8_804_162
-    squeezes = {site: relus for site, relus in counts["sites"].items() if counts["sites"][site] < 100}
-    assert len(squeezes) == len(gates) == 23 and sum(squeezes.values()) == 626
-    assert "leave squeeze-and-excitation out" in printed.err
+def test_what_cannot_run_privately_is_counted_but_not_trained(capsys, in_process, tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))\n"
+    )
+    name = f"{tmp_path}/nets.py:build"
+    assert run("inspect", name, "--input", "1x8x8", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["relus"] == 72 and counts["macs"] == 72 * 9 + 720 and counts["private"] is None
+    assert counts["unsupported"][0].startswith("1: gelu is not supported; --replace gelu=relu")
+    assert run("inspect", name, "--input", "1x8x8") == 0
+    assert "1: gelu is not supported; --replace gelu=relu" in capsys.readouterr().out
+    for command in (["train"], ["reduce", "random", "--budget", "5"]):
+        line = refused(capsys, *command, "--model", name, "--run", str(tmp_path / "run"))
+        assert line.startswith("1: gelu is not supported; --replace gelu=relu")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", [*SECURE, "efficientnet-b0 (relu, no se) m=8"])
@@ -90,12 +88,13 @@ def test_an_untrained_network_has_a_program(name):
         ("def build():\n    raise ValueError('bad\\nworse')", "own.py, line 2); mend it and run again"),
         (
             "def build(width): ...",
-            "own:build failed: TypeError: build() missing 1 required positional argument: 'width'",
+            "own:build needs width; give those a default, or name a function that calls it",
         ),
-        ("build = 3", "own:build failed: TypeError: 3 is not a callable object"),
+        ("build = 3", "own:build is a int; name a function or class that builds the network"),
+        ("def build(): return 3", "own:build returned a int, not a torch.nn.Module"),
         ("", "own:build: module 'own' has no attribute 'build'; is its folder on PYTHONPATH?"),
     ],
-    ids=["syntax", "import", "call", "argument", "no callable", "no name"],
+    ids=["syntax", "import", "call", "argument", "no callable", "no module", "no name"],
 )
 def test_a_users_builder_that_fails_is_one_line(tmp_path, monkeypatch, code, message):
     (tmp_path / "own.py").write_text(code)

@@ -139,5 +139,5 @@ def test_files_made_on_purpose_are_checked(tmp_path, changes, message):
 def test_a_file_does_not_choose_which_code_runs(tmp_path):
     candidate().save(tmp_path)
     rewritten(tmp_path, spec={"family": "external", "input": [1, 8, 8], "classes": 10, "target": "os:getcwd"})
-    with pytest.raises(UserError, match="name it yourself: --model os:getcwd where a command trains"):
-        Candidate.load(tmp_path).network()
+    with pytest.raises(UserError, match="a file does not decide which code runs"):
+        Candidate.load(tmp_path)

@@ -168,8 +168,8 @@ def test_recipes_can_be_conducted(name):
     assert len({one.seed for one in experiments}) == len(experiments) >= 1
     for one in experiments:
         if data.available(one.data):
-            source, spec = experiment.prepare(dataclasses.replace(one, images=min(one.images or 100, 100)))
-            assert spec.input == source.input
+            found = experiment.prepare(dataclasses.replace(one, images=min(one.images or 100, 100)))
+            assert found.spec.input == found.source.input
 
 
 @pytest.mark.parametrize(

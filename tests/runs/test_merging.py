@@ -11,7 +11,8 @@ from two_parties import Residual, ready
 
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse
-from parelu.models.graph import Graph, graph_of, weights_of
+from parelu.models.graph import Graph
+from parelu.models.writing import graph_of, weights_of
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.plan import Plan

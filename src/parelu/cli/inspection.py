@@ -60,8 +60,6 @@ class Inspect(_Network):
         subject = self.subject()
         lowered, unsupported = api.program_of(subject)
         print(inspection(subject.spec, self.title, subject.plan, lowered, unsupported, as_json=self.json))
-        if unsupported:
-            raise UserError("\n".join(map(str, unsupported)))
 
 
 @dataclasses.dataclass(frozen=True)

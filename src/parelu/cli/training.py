@@ -165,8 +165,9 @@ class Recipe:
         if self.dry_run:
             for one in experiments:
                 print(json.dumps(one.config(), indent=1))
-                source, spec = api.prepare(one)
-                say(f"seed {one.seed}: {api.count(spec).relus:,} ReLUs, input {'x'.join(map(str, source.input))}")
+                found = api.prepare(one)
+                shape = "x".join(map(str, found.source.input))
+                say(f"seed {one.seed}: {api.count(found.spec).relus:,} ReLUs, input {shape}")
             return
         runs = [_run(one, folder / f"seed{one.seed}") for one in experiments]
         print_frontier(runs)

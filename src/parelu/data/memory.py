@@ -72,23 +72,24 @@ def from_memory(
         validation=held_out,
         test=tested,
         classes=number,
-        mean=_numbers("mean", mean, found[0]),
-        std=_numbers("std", std, found[1]),
+        mean=numbers("mean", mean, found[0]),
+        std=numbers("std", std, found[1]),
         augmentation=augmentation or Augmentation(),
     )
 
 
-def _numbers(name: str, given: Sequence[float] | None, own: tuple[float, ...]) -> tuple[float, ...]:
+def numbers(name: str, given: Sequence[float] | None, own: tuple[float, ...]) -> tuple[float, ...]:
+    """A mean or a standard deviation as it is given, else a data set's own; raises `UserError` for what is none."""
     if given is None:
         return own
     try:
-        numbers = tuple(float(number) for number in given)
+        found = tuple(float(number) for number in given)
     except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != len(own) or not all(0 <= number <= 1 for number in numbers) or (name == "std" and 0 in numbers):
+        found = ()
+    if len(found) != len(own) or not all(0 <= number <= 1 for number in found) or (name == "std" and 0 in found):
         what = "one a channel, where 1 is the full range of a pixel"
         raise UserError(f"{name} is {given!r}; it should be {len(own)} {_MOMENTS[name]}, {what}")
-    return numbers
+    return found
 
 
 _MOMENTS = {"mean": "numbers from 0 to 1", "std": "numbers above 0, at most 1"}

@@ -1,100 +1,290 @@
-"""A network of the user's own: `package.module:callable`, which returns a torch.fx-traceable module.
-
-`torchvision:NAME` and `timm:NAME` are networks of these libraries, where they are installed.
-"""
+"""Networks that code outside of parelu builds: read once, and written as graphs. No file names code that runs later."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import functools
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
 import traceback
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.models import libraries
-from parelu.network.spec import Spec
+from parelu.models import libraries, weights
+from parelu.models.graph import Graph
+from parelu.models.writing import graph_of, weights_of
+from parelu.network import trace
+from parelu.network.instrument import instrument
+from parelu.network.weights import fit_weights
 
-_permitted: set[str] = set()
+Shape = tuple[int, int, int]
+Source = Path | Mapping[str, Tensor]
 
-
-def permitted() -> frozenset[str]:
-    """What a user of this process named as code to run."""
-    return frozenset(_permitted)
-
-
-def permit(targets: frozenset[str]) -> None:
-    """Take over `permitted()` of the process that started this one."""
-    _permitted.update(targets)
+_NAME = re.compile(r"([\w.]+|.+\.py):([\w.-]+)")
+_FILE = re.compile(r".+\.onnx")
 
 
-@dataclasses.dataclass(frozen=True)
-class External(Spec):
-    """A builder outside parelu.
+class External(Graph):
+    """Names of networks that are built by code, or read from a file of another format: each is a `Graph`.
 
-    The callable is called with `num_classes=classes` where it takes that argument, else with nothing; a library's
-    network gets the classes, and timm's the channels of the input, without trained weights. Its channels
-    cannot be scaled. A file never decides which code runs: a spec that was read from one builds only what
-    `from_name` was given in this process.
+        package.module:callable     a builder that Python finds
+        folder/net.py:callable      one in a file, which may import what lies beside it
+        torchvision:NAME, timm:NAME
+        net.onnx
 
-    Attributes:
-        target: "package.module:callable".
+    A builder is called with `num_classes` and `in_channels` where it takes these, else with nothing.
     """
 
     family: ClassVar[str] = "external"
     examples: ClassVar[tuple[str, ...]] = (
         "package.module:callable (your own)",
+        "net.py:callable",
         "torchvision:NAME",
         "timm:NAME",
+        "net.onnx",
     )
 
-    target: str
-
     @classmethod
-    def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> External | None:
-        if not re.fullmatch(r"[\w.]+:[\w.]+", name):
-            return None
-        _permitted.add(name)
-        return cls(input, classes, name)
-
-    def scale_channels(self, factor: float) -> External:
-        raise UserError(f"{self.target}: the channels of your own network cannot be scaled by {factor:g}")
-
-    def module(self) -> nn.Module:
-        if self.target not in _permitted:
-            raise UserError(
-                f"this network is built by {self.target}, and a file does not decide which code runs; "
-                f"name it yourself: --model {self.target} where a command trains, spec_of({self.target!r}, …) in Python"
-            )
-        path, _, name = self.target.partition(":")
-        with torch.device("cpu"):  # also where only a skeleton is wanted: a user's code may read its initial values
-            if path in libraries.LIBRARIES:
-                module = libraries.build(path, name, self.input[0], self.classes)
-            else:
-                module = _built(path, name, self.classes)
-        if not isinstance(module, nn.Module):
-            raise UserError(f"{self.target} returned a {type(module).__name__}, not a torch.nn.Module")
-        return module
+    def from_name(cls, name: str, input: Shape, classes: int) -> Graph | None:
+        return read_name(name, input, classes).spec if is_external(name) else None
 
 
-def _built(path: str, name: str, classes: int) -> object:
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A network as it was read.
+
+    Attributes:
+        weights: of the module that `spec` builds: those that the builder, the module or the file has.
+    """
+
+    spec: Graph
+    weights: Mapping[str, Tensor]
+
+
+def is_external(name: str) -> bool:
+    return bool(_NAME.fullmatch(name.strip()) or _FILE.fullmatch(name.strip()))
+
+
+def read_name(
+    name: str, input: Shape, classes: int, trained: Source | None = None, output: int | str | None = None
+) -> Reading:
+    """The network of a name that `is_external`; fresh weights are always drawn the same.
+
+    Args:
+        trained: weights to load before it is read.
+        output: which of several outputs is the logits.
+
+    Raises:
+        UserError: the name has no network, its code raises, it cannot be read, or the weights do not fit.
+    """
+    name = name.strip()
+    with torch.random.fork_rng(devices=()), torch.device("cpu"):
+        torch.manual_seed(0)
+        if is_trained(name):
+            module, notes = _from_onnx(Path(name), input, classes)
+        else:
+            module, notes = _module(name, input, classes), ()
+    found = read(module, input, classes, name, trained, output)
+    return dataclasses.replace(found, spec=_noted(found.spec, notes))
+
+
+def read(
+    module: nn.Module,
+    input: Shape,
+    classes: int,
+    source: str,
+    trained: Source | None = None,
+    output: int | str | None = None,
+) -> Reading:
+    """A module as a graph, with the weights that it has, or `trained` ones. source: what it is called."""
+    notes: tuple[str, ...] = ()
+    found = None if trained is None else weights.read_weights(trained)
+    later: UserError | None = None
+    if found is not None:
+        try:
+            fitting, notes = fit_weights(module, found)
+            module.load_state_dict(fitting)
+        except UserError as error:  # they may be of the network that was read of it before
+            later = error
+    network = instrument(module, input, output=output)
+    if trace.output_shape(network) != (classes,):
+        shape = "x".join(map(str, trace.output_shape(network)))
+        raise UserError(f"{source} gives {shape} outputs for an image, not {classes}: build it for {classes} classes")
+    spec = graph_of(network, classes, source)
+    own = {name: _single(tensor) for name, tensor in weights_of(spec, network).items()}
+    if later is not None and found is not None:
+        if set(found) != set(own):
+            raise later
+        own = {name: _single(found[name]) for name in own}
+    return Reading(_noted(spec, notes), own)
+
+
+def _noted(spec: Graph, notes: tuple[str, ...]) -> Graph:
+    return dataclasses.replace(spec, notes="\n".join(filter(None, (spec.notes, *notes))))
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy; raises `UserError` for a module that has none."""
     try:
-        builder = getattr(importlib.import_module(path), name)
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise UserError(f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
+
+
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parts that have `reset_parameters`, as torch's layers do, are drawn anew, always the same."""
+    module = copied(module)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        for part in module.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return module
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """On the CPU, and in single precision."""
+    return tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.detach().cpu()
+
+
+def _module(name: str, input: Shape, classes: int) -> nn.Module:
+    found = _NAME.fullmatch(name)
+    assert found, "of a name that is external"
+    path, called = found[1], found[2]
+    if path in libraries.LIBRARIES:
+        module: Any = libraries.build(path, called, input[0], classes)
+    else:
+        with _importable(path) as imported:
+            module = _built(path, imported, called, input[0], classes)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{name} returned a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def input_of(name: str) -> Shape | None:
+    """(C, H, W) of the images that a file's network reads; None where a name leaves that to the user."""
+    path = Path(name.strip())
+    return _onnx(path, _changed(path), None)[1] if _FILE.fullmatch(str(path)) else None
+
+
+def classes_of(name: str) -> int | None:
+    """How many a file's network tells apart; None where a name leaves that to the user."""
+    path = Path(name.strip())
+    return _onnx(path, _changed(path), None)[2] if _FILE.fullmatch(str(path)) else None
+
+
+def is_trained(name: str) -> bool:
+    """Whether what a name stands for has the weights of a training."""
+    return bool(_FILE.fullmatch(name.strip()))
+
+
+def _changed(path: Path) -> float:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a network's name, or a file")
+    return path.stat().st_mtime
+
+
+@functools.lru_cache(1)
+def _onnx(path: Path, changed: float, input: Shape | None) -> tuple[nn.Module, Shape, int, tuple[str, ...]]:
+    from parelu.models.onnx import read_onnx  # a library that is optional
+
+    found = read_onnx(path, input)
+    return found.module, found.input, found.classes, found.notes
+
+
+def _from_onnx(path: Path, input: Shape, classes: int) -> tuple[nn.Module, tuple[str, ...]]:
+    module, shape, outputs, notes = _onnx(path, _changed(path), input)
+    if tuple(shape) != tuple(input):
+        wanted, given = ("x".join(map(str, one)) for one in (shape, input))
+        raise UserError(f"{path} reads images of {wanted}, not {given}: give --input {wanted}")
+    if outputs != classes:
+        raise UserError(
+            f"{path} tells {outputs} classes apart, not {classes}: give --classes {outputs}, or data of as many"
+        )
+    return module, notes
+
+
+@contextlib.contextmanager
+def _importable(path: str) -> Iterator[str]:
+    """The name that a module is imported by; of a file, while its folder is on Python's path."""
+    if not path.endswith(".py"):
+        yield path
+        return
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise UserError(f"there is no file {path}; give FILE.py:CALLABLE")
+    before, modules = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(file.parent))
+    name = f"parelu_read_{file.stem}" if file.stem.isidentifier() else "parelu_read_file"
+    sys.modules.pop(name, None)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader, "a file that ends in .py"
+    try:
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except Exception as error:  # whatever a user's code raises, a SyntaxError among it
+            raise _failed(path, "", error) from error
+        yield name
+    finally:
+        sys.path[:] = before
+        for other in set(sys.modules) - modules:
+            if str(getattr(sys.modules[other], "__file__", "")).startswith(str(file.parent)):
+                del sys.modules[other]  # another file's neighbour may have the same name
+
+
+def _built(path: str, imported: str, called: str, channels: int, classes: int) -> object:
+    try:
+        builder: Any = importlib.import_module(imported)
+        for part in called.split("."):
+            builder = getattr(builder, part)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}:{name}: {error}; is its folder on PYTHONPATH?") from error
+        reason = str(error).replace(imported, path)
+        raise UserError(
+            f"{path}:{called}: {reason}" + ("" if path.endswith(".py") else "; is its folder on PYTHONPATH?")
+        ) from error
     except Exception as error:  # whatever a user's code raises, a SyntaxError among it
-        raise _failed(path, name, error) from error
+        raise _failed(path, called, error) from error
+    if isinstance(builder, nn.Module):
+        return builder
+    if not callable(builder):
+        raise UserError(
+            f"{path}:{called} is a {type(builder).__name__}; name a function or class that builds the network"
+        )
+    given = _arguments(builder, {"num_classes": classes, "in_channels": channels}, f"{path}:{called}")
     try:
-        takes_classes = "num_classes" in inspect.signature(builder).parameters
-        return builder(num_classes=classes) if takes_classes else builder()
+        return builder(**given)
     except UserError:
         raise
     except Exception as error:
-        raise _failed(path, name, error) from error
+        raise _failed(path, called, error) from error
+
+
+def _arguments(builder: Any, known: dict[str, int], name: str) -> dict[str, int]:
+    """Those of the known arguments that a builder takes."""
+    try:
+        parameters = inspect.signature(builder).parameters
+    except (TypeError, ValueError):  # of what is written in C
+        return {}
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in kinds and n not in known]
+    if needed:
+        raise UserError(
+            f"{name} needs {', '.join(needed)}; give those a default, or name a function that calls it "
+            "(num_classes and in_channels are given)"
+        )
+    return {argument: value for argument, value in known.items() if argument in parameters}
 
 
 def _failed(path: str, name: str, error: Exception) -> UserError:
@@ -102,5 +292,8 @@ def _failed(path: str, name: str, error: Exception) -> UserError:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    if not own and isinstance(error, SyntaxError) and error.filename:
+        place = f" ({error.filename}, line {error.lineno})"
     reason = (str(error).splitlines() or [""])[0]
-    return UserError(f"{path}:{name} failed: {type(error).__name__}: {reason}{place}; mend it and run again")
+    shown = f"{path}:{name}" if name else path
+    return UserError(f"{shown} failed: {type(error).__name__}: {reason}{place}; mend it and run again")

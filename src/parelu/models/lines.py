@@ -235,7 +235,8 @@ def _dropout(line: Line) -> nn.Module:
 
 
 def _affine(line: Line) -> nn.Module:
-    return functions.Affine(tuple(map(int, line.numbers)))
+    trained = [name for name, flag in zip(("weight", "bias"), line.option("trained"), strict=True) if flag]
+    return functions.Affine(tuple(map(int, line.numbers)), trained)
 
 
 def _resample(line: Line) -> nn.Module:
@@ -294,7 +295,7 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "relu": Kind(lambda line: nn.ReLU(), has_label=True, options={"block": ((PLACE,), (-1,))}),
-    "affine": Kind(_affine, numbers=(), more=SIZE),
+    "affine": Kind(_affine, more=SIZE, options={"trained": ((FLAG, FLAG), (1, 1))}),
     "resample": Kind(_resample, numbers=(AXIS, SIZE, SIZE), more=REAL),
     "dropout": Kind(_dropout, numbers=(FRACTION,), options={"dims": ((Range(1, 2),), (1,))}),
     "parameter": Kind(lambda line: nn.Identity(), reads=0, more=SIZE),

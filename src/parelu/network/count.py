@@ -60,15 +60,16 @@ class Counts:
         return dataclasses.asdict(self)
 
 
-def count(network: Network) -> Counts:
+def count(network: Network, *, skips: bool = False) -> Counts:
     """Count a network as it stands.
 
-    A layer belongs to the stage of the next site after it.
+    A layer belongs to the stage of the next site after it. skips: whether ops without a place in a private network
+    count nothing.
 
     Raises:
-        UserError: the network has ops without a place in a private network; one line each.
+        UserError: the network has such ops; one line each.
     """
-    found = ops.read_all(network)
+    found = {node: ops.read(node) for node in network.graph.nodes} if skips else ops.read_all(network)
     plan = Plan.of(network)
     relus: dict[str, int] = {}
     macs: dict[str, int] = {}
@@ -137,7 +138,7 @@ def _macs(node: fx.Node, op: ops.Op) -> int:
             return 0
         case ops.Affine() | ops.Scaling() | ops.Resample():
             return 0
-        case ops.Product():
+        case ops.Product() | ops.Unsupported():
             return 0
         case _:
             raise UserError(str(ops.Unsupported.at(node, "read it as an op of network/ops.py whose cost is known")))

@@ -21,14 +21,11 @@ def inspection(
 ) -> str:
     """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
 
-    lowered: None where ops are without a secure lowering; unsupported: these.
-
-    Raises:
-        UserError: an op has no place in a private network at all.
+    lowered: None where ops are without a secure lowering; unsupported: these, which count nothing.
     """
     network = skeleton(spec)
     plan.apply(network)
-    counts = count(network)
+    counts = count(network, skips=True)
     if as_json:
         fixed = fixed_point(lowered) if lowered else None
         value = counts.to_json() | {"private": fixed, "unsupported": [str(problem) for problem in unsupported]}
@@ -36,6 +33,9 @@ def inspection(
     lines = [_text(title, spec, network, counts)]
     if lowered:
         lines += ["", *_fixed_point_text(lowered)]
+    if unsupported:
+        lines += ["", "  without a secure form, so that this network cannot be reduced or served as it is:"]
+        lines += [f"  {problem}" for problem in unsupported]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,22 @@ class DataSource(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Named(DataSource):
-    """A data set by its name, and at what shape: see `data.load`."""
+    """A data set by its name, and at what shape: see `data.load`. mean, std: instead of its own."""
 
     name: str
     folder: Path | None
     images: int | None
     shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     @property
     def input(self) -> tuple[int, int, int]:
         return self.shape
 
     def load(self) -> Dataset:
-        return data.load(self.name, folder=self.folder, images=self.images, input_shape=self.shape)
+        own = data.load(self.name, folder=self.folder, images=self.images, input_shape=self.shape)
+        return normalised(own, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +62,13 @@ class InMemory(DataSource):
 
     def load(self) -> Dataset:
         return self.dataset
+
+
+def normalised(dataset: Dataset, mean: Sequence[float] | None, std: Sequence[float] | None) -> Dataset:
+    """The data set with another normalisation, such as a trained network is used to; raises `UserError` for none."""
+    own = {"mean": dataset.mean, "std": dataset.std}
+    given = {name: memory.numbers(name, value, own[name]) for name, value in (("mean", mean), ("std", std))}
+    return dataclasses.replace(dataset, **given)
 
 
 def digest(dataset: Dataset) -> str:
@@ -78,7 +89,8 @@ def source_of(run: Run, shape: tuple[int, int, int], dataset: Dataset | None = N
     """
     if run.config["data"] != IN_MEMORY:
         folder = run.config.get("data_folder")
-        return Named(run.config["data"], Path(folder) if folder else None, run.config["images"], shape)
+        moments = (tuple(run.config[name]) if name in run.config else None for name in ("mean", "std"))
+        return Named(run.config["data"], Path(folder) if folder else None, run.config["images"], shape, *moments)
     if dataset is None or digest(dataset) != run.config["data_sha256"]:
         raise UserError(f"{run.path} was trained on a data set in memory; give the same one again, from Python")
     return InMemory(dataset)

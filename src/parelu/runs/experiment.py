@@ -15,19 +15,27 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import charged, parse_budget
+from parelu.models import external
+from parelu.models.graph import Graph
 from parelu.models.weights import read_weights
+from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
+from parelu.network.instrument import instrument
 from parelu.network.spec import Spec, spec_of
+from parelu.network.storage import digest as digest_of_json
 from parelu.network.storage import tensors_digest
 from parelu.network.trace import output_shape
+from parelu.network.weights import fit_weights
+from parelu.private.lowering.refusals import problems
 from parelu.runs.context import in_run
-from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest
+from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest, normalised
 from parelu.runs.executor import Executor, Watcher, Work
 from parelu.runs.folder import Run
 from parelu.runs.jobs import adopt, full_job, is_finished
 from parelu.runs.processes import Processes
 from parelu.training.schedule import SHORT, Training
 
+GIVEN = "given"  # weights that training goes on from, in a run
 TRAININGS = {"paper": Training(), "short": SHORT}
 
 
@@ -54,13 +62,17 @@ class Experiment:
     """What to train.
 
     Attributes:
-        model: a network's name, such as "resnet10 m=8", or its spec.
+        model: a network's name, such as "resnet10 m=8" or "net.py:build", or its spec.
         data: name of a data set, or one in memory.
         input: (C, H, W) of the network, None for the data set's own.
         images: training images kept, None for all; data_folder: where its files are, None for the usual places: both
             of a data set's name.
         weights: of an already trained full-ReLU network: a candidate's folder, a safetensors file, a checkpoint of
             torch or a state dict.
+        pretrained: whether the weights that the model's builder gives are those of the trained full-ReLU network.
+        goes_on: whether the full-ReLU network is trained on from its weights, instead of taken as it is.
+        mean, std: that the network's images are normalised with, instead of the data set's own.
+        output: which of a network's several outputs is the logits.
     """
 
     model: str | Spec
@@ -72,6 +84,11 @@ class Experiment:
     images: int | None = None
     data_folder: Path | None = None
     weights: Path | Mapping[str, Tensor] | None = None
+    pretrained: bool = False
+    goes_on: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.data, Dataset) and (self.images is not None or self.data_folder):
@@ -89,7 +106,7 @@ class Experiment:
             for r in self.reductions
         ]
         return {
-            "model": self.model if isinstance(self.model, str) else self.model.to_json(),
+            **self._model_config(),
             **self._data_config(),
             "data_folder": str(self.data_folder) if self.data_folder else None,
             "images": self.images,
@@ -98,7 +115,15 @@ class Experiment:
             "seed": self.seed,
             **self._weights_config(),
             "reductions": reductions,
+            **{name: list(value) for name, value in (("mean", self.mean), ("std", self.std)) if value},
+            **{name: True for name in ("pretrained", "goes_on") if getattr(self, name)},
+            **({"output": self.output} if self.output else {}),
         }
+
+    def _model_config(self) -> dict[str, Any]:
+        if isinstance(self.model, str):
+            return {"model": self.model}
+        return of_graph(self.model) or {"model": self.model.to_json()}
 
     def _data_config(self) -> dict[str, Any]:
         if isinstance(self.data, Dataset):
@@ -119,8 +144,11 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     Raises:
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
     """
-    source, spec = prepare(experiment)
+    prepared = prepare(experiment)
+    spec, weights = prepared.spec, prepared.weights
     network = skeleton(spec)
+    if unsupported := problems(network):
+        raise UserError("\n".join(map(str, unsupported)))
     full = count(network)
     outputs = output_shape(network)
     if outputs != (spec.classes,):
@@ -130,13 +158,15 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     budgets = [[parse_budget(text, full.relus, full.comparisons) for text in r.budgets] for r in experiment.reductions]
     for reduction, given in zip(experiment.reductions, budgets, strict=True):
         _check(reduction, given, spec, experiment.training)
-    weights = None if experiment.weights is None else read_weights(experiment.weights)
-    run = Run.start(folder, experiment.config())
-    work = Work(run, source, experiment.seed)
+    run = Run.start(folder, {**experiment.config(), **of_graph(spec)})
+    work = Work(run, prepared.source, experiment.seed)
     with in_run(work, experiment.training, watcher, executor or Processes()) as context:
         job = full_job(spec, experiment.training)
         if weights is None:
             context.train([job])
+        elif experiment.goes_on:
+            start = context.keep(GIVEN, Candidate(spec, job.plan, weights))
+            context.train([dataclasses.replace(job, start=start)])
         elif not is_finished(run, job):
             adopt(run, job, work.dataset, experiment.seed, weights)
         counts: list[int] = []
@@ -156,23 +186,65 @@ def _check(reduction: Reduction, budgets: Sequence[int], spec: Spec, training: T
     method.check(spec, training)
 
 
-def prepare(experiment: Experiment) -> tuple[DataSource, Spec]:
-    """Where the data comes from and the architecture that fits it."""
-    given, model = experiment.data, experiment.model
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What an experiment starts from.
+
+    Attributes:
+        source: where the data comes from.
+        spec: the architecture that fits it.
+        weights: of the trained full-ReLU network; None where it is to be trained.
+    """
+
+    source: DataSource
+    spec: Spec
+    weights: Mapping[str, Tensor] | None
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Read all that is asked for, once: whatever builds the network is not needed again."""
+    given, model, moments = experiment.data, experiment.model, (experiment.mean, experiment.std)
+    shape = experiment.input
+    if shape is None and isinstance(model, str):
+        shape = external.input_of(model)
     if isinstance(given, Dataset):
-        dataset, source = given, InMemory(given)
+        dataset = normalised(given, *moments)
+        source = InMemory(dataset)
     else:
         folder, images = experiment.data_folder, experiment.images
-        dataset = data.load(given, folder=folder, images=images, input_shape=experiment.input)
-        source = Named(given, folder, images, dataset.input_shape)
-    shape = experiment.input or dataset.input_shape
-    spec = spec_of(model, shape, dataset.classes) if isinstance(model, str) else model
+        dataset = normalised(data.load(given, folder=folder, images=images, input_shape=shape), *moments)
+        source = Named(given, folder, images, dataset.input_shape, *moments)
+    spec, weights = _network(experiment, shape or dataset.input_shape, dataset.classes)
     if (spec.input[0], spec.classes) != (dataset.input_shape[0], dataset.classes):
         raise UserError(
             f"the network reads {spec.input[0]} channels and tells {spec.classes} classes apart, {dataset.name} has "
             f"{dataset.input_shape[0]} and {dataset.classes}; build it for these"
         )
-    return source, spec
+    return Prepared(source, spec, weights)
+
+
+def _network(
+    experiment: Experiment, shape: tuple[int, int, int], classes: int
+) -> tuple[Spec, Mapping[str, Tensor] | None]:
+    """The network, and its weights where it is trained already."""
+    model, trained = experiment.model, experiment.weights
+    if isinstance(model, str) and external.is_external(model):
+        found = external.read_name(model, shape, classes, trained, experiment.output)
+        has_weights = trained is not None or experiment.pretrained or external.is_trained(model)
+        return found.spec, found.weights if has_weights else None
+    if experiment.pretrained:
+        raise UserError(f"{model} is a name that comes without weights; give --weights, or leave --pretrained out")
+    spec = spec_of(model, shape, classes) if isinstance(model, str) else model
+    if trained is None:
+        return spec, None
+    return spec, fit_weights(instrument(spec.module(), spec.input), read_weights(trained))[0]
+
+
+def of_graph(spec: Spec) -> dict[str, Any]:
+    """What a configuration says of a network that was read: its name, and a digest, since the name decides nothing."""
+    if not isinstance(spec, Graph):
+        return {}
+    return {"model": spec.shown, "model_sha256": digest_of_json(spec.to_json())}
 
 
 def spread(counts: Sequence[int], number: int) -> list[int]:

@@ -12,7 +12,8 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, layers
 from parelu.methods.jobs import FromKept, Job
-from parelu.models.graph import Graph, graph_of, weights_of
+from parelu.models.graph import Graph
+from parelu.models.writing import graph_of, weights_of
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.runs.context import in_run

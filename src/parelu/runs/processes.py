@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -16,11 +16,9 @@ from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 
 import torch
-from torch import nn
 
 from parelu.errors import UserError
 from parelu.methods.jobs import Task
-from parelu.models import external, in_memory
 from parelu.runs.data_source import DataSource
 from parelu.runs.environment import cores
 from parelu.runs.executor import Do, Executor, Watcher, Work
@@ -35,14 +33,6 @@ ENVIRONMENT = {  # of the workers
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
 Events = SimpleQueue[tuple[str, Progress]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What this process was given to build networks with, for its workers."""
-
-    permitted: frozenset[str] = dataclasses.field(default_factory=external.permitted)
-    modules: Mapping[str, nn.Module] = dataclasses.field(default_factory=in_memory.modules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +59,7 @@ class Processes(Executor):
         events: Events = context.SimpleQueue()
         started, stop = context.Event(), context.Event()
         number = self.workers or (1 if torch.cuda.is_available() else cores())
-        start = (events, started, stop, Known(), work.run, work.source, work.seed)
+        start = (events, started, stop, work.run, work.source, work.seed)
         pool = ProcessPoolExecutor(number, context, _start_worker, start)  # starts none before a task
 
         def do(tasks: Sequence[Task], of: int) -> None:
@@ -125,12 +115,8 @@ _stop: Event
 _work: Work
 
 
-def _start_worker(
-    events: Events, started: Event, stop: Event, known: Known, run: Run, source: DataSource, seed: int
-) -> None:
+def _start_worker(events: Events, started: Event, stop: Event, run: Run, source: DataSource, seed: int) -> None:
     global _events, _stop, _work
-    external.permit(known.permitted)
-    in_memory.give(known.modules)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _events, _stop, _work = events, stop, Work(run, source, seed)
     started.set()

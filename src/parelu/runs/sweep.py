@@ -35,7 +35,7 @@ def sweep(
 
 
 def _reduced(one: Experiment, names: Sequence[str], budgets: Sequence[int]) -> Experiment:
-    full = count(skeleton(prepare(one)[1]))
+    full = count(skeleton(prepare(one).spec))
     within = tuple(str(b) for b in budgets if full.comparisons < b <= full.relus + full.comparisons)
     chosen = [methods()[name] for name in names]
     reductions = [Reduction(method(), within if method.needs_budget else ()) for method in chosen]
