@@ -158,6 +158,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], set[type[ops.Op]]]] = {
     "uneven max": (lambda m, x: F.adaptive_max_pool2d(x, 4), {S, ops.MaxPool}),
     "amax": (lambda m, x: x.amax((2, 3)), {ops.MaxPool, R}),
     "amax of channels": (lambda m, x: torch.amax(x, 1), {ops.MaxPool, P, R}),
+    "max of rows": (lambda m, x: torch.max(x, 2)[0], {ops.MaxPool, P, R}),
+    "max with indices": (lambda m, x: x.max(dim=3, keepdim=True).values, {ops.MaxPool, R}),
     # layers
     "conv2d": (lambda m, x: F.conv2d(x, m.kernel, m.offset, 2, 1), {ops.Convolution}),
     "padded": (lambda m, x: F.conv2d(F.pad(x, (2, 2, 1, 1)), m.kernel), {ops.Convolution}),
@@ -298,3 +300,36 @@ def test_chains_of_maps_are_read(chain):
     torch.manual_seed(0)
     network = run_both(Around(all_of_them))
     assert not ops.unsupported(network)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sort(1)[0],
+        lambda x: x.median(1)[0],
+        lambda x: x.min(1)[0],
+        lambda x: x.topk(2, 1)[0],
+        lambda x: x.cummax(1)[0],
+        lambda x: x.diff(dim=1),
+        lambda x: x.round(),
+        lambda x: x.sign(),
+        lambda x: x.std(1),
+        lambda x: x / x.sum(1, keepdim=True),
+        lambda x: x @ x.transpose(2, 3),
+        lambda x: F.instance_norm(x),
+        lambda x: F.local_response_norm(x, 2),
+        lambda x: F.normalize(x),
+        lambda x: x.softmax(1),
+        lambda x: 2**x,
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    ],
+)
+def test_what_is_no_map_of_ours_is_refused_and_still_runs(function):
+    torch.manual_seed(0)
+    module = Around(lambda m, x: function(x))
+    network = instrument(module, (1, SIDE, SIDE))
+    images = torch.rand(3, 1, SIDE, SIDE)
+    torch.testing.assert_close(network.eval()(images), module.eval()(images), rtol=1e-4, atol=1e-5)
+    problems = ops.unsupported(network)
+    assert problems
+    assert {problem.path for problem in problems} == {"op"}

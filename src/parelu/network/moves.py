@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from parelu.network import functions, ops
 from parelu.network.builder import Builder, Rule
 
+_SPLITS = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit")
 LARGEST_GATHER = 1 << 22  # numbers that a movement without any order may move
 
 Indices = tuple[int, ...]
@@ -43,11 +44,11 @@ def write(builder: Builder, source: fx.Node, move: Callable[[Tensor], Any]) -> f
     order = torch.randperm(count, generator=torch.Generator().manual_seed(count))  # no mean of places is a place
     numbers = (order + 1).to(torch.float64).view(1, *before)
     try:
-        added, first, second = (move(numbers * factor) for factor in (0, 1, 2))
+        added, first, second = (move(numbers * factor) for factor in (0, 1, -2))
         first, second = first - added, second - added
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
-    if len(first) != 1 or not torch.equal(second, 2 * first) or not torch.equal(first, first.round()):
+    if len(first) != 1 or not torch.equal(second, -2 * first) or not torch.equal(first, first.round()):
         return None
     place = torch.cat([torch.tensor([functions.ZERO]), order.argsort()])
     found = first[0].long()
@@ -207,7 +208,7 @@ def _source(node: fx.Node) -> fx.Node | None:
         term = pending.pop()
         if "shape" in term.meta and term.op != "get_attr":
             found.append(term)
-        elif not ops.is_number(term):  # it makes several tensors
+        elif ops.name(term) in _SPLITS:
             pending += term.all_input_nodes
     return found[0] if len(set(found)) == 1 else None
 

@@ -6,6 +6,7 @@ What a call does along a dimension is found by running it on unit vectors there.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from parelu.network import functions, moves
+from parelu.network import functions, moves, ops
 from parelu.network.arithmetic import scale
 from parelu.network.builder import Builder, Rule
 
@@ -248,6 +249,16 @@ def _largest_over(node: fx.Node, builder: Builder) -> fx.Node | None:
     return moves.reshape(builder, builder.call(F.max_pool2d, source, (1, columns)), node.meta["shape"])
 
 
+def _item(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """The values of torch.max over a dimension; any other item is a movement."""
+    several, index = node.args
+    assert isinstance(several, fx.Node)
+    if ops.name(several) != "max" or "shape" in several.meta or index != 0:
+        return moves.moved(node, builder)
+    source, dim, keeps = builder.arguments(several, ("input", None), ("dim", None), ("keepdim", False))
+    return builder.call(torch.amax, source, dim, keeps)
+
+
 def largest(builder: Builder, source: fx.Node, windows: Sequence[Window]) -> fx.Node | None:
     """Write the largest of what each position sees. windows: along rows and columns."""
     if not all(all(window) for window in windows):
@@ -303,5 +314,6 @@ WINDOWS: dict[Any, Rule] = {
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d, nn.MaxPool2d), largest_pooled),
     **dict.fromkeys((F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d), _adaptive_largest),
     **dict.fromkeys((torch.amax, "amax"), _largest_over),
+    operator.getitem: _item,
     **dict.fromkeys((F.avg_pool1d, nn.AvgPool1d, F.adaptive_avg_pool1d, nn.AdaptiveAvgPool1d), _resampled_line),
 }
