@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from parelu.models.graph import graph_of
+from parelu.models.writing import graph_of
 from parelu.network.instrument import instrument
 from parelu.network.spec import Spec
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from method_networks import networks
 from torch import Tensor, nn
 
 from parelu.network import gates, ops
@@ -189,8 +190,9 @@ def test_an_activation_in_place_is_what_later_readers_see():
 class Excited(nn.Module):
     """Squeeze-and-excitation: a gate a channel, of a pooled map."""
 
-    def __init__(self, gate, pooled_to_vector: bool = False, channels: int = 3) -> None:
+    def __init__(self, gate, pooled_to_vector: bool = False, channels: int = 3, is_spread: bool = False) -> None:
         super().__init__()
+        self.is_spread = is_spread
         self.conv, self.gate, self.is_vector = nn.Conv2d(channels, 6, 1), gate, pooled_to_vector
         self.fc = nn.Linear(6, 6) if pooled_to_vector else nn.Conv2d(6, 6, 1)
 
@@ -198,7 +200,8 @@ class Excited(nn.Module):
         y = self.conv(x)
         pooled = y.mean((2, 3), keepdim=not self.is_vector)
         gate = self.gate(8 * self.fc(pooled))
-        return y * (gate[:, :, None, None] if self.is_vector else gate)
+        gate = gate[:, :, None, None] if self.is_vector else gate
+        return y * (gate.expand_as(y) if self.is_spread else gate)
 
 
 @pytest.mark.parametrize("vector", [False, True])
@@ -275,13 +278,14 @@ def test_the_error_of_the_piecewise_sigmoid(bits):
     assert len(knots.places) < 4 + 0.7 * 2 ** (bits / 2)
 
 
-def test_a_gate_and_an_activation_of_two_readers_open_no_stage():
+@pytest.mark.parametrize("is_spread", [False, True])
+def test_a_gate_and_an_activation_of_two_readers_open_no_stage(is_spread):
     """The stem ends where a block begins, not at a LeakyReLU, which reads its input twice; a gate is of its block."""
 
     class Block(nn.Module):
         def __init__(self, stride: int) -> None:
             super().__init__()
-            self.conv, self.excited = nn.Conv2d(6, 6, 3, stride, 1), Excited(nn.Sigmoid(), channels=6)
+            self.conv, self.excited = nn.Conv2d(6, 6, 3, stride, 1), Excited(nn.Sigmoid(), False, 6, is_spread)
             self.act, self.shortcut = nn.PReLU(), nn.Conv2d(6, 6, 1, stride)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -292,3 +296,13 @@ def test_a_gate_and_an_activation_of_two_readers_open_no_stage():
     stages = [site.stage for site in network.sites.values()]
     assert stages == ["stem", "S1", "S1", "S1", "S2", "S2", "S2"]
     assert [site.block for site in network.sites.values()] == [0, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_gate_is_the_same_with_fresh_weights():
+    """Its knots are no weights: a network that is written out and built anew has them as they are."""
+    spec = networks()["a gate"]
+    network = instrument(spec.module(), spec.input)
+    knots = [module for name, module in network.named_modules() if name.endswith("_knots")]
+    (slopes,) = [module for name, module in network.named_modules() if name.endswith("_slopes")]
+    assert torch.allclose(knots[0].bias.flatten(), -torch.tensor(gates.sigmoid().places))
+    assert torch.allclose(slopes.matrix.flatten(), torch.tensor(gates.sigmoid().slopes))

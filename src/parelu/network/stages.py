@@ -71,7 +71,7 @@ def _found(network: Network) -> dict[str, tuple[str, str]]:
                 block += _follows_addition(last)
             if last is None or _call(node) != _call(last):
                 last = node
-            placed[site.name] = "stem" if in_stem else f"S{run}", str(block)
+            placed[site.name] = "stem" if in_stem else f"S{max(run, 1)}", str(block)
         in_stem = in_stem and node is not fork
     return placed
 
@@ -87,10 +87,19 @@ def _trunk(network: Network) -> set[fx.Node]:
         found.add(node)
         sources, op = node.all_input_nodes, ops.read(node)
         if isinstance(op, ops.Product):
-            sizes = {source: math.prod(source.meta["shape"]) for source in (op.left, op.right)}
+            sizes = {source: _numbers(source) for source in (op.left, op.right)}
             sources = [source for source, size in sizes.items() if size == max(sizes.values())]
         pending += sources
     return found
+
+
+def _numbers(node: fx.Node) -> int:
+    """How many numbers a tensor has, without those that are repeated."""
+    least = math.prod(node.meta["shape"])
+    while isinstance(ops.read(node), ops.Select | ops.Reshape | ops.Permute):
+        node = node.all_input_nodes[0]
+        least = min(least, math.prod(node.meta["shape"]))
+    return least
 
 
 def _readers(node: fx.Node) -> set[str]:
