@@ -333,3 +333,51 @@ def test_what_is_no_map_of_ours_is_refused_and_still_runs(function):
     problems = ops.unsupported(network)
     assert problems
     assert {problem.path for problem in problems} == {"op"}
+
+
+class Shared(nn.Module):
+    """Layers and parameters that are used twice, each time otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3)
+        self.same = nn.Conv2d(1, 1, 3, padding="same")
+        self.scale = nn.Parameter(torch.rand(1))
+        self.weight = nn.Parameter(torch.rand(1, 1, 3, 3))
+        self.register_buffer("number", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.same(self.same(F.pad(x, (1, 1, 1, 1))))
+        x = self.conv(F.pad(self.conv(x) * self.scale + 0.5, (1, 1, 1, 1))) * self.scale - 0.1
+        x = (x - 0.1) * 3.0 + ((x - 0.1) - self.number)
+        return F.conv2d(F.conv2d(x, self.weight), self.weight, padding=1).flatten(1) * self.number
+
+
+def test_what_is_used_twice_is_not_changed_for_the_other():
+    torch.manual_seed(0)
+    network = run_both(Shared(), (1, 9, 9))
+    found = dict(network.named_parameters(remove_duplicate=False))
+    scales = {id(p) for name, p in found.items() if name.startswith("scale")}
+    assert len(scales) == 1, "both uses of a parameter are trained as one"
+    assert {"conv.weight", "same.weight", "weight.weight"} <= set(found)
+    assert "number" in dict(network.named_buffers())
+
+
+class Owning(nn.Module):
+    """A module with a layer's parameters, and a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(2, 1, 3, 3))
+        self.register_buffer("gain", torch.tensor(0.5))
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(F.conv2d(x, self.weight)) * self.gain
+
+
+def test_a_layer_takes_the_place_of_the_module_that_owned_its_weight():
+    torch.manual_seed(0)
+    network = run_both(nn.Sequential(Owning(), nn.Flatten()), (1, 5, 5))
+    assert list(network.state_dict()) == ["0.weight", "0.gain"]
+    assert list(network.sites) == ["0.act"]

@@ -46,9 +46,9 @@ def _sum(node: fx.Node, builder: Builder, left: Any, right: Any, alpha: float) -
 
 def add(builder: Builder, left: fx.Node, right: fx.Node, node: fx.Node | None = None) -> fx.Node | None:
     """The sum of two tensors, each brought to the shape of both. node: of the sum, where there is one."""
-    shape = torch.broadcast_shapes(left.meta["shape"], right.meta["shape"])
     if len(left.meta["shape"]) != len(right.meta["shape"]):
-        return None  # the shorter one's batch would be another's channels
+        return None  # the shorter one's batch would be the other's channels
+    shape = torch.broadcast_shapes(left.meta["shape"], right.meta["shape"])
     terms = [broadcast(builder, term, shape) for term in (left, right)]
     if node is not None and node.target is torch.add and node.args == tuple(terms) and not node.kwargs:
         return None
@@ -72,7 +72,7 @@ def multiplied(node: fx.Node, builder: Builder) -> fx.Node | None:
 def divided(node: fx.Node, builder: Builder) -> fx.Node | None:
     """By a number or a constant; with a rounding mode it stays."""
     left, right, rounding = builder.arguments(node, ("input", None), ("other", None), ("rounding_mode", None))
-    if not _is_image(left) or _is_image(right) or rounding is not None:
+    if not _is_image(left) or _is_image(right) or rounding is not None or right == 0:
         return None
     constant = builder.constant(right)
     inverse = 1 / right if constant is None else 1 / constant.detach()
@@ -160,25 +160,18 @@ def _joined(builder: Builder, source: fx.Node, values: Tensor, name: str) -> fx.
     before, known = builder.module(source), source.meta.get(_KEY)
     if known is None or not isinstance(before, functions.Affine) or list(source.users) != [builder.node]:
         return None
+    if len(builder.callers(str(source.target))) > 1:
+        return None
     if name == _BIAS and known == _WEIGHT and tuple(values.shape) == tuple(before.weight.shape):
         _assign(before, _BIAS, values)
     elif before.trained or isinstance(values, nn.Parameter):
         return None
-    elif name == _BIAS:
-        before.bias = before.bias + values
     else:
-        before.weight, before.bias = before.weight * values, before.bias * values
-        before.weight, before.bias = torch.broadcast_tensors(before.weight, before.bias)
-    if name == _BIAS:
-        before.weight, before.bias = _of_one_shape(before.weight, before.bias)
+        weight, bias = before.weight, before.bias
+        weight, bias = (weight, bias + values) if name == _BIAS else (weight * values, bias * values)
+        before.weight, before.bias = torch.broadcast_tensors(weight, bias)
     source.meta[_KEY] = "both" if known != name else known
     return source
-
-
-def _of_one_shape(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    if weight.shape == bias.shape:
-        return weight, bias
-    return torch.broadcast_tensors(weight, bias)  # pyright: ignore[reportReturnType]
 
 
 def _assign(layer: nn.Module, name: str, values: Tensor) -> None:
@@ -192,7 +185,7 @@ def _assign(layer: nn.Module, name: str, values: Tensor) -> None:
 def _values(builder: Builder, constant: Any, rank: int) -> Tensor | None:
     """A constant with as many dimensions as a tensor without the batch has; a parameter stays one."""
     if isinstance(constant, int | float):
-        return torch.full((1,) * rank, float(constant))
+        return torch.full((1,) * rank, float(constant), device=builder.device)
     tensor = builder.constant(constant)
     if tensor is None or not tensor.is_floating_point():
         return None
@@ -201,8 +194,7 @@ def _values(builder: Builder, constant: Any, rank: int) -> Tensor | None:
     shape = tensor.shape[1:] if tensor.dim() == rank + 1 else (1,) * (rank - tensor.dim()) + tuple(tensor.shape)
     if tuple(shape) == tuple(tensor.shape):
         return tensor
-    values = tensor.detach().view(shape) if tensor.is_contiguous() else tensor.detach().reshape(shape)
-    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+    return builder.view(tensor, tuple(shape))
 
 
 def _times(builder: Builder, constant: Any, factor: float) -> Any:

@@ -48,6 +48,7 @@ class Builder:
         for node in self.network.graph.find_nodes(op="get_attr"):  # tensors that are no buffers
             self.constants.setdefault(str(node.target), ops.attribute(self.network, str(node.target)))
         self.device = next((tensor.device for tensor in self.constants.values()), None)
+        self._views: dict[tuple[Tensor, tuple[int, ...]], Tensor] = {}
         self._placed: dict[str, nn.Module] = {}
         self._written: dict[fx.Node, nn.Module] = {}
 
@@ -67,6 +68,18 @@ class Builder:
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
             return self.constants[str(argument.target)]
         return argument if isinstance(argument, Tensor) else None
+
+    def view(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A constant in another shape, which shares its numbers; of a parameter a parameter, the same each time."""
+        if (tensor, shape) not in self._views:
+            values = tensor.detach().reshape(shape)
+            is_trained = isinstance(tensor, nn.Parameter)
+            self._views[tensor, shape] = nn.Parameter(values, tensor.requires_grad) if is_trained else values
+        return self._views[tensor, shape]
+
+    def callers(self, path: str) -> list[fx.Node]:
+        """The nodes that call the module at a path."""
+        return self.network.graph.find_nodes(op="call_module", target=path)
 
     def arguments(self, node: fx.Node, *named: tuple[str, Any]) -> list[Any]:
         """The arguments of a call by name, or what stands for those left out: (name, default), in order."""
@@ -130,11 +143,11 @@ class Builder:
         if name not in self._placed:
             for own, buffer in module.named_buffers(recurse=False):
                 module._buffers[own] = buffer.to(device=self.device)
-            self._place(name, module)
+            self._place(name, module.eval())
         with self.network.graph.inserting_before(self.node):
             node = self.network.graph.call_module(name, (source,))
         self._written[node] = self._placed[name]
-        return self._described(node, module)
+        return self._described(node, self._placed[name])
 
     def site(self, source: fx.Node, path: str = "") -> fx.Node:
         """Write a ReLU: a site of its own. path: of the module called, else that of the caller's ReLUs, by default."""
@@ -196,6 +209,18 @@ class Builder:
                 module.add_module(child, inner)
         _set(parent, last, module)
         self._placed[name] = module
+
+    def restore(self) -> None:
+        """Give the constants that nodes still name back to modules that were written in their owners' places."""
+        for node in self.network.graph.find_nodes(op="get_attr"):
+            parent, _, name = str(node.target).rpartition(".")
+            owner, constant = self.network.get_submodule(parent), self.constants[str(node.target)]
+            if hasattr(owner, name):
+                continue
+            if isinstance(constant, nn.Parameter):
+                owner.register_parameter(name, constant)
+            else:
+                owner.register_buffer(name, constant)
 
 
 def _set(parent: nn.Module, name: str, module: nn.Module) -> None:

@@ -45,6 +45,7 @@ def canonical(traced: fx.GraphModule, replace: Mapping[str, str] | None = None) 
         for node in list(traced.graph.nodes):
             _rewrite(node, builder, rules)
         _erase_unread(traced)
+        builder.restore()
     traced.graph.lint()
     traced.recompile()
     return builder

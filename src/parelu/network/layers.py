@@ -49,7 +49,8 @@ def _convolution_module(node: fx.Node, builder: Builder) -> fx.Node | None:
     layer, source = builder.module(node), node.all_input_nodes[0]
     assert isinstance(layer, nn.Conv2d)
     is_numbered = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    if is_numbered and type(layer) is nn.Conv2d and not _zeros_before(source):
+    is_shared = len(builder.callers(str(node.target))) > 1
+    if is_numbered and type(layer) is nn.Conv2d and (is_shared or not _zeros_before(source)):
         return None
     if isinstance(layer.padding, str):
         sides = (0, 0, 0, 0) if layer.padding == "valid" else _same(layer.kernel_size, layer.dilation)
@@ -57,16 +58,22 @@ def _convolution_module(node: fx.Node, builder: Builder) -> fx.Node | None:
         rows, columns = layer.padding
         sides = (columns, columns, rows, rows)
     plain = _convolution(layer.weight, layer.bias, layer.stride, layer.dilation, layer.groups)
-    return _padded(builder, source, plain, sides, _MODES[layer.padding_mode], str(node.target))
+    return _padded(builder, source, plain, sides, _MODES[layer.padding_mode], str(node.target), is_shared)
 
 
 def _padded(
-    builder: Builder, source: fx.Node, layer: nn.Conv2d, sides: tuple[int, ...], mode: str, path: str
+    builder: Builder,
+    source: fx.Node,
+    layer: nn.Conv2d,
+    sides: tuple[int, ...],
+    mode: str,
+    path: str,
+    is_shared: bool = False,
 ) -> fx.Node | None:
     """Write a convolution without padding behind a padding. sides: left, right, top, bottom."""
     left, right, top, bottom = sides
     if mode == "constant" and left == right and top == bottom:
-        source, (more_rows, more_columns) = _without_zeros(source)
+        source, (more_rows, more_columns) = (source, (0, 0)) if is_shared else _without_zeros(source)
         layer.padding = (top + more_rows, left + more_columns)
     elif any(sides):
         padded = moves.write(builder, source, lambda x: F.pad(x, sides, mode=mode))
