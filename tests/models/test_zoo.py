@@ -70,7 +70,7 @@ def test_what_cannot_run_privately_is_counted_but_not_trained(capsys, in_process
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", [*SECURE, "efficientnet-b0 (relu, no se) m=8"])
+@pytest.mark.parametrize("name", [*SECURE, "efficientnet-b0 (relu, no se) m=8", "efficientnet-b0 (relu) m=8"])
 def test_an_untrained_network_has_a_program(name):
     spec = spec_of(name, (1, 16, 16), 10)
     candidate = untrained(spec, 0.5, seed=0)

@@ -3,9 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from parelu.errors import UserError
+from parelu.models.writing import graph_of
+from parelu.network.count import skeleton
 from parelu.network.instrument import instrument
 from parelu.network.spec import spec_of
 from parelu.network.steps import _alternate, apply_steps
@@ -99,3 +101,28 @@ def test_bad_steps(text, message):
         apply_steps(SPEC, text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Capped(nn.Module):
+    """A residual block of ReLU6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+        self.inner, self.last = nn.ReLU6(), nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + self.second(self.inner(self.first(x))))
+
+
+def test_the_two_sites_of_a_relu6_go_together():
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(1, 1, 1), nn.ReLU6())]
+    sites = instrument(nn.Sequential(*layers), (1, 4, 4)).sites
+    assert _alternate(sites.values()) == ["1", "1_cap", "5", "5_cap"]
+    network = instrument(nn.Sequential(Capped(), Capped(), nn.Flatten()), (1, 4, 4))
+    assert _alternate(network.sites.values()) == ["0.inner", "0.inner_cap", "1.inner", "1.inner_cap"]
+    assert [site.block for site in network.sites.values()] == [0, 0, 0, 0, 1, 1, 1, 1]
+    spec = graph_of(network, 16)
+    staying = [name for name, site in apply_steps(spec, "without final ReLU").plan.sites.items() if site.relus]
+    assert staying == list(network.sites)[:-2]
+    assert _alternate(skeleton(spec).sites.values()) == _alternate(network.sites.values())

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from parelu.network import functions, gates
 from parelu.network.builder import Builder, Rule
+from parelu.network.sites import CAP
 
 _INPUT = ("input", None)
 
@@ -169,7 +170,7 @@ def clamped(builder: Builder, source: fx.Node, least: Any, largest: Any) -> fx.N
     name = ""
     if least is not None and least > -math.inf:
         site = builder.site(line(builder, source, 1.0, -least))
-        source, name = line(builder, site, 1.0, least), f"{site.target}_cap"
+        source, name = line(builder, site, 1.0, least), f"{site.target}{CAP}"
     if largest is not None and largest < math.inf:
         site = builder.site(line(builder, source, -1.0, largest), name)
         source = line(builder, site, -1.0, largest)

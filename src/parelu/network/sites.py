@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from parelu.network import trace
 
 IDENTITY = (0.0, 1.0, 0.0)
+CAP = "_cap"  # behind a site's name: the second one of an activation that is bounded above too, such as ReLU6
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -111,6 +112,11 @@ class Site(nn.Module):
         for buffer in ("mask", "coefficients", "floor", "c0", "c1", "c2"):
             self.register_buffer(buffer, torch.empty(0), persistent=False)
         self.assign(torch.ones(shape, dtype=torch.bool))
+
+    @property
+    def activation(self) -> str:
+        """Name of the first site of the activation that it is part of."""
+        return self.name.removesuffix(CAP)
 
     def assign(self, mask: Tensor, coefficients: Tensor | tuple[float, float, float] = IDENTITY) -> None:
         """Set the mask, bool of `shape`, and the polynomial, (3, C) or one triple for all channels."""

@@ -29,6 +29,8 @@ def assign_stages(network: Network, declared: Declared | None) -> None:
         known = blocks.setdefault(site.stage, [])
         known += [block] if block not in known else []
         site.block, site.after_addition = known.index(block), _follows_addition(node)
+    for site in network.sites.values():
+        site.after_addition |= network.sites.get(site.activation, site).after_addition
 
 
 def _declared(network: Network, stages: Declared) -> dict[str, tuple[str, str]]:

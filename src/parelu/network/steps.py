@@ -93,8 +93,8 @@ def _keeper(step: str, network: Network) -> Callable[[list[Site]], list[Site]]:
     if step == "stem linear":
         return lambda kept: [site for site in kept if site.stage != "stem"]
     if step == "without final ReLU":
-        last = list(network.sites)[-1]
-        return lambda kept: [site for site in kept if site.name != last]
+        last = list(network.sites.values())[-1].activation
+        return lambda kept: [site for site in kept if site.activation != last]
     if step == "one block":
         return lambda kept: _first_blocks(kept, stages_of(network))
     match = _RELU_STEP.fullmatch(step)
@@ -130,7 +130,8 @@ def _alternate(sites: Iterable[Site]) -> list[str]:
 
     In a residual stage the sites inside the blocks go and those after the additions stay, so that the
     convolutions of a block become neighbours; of a block without an addition before a site (the first of a
-    pre-activation network) the first site stays. Elsewhere every other site goes, from the first on.
+    pre-activation network) the first site stays. Elsewhere every other site goes, from the first on. The two sites of
+    a ReLU6 stay or go together.
     """
     by_stage: dict[str, list[Site]] = {}
     for site in sites:
@@ -138,11 +139,13 @@ def _alternate(sites: Iterable[Site]) -> list[str]:
     dropped = []
     for stage in by_stage.values():
         if not any(site.after_addition for site in stage):
-            dropped += stage[::2]
+            gone = list(dict.fromkeys(site.activation for site in stage))[::2]
+            dropped += [site for site in stage if site.activation in gone]
             continue
         for _, sites_of_block in itertools.groupby(stage, lambda site: site.block):
             block = list(sites_of_block)
-            staying = [site for site in block if site.after_addition] or block[:1]
+            staying = [site for site in block if site.after_addition]
+            staying = staying or [site for site in block if site.activation == block[0].activation]
             dropped += [site for site in block if site not in staying]
     return [site.name for site in dropped]
 
