@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import sqlite3
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from hand_programs import Hand
 from nacl import bindings
+from onnx_models import make, model_of
 from safetensors.torch import save
 from two_parties import Residual, lowered_of, ready, without_relus_at
 
@@ -163,6 +166,10 @@ def of_the_disk() -> Samples:
         kept = Candidate(candidate.spec, candidate.plan, few, metrics, candidate.preprocessing)
         yield "candidate_file", name, _packed("candidate", kept.save)
     yield "plan_file", "resnet10", _packed("plan", candidate.plan.save)
+    for name, options in (("zip", {}), ("before 1.6", {"_use_new_zipfile_serialization": False})):
+        yield "checkpoint", name, _saved({"epoch": 1, "state_dict": {"module.a": torch.ones(2)}}, options)
+    yield "checkpoint", "safetensors", save({"a": torch.zeros(2, 3)})
+    yield "onnx_file", "two layers", _exported()
     yield "tensors", "two", save({"a": torch.zeros(2, 3), "b": torch.ones(1, dtype=torch.int64)})
     images = struct.pack(">4I", 0x803, 2, 2, 3) + bytes(12)
     yield "images_of_idx", "images", b"\1" + images
@@ -184,6 +191,25 @@ def of_old_failures() -> Samples:
     yield "plan_file", "no sites", _packed("plan", lambda folder: write(folder, "plan", {}, {"a": ONE}))
 
 
+def _saved(value: Any, options: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+def _exported() -> bytes:
+    nodes = [
+        make("Conv", ["x", "w"], ["a"], name="/conv/Conv", pads=[0, 0, 1, 1]),
+        make("Clip", ["a", "zero"], ["b"]),
+        make("MaxPool", ["b"], ["c"], kernel_shape=[2, 2], ceil_mode=1),
+        make("Shape", ["c"], ["s"]),
+        make("Reshape", ["c", "sizes"], ["d"]),
+        make("Softmax", ["d"], ["y"]),
+    ]
+    known = {"w": np.ones((2, 1, 2, 2), np.float32), "zero": np.float32(0), "sizes": np.array([0, -1])}
+    return model_of(nodes, ("n", 1, 4, 4), **known).SerializeToString()
+
+
 def _packed(kind: str, write: Callable[[Path], None]) -> bytes:
     """Both files of a folder as one input: the length of the header, the header, the tensors."""
     with tempfile.TemporaryDirectory() as folder:
@@ -198,8 +224,8 @@ def samples(name: str) -> list[bytes]:
 
 
 def main() -> None:
-    for make in (of_the_wire, of_edits, of_the_disk, of_old_failures):
-        for target, name, content in make():
+    for source in (of_the_wire, of_edits, of_the_disk, of_old_failures):
+        for target, name, content in source():
             path = FOLDER / target / name.replace(" ", "-")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

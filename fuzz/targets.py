@@ -16,12 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from fuzz import edits, sessions
 from parelu.data.readers import cifar, fashion
 from parelu.errors import ProtocolError, UserError
+from parelu.models.onnx import read_onnx
+from parelu.models.weights import read_weights
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
@@ -320,6 +323,23 @@ def stock_file(data: bytes) -> None:
         assert stock.names() == [name]
         stock.take(name)
         raise AssertionError("a piece that nobody put there was taken")
+
+
+@target(UserError)
+def checkpoint(data: bytes) -> None:
+    """Of torch or safetensors, as `--weights` takes it."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        weights = read_weights(Path(file.name))
+    assert all(isinstance(name, str) and tensor.float().isfinite().all() for name, tensor in weights.items())
+
+
+@target(UserError)
+def onnx_file(data: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        found = read_onnx(Path(file.name))
+    assert found.module(torch.zeros(1, *found.input)).shape == (1, found.classes)
 
 
 @target(ProtocolError, UserError)

@@ -7,3 +7,9 @@ class UserError(ValueError):
 
 class ProtocolError(ValueError):
     """The peer sent what the protocol does not allow; the connection ends."""
+
+
+def shown(text: str, longest: int = 120) -> str:
+    """What a file or a library says, fit for a message: printable, on one line, cut off where it is long."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "�" for c in text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"

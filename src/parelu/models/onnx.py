@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from parelu.errors import UserError
+from parelu.errors import UserError, shown
 from parelu.models import onnx_moves, onnx_ops, onnx_patterns
 from parelu.models.onnx_graph import Call, Value, Writer, valid_path
 from parelu.network.weights import check_finite
@@ -84,8 +84,8 @@ def _checked(onnx: Any, path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # protobuf's, onnx's and the operating system's
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{path} is no whole, valid ONNX file ({reason[:160]}); export it again") from error
+        reason = shown(str(error), 160) or type(error).__name__
+        raise UserError(f"{path} is no whole, valid ONNX file ({reason}); export it again") from error
     return model
 
 
@@ -101,8 +101,8 @@ def _check_nodes(onnx: Any, model: Any, path: Path) -> None:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise UserError(
-                f"{path}: {_where(node)} is of the domain {node.domain!r}, whose ops are not ONNX's own; export it "
-                "without them"
+                f"{path}: {_where(node)} is of the domain {shown(node.domain)!r}, whose ops are not ONNX's own; "
+                "export it without them"
             )
     version, known = _opset(model), onnx.defs.onnx_opset_version()
     if not 7 <= version <= known:
@@ -142,7 +142,7 @@ def _read(onnx: Any, model: Any, path: Path, input: tuple[int, int, int] | None)
 
 def _only(found: Sequence[Any], what: str) -> Any:
     if len(found) != 1:
-        names = ", ".join(repr(entry.name) for entry in found[:6])
+        names = ", ".join(repr(shown(entry.name, 40)) for entry in found[:6])
         raise UserError(f"it has {len(found)} {what}s ({names}); keep one, with onnx.utils.extract_model")
     return found[0]
 
@@ -151,10 +151,12 @@ def _input_shape(given: Any, graph: Any, input: tuple[int, int, int] | None) -> 
     """Images in a batch as the file fixes it, else 1; (C, H, W); and whether the file has the channels last."""
     kind = given.type.tensor_type
     if kind.elem_type not in FLOATS:
-        raise UserError(f"its input {given.name!r} is not of floating point; export the network without its decoding")
+        raise UserError(
+            f"its input {shown(given.name)!r} is not of floating point; export the network without its decoding"
+        )
     sizes = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
     if len(sizes) != 4:
-        raise UserError(f"its input {given.name!r} has {len(sizes)} dimensions, not 4: it does not read images")
+        raise UserError(f"its input {shown(given.name)!r} has {len(sizes)} dimensions, not 4: it does not read images")
     is_last = sizes[1] not in CHANNELS and sizes[3] in CHANNELS
     order = (3, 1, 2) if is_last else (1, 2, 3)
     stated = [sizes[d] for d in order]
@@ -176,22 +178,25 @@ def _tensor(onnx: Any, tensor: Any) -> Tensor:
             array = array.astype("float32")  # bfloat16 and the small floats of ml_dtypes
         found = torch.from_numpy(array.copy())
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"its tensor {tensor.name!r} cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"its tensor {shown(tensor.name)!r} cannot be read ({shown(str(error), 160)})") from error
     return found.float() if found.is_floating_point() else found
 
 
 def _where(node: Any) -> str:
-    return f"node {node.name or node.output[0] if node.output else node.name!r} ({node.op_type})"
+    name = node.name or next(iter(node.output), "")
+    return f"node {shown(name)!r} ({shown(node.op_type, 40)})"
 
 
 def _run(onnx: Any, node: Any, index: int, writer: Writer, values: dict[str, Any], opset: int) -> None:
     """Compute or write one node."""
     missing = [name for name in node.input if name not in values]
     if missing:
-        raise UserError(f"{_where(node)} reads {missing[0]!r}, which nothing gives here")
+        raise UserError(f"{_where(node)} reads {shown(missing[0])!r}, which nothing gives here")
     rule = onnx_ops.RULES.get(node.op_type)
     if rule is None:
-        raise UserError(f"{_where(node)}: {node.op_type} is not an op that can be read; {_remedy(node.op_type)}")
+        raise UserError(
+            f"{_where(node)}: {shown(node.op_type, 40)} is not an op that can be read; {_remedy(node.op_type)}"
+        )
     attributes = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
@@ -205,8 +210,8 @@ def _run(onnx: Any, node: Any, index: int, writer: Writer, values: dict[str, Any
     except UserError:
         raise
     except Exception as error:  # whatever torch finds in shapes, and Python in what a file states
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{_where(node)} cannot be computed ({reason[:200]})") from error
+        reason = shown(str(error), 200) or type(error).__name__
+        raise UserError(f"{_where(node)} cannot be computed ({reason})") from error
     results = found if isinstance(found, list) else [found]
     for name, result in zip(node.output, results, strict=False):
         values[name] = result
@@ -263,7 +268,7 @@ def _check_batch(module: fx.GraphModule, shape: tuple[int, int, int]) -> None:
         try:
             alone, together = torch.cat([module(images[:1]), module(images[1:])]), module(images)
         except (RuntimeError, IndexError, ValueError) as error:
-            raise UserError(f"it does not take a batch of images ({str(error).splitlines()[0]})") from error
+            raise UserError(f"it does not take a batch of images ({shown(str(error), 160)})") from error
     if alone.shape != together.shape or not _close(alone, together):
         raise UserError("the images of a batch are not computed each by itself; export it for one image")
 
@@ -288,7 +293,7 @@ def _compare(model: Any, module: nn.Module, name: str, shape: Sequence[int], ord
         session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         (expected,) = session.run(None, {name: images.permute(*order).contiguous().to(kind).numpy()})
     except Exception as error:  # onnxruntime's own, none of which has a common base
-        raise UserError(f"onnxruntime does not run it ({str(error).splitlines()[0][:160]})") from error
+        raise UserError(f"onnxruntime does not run it ({shown(str(error), 160)})") from error
     with torch.no_grad():
         found = module(images)
     found = {"Softmax": found.softmax(-1), "LogSoftmax": found.log_softmax(-1)}.get(last, found)

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
 
-LARGEST = 1 << 28  # numbers in one tensor
+LARGEST = 1 << 26  # numbers in one tensor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from parelu.errors import UserError
+from parelu.errors import UserError, shown
 from parelu.network.candidate import Candidate
 from parelu.network.weights import check_finite, fit_weights
 
@@ -90,7 +90,9 @@ def _from_file(path: Path) -> Weights:
         try:
             return Weights(load_file(path))
         except SafetensorError as error:
-            raise UserError(f"--weights {path} is no whole safetensors file ({error}); copy it again") from error
+            raise UserError(
+                f"--weights {path} is no whole safetensors file ({shown(str(error))}); copy it again"
+            ) from error
     if path.suffix == ".onnx":
         raise UserError(f"--weights {path} is a network with its weights; give it as --model {path}")
     return _state_dict(_load(path, start), f"--weights {path}")
@@ -110,10 +112,10 @@ def _load(path: Path, start: bytes) -> Any:
         text = str(error)
         if "weights_only" in text or "Unsupported global" in text:
             raise UserError(
-                f"--weights {path} holds Python objects that would run code ({_culprit(text)}); where you trust it, "
-                "load it yourself and save the model's state_dict() alone"
+                f"--weights {path} holds Python objects that would run code ({shown(_culprit(text))}); where you trust "
+                "it, load it yourself and save the model's state_dict() alone"
             ) from error
-        reason = (text or "it ends early").splitlines()[0][:100]
+        reason = shown(text) or "it ends early"
         raise UserError(f"--weights {path} is no whole checkpoint of torch ({reason}); copy it again") from error
 
 
@@ -129,8 +131,10 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"--weights {path} is no whole checkpoint of torch ({error}); copy it again") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:  # of names and versions in it
+        raise UserError(
+            f"--weights {path} is no whole checkpoint of torch ({shown(str(error))}); copy it again"
+        ) from error
     ends = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in ends or "data.pkl" not in ends:
         kind = "a TorchScript archive" if "constants.pkl" in ends else "an archive, but no checkpoint of torch"
@@ -155,7 +159,7 @@ def _state_dict(value: Any, what: str) -> Weights:
     for name, tensor in value.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise UserError(
-                f"{what}: {name} is no plain tensor of numbers (quantised, sparse or without data); "
+                f"{what}: {shown(name)} is no plain tensor of numbers (quantised, sparse or without data); "
                 "take the float checkpoint"
             )
     weights = Weights((name, tensor.detach()) for name, tensor in value.items())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from parelu.errors import UserError
+from parelu.errors import UserError, shown
 
 COUNTER = "num_batches_tracked"  # of a batch-norm, which inference does not read
 NAMED = 3  # so many names stand in an error
@@ -24,7 +24,7 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             found = numbers[~finite]
             kind = "NaN" if found.isnan().any() else "infinite"
             raise UserError(
-                f"the weights' {name} has {found.numel():,} of {tensor.numel():,} numbers not finite ({kind}); "
+                f"the weights' {shown(name)} has {found.numel():,} of {tensor.numel():,} numbers not finite ({kind}); "
                 "take a checkpoint from before its training diverged"
             )
 
@@ -49,13 +49,14 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
 def _some(names: Sequence[str]) -> str:
     """A name; of several, how many and the first ones."""
     more = ", …" if len(names) > NAMED else ""
-    return names[0] if len(names) == 1 else f"{len(names)} tensors ({', '.join(names[:NAMED])}{more})"
+    first = [shown(name, 60) for name in names[:NAMED]]
+    return first[0] if len(names) == 1 else f"{len(names)} tensors ({', '.join(first)}{more})"
 
 
 def _shape_problem(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], names: Sequence[str]) -> str:
     first = names[0]
     others = f", and {len(names) - 1} more do not fit" if len(names) > 1 else ""
-    return f"have {first} as {tuple(weights[first].shape)}, the network as {tuple(own[first].shape)}{others}"
+    return f"have {shown(first)} as {tuple(weights[first].shape)}, the network as {tuple(own[first].shape)}{others}"
 
 
 def _classifier_of_others(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], names: Sequence[str]) -> str:
@@ -103,7 +104,7 @@ def _as(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """In the network's type, as far as that keeps what the numbers are."""
     if tensor.is_floating_point() != dtype.is_floating_point or tensor.is_complex():
         raise UserError(
-            f"the weights' {name} is of {tensor.dtype}, the network's of {dtype}; they are quantised: "
+            f"the weights' {shown(name)} is of {tensor.dtype}, the network's of {dtype}; they are quantised: "
             "take the float checkpoint"
         )
     return tensor.to(dtype)
