@@ -2,10 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import TINY, Silent, tiny_experiment
+from PIL import Image
+from safetensors.torch import save_file
 
 from parelu import data
 from parelu.errors import UserError
@@ -134,3 +137,48 @@ def test_metrics_survive_their_json(named: Run):
             metrics_from_json(json)
     assert isinstance(record.metrics, Metrics)
     assert metrics_from_json({}) is None
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of noise, dark and bright: 8 images each to train on, 4 to test."""
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 8), ("test", 4)):
+        for low, name in ((0, "dark"), (128, "bright")):
+            folder = tmp_path / "set" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(low, low + 128, (8, 8), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return tmp_path / "set"
+
+
+def test_contents_decide_and_places_do_not(pictures: Path, tmp_path: Path):
+    """A folder of pictures and a file of weights may move; neither may change under its path."""
+    file, folder = tmp_path / "net.safetensors", tmp_path / "run"
+    torch.manual_seed(0)
+    save_file(spec_of("resnet10 m=2", (1, 8, 8), 2).module().state_dict(), file)
+    training = dataclasses.replace(BRIEF, batch=4)
+    one = dataclasses.replace(tiny_experiment(training=training), data="folder", data_folder=pictures, weights=file)
+
+    def again(**changes: Any) -> Run:
+        return run_experiment(dataclasses.replace(one, **changes), folder, Silent(), InProcess())
+
+    first = again()
+    moved = pictures.rename(tmp_path / "elsewhere")
+    file = file.rename(tmp_path / "other.safetensors")
+    then = again(data_folder=moved, weights=file)
+    assert then.config["data_folder"] == str(moved) and first.config["data_sha256"] == then.config["data_sha256"]
+    assert Run.open(folder).config == then.config, "later commands look in the new places"
+    assert source_of(Run.open(folder), (1, 8, 8)).load().input_shape == (1, 8, 8)
+
+    save_file(spec_of("resnet10 m=2", (1, 8, 8), 2).module().state_dict(), file)
+    with pytest.raises(UserError, match=r"weights_sha256: its weights are others now: give those that it began with"):
+        again(data_folder=moved, weights=file)
+    with pytest.raises(UserError, match=r"weights_sha256 is .* there and null now"):
+        again(data_folder=moved, weights=None)
+    Image.new("L", (8, 8), 7).save(moved / "test" / "dark" / "0.png")
+    with pytest.raises(UserError, match=r"data_sha256: the images or labels of its data set are others now"):
+        again(data_folder=moved, weights=then.candidate("teacher").weights)
+    with pytest.raises(UserError, match=r"elsewhere: its images or labels are others than when the run began"):
+        source_of(Run.open(folder), (1, 8, 8)).load()

@@ -32,12 +32,16 @@ class DataSource(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Named(DataSource):
-    """A data set by its name, and at what shape: see `data.load`. mean, std: instead of its own."""
+    """A data set by its name, and at what shape: see `data.load`. mean, std: instead of its own.
+
+    sha256: what its digest was when the run began.
+    """
 
     name: str
     folder: Path | None
     images: int | None
     shape: tuple[int, int, int]
+    sha256: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -46,8 +50,15 @@ class Named(DataSource):
         return self.shape
 
     def load(self) -> Dataset:
+        """Raises `UserError` where it is not what it was."""
         own = data.load(self.name, folder=self.folder, images=self.images, input_shape=self.shape)
-        return normalised(own, self.mean, self.std)
+        found = normalised(own, self.mean, self.std)
+        if digest(found) != self.sha256:
+            raise UserError(
+                f"{self.folder or self.name}: its images or labels are others than when the run began; restore them, "
+                "or give another --run"
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,11 +83,18 @@ def normalised(dataset: Dataset, mean: Sequence[float] | None, std: Sequence[flo
 
 
 def digest(dataset: Dataset) -> str:
-    """Of all that a training reads of a data set, which has no name to go by."""
+    """Of all that a training reads of a data set: its pixels, labels, statistics."""
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     tensors = {f"{name}.{part}": tensor for name, split in splits.items() for part, tensor in vars(split).items()}
     others: list[Any] = [dataset.classes, dataset.mean, dataset.std, dataclasses.asdict(dataset.augmentation)]
     return storage.digest([storage.tensors_digest(tensors), *others])
+
+
+def _kept(run: Run) -> str:
+    """The digest of its data set; raises `UserError` where an older version kept none."""
+    if "data_sha256" not in run.config:
+        raise UserError(f"{run.path} is of an older version, which kept no digest of its data; give another --run")
+    return run.config["data_sha256"]
 
 
 def source_of(run: Run, shape: tuple[int, int, int], dataset: Dataset | None = None) -> DataSource:
@@ -89,8 +107,9 @@ def source_of(run: Run, shape: tuple[int, int, int], dataset: Dataset | None = N
     """
     if run.config["data"] != IN_MEMORY:
         folder = run.config.get("data_folder")
+        place = Path(folder) if folder else None
         moments = (tuple(run.config[name]) if name in run.config else None for name in ("mean", "std"))
-        return Named(run.config["data"], Path(folder) if folder else None, run.config["images"], shape, *moments)
+        return Named(run.config["data"], place, run.config["images"], shape, _kept(run), *moments)
     if dataset is None or digest(dataset) != run.config["data_sha256"]:
         raise UserError(f"{run.path} was trained on a data set in memory; give the same one again, from Python")
     return InMemory(dataset)

@@ -158,7 +158,7 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     budgets = [[parse_budget(text, full.relus, full.comparisons) for text in r.budgets] for r in experiment.reductions]
     for reduction, given in zip(experiment.reductions, budgets, strict=True):
         _check(reduction, given, spec, experiment.training)
-    run = Run.start(folder, {**experiment.config(), **of_graph(spec)})
+    run = Run.start(folder, {**_contents(prepared), **experiment.config(), **of_graph(spec)})
     work = Work(run, prepared.source, experiment.seed)
     with in_run(work, experiment.training, watcher, executor or Processes()) as context:
         job = full_job(spec, experiment.training)
@@ -213,7 +213,7 @@ def prepare(experiment: Experiment) -> Prepared:
     else:
         folder, images = experiment.data_folder, experiment.images
         dataset = normalised(data.load(given, folder=folder, images=images, input_shape=shape), *moments)
-        source = Named(given, folder, images, dataset.input_shape, *moments)
+        source = Named(given, folder, images, dataset.input_shape, digest(dataset), *moments)
     spec, weights = _network(experiment, shape or dataset.input_shape, dataset.classes)
     if (spec.input[0], spec.classes) != (dataset.input_shape[0], dataset.classes):
         raise UserError(
@@ -245,6 +245,12 @@ def of_graph(spec: Spec) -> dict[str, Any]:
     if not isinstance(spec, Graph):
         return {}
     return {"model": spec.shown, "model_sha256": digest_of_json(spec.to_json())}
+
+
+def _contents(prepared: Prepared) -> dict[str, str]:
+    """Digests of what the configuration has the names and places of."""
+    found = {"data_sha256": prepared.source.sha256} if isinstance(prepared.source, Named) else {}
+    return found | ({"weights_sha256": tensors_digest(prepared.weights)} if prepared.weights is not None else {})
 
 
 def spread(counts: Sequence[int], number: int) -> list[int]:

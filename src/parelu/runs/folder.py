@@ -28,6 +28,13 @@ from parelu.private.rows import PrivateInference
 from parelu.runs.environment import environment
 from parelu.training.history import Epoch, read_history
 
+PLACES = ("data_folder", "weights")  # of a configuration: paths, of whose contents it has the digests
+# What it means that a digest of a configuration is another one now.
+CONTENTS = {
+    "data_sha256": "the images or labels of its data set are others now: restore them",
+    "weights_sha256": "its weights are others now: give those that it began with",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -54,20 +61,24 @@ class Run:
 
     @classmethod
     def start(cls, path: Path, config: Mapping[str, Any]) -> Run:
-        """Make the folder, or continue in it; raises `UserError` where it holds a run of another configuration."""
+        """Make the folder, or continue in it; raises `UserError` where it holds a run of another configuration.
+
+        What lies at a place may move, but not change: digests of contents decide, and the new places are kept.
+        """
         config = json.loads(json.dumps(config))
         file = path / "config.json"
         if path.exists() and not file.exists() and (not path.is_dir() or _visible(path)):
             raise UserError(f"{path} exists and is no run folder; give another --run")
+        there = None
         if file.exists():
-            changed = _first_difference(cls.open(path).config, config)
+            there = cls.open(path).config
+            changed = _first_difference(_deciding(there), _deciding(config))
             if changed:
-                name, there, now = changed
                 raise UserError(
-                    f"{path} is a run of another configuration ({name} is {_short(there)} there and "
-                    f"{_short(now)} now); give another --run, or the same options to continue it"
+                    f"{path} is a run of another configuration ({_difference(*changed)}); give another --run, or the "
+                    "same options to continue it"
                 )
-        else:
+        if there != config:
             storage.write_json(file, {"config": config, "sha256": storage.digest(config)})
         if not (path / "environment.json").exists():
             storage.write_json(path / "environment.json", environment())
@@ -159,6 +170,17 @@ def write_private_inference(folder: Path, candidate: Mapping[str, Any], value: P
     """Write what `read_private_inference` reads. candidate: its checked header."""
     identity = {"candidate": candidate["tensors_sha256"]}
     storage.write_json(folder / "private" / "measured.json", {"identity": identity, **value.to_json()})
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the outcome."""
+    return {key: value for key, value in config.items() if key not in PLACES}
+
+
+def _difference(name: str, there: Any, now: Any) -> str:
+    if name in CONTENTS and there and now:
+        return f"{name}: {CONTENTS[name]}"
+    return f"{name} is {_short(there)} there and {_short(now)} now"
 
 
 def _visible(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from parelu.private.lowering.program import FORMAT
 from parelu.private.offline.mode import ring_for
 from parelu.private.rows import PrivateInference, RingAccuracy
 from parelu.runs import folder as run_folder
+from parelu.runs.data_source import source_of
 from parelu.runs.folder import Run
 from parelu.runs.progress import bar
 
@@ -149,8 +150,10 @@ def measure_run(
     done: Callable[[str, PrivateInference], None] = lambda name, value: None,
 ) -> data.Dataset:
     """`measure` networks of a run; `done` is told each. Returns their data set."""
-    folder = run.config.get("data_folder")
-    dataset = dataset_of(run.candidate(names[0]), Path(folder) if folder else None)
+    candidate = run.candidate(names[0])
+    if run.config["data"] == memory.NAME:
+        dataset_of(candidate)  # raises: no file has it
+    dataset = source_of(run, tuple(candidate.preprocessing["image"])).load()
     for name in names:
         with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
             value = measure(run.folder(name), dataset, options, progress, others)
