@@ -158,7 +158,8 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     budgets = [[parse_budget(text, full.relus, full.comparisons) for text in r.budgets] for r in experiment.reductions]
     for reduction, given in zip(experiment.reductions, budgets, strict=True):
         _check(reduction, given, spec, experiment.training)
-    run = Run.start(folder, {**_contents(prepared), **experiment.config(), **of_graph(spec)})
+    config = {**experiment.config(), **of_graph(spec)}
+    run = Run.start(folder, {**config, **_contents(prepared), **config})  # last, so that an option is named first
     work = Work(run, prepared.source, experiment.seed)
     with in_run(work, experiment.training, watcher, executor or Processes()) as context:
         job = full_job(spec, experiment.training)
