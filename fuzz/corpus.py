@@ -57,7 +57,7 @@ def lowered() -> Iterator[tuple[str, Lowered]]:
     hand = Hand((1, 4, 4))
     value = hand.concat(0, hand.scale(hand.select(0, 1, 4), -1), 2)
     value = hand.resample(hand.permute(value, 2, 0, 1), 1, 3)
-    hand.linear(hand.activation(hand.reshape(value, 8, 12), 0.3), 3)
+    hand.linear(hand.activation(hand.shift(hand.reshape(value, 8, 12)), 0.3), 3)
     yield "moves", hand.lowered()
 
 

@@ -21,6 +21,7 @@ from parelu.private.lowering.ops import (
     Reshape,
     Scale,
     Select,
+    Shift,
     Truncate,
     shape_of,
 )
@@ -82,6 +83,10 @@ class Hand:
 
     def multiply(self, source: int) -> int:
         return self._secret(Multiply(source), self.shapes[source], None)
+
+    def shift(self, source: int) -> int:
+        self.weights[len(self.ops)] = {"bias": self.rng.integers(-999, 1000, self.shapes[source])}
+        return self._add(Shift(source))
 
     def add(self, source: int, other: int) -> int:
         return self._add(Add(source, other))

@@ -219,10 +219,10 @@ def test_folding_alone_keeps_the_layers():
         assert list(folded.sites) == list(network.sites) and layers(folded) == layers(network)
 
 
-def test_a_batch_norm_that_cannot_be_folded_stays():
+def test_a_batch_norm_that_cannot_be_folded_is_a_shift():
     network = ready(Residual(), (1, 6, 6))
     folded = fuse(network, cost=nothing)
-    assert [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)] == ["late"]
+    assert [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d | Affine)] == ["late"]
     assert same(network, folded)
 
 

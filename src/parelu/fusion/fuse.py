@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from parelu.fusion.chains import Sum, Unit, Units, chains, end, nodes, shape, source
 from parelu.fusion.composition import Convolution, compose, fitted
+from parelu.fusion.factors import calls, factors, fold_factors, is_shift, pass_factors
 from parelu.fusion.packing import seconds
 from parelu.network import ops
 from parelu.network.sites import Network
@@ -48,8 +49,9 @@ def fuse(network: Network, *, cost: Cost = seconds, padded: bool = False, apart:
     fused = Network(copied, copied.graph, type(network).__name__).eval()
     fused.input_shape, fused.notes = network.input_shape, network.notes
     fused.double()
-    _fold_factors(fused)
+    fold_factors(fused)
     _drop_what_passes(fused, apart)
+    pass_factors(fused)
     merging = _Merging(fused, cost, padded)
     for chain in chains(fused):
         merging.merge(chain)
@@ -68,77 +70,12 @@ def _is_secret(op: ops.Op) -> bool:
     """Whether it has secret numbers as a linear map; a site has where a polynomial of degree 1 is not the identity."""
     match op:
         case ops.Convolution() | ops.Linear() | ops.BatchNorm() | ops.Affine():
-            return True
+            return not is_shift(op)
         case ops.Activation(site):
             lines = (site.coefficients[:2] != torch.tensor([[0.0], [1.0]])).any(0) & (site.coefficients[2] == 0)
             return site.relus < site.mask.numel() and bool(lines.any())
         case _:
             return False
-
-
-def _fold_factors(network: Network) -> None:
-    """Take away the batch-norms and affine maps that follow a convolution or linear layer.
-
-    One whose layer is read by somebody else as well, or called twice, stays; so does one that follows another op, has
-    no running statistics, or has other numbers than one a channel.
-    """
-    for node in list(network.graph.nodes):
-        op = ops.read(node)
-        if not isinstance(op, ops.BatchNorm | ops.Affine):
-            continue
-        before = node.all_input_nodes[0]
-        if len(before.users) != 1 or _calls(network, str(before.target)) != 1:
-            continue
-        folded = _folded(ops.read(before), op, shape(node))
-        if folded:
-            network.set_submodule(str(before.target), folded)
-            node.replace_all_uses_with(before)
-            network.graph.erase_node(node)
-
-
-def _folded(op: ops.Op, after: ops.BatchNorm | ops.Affine, of: tuple[int, ...]) -> nn.Module | None:
-    """The layer that a layer and then an op on its output of a shape are; None where no layer is that."""
-    match op:
-        case ops.Convolution(layer) if op.has_even_bias:
-            axis = 0
-        case ops.Linear(layer):
-            axis = len(of) - 1
-        case _:
-            return None
-    numbers = factors(after, of, axis)
-    if numbers is None:
-        return None
-    factor, summand = numbers
-    folded = copy.deepcopy(layer)
-    bias = torch.zeros_like(summand) if layer.bias is None else layer.bias.detach()
-    folded.weight = nn.Parameter(layer.weight.detach() * factor.view(-1, *[1] * (layer.weight.dim() - 1)))
-    folded.bias = nn.Parameter(bias * factor + summand)
-    return folded
-
-
-def factors(op: ops.BatchNorm | ops.Affine, of: tuple[int, ...], axis: int) -> tuple[Tensor, Tensor] | None:
-    """Factor and summand, a number for each place along one dimension of a map; None of another map."""
-    match op:
-        case ops.BatchNorm(norm):
-            if norm.running_mean is None or norm.running_var is None or axis:
-                return None
-            factor = 1 / (norm.running_var + norm.eps).sqrt()
-            factor = factor * norm.weight if norm.weight is not None else factor
-            summand = (norm.bias if norm.bias is not None else 0) - norm.running_mean * factor
-            return factor.detach(), summand.detach()
-        case ops.Affine(layer):
-            numbers = [
-                number.detach().view(*[1] * (len(of) - number.dim()), *number.shape)
-                for number in (layer.weight, layer.bias)
-            ]
-            if any(size != 1 for number in numbers for d, size in enumerate(number.shape) if d != axis):
-                return None
-            factor, summand = (number.flatten().expand(of[axis]) for number in numbers)
-            return factor, summand
-
-
-def _calls(network: Network, path: str) -> int:
-    return sum(node.op == "call_module" and node.target == path for node in network.graph.nodes)
 
 
 def _drop_what_passes(network: Network, apart: Collection[str]) -> None:
@@ -266,7 +203,9 @@ class _Merging:
         """Of a unit as it stands."""
         if isinstance(unit, Sum):
             return self._cut(unit.left)[0] + self._cut(unit.right)[0]
-        return 0.0 if isinstance(ops.read(unit), ops.Pool | ops.Reshape | ops.Scaling) else self.cost(_alone(unit))
+        op = ops.read(unit)
+        is_free = isinstance(op, ops.Pool | ops.Reshape | ops.Scaling) or is_shift(op)
+        return 0.0 if is_free else self.cost(_alone(unit))
 
     def _joined(self, first: _Merged | None, second: _Merged | None) -> _Merged | None:
         if first and second and (self.padded or first.layer.is_exact_before(second.layer)):
@@ -341,7 +280,7 @@ class _Merging:
 
         modules = [node for node in nodes(units) if node.op == "call_module"]
         name = str(max(reversed(modules), key=rank).target)
-        return name if _calls(self.network, name) == 1 else f"{name}_merged_{len(self.network.graph.nodes)}"
+        return name if calls(self.network, name) == 1 else f"{name}_merged_{len(self.network.graph.nodes)}"
 
     def _convolution(self, units: Units, merged: _Merged) -> nn.Conv2d:
         layer, (weight, bias) = merged.layer, merged.numbers()

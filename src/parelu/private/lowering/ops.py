@@ -105,6 +105,13 @@ class Multiply(Op):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Shift(Op):
+    """A number that only the server knows added to each position: to its own share, so that it costs nothing."""
+
+    kind: ClassVar[str] = "shift"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Join(Op, abc.ABC):
     """other: number of the second value it reads."""
 
@@ -299,7 +306,7 @@ class Activation(Op):
 
 _SECRET = (Conv, Linear, Multiply)
 _LOCAL = (Add, Concat, Reshape, Permute, Select, Resample, Pool, Scale)
-OPS: dict[str, type[Op]] = {op.kind: op for op in (*_SECRET, *_LOCAL, Truncate, Activation)}
+OPS: dict[str, type[Op]] = {op.kind: op for op in (*_SECRET, *_LOCAL, Shift, Truncate, Activation)}
 
 
 def sources(op: Op) -> tuple[int, ...]:

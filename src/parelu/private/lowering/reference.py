@@ -34,6 +34,7 @@ from parelu.private.lowering.ops import (
     Reshape,
     Scale,
     Select,
+    Shift,
     Truncate,
     sources,
 )
@@ -162,6 +163,8 @@ def _steps(
         x, overflows = values[op.source], 0
         if op.is_secret:
             y = layers[number](x)
+        elif isinstance(op, Shift):
+            y = x + lowered.weights[number]["bias"]
         elif isinstance(op, Truncate):
             y = _rounded(x, op.bits)
         elif isinstance(op, Activation):
@@ -222,6 +225,8 @@ def replay(
         if op.is_secret:
             y = _modular_products(op, integers["weight"], x) + _bias(op, integers)
             share = given[number + 1].reshape(y.shape)
+        elif isinstance(op, Shift):
+            y, share = x + integers["bias"], c
         elif isinstance(op, Truncate):
             y, share = modulo.truncated(x, c, op.bits)
         elif isinstance(op, Activation):

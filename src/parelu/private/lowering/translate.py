@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
 from parelu.fusion import composition
-from parelu.fusion.fuse import factors
+from parelu.fusion.factors import factors, is_shift
 from parelu.network import maxpool, ops, trace
 from parelu.network.sites import IDENTITY, Network, Site
 from parelu.private.crypto.ring import Ring
@@ -41,6 +41,7 @@ from parelu.private.lowering.ops import (
     Scale,
     Select,
     Shape,
+    Shift,
     Truncate,
     shape_of,
 )
@@ -190,7 +191,7 @@ class Translation:
             return op.source
         key = (type(op), *map(_hashable, (getattr(op, field.name) for field in dataclasses.fields(op))))
         number = self._known.get(key)
-        if number is None or op.is_secret or isinstance(op, Activation):
+        if number is None or op.is_secret or isinstance(op, (Activation, Shift)):
             self.ops.append(op)
             self.shapes.append(shape)
             self.layers.append(str(node.target) if node.op == "call_module" else trace.owner(node) or node.name)
@@ -249,9 +250,15 @@ class Translation:
         return made.moved(self._emit(node, Permute(number, (*range(1, rank), 0))))
 
     def _factors(self, node: fx.Node, source: _Value, op: ops.BatchNorm | ops.Affine) -> _Value:
-        """x·factor + summand that could not be folded: a depthwise 1×1 convolution, else a diagonal."""
-        source = self._truncated(node, source)
+        """x·factor + summand that could not be folded: a shift, a depthwise 1×1 convolution, else a diagonal."""
         shape = self.shapes[source.number]
+        if is_shift(op):
+            number = self._emit(node, Shift(source.number))
+            summand = op.layer.bias.detach().double().numpy() / source.unit
+            wide = np.broadcast_to(summand, np.broadcast_shapes(summand.shape, (1,) * len(shape)))
+            self.weights[number - 1] = {"bias": _rounded(wide)}
+            return source.moved(number, self.seen.values[node])
+        source = self._truncated(node, source)
         numbers = factors(op, shape, 0)
         if numbers and len(shape) == 3:
             conv = Conv(source.number, shape[0], (1, 1), (1, 1), (0, 0), shape[0])

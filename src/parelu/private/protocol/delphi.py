@@ -24,7 +24,7 @@ from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import Elements, LinearMap, encode
 from parelu.private.lowering.encode import bias_of, linear_map
 from parelu.private.lowering.lowered import Lowered
-from parelu.private.lowering.ops import Activation, Conv, Op, Truncate, local, sources
+from parelu.private.lowering.ops import Activation, Conv, Op, Shift, Truncate, local, sources
 from parelu.private.lowering.program import Program
 from parelu.private.lowering.translate import Integers
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
@@ -178,11 +178,11 @@ class _ServerMaterial(Encodable, kind="inference, server"):
 
 
 def _walk(program: Program, first_value: Elements, make: Callable[[int, Op, Sequence[Elements]], Elements]) -> Elements:
-    """One party's share of the last value; `make` gives those of secret ops, truncations and activations, given the
-    number, the op, and the values before it."""
+    """One party's share of the last value; `make` gives those of secret ops, shifts, truncations and activations, given
+    the number, the op, and the values before it."""
     values = [first_value]
     for number, op in enumerate(program.ops, start=1):
-        if op.is_secret or isinstance(op, (Truncate, Activation)):
+        if op.is_secret or isinstance(op, (Truncate, Activation, Shift)):
             values.append(make(number, op, values))
         else:
             values.append(local(op, *(values[i] for i in sources(op))))
@@ -219,6 +219,8 @@ class _ClientWalk:
         source, program = values[op.source], self.terms.program
         if isinstance(op, Truncate):
             return program.ring.truncate_client(source, op.bits)
+        if isinstance(op, Shift):
+            return source
         shape = (1, *program.shapes[number])
         with self.measure(program.layers[number - 1]):
             if isinstance(op, Activation):
@@ -329,6 +331,8 @@ def infer_server(channel: Channel, model: Model, materials: Sequence[Material]) 
         source = values[op.source]
         if isinstance(op, Truncate):
             return program.ring.truncate_server(source, op.bits)
+        if isinstance(op, Shift):
+            return source + encode(model.lowered.weights[number - 1]["bias"])
         with channel.measured("online", program.layers[number - 1]):
             if isinstance(op, Activation):
                 return _activate(channel, model, number, op, contents, values, ahead)

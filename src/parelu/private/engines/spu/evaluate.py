@@ -100,6 +100,8 @@ def evaluate(program: Program, secrets: Mapping[str, Any], images: Any, xp: Any,
                 y = xp.matmul(x, own["weight"].T) + own["bias"]
             case "multiply":
                 y = x * own["weight"] + own["bias"]
+            case "shift":
+                y = x + own["bias"]
             case "add" | "concat":
                 sources = (op["source"], op["other"])
                 left, right = (_times(values[s], 2.0 ** (e[s] - e[number + 1])) for s in sources)
