@@ -15,6 +15,7 @@ from parelu.fusion.fuse import MapConv2d, fuse, nothing
 from parelu.methods.base import methods
 from parelu.network import trace
 from parelu.network.count import count, skeleton
+from parelu.network.functions import Affine
 from parelu.network.plan import SitePlan
 from parelu.network.sites import Network
 from parelu.network.spec import spec_of

@@ -151,6 +151,7 @@ def _divide(site: Site, factor: Tensor) -> None:
     c0, c1, c2 = site.coefficients
     factor = factor.to(c0.dtype)
     site.assign(site.mask, torch.stack([c0 / factor, c1, c2 * factor]))
+    site.to(c0.dtype)
 
 
 def calls(network: Network, path: str) -> int:
