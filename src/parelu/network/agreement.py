@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -64,10 +65,12 @@ def _first_layer_off(module: nn.Module, network: fx.GraphModule, images: Tensor)
     """Path of the first layer that both call and that gives other numbers; "" where there is none."""
     expected: dict[str, list[Tensor]] = collections.defaultdict(list)
     kinds = {path: type(part) for path, part in module.named_modules() if not [*part.children()]}
+
+    def keep(path: str, result: Any) -> None:
+        expected[path].append(result.clone() if isinstance(result, Tensor) else torch.empty(0))
+
     hooks = [
-        module.get_submodule(path).register_forward_hook(
-            lambda part, given, result, path=path: expected[path].append(result.clone())
-        )
+        module.get_submodule(path).register_forward_hook(lambda part, given, result, path=path: keep(path, result))
         for path in kinds
     ]
     try:
@@ -87,7 +90,7 @@ class _Compared(fx.Interpreter):
         self.run(images.clone())
         return self._off
 
-    def run_node(self, n: fx.Node) -> Tensor:
+    def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         path = str(n.target)
         if n.op == "call_module" and self._kinds.get(path) is type(trace.called_module(n)) and self._expected[path]:

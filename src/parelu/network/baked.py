@@ -21,7 +21,7 @@ def baked(module: nn.Module) -> tuple[nn.Module, str]:
     if not computed:
         return module, ""
     kind = parametrize.type_before_parametrizations(module)
-    plain = kind.__new__(kind)
+    plain: nn.Module = object.__new__(kind)
     plain.__dict__ |= module.__dict__
     plain._modules = {name: part for name, part in module._modules.items() if name != "parametrizations"}
     plain._forward_pre_hooks = type(module._forward_pre_hooks)(

@@ -134,8 +134,8 @@ def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tup
 
 
 def _slice(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    x, dim, start, stop, step = (*args, *(0, None, None, None)[len(args) - 1 :])
-    return operator.getitem, (x, (*(slice(None),) * dim, slice(start, stop, step))), {}
+    x, dim, *limits = (*args, 0)[: max(2, len(args))]
+    return operator.getitem, (x, (*(slice(None),) * dim, slice(*limits, *(None,) * (2 - len(limits))))), {}
 
 
 _BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor, fx, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from parelu.network.memory import version
+
 
 class Constants:
     """What does not depend on the image.
@@ -23,7 +25,7 @@ class Constants:
         self._paths = {id(module): path for path, module in reversed(modules)}
         self._names = {id(tensor): name for name, tensor in reversed(tensors)}
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
-        self._computed = WeakTensorKeyDictionary()  # computed → its name
+        self._computed = WeakTensorKeyDictionary()  # computed → (its name, its version)
         self._origins = WeakTensorKeyDictionary()  # computed → name of the parameter that it is computed of
         self._long = WeakTensorKeyDictionary()  # as many equal entries as the batch has images → True
         self._origin_of: dict[str, str] = {}  # name of what is computed → its origin
@@ -49,12 +51,15 @@ class Constants:
 
     def name(self, value: Tensor, owner: str) -> str:
         """Of a constant in the graph."""
-        known = self._names.get(id(value)) or self._computed.get(value)
-        if known is None:
-            known = self._computed[value] = self._kept(value, owner)
-        else:
-            self.named.setdefault(known, value)
-        return known
+        name = self._names.get(id(value))
+        if name is not None:
+            self.named.setdefault(name, value)
+            return name
+        name, known = self._computed.get(value) or ("", -1)
+        if known != version(value):
+            name = self._kept(value, owner)
+            self._computed[value] = (name, version(value))
+        return name
 
     def is_long(self, value: Tensor) -> bool:
         """Whether it has an equal entry for each image, of which one is kept."""
@@ -91,7 +96,7 @@ class Constants:
     def _origin(self, value: Tensor) -> str:
         if isinstance(value, nn.Parameter):
             return self._names.get(id(value), "")
-        return self._origins.get(value, "")
+        return self._origins.get(value) or ""
 
     def unused(self, name: str) -> str:
         """`name`, or `name_2`, `name_3`, … where something else has it."""

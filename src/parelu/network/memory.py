@@ -60,7 +60,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _place(tensor: Tensor) -> tuple[Sequence[int], Sequence[int], int]:
-    return tensor.shape, tensor.stride(), tensor.storage_offset()
+    return tensor.shape, tensor.stride(), int(tensor.storage_offset())
 
 
 def _overlap(tensor: Tensor, place: tuple[Sequence[int], Sequence[int], int]) -> bool:

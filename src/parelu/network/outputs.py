@@ -42,8 +42,8 @@ def _entries(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         parts = [(f.name, getattr(result, f.name)) for f in fields(result)]
     elif isinstance(result, Mapping):
         parts = [*result.items()]
-    elif isinstance(result, tuple) and hasattr(result, "_fields"):
-        parts = [*zip(result._fields, result, strict=True)]
+    elif isinstance(result, tuple) and hasattr(result, "_asdict"):
+        parts = [*result._asdict().items()]  # pyright: ignore[reportAttributeAccessIssue]
     elif isinstance(result, tuple | list):
         parts = [*enumerate(result)]
     for key, part in parts:

@@ -95,7 +95,7 @@ def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tu
     if isinstance(error, Untraceable):
         return f"{where}: cannot be traced: {line}"
     if error is tracer.failed:
-        return _unfitting(input_shape, error)
+        return f"{_unfitting(input_shape, error)} (in {where})"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{where}: its forward raises {type(error).__name__}: {line} ({place.filename}:{place.lineno})"
 

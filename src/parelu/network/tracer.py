@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -217,7 +218,7 @@ class Tracer(TorchFunctionMode):
             (t, old) for t, old in zip(given, before, strict=True) if version(t) != old
         ]
         if not changed and (result is None or result in self._memory):
-            if written.kind != "call_module":
+            if written.kind != "call_module" or result is None:
                 return result
             with self._one_call():
                 result = result.detach()  # of a module that returns its input, such as dropout: another tensor's name
@@ -289,7 +290,7 @@ class Tracer(TorchFunctionMode):
         self._memory.hold(tensor, node, pending)
 
     def _arguments(self, value: Any) -> Any:
-        written = fx.node.map_aggregate(value, self._argument)
+        written = map_aggregate(value, self._argument)
         return dict(written) if isinstance(value, dict) else written
 
     def _argument(self, value: Any) -> Any:
@@ -339,13 +340,13 @@ def _tensors(value: Any) -> list[Tensor]:
             found.append(part)
         return part
 
-    fx.node.map_aggregate(value, look)
+    map_aggregate(value, look)
     return found
 
 
 def _has_size(value: Any) -> bool:
     found: list[bool] = []
-    fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, BatchSize)))
+    map_aggregate(value, lambda part: found.append(isinstance(part, BatchSize)))
     return any(found)
 
 
