@@ -178,7 +178,7 @@ def test_contents_decide_and_places_do_not(pictures: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"weights_sha256 is .* there and null now"):
         again(data_folder=moved, weights=None)
     with pytest.raises(UserError, match=r"images is null there and 8 now"):
-        again(data_folder=moved, images=8)
+        again(data_folder=moved, weights=file, images=8)
     Image.new("L", (8, 8), 7).save(moved / "test" / "dark" / "0.png")
     with pytest.raises(UserError, match=r"data_sha256: the images or labels of its data set are others now"):
         again(data_folder=moved, weights=then.candidate("teacher").weights)
