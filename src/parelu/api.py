@@ -24,7 +24,8 @@ from parelu.data.images import read_image
 from parelu.data.memory import from_memory
 from parelu.errors import UserError
 from parelu.methods.base import Method, methods
-from parelu.models.external import Reading, copied, fresh_copy, read
+from parelu.models.external import Reading, copied, fresh_copy, is_trained, read
+from parelu.network import replacements
 from parelu.network.cache import folder as cache_folder
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, skeleton
@@ -40,7 +41,7 @@ from parelu.private.protocol.reveal import REVEALS
 from parelu.private.rows import PrivateInference, Row
 from parelu.private.serving.client import Client
 from parelu.private.serving.ledger import Ledger
-from parelu.private.serving.server import ServerOptions
+from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import LINKS
 from parelu.private.transport.tls import make_certificates
 from parelu.report.page import write_report
@@ -50,7 +51,7 @@ from parelu.runs.deployment import server_of
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input, prepare, run_experiment
 from parelu.runs.folder import Record, Run
-from parelu.runs.inspection import Subject, designs, measured_order, program_of, subject
+from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
 from parelu.runs.measurement import measure_run
 from parelu.runs.merging import merge
 from parelu.runs.processes import Processes
@@ -69,6 +70,7 @@ __all__ = [
     "Client",
     "Dataset",
     "Experiment",
+    "InProcess",
     "Keep",
     "Ledger",
     "Method",
@@ -89,6 +91,7 @@ __all__ = [
     "data",
     "designs",
     "instrument",
+    "is_trained",
     "load",
     "make_certificates",
     "measure_run",
@@ -96,6 +99,7 @@ __all__ = [
     "merge",
     "methods",
     "modes",
+    "named",
     "parse_budgets",
     "parse_input",
     "prepare",
@@ -105,6 +109,7 @@ __all__ = [
     "reduce",
     "relus",
     "run_experiment",
+    "serve",
     "server_of",
     "share",
     "spec_of",
@@ -209,6 +214,8 @@ def reduce(
     pretrained: bool | None = None,
     weights: Mapping[str, Tensor] | str | Path | None = None,
     input_shape: Shape | None = None,
+    replace: str = "",
+    output: int | str | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -231,6 +238,9 @@ def reduce(
         weights: of the trained full-ReLU network: a state dict, a candidate's folder, a safetensors file or a
             checkpoint of torch.
         input_shape: (C, H, W) of the network, where the images are of another shape.
+        replace: what is to stand in the place of ops, such as "silu=relu,maxpool=avgpool", or "all"; a trained network
+            is then trained on, with itself as it was as the teacher.
+        output: of a network with several outputs, the index or name of the logits.
         seed: of fresh weights and of the order of the images.
         workers: processes that train side by side, from a script that is guarded by `if __name__ == "__main__":`; 1 is
             this process alone. Left out, one a core for a named network on a named data set, and 1 for what is in
@@ -249,10 +259,14 @@ def reduce(
         source = own = from_memory(dataset)
     given: Any = _path(weights)
     network: Any = model
+    original: Reading | None = None
     if not isinstance(model, str):
-        is_trained = pretrained is not False or weights is not None
-        found = _read(_module(model), _shape(input_shape or own.input_shape), own.classes, given, is_trained)
-        network, given, pretrained = found.spec, found.weights if is_trained else None, False
+        own_weights = pretrained is not False or weights is not None
+        shape, kinds = _shape(input_shape or own.input_shape), replacements.parsed(replace)
+        found = _read(_module(model), shape, own.classes, given, own_weights, output, kinds)
+        if kinds and own_weights:
+            original = _read(_module(model), shape, own.classes, given, True, output, {})
+        network, given, pretrained = found.spec, found.weights if own_weights else None, False
     experiment = Experiment(
         model=network,
         data=source,
@@ -262,6 +276,9 @@ def reduce(
         input=input_shape,
         weights=given,
         pretrained=bool(pretrained),
+        replace=replace if isinstance(model, str) else "",
+        output=None if output is None or not isinstance(model, str) else str(output),
+        original=original,
     )
     in_memory = not isinstance(model, str) or not isinstance(dataset, str)
     alone = workers == 1 or (in_memory and workers is None)
@@ -306,6 +323,40 @@ def bench(
     return workload_on(candidate, known, images, offline).run(options, engine)
 
 
+def serve(
+    candidate: Candidate | str | Path,
+    dataset: Any = None,
+    *,
+    folder: str | Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7000,
+    certificates: str | Path | None = None,
+    options: ServerOptions | None = None,
+    **terms: Any,
+) -> Server:
+    """A server of a candidate, listening; `.run()` answers clients until `.close()`.
+
+    Args:
+        candidate: its folder, or the candidate itself.
+        dataset: that the ranges are calibrated on, as `reduce` takes it; left out, the named set that the candidate was
+            trained on. Of its images nothing is kept but the largest numbers in the network.
+        folder: where a candidate that is not in one is kept, with its program and hints.
+        certificates: folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own.
+        options, terms: how it serves, and relu, offline, reveal, step, truncation, as `parelu serve --help` has them.
+
+    Raises:
+        UserError: an op of the network cannot be run privately, or what is asked for cannot be served.
+    """
+    if isinstance(candidate, Candidate):
+        if folder is None:
+            raise UserError("serve keeps the candidate's program beside it: give folder=, or the folder it is in")
+        candidate.save(Path(folder))
+    place = Path(folder) if isinstance(candidate, Candidate) and folder else Path(str(candidate))
+    if dataset is not None:
+        terms["calibrate"] = data.load(dataset) if isinstance(dataset, str) else from_memory(dataset)
+    return server_of(place, (host, port), _path(certificates), options or ServerOptions(), **terms)
+
+
 def _budgets(budget: int | float | str | Sequence[int | float | str]) -> tuple[str, ...]:
     try:
         several = [budget] if isinstance(budget, str) else list(budget)  # pyright: ignore[reportArgumentType]
@@ -321,7 +372,15 @@ def _whole(name: str, number: Any) -> int:
         raise UserError(f"{name} is {number!r}; it should be a whole number") from None
 
 
-def _read(module: nn.Module, shape: Shape, classes: int, weights: Any, is_trained: bool) -> Reading:
+def _read(
+    module: nn.Module,
+    shape: Shape,
+    classes: int,
+    weights: Any,
+    is_trained: bool,
+    output: int | str | None,
+    replace: Mapping[str, str],
+) -> Reading:
     """A module as a graph, which is left as it is; what it computes and trains, also of frozen parts, is a copy's."""
     if any(isinstance(tensor, UninitializedParameter) for tensor in module.parameters()):
         instrument(module, shape)  # its layers get their shapes, as with the first image
@@ -329,7 +388,7 @@ def _read(module: nn.Module, shape: Shape, classes: int, weights: Any, is_traine
         module = fresh_copy(module)
     elif weights is not None:
         module = copied(module)
-    return read(module, shape, classes, type(module).__qualname__, weights)
+    return read(module, shape, classes, type(module).__qualname__, weights, output, replace)
 
 
 def _method(method: Method | str) -> Method:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from parelu.cli.output import say
+from parelu.cli.own import Taken
 from parelu.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def resolve() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(Taken):
     """Measure private inference between two processes: seconds, bytes and rounds, per layer and in total.
 
     parelu bench resnet20 --keep 0.1 --images 16 --batch 8
@@ -37,17 +38,21 @@ class Bench:
 
     parelu bench runs/quickstart
 
+    parelu bench net.py:build --weights net.safetensors --data digits --input 1x8x8
+
     parelu bench resnet20 --keep 0.1 --engine delphi,spu-semi2k,spu-cheetah
     """
 
     network_or_candidate: tyro.conf.Positional[str]
-    """a network's name, which gets fresh weights and a random mask; a candidate's folder; or a run's folder: then
-    the networks on its frontier, with their accuracy in the ring over the test set, kept there for the report"""
+    """a network's name, which gets fresh weights and a random mask unless it has --weights; a candidate's folder; or a
+    run's folder: then the networks on its frontier, with their accuracy in the ring over the test set, kept there for
+    the report"""
     keep: float = 1.0
     """of a network's name: the fraction of its ReLUs that stays"""
-    input: str = "3x32x32"
-    """of a network's name: channels x height x width"""
-    classes: int = 10
+    input: str | None = None
+    """of a network's name: channels x height x width; left out, 3x32x32, or what a file's or a data set's is"""
+    classes: int | None = None
+    """of a network's name with fresh weights; left out, 10, or what a file's are"""
     engine: str = "delphi"
     """one or several, with commas; of a run's folder delphi is always one. SPU's engines make their environment at the
     first call, a download of 1 GB; --relu and --offline are not theirs"""
@@ -118,8 +123,11 @@ class Bench:
 
         folder = Path(self.network_or_candidate)
         if (folder / "candidate.json").exists():
-            return api.trained_workload(folder, self.images, self.offline)
-        spec = api.spec_of(self.network_or_candidate, api.parse_input(self.input), self.classes)
+            return api.trained_workload(folder, self.images, self.offline, self.calibrate)
+        if taken := self.take(self.network_or_candidate, self.input):
+            return api.trained_workload(taken, self.images, self.offline, self.calibrate)
+        shape = api.parse_input(self.input) if self.input else None
+        spec = api.named(self.network_or_candidate, shape, self.classes, self.replace, self.output)
         return api.untrained_workload(spec, self.keep, self.images, self.seed, self.offline)
 
 

@@ -23,10 +23,16 @@ def resolve() -> None:
 @dataclasses.dataclass(frozen=True)
 class _Network:
     network: tyro.conf.Positional[str]
-    """a candidate's folder, or a network's name, such as "resnet18 m=16 4x4x4x" or your.module:function"""
-    input: str = "3x32x32"
-    """channels x height x width"""
-    classes: int = 10
+    """a candidate's folder, or a network's name, such as "resnet18 m=16 4x4x4x"; your.module:builder, net.py:builder,
+    torchvision:NAME, timm:NAME; or net.onnx"""
+    input: str | None = None
+    """channels x height x width; left out, 3x32x32, or what a file's network reads"""
+    classes: int | None = None
+    """left out, 10, or what a file's network tells apart"""
+    replace: str = ""
+    """what is to stand in the place of ops: "silu=relu,maxpool=avgpool", or all"""
+    output: str | None = None
+    """of a network with several outputs: the index or name of the logits"""
     steps: str = "none"
     """reductions, such as "cull S1; thin S2+S3; channels 0.5; fmap 0.5", "only S2", "thin all", "stem linear" """
     json: bool = False
@@ -39,7 +45,8 @@ class _Network:
     def subject(self) -> Subject:
         from parelu import api
 
-        return api.subject(self.network, api.parse_input(self.input), self.classes, self.steps)
+        shape = api.parse_input(self.input) if self.input else None
+        return api.subject(self.network, shape, self.classes, self.steps, self.replace, self.output)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from parelu.cli.output import say
+from parelu.cli.own import Taken
 from parelu.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,16 +44,20 @@ def resolve() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Serve:
-    """Serve a candidate to clients that keep their images secret.
+class Serve(Taken):
+    """Serve a candidate, or any trained network, to clients that keep their images secret.
 
     parelu certs certs && parelu serve runs/quickstart/candidates/teacher --port 7000 --tls certs
 
     parelu serve runs/quickstart/candidates/teacher --tls certs --stock 50 --stock-dir stock --processes 2
+
+    parelu serve net.py:build --weights net.safetensors --data digits
     """
 
-    candidate: tyro.conf.Positional[Path]
-    """the candidate's folder"""
+    candidate: tyro.conf.Positional[str]
+    """the candidate's folder; or the name of a network with --weights and --data"""
+    input: str | None = None
+    """of a network's name: channels x height x width; left out, the data set's own or a file's"""
     port: int = 7000
     host: str = "127.0.0.1"
     """the address to listen on; 0.0.0.0 for all"""
@@ -86,21 +91,22 @@ class Serve:
     """the file that counts them, for several servers of this machine; left out, CANDIDATE/clients.sqlite"""
     audit: float = 0.1
     """the share of offline phases that are opened and checked; who is caught is barred (parelu clients)"""
-    data_folder: Path | None = None
-    """where the data set's files are, for the calibration at the first start"""
 
     def __call__(self) -> None:
         if not (0 <= self.stock <= 10_000 and 1 <= self.clients <= 1_000 and 0 <= self.port <= 65535):
             raise UserError("give --stock from 0 to 10000, --clients from 1 to 1000, --port from 0 to 65535")
         if not 1 <= self.processes <= 64 or (self.processes > 1 and not self.port):
             raise UserError("give --processes from 1 to 64, and with more than one a --port of your own")
-        self._serve(others=self.processes - 1)
+        folder = Path(self.candidate)
+        if not (folder / "candidate.json").exists() and not folder.is_dir():
+            folder = self.take(self.candidate, self.input) or folder
+        dataclasses.replace(self, candidate=str(folder))._serve(others=self.processes - 1)
 
     def _serve_beside(self) -> None:
         """Serve in a process that was started by another, until that ends, however it does."""
         threading.Thread(target=_stop_with_parent, daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):
-            self._serve(others=-1)
+            dataclasses.replace(self, calibrate=None)._serve(others=-1)
 
     def _serve(self, others: int) -> None:
         """Serve in this process, and in so many others; less than 0 for one of these."""
@@ -108,8 +114,9 @@ class Serve:
         from parelu.report.private import hints_text
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        folder = Path(self.candidate)
         server = api.server_of(
-            self.candidate,
+            folder,
             (self.host.strip("[]"), self.port),
             self.tls,
             api.ServerOptions(
@@ -118,7 +125,7 @@ class Serve:
                 clients=self.clients,
                 shared=self.processes > 1,
                 budget=self.budget,
-                ledger=self.ledger or self.candidate / LEDGER,
+                ledger=self.ledger or folder / LEDGER,
                 audit=self.audit,
             ),
             relu=self.relu,
@@ -127,6 +134,7 @@ class Serve:
             step=self.step,
             truncation=self.truncation,
             data_folder=self.data_folder,
+            calibrate=self.calibrate,
             log=say,
         )
         spawn = multiprocessing.get_context("spawn")

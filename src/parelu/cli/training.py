@@ -12,6 +12,7 @@ import tyro
 from parelu.cli.bench import measure_frontier
 from parelu.cli.inspection import print_frontier, save_report
 from parelu.cli.output import say
+from parelu.cli.own import Read
 
 if TYPE_CHECKING:
     from parelu.api import Experiment, Method, Reduction, Run
@@ -30,7 +31,8 @@ def resolve() -> None:
 @dataclasses.dataclass(frozen=True)
 class _Common:
     model: str
-    """a network's name, such as "resnet10 m=8", or your.module:function"""
+    """a network's name, such as "resnet10 m=8"; your.module:builder, net.py:builder, torchvision:NAME, timm:NAME; or
+    net.onnx"""
     data: str = "digits"
     """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, or folder for a folder of images"""
     data_folder: Path | None = None
@@ -50,7 +52,7 @@ class _Common:
     run: Path | None = None
     """the run folder; a run that is there is continued"""
 
-    def experiment(self, reductions: tuple[Reduction, ...] = (), weights: Path | None = None) -> Experiment:
+    def experiment(self, reductions: tuple[Reduction, ...] = ()) -> Experiment:
         from parelu import api
 
         instead = {"epochs": self.epochs, "lr": self.lr}
@@ -64,27 +66,36 @@ class _Common:
             api.parse_input(self.input) if self.input else None,
             self.images,
             self.data_folder,
-            weights,
         )
 
     def folder(self, name: str) -> Path:
-        default = f"{name}-{self.model}-{self.data}-seed{self.seed}".replace(" ", "-").replace(":", "-")
+        model = Path(self.model).name if Path(self.model.partition(":")[0]).suffix in (".py", ".onnx") else self.model
+        default = f"{name}-{model}-{self.data}-seed{self.seed}".replace(" ", "-").replace(":", "-")
         return self.run or Path("runs") / default
 
 
 @dataclasses.dataclass(frozen=True)
-class Train(_Common):
-    """Train a full-ReLU network.
+class Train(_Common, Read):
+    """Train a full-ReLU network; one with --weights is taken into a run as it is, or trained on for --epochs.
 
     parelu train --model "resnet10 m=8" --data fashion-mnist --training short
+
+    parelu train --model net.py:build --weights net.safetensors --data folder --data-folder pictures --input 3x32x32
+
+    parelu train --model timm:mobilenetv3_small_050 --weights net.pth --replace all --epochs 5 --data cifar10
     """
 
     def __call__(self) -> None:
-        _run(self.experiment(), self.folder("train"))
+        one = dataclasses.replace(self.read(self.experiment()), goes_on=self.epochs is not None and self._is_trained)
+        _run(one, self.folder("train"))
+
+    @property
+    def _is_trained(self) -> bool:
+        return self.weights is not None or self.pretrained or self.model.endswith(".onnx")
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduce(_Common):
+class Reduce(_Common, Read):
     """Reduce a network's ReLUs with a method; trains the full-ReLU network first unless --weights has it.
 
     parelu reduce deepreduce --model "resnet10 m=8" --data colour-fashion --training short
@@ -96,13 +107,11 @@ class Reduce(_Common):
     budget: tuple[str, ...] = ()
     """ReLUs to keep, the comparisons of max-pools among them: 50k, 12.9k, 50000, or a fraction such as 0.1; several for
     several candidates"""
-    weights: Path | None = None
-    """the trained full-ReLU network: a candidate's folder, a safetensors file or a checkpoint of torch"""
 
     def __call__(self) -> None:
         from parelu import api
 
-        experiment = self.experiment((api.Reduction(self.method, self.budget),), self.weights)
+        experiment = self.read(self.experiment((api.Reduction(self.method, self.budget),)))
         print_frontier([_run(experiment, self.folder(self.method.name))])
 
 

@@ -76,13 +76,19 @@ def is_external(name: str) -> bool:
 
 
 def read_name(
-    name: str, input: Shape, classes: int, trained: Source | None = None, output: int | str | None = None
+    name: str,
+    input: Shape,
+    classes: int,
+    trained: Source | None = None,
+    output: int | str | None = None,
+    replace: Mapping[str, str] | None = None,
 ) -> Reading:
     """The network of a name that `is_external`; fresh weights are always drawn the same.
 
     Args:
         trained: weights to load before it is read.
         output: which of several outputs is the logits.
+        replace: kind of op → what is to stand in its place (`replacements.parsed`).
 
     Raises:
         UserError: the name has no network, its code raises, it cannot be read, or the weights do not fit.
@@ -94,7 +100,7 @@ def read_name(
             module, notes = _from_onnx(Path(name), input, classes)
         else:
             module, notes = _module(name, input, classes), ()
-    found = read(module, input, classes, name, trained, output)
+    found = read(module, input, classes, name, trained, output, replace)
     return dataclasses.replace(found, spec=_noted(found.spec, notes))
 
 
@@ -105,8 +111,12 @@ def read(
     source: str,
     trained: Source | None = None,
     output: int | str | None = None,
+    replace: Mapping[str, str] | None = None,
 ) -> Reading:
-    """A module as a graph, with the weights that it has, or `trained` ones. source: what it is called."""
+    """A module as a graph, with the weights that it has, or `trained` ones. source: what it is called.
+
+    replace: kind of op → what is to stand in its place (`replacements.parsed`).
+    """
     notes: tuple[str, ...] = ()
     found = None if trained is None else weights.read_weights(trained)
     later: UserError | None = None
@@ -116,7 +126,7 @@ def read(
             module.load_state_dict(fitting)
         except UserError as error:  # they may be of the network that was read of it before
             later = error
-    network = instrument(module, input, output=output)
+    network = instrument(module, input, replace, output)
     if trace.output_shape(network) != (classes,):
         shape = "x".join(map(str, trace.output_shape(network)))
         raise UserError(f"{source} gives {shape} outputs for an image, not {classes}: build it for {classes} classes")

@@ -93,6 +93,7 @@ class Graph(Spec):
         for tie in (one for one in lines if one.kind == "tie"):
             _tie(built, *tie.words)
         _draw(built, self.initial)
+        built.meta["notes"] = tuple(self.notes.splitlines())
         return built
 
 
@@ -142,7 +143,7 @@ def _assembled(lines: tuple[Line, ...], shapes: Mapping[str, tuple[int, ...]] | 
     _check_paths(parts)
     built = fx.GraphModule(parts, graph, "Graph")
     declared = {stage: tuple(blocks.values()) for stage, blocks in stages.items()}
-    built.stages = declared  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    built.meta["stages"] = declared
     return built
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import fx, nn
 
 from parelu.errors import UserError
 from parelu.network import trace
@@ -45,6 +45,8 @@ def instrument(
     trace.propagate_shapes(network, input_shape)
     if not rewritten.replaced:
         check_agreement(module, network, input_shape, rewritten.left_out, output)
-    declared = getattr(module, "stages", None)  # of others' modules it may be anything
+    known = module.meta if isinstance(module, fx.GraphModule) else {}  # of one that was written, and is read again
+    network.notes = (*known.get("notes", ()), *network.notes)
+    declared = known.get("stages") or getattr(module, "stages", None)  # of others' modules it may be anything
     assign_stages(network, declared if isinstance(declared, dict) else None)
     return network

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from parelu.data.dataset import Dataset
 from parelu.network.candidate import Candidate
 from parelu.private.offline.mode import DEFAULT, Keep, modes, ring_for
 from parelu.private.protocol.delphi import Model
@@ -28,19 +29,22 @@ def server_of(
     step: float | None = None,
     truncation: str = "local",
     data_folder: Path | None = None,
+    calibrate: Path | Dataset | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Server:
     """A server of the candidate in a folder, listening; its program and hints are made and kept there at the first
     start.
 
     certificates: folder with ca.pem, server.pem and server.key; None for plain connections. log: is told of each
-    connection that ends. data_folder: where the data set's files are, to calibrate. reveal, step: as `reveal_for` takes
-    them.
+    connection that ends. data_folder: where the data set's files are, to calibrate; calibrate: instead of that set,
+    another or a folder of images. reveal, step: as `reveal_for` takes them.
     """
     mode = modes()[offline]
     tls.check_plain(address[0], certificates)
     options.check(mode)
-    lowered = measurement.lowered(folder, Candidate.load(folder), ring_for(offline), data_folder)
+    candidate = Candidate.load(folder)
+    images = measurement.calibration_images(candidate, calibrate) if isinstance(calibrate, Path) else calibrate
+    lowered = measurement.lowered(folder, candidate, ring_for(offline), data_folder if images is None else images)
     model = Model(lowered, relus()[relu], reveal_for(reveal, lowered.program, step), truncation)
     mode.check_terms(lowered.program, model.terms.relu)
     mode.check(model)

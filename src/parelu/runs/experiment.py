@@ -15,27 +15,32 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import charged, parse_budget
+from parelu.methods.jobs import Job
 from parelu.models import external
+from parelu.models.external import Reading
 from parelu.models.graph import Graph
 from parelu.models.weights import read_weights
+from parelu.network import replacements
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
+from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
 from parelu.network.storage import digest as digest_of_json
 from parelu.network.storage import tensors_digest
 from parelu.network.trace import output_shape
 from parelu.network.weights import fit_weights
 from parelu.private.lowering.refusals import problems
-from parelu.runs.context import in_run
+from parelu.runs.context import RunContext, in_run
 from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest, normalised
 from parelu.runs.executor import Executor, Watcher, Work
 from parelu.runs.folder import Run
-from parelu.runs.jobs import adopt, full_job, is_finished
+from parelu.runs.jobs import ORIGINAL, adopt, full_job, is_finished
 from parelu.runs.processes import Processes
+from parelu.training.objectives import Distillation
 from parelu.training.schedule import SHORT, Training
 
-GIVEN = "given"  # weights that training goes on from, in a run
+GIVEN = "given"  # in a run, the weights that training goes on from
 TRAININGS = {"paper": Training(), "short": SHORT}
 
 
@@ -73,6 +78,9 @@ class Experiment:
         goes_on: whether the full-ReLU network is trained on from its weights, instead of taken as it is.
         mean, std: that the network's images are normalised with, instead of the data set's own.
         output: which of a network's several outputs is the logits.
+        replace: what is to stand in the place of ops, such as "silu=relu,maxpool=avgpool"; a network with weights is
+            then trained on, with itself as it was as the teacher.
+        original: a trained network before its ops were replaced, where it was read before.
     """
 
     model: str | Spec
@@ -89,6 +97,8 @@ class Experiment:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     output: str | None = None
+    replace: str = ""
+    original: Reading | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.data, Dataset) and (self.images is not None or self.data_folder):
@@ -117,7 +127,7 @@ class Experiment:
             "reductions": reductions,
             **{name: list(value) for name, value in (("mean", self.mean), ("std", self.std)) if value},
             **{name: True for name in ("pretrained", "goes_on") if getattr(self, name)},
-            **({"output": self.output} if self.output else {}),
+            **{name: getattr(self, name) for name in ("output", "replace") if getattr(self, name)},
         }
 
     def _model_config(self) -> dict[str, Any]:
@@ -165,9 +175,8 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
         job = full_job(spec, experiment.training)
         if weights is None:
             context.train([job])
-        elif experiment.goes_on:
-            start = context.keep(GIVEN, Candidate(spec, job.plan, weights))
-            context.train([dataclasses.replace(job, start=start)])
+        elif experiment.goes_on or prepared.original:
+            context.train([_going_on(context, job, weights, prepared.original)])
         elif not is_finished(run, job):
             adopt(run, job, work.dataset, experiment.seed, weights)
         counts: list[int] = []
@@ -176,6 +185,15 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
             found = reduction.method.reduce(context, wanted)
             counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     return run
+
+
+def _going_on(context: RunContext, job: Job, weights: Mapping[str, Tensor], original: Candidate | None) -> Job:
+    """The full network's job from weights that it has, with a teacher where it was another network before."""
+    job = dataclasses.replace(job, start=context.keep(GIVEN, Candidate(job.spec, job.plan, weights)))
+    if original is None:
+        return job
+    context.keep(ORIGINAL, original)
+    return dataclasses.replace(job, objective=Distillation())
 
 
 def _check(reduction: Reduction, budgets: Sequence[int], spec: Spec, training: Training) -> None:
@@ -195,11 +213,13 @@ class Prepared:
         source: where the data comes from.
         spec: the architecture that fits it.
         weights: of the trained full-ReLU network; None where it is to be trained.
+        original: a trained network before its ops were replaced; None where none was.
     """
 
     source: DataSource
     spec: Spec
     weights: Mapping[str, Tensor] | None
+    original: Candidate | None = None
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -215,27 +235,43 @@ def prepare(experiment: Experiment) -> Prepared:
         folder, images = experiment.data_folder, experiment.images
         dataset = normalised(data.load(given, folder=folder, images=images, input_shape=shape), *moments)
         source = Named(given, folder, images, dataset.input_shape, digest(dataset), *moments)
-    spec, weights = _network(experiment, shape or dataset.input_shape, dataset.classes)
+    shape, replace = shape or dataset.input_shape, replacements.parsed(experiment.replace)
+    spec, weights = _network(experiment, shape, dataset.classes, replace)
+    original = experiment.original
+    if replace and weights is not None:
+        first = dataclasses.replace(experiment, replace="")
+        original = Reading(*_network(first, shape, dataset.classes, {}))  # pyright: ignore[reportArgumentType]
     if (spec.input[0], spec.classes) != (dataset.input_shape[0], dataset.classes):
         raise UserError(
             f"the network reads {spec.input[0]} channels and tells {spec.classes} classes apart, {dataset.name} has "
             f"{dataset.input_shape[0]} and {dataset.classes}; build it for these"
         )
-    return Prepared(source, spec, weights)
+    if original is None or _ops(original.spec) == _ops(spec):
+        return Prepared(source, spec, weights)
+    plan = Plan.of(skeleton(original.spec))
+    return Prepared(source, spec, weights, Candidate(original.spec, plan, original.weights))
+
+
+def _ops(spec: Spec) -> Any:
+    return spec.layers if isinstance(spec, Graph) else spec
 
 
 def _network(
-    experiment: Experiment, shape: tuple[int, int, int], classes: int
+    experiment: Experiment, shape: tuple[int, int, int], classes: int, replace: Mapping[str, str]
 ) -> tuple[Spec, Mapping[str, Tensor] | None]:
     """The network, and its weights where it is trained already."""
     model, trained = experiment.model, experiment.weights
     if isinstance(model, str) and external.is_external(model):
-        found = external.read_name(model, shape, classes, trained, experiment.output)
+        found = external.read_name(model, shape, classes, trained, experiment.output, replace)
         has_weights = trained is not None or experiment.pretrained or external.is_trained(model)
         return found.spec, found.weights if has_weights else None
     if experiment.pretrained:
         raise UserError(f"{model} is a name that comes without weights; give --weights, or leave --pretrained out")
     spec = spec_of(model, shape, classes) if isinstance(model, str) else model
+    if replace:
+        name = model if isinstance(model, str) else spec.family
+        found = external.read(spec.module(), shape, classes, name, trained, None, replace)
+        return found.spec, None if trained is None else found.weights
     if trained is None:
         return spec, None
     return spec, fit_weights(instrument(spec.module(), spec.input), read_weights(trained))[0]

@@ -8,6 +8,8 @@ from typing import Literal
 
 from parelu.errors import UserError
 from parelu.methods import deepreshape
+from parelu.models import external
+from parelu.network import replacements
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
 from parelu.network.ops import Unsupported
@@ -34,13 +36,33 @@ class Subject:
     folder: Path | None = None
 
 
-def subject(network: str, input_shape: Shape, classes: int, steps: str = "none") -> Subject:
+def named(
+    name: str, input: Shape | None, classes: int | None, replace: str = "", output: int | str | None = None
+) -> Spec:
+    """The network of a name; input and classes that are left out are a file's own, else 3×32×32 and 10."""
+    shape = input or external.input_of(name) or (3, 32, 32)
+    number = classes or external.classes_of(name) or 10
+    instead = replacements.parsed(replace)
+    if external.is_external(name):
+        return external.read_name(name, shape, number, output=output, replace=instead).spec
+    spec = spec_of(name, shape, number)
+    return external.read(spec.module(), shape, number, name, replace=instead).spec if instead else spec
+
+
+def subject(
+    network: str,
+    input: Shape | None,
+    classes: int | None,
+    steps: str = "none",
+    replace: str = "",
+    output: int | str | None = None,
+) -> Subject:
     """A candidate's folder, or a network's name with steps, such as "cull S1; thin S2+S3"."""
     folder = Path(network)
     if (folder / "candidate.json").exists():
         candidate = Candidate.load(folder)
         return Subject(candidate.spec, candidate.plan, candidate, folder)
-    reduced = apply_steps(spec_of(network, input_shape, classes), steps)
+    reduced = apply_steps(named(network, input, classes, replace, output), steps)
     return Subject(reduced.spec, reduced.plan)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
-from parelu.methods.jobs import TEACHER, Job
+from parelu.methods.jobs import TEACHER, FromKept, Job
 from parelu.network import storage
 from parelu.network.candidate import Candidate, load_shared_weights, load_weights
 from parelu.network.count import count, skeleton
@@ -30,6 +30,8 @@ from parelu.training.loop import Progress, train
 from parelu.training.objectives import CrossEntropy
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
+
+ORIGINAL = "original"  # in a run, the full-ReLU network before its ops were replaced
 
 
 def full_job(spec: Spec, training: Training) -> Job:
@@ -64,7 +66,9 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
     seed: of the order of the images, and with the job's name of fresh weights.
     """
     folder = run.folder(job.name)
-    teacher = teacher_of(run) if job.training and not isinstance(job.objective, CrossEntropy) else None
+    teacher = None
+    if job.training and not isinstance(job.objective, CrossEntropy):
+        teacher = _original_of(run) if job.role == "teacher" else teacher_of(run)
     torch.manual_seed(int(hashlib.sha256(f"{seed} {job.name}".encode()).hexdigest()[:15], 16))
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
@@ -99,6 +103,12 @@ def teacher_of(run: Run) -> Teacher:
     """The run's full-ReLU network, for others to learn from."""
     full = run.candidate(TEACHER)
     return Teacher(full.network(), run.path / "teacher-logits" / full.trained.job[:16])
+
+
+def _original_of(run: Run) -> Teacher:
+    """What the full-ReLU network was before its ops were replaced, which it learns to be again."""
+    folder = FromKept(ORIGINAL).folder(run.path)
+    return Teacher(Candidate.load(folder).network(), run.path / "teacher-logits" / ORIGINAL)
 
 
 def adopt(run: Run, job: Job, dataset: Dataset, seed: int, weights: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from parelu import data
 from parelu.data import memory
+from parelu.data.images import read_images
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
@@ -33,6 +34,7 @@ from parelu.runs.progress import bar
 CALIBRATION = 512  # training images
 IMAGES = 5  # of the test set, that a network of a run is measured on
 PROGRAM = "program"
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
 Count = Callable[[int], None]
 
 
@@ -47,11 +49,18 @@ def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset
         raise UserError("the candidate does not say what data it was trained on; train it with parelu")
     if name == memory.NAME:
         raise UserError(
-            "the network was trained on a data set in memory, which no file has; run it from Python: "
-            "parelu.bench(candidate, dataset)"
+            "the network was trained on a data set in memory, which no file has; give --calibrate FOLDER with images "
+            "like its own, or run it from Python: parelu.bench(candidate, dataset), parelu.serve(candidate, dataset)"
         )
     native = candidate.preprocessing.get("image")
     return data.load(name, folder=folder, input_shape=tuple(native) if native else None)
+
+
+def data_folder_of(folder: Path) -> Path | None:
+    """Where the files of the data lie that a candidate in a run was trained on; None for the usual places."""
+    config = folder.resolve().parent.parent / "config.json"
+    found = Run.open(config.parent).config.get("data_folder") if config.is_file() else None
+    return Path(found) if found else None
 
 
 def fit(candidate: Candidate, images: Tensor) -> Tensor:
@@ -64,22 +73,38 @@ def program_folder(folder: Path, ring: Ring) -> Path:
     return folder / "private" / f"{ring.bits}-bit"
 
 
-def lowered(folder: Path, candidate: Candidate, ring: Ring, dataset: data.Dataset | Path | None = None) -> Lowered:
+def calibration_images(candidate: Candidate, folder: Path) -> Tensor:
+    """Images to calibrate on, uint8 (N, C, H, W) of the network's size: those of a folder and of what is in it."""
+    if not folder.is_dir():
+        raise UserError(f"--calibrate {folder} is no folder; give one with images like those the network is used on")
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
+    if not files:
+        raise UserError(f"--calibrate {folder} holds no images ({', '.join(sorted(ENDINGS))})")
+    step = -(-len(files) // CALIBRATION)  # of all of its folders some
+    return read_images(files[::step], candidate.spec.input)
+
+
+def lowered(
+    folder: Path, candidate: Candidate, ring: Ring, dataset: data.Dataset | Tensor | Path | None = None
+) -> Lowered:
     """The candidate's program in a ring, calibrated on its training data; made once for each and kept beside it.
 
-    One of another version is made anew.
+    One of another version is made anew, and so is one for which images are given.
 
-    dataset: the data it was trained on, or the folder where its files are.
+    dataset: the data it was trained on, or the folder where its files are; or uint8 images of the network's size.
     """
     header = storage.read_header(folder, "candidate")
     own = program_folder(folder, ring)
-    if (own / f"{PROGRAM}.json").exists():
+    if not isinstance(dataset, Tensor) and (own / f"{PROGRAM}.json").exists():
         known = storage.read_header(own, PROGRAM)
         if (known.get("candidate"), known.get("program_format")) == (header["tensors_sha256"], FORMAT):
             return Lowered.load(own)
-    if not isinstance(dataset, data.Dataset):
-        dataset = dataset_of(candidate, dataset)
-    images = fit(candidate, dataset.train.images[:CALIBRATION])
+    if isinstance(dataset, Tensor):
+        images = dataset[:CALIBRATION]
+    else:
+        known = dataset if isinstance(dataset, data.Dataset) else None
+        known = known or dataset_of(candidate, dataset or data_folder_of(folder))  # pyright: ignore[reportArgumentType]
+        images = fit(candidate, known.train.images[:CALIBRATION])
     result = lower(candidate.network(), images, candidate.preprocessing, ring=ring)
     result.save(own, header["tensors_sha256"])
     return result

@@ -51,10 +51,16 @@ class Workload:
         return difference([ring, *(np.array(row.logits) for row in rows)])
 
 
-def trained_workload(folder: Path, images: int, offline: str) -> Workload:
-    """A candidate of a run, with its program for an offline mode, which is kept there, on images of its test set."""
+def trained_workload(folder: Path, images: int, offline: str, calibrate: Path | None = None) -> Workload:
+    """A candidate of a run, with its program for an offline mode, which is kept there, on images of its test set; or of
+    a folder, which it is calibrated on."""
     candidate = Candidate.load(folder)
-    dataset = measurement.dataset_of(candidate)
+    if calibrate is not None:
+        pixels = measurement.calibration_images(candidate, calibrate)
+        if len(pixels) < images:
+            raise UserError(f"{images} images asked; --calibrate {calibrate} holds {len(pixels)}")
+        return Workload(measurement.lowered(folder, candidate, ring_for(offline), pixels), candidate, pixels[:images])
+    dataset = measurement.dataset_of(candidate, measurement.data_folder_of(folder))
     lowered = measurement.lowered(folder, candidate, ring_for(offline), dataset)
     return Workload(lowered, candidate, measurement.fit(candidate, dataset.test.images[:images]))
 
