@@ -166,7 +166,11 @@ def _shapes(spec: Graph) -> dict[str, tuple[int, ...]]:
     """
     with torch.device("meta"):
         built = _assembled(_lines(spec.layers))
-        trace.propagate_shapes(built, spec.input)
+        try:
+            trace.propagate_shapes(built, spec.input)
+        except (IndexError, ArithmeticError, NotImplementedError, AssertionError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{spec.shown} does not take an input of its own shape: {reason}") from error
     weights = sum(tensor.numel() for tensor in built.state_dict().values())
     if weights > MOST_WEIGHTS:
         raise UserError(f"a graph of {weights:,} weights; at most {MOST_WEIGHTS:,} are read")
