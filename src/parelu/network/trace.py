@@ -179,6 +179,10 @@ def called_module(node: fx.Node) -> nn.Module | None:
 
 
 class _Shapes(fx.Interpreter):
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.extra_traceback = False  # an error is one line
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
