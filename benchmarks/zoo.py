@@ -48,15 +48,12 @@ def row(name: str, network: Callable[[], Network]) -> str:
     """A row of ours: name, whether it runs as private inference, ReLUs, MACs, what stands in the way."""
     try:
         found = network()
-        obstacles = collections.Counter(problem.op for problem in problems(found))
     except UserError as error:
         return f"| `{name}` | no | – | – | {_cell(str(error))} |"
+    obstacles = collections.Counter(problem.op for problem in problems(found))
     way = ", ".join(f"{op} × {number}" if number > 1 else op for op, number in obstacles.items())
-    try:
-        counts = count(found)
-        cells = f"{counts.relus:,} | {counts.macs / 1e6:,.1f} M"
-    except UserError:
-        cells = "– | –"
+    counts = count(found, skips=True)
+    cells = f"{counts.relus:,} | {counts.macs / 1e6:,.1f} M"
     return f"| `{name}` | {'no' if obstacles else 'yes'} | {cells} | {_cell(way)} |"
 
 
@@ -66,7 +63,10 @@ def _cell(text: str) -> str:
 
 def head(shape: tuple[int, int, int]) -> list[str]:
     side = "×".join(map(str, shape))
-    return [f"| network, {side} | private inference | ReLUs | MACs | in the way |", "|---|---|---|---|---|"]
+    return [
+        f"| network, {side} | private inference | ReLUs | comparisons | MACs | in the way |",
+        "|---|---|---|---|---|---|",
+    ]
 
 
 def ours() -> list[str]:

@@ -74,7 +74,7 @@ def _difference(network: Network, cost: aten.Cost) -> str:
     The sigmoid of a gate counts as the ReLUs that it is made of.
     """
     try:
-        counts = count(network)
+        counts = count(network, skips=True)
     except UserError as error:
         return str(error).splitlines()[0]
     pairs = {

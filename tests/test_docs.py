@@ -236,5 +236,5 @@ def test_results_name_recipes_that_exist():
 def test_a_network_that_cannot_run_names_what_is_in_the_way(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     zoo = importlib.import_module("zoo")
-    pooled = torch.nn.Sequential(torch.nn.MaxPool2d(2))
-    assert zoo.row("bad", lambda: instrument(pooled, (1, 4, 4))) == "| `bad` | no | – | – | MaxPool2d |"
+    curved = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.GELU())
+    assert zoo.row("bad", lambda: instrument(curved, (1, 4, 4))) == "| `bad` | no | 0 | 0.0 M | GELU |"
