@@ -80,8 +80,11 @@ def factors(op: ops.BatchNorm | ops.Affine, of: tuple[int, ...], axis: int) -> t
 
 
 def is_shift(op: ops.Op) -> bool:
-    """Whether it adds numbers and multiplies by none."""
-    return isinstance(op, ops.Affine) and bool((op.layer.weight == 1).all())
+    """Whether it adds numbers and multiplies by none; on meta tensors, whether its factor is fixed."""
+    if not isinstance(op, ops.Affine):
+        return False
+    weight = op.layer.weight
+    return not isinstance(weight, nn.Parameter) if weight.is_meta else bool((weight == 1).all())
 
 
 def pass_factors(network: Network) -> None:
