@@ -20,10 +20,11 @@ from parelu.network.arithmetic import ARITHMETIC
 from parelu.network.builder import Builder, Rule
 from parelu.network.layers import LAYERS
 from parelu.network.moves import MOVES
+from parelu.network.repeated import REPEATED
 from parelu.network.tracer import is_needed
 from parelu.network.windows import WINDOWS
 
-RULES: Mapping[Any, Rule] = {**MOVES, **ARITHMETIC, **WINDOWS, **LAYERS, **ACTIVATIONS}
+RULES: Mapping[Any, Rule] = {**MOVES, **ARITHMETIC, **WINDOWS, **LAYERS, **ACTIVATIONS, **REPEATED}
 
 
 # What may stand behind the logits and leaves the order among them as it is, of (batch, classes).

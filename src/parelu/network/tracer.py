@@ -87,11 +87,13 @@ class Tracer(TorchFunctionMode):
         self._stack: dict[str, tuple[str, type]] = {}  # of the modules whose forward runs
         self._depth = 0  # of calls of torch that are one node each
         self._batch: BatchSize
+        self._is_meta: bool
 
     def run(self, root: nn.Module, image: Tensor, name: str) -> Any:
         """What a module makes of `BATCH` images, the graph's input by that name."""
         node = self.graph.placeholder(name)
         self._hold(image, node)
+        self._is_meta = image.is_meta
         self._batch = BatchSize.at(BATCH, self.graph.call_method("size", (node, 0)), 1)
         with torch.no_grad(), self._calls_of_modules(), _Beneath(self), self:
             return root(image)
@@ -158,8 +160,10 @@ class Tracer(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         given = _tensors((args, kwargs))
         if not any(t in self._memory for t in given):
-            result = func(*args, **kwargs)
-            self.constants.follow(_tensors(result), given, BATCH, is_told=_has_size((args, kwargs)))
+            result, is_told = func(*args, **kwargs), _has_size((args, kwargs))
+            if is_told and self._is_meta and isinstance(result, Tensor):
+                result = result.to("meta")  # zeros for each image, which the forward makes where weights usually are
+            self.constants.follow(_tensors(result), given, BATCH, is_told)
             return result
         if name in _VALUES:
             raise Untraceable.values(name)
