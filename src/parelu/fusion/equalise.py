@@ -8,7 +8,6 @@ layers that read it its inverse (Nagel et al. 2019, section 4.1). Factors are po
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections import Counter
@@ -30,9 +29,7 @@ def equalise(network: Network, x: Tensor) -> Network:
 
     x: float (N, *network.input_shape), a few normalised images, that the channels' ranges are taken of.
     """
-    copied = copy.deepcopy(network)
-    scaled = Network(copied, copied.graph, type(network).__name__).eval()
-    scaled.input_shape, scaled.notes = network.input_shape, network.notes
+    scaled = network.copied().eval()
     groups = _Groups(scaled)
     ranges = _Ranges(scaled).of(x)
     for group in reversed(groups.scalable):  # the factors of what a layer writes decide how much it reads of each

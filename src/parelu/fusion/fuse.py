@@ -6,7 +6,6 @@ matrix, or stays. What is made is the same function, at the border too, unless `
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -45,10 +44,7 @@ def fuse(network: Network, *, cost: Cost = seconds, padded: bool = False, apart:
         UserError: the network has ops without a place in a private network; one line each.
     """
     ops.read_all(network)
-    copied = copy.deepcopy(network)
-    fused = Network(copied, copied.graph, type(network).__name__).eval()
-    fused.input_shape, fused.notes = network.input_shape, network.notes
-    fused.double()
+    fused = network.copied().eval().double()
     fold_factors(fused)
     _drop_what_passes(fused, apart)
     pass_factors(fused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -153,6 +154,12 @@ def _squares(node: fx.Node, op: ops.Op) -> int:
 
 def skeleton(spec: Spec) -> Network:
     """The network of a spec without numbers in its weights: enough to count and to plan, at no cost."""
+    return _skeleton(spec).copied()
+
+
+@functools.lru_cache(32)
+def _skeleton(spec: Spec) -> Network:
+    """It takes some tenths of a second, and the same few are asked for over and over."""
     with torch.device("meta"):
         module = spec.module()
     return instrument(module, spec.input)

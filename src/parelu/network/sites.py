@@ -6,6 +6,7 @@ a channel. It knows no method and no training.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -175,6 +176,13 @@ class Network(fx.GraphModule):
     def sites(self) -> Mapping[str, Site]:
         """Site name → site, in order of execution."""
         return {site.name: site for _, site in trace.calls(self, (Site,))}
+
+    def copied(self) -> Network:
+        """A network of its own with the same weights and plan."""
+        whole = copy.deepcopy(self)  # of fx's class, without what is ours
+        network = Network(whole, whole.graph, type(self).__name__)
+        network.input_shape, network.notes, network.training = self.input_shape, self.notes, self.training
+        return network
 
 
 @contextmanager
