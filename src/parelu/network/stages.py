@@ -29,8 +29,9 @@ def assign_stages(network: Network, declared: Declared | None) -> None:
         known = blocks.setdefault(site.stage, [])
         known += [block] if block not in known else []
         site.block, site.after_addition = known.index(block), _follows_addition(node)
-    for site in network.sites.values():
-        site.after_addition |= network.sites.get(site.activation, site).after_addition
+    sites = network.sites
+    for site in sites.values():
+        site.after_addition |= sites.get(site.activation, site).after_addition
 
 
 def _declared(network: Network, stages: Declared) -> dict[str, tuple[str, str]]:
