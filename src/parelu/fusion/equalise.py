@@ -15,6 +15,7 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
+from parelu.fusion.factors import is_shift
 from parelu.network import functions, ops
 from parelu.network.sites import Network, Site
 from parelu.network.trace import called_module
@@ -106,7 +107,7 @@ class _Groups:
                 self._layer(node, layer, sources[0])
             case ops.BatchNorm(layer) if self._is_own(layer) and layer.running_mean is not None:
                 self._layer(node, layer, sources[0])
-            case ops.Affine(layer) if self._is_own(layer) and layer.weight.shape[0] == node.meta["shape"][0]:
+            case ops.Affine(layer) if self._is_own(layer) and _is_of_channels(node, op):
                 self._layer(node, layer, sources[0])
             case ops.Activation(site) if site.relus == site.mask.numel() or not site.coefficients[2].any():
                 self._joined(node, sources).sites.append(site)
@@ -173,6 +174,11 @@ class _Groups:
         else:
             group.is_fixed = True
             self._start(node).is_fixed = True
+
+
+def _is_of_channels(node: fx.Node, op: ops.Affine) -> bool:
+    """Whether it has a factor a channel; one without factors is to stay without."""
+    return op.layer.weight.shape[0] == node.meta["shape"][0] and not is_shift(op)
 
 
 def _columns(layer: Layer, repeated: int) -> Tensor:
