@@ -15,7 +15,7 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
-from parelu.fusion.factors import is_shift
+from parelu.fusion.factors import uniform
 from parelu.network import functions, ops
 from parelu.network.sites import Network, Site
 from parelu.network.trace import called_module
@@ -178,7 +178,7 @@ class _Groups:
 
 def _is_of_channels(node: fx.Node, op: ops.Affine) -> bool:
     """Whether it has a factor a channel; one without factors is to stay without."""
-    return op.layer.weight.shape[0] == node.meta["shape"][0] and not is_shift(op)
+    return op.layer.weight.shape[0] == node.meta["shape"][0] and uniform(op) is None
 
 
 def _columns(layer: Layer, repeated: int) -> Tensor:

@@ -79,12 +79,15 @@ def factors(op: ops.BatchNorm | ops.Affine, of: tuple[int, ...], axis: int) -> t
             return factor, summand
 
 
-def is_shift(op: ops.Op) -> bool:
-    """Whether it adds numbers and multiplies by none; on meta tensors, whether its factor is fixed."""
+def uniform(op: ops.Op) -> float | None:
+    """The one factor of an affine map that costs nothing: 1, or one that no training gave it; None of any other."""
     if not isinstance(op, ops.Affine):
-        return False
-    weight = op.layer.weight
-    return not isinstance(weight, nn.Parameter) if weight.is_meta else bool((weight == 1).all())
+        return None
+    weight, is_trained = op.layer.weight.detach(), "weight" in op.layer.trained
+    if weight.is_meta:
+        return None if is_trained else 1.0
+    first = float(weight.flatten()[0])
+    return first if (first == 1 or not is_trained) and bool((weight == first).all()) else None
 
 
 def pass_factors(network: Network) -> None:
@@ -94,12 +97,17 @@ def pass_factors(network: Network) -> None:
     """
     for node in list(network.graph.nodes):
         op = ops.read(node)
-        if not isinstance(op, ops.BatchNorm | ops.Affine) or is_shift(op) or calls(network, str(node.target)) != 1:
+        if (
+            not isinstance(op, ops.BatchNorm | ops.Affine)
+            or uniform(op) is not None
+            or calls(network, str(node.target)) != 1
+        ):
             continue
         numbers, of = factors(op, node.meta["shape"], 0), node.meta["shape"]
         user, *others = node.users
         activation = ops.read(user)
-        if numbers is None or others or not isinstance(activation, ops.Activation):
+        is_called_once = calls(network, str(node.target)) == 1
+        if numbers is None or others or not is_called_once or not isinstance(activation, ops.Activation):
             continue
         factor, summand = numbers
         readers = _readers(network, user)
@@ -111,7 +119,9 @@ def pass_factors(network: Network) -> None:
         shift = functions.Affine((of[0], *[1] * (len(of) - 1)), trained=("bias",))
         shift.bias = nn.Parameter((summand / factor).view(shift.bias.shape))
         shift.weight = torch.ones_like(shift.bias)
-        network.set_submodule(str(node.target), shift)
+        if any(network.get_submodule(str(node.target)).children()):  # as the activation, which stays
+            node.target = f"{node.target}_shift"
+        network.add_submodule(node.target, shift)
 
 
 def _is_carried(factor: Tensor, summand: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from parelu.fusion.chains import Sum, Unit, Units, chains, end, nodes, shape, source
 from parelu.fusion.composition import Convolution, compose, fitted
-from parelu.fusion.factors import calls, factors, fold_factors, is_shift, pass_factors
+from parelu.fusion.factors import calls, factors, fold_factors, pass_factors, uniform
 from parelu.fusion.packing import seconds
 from parelu.network import ops
 from parelu.network.sites import Network
@@ -66,7 +66,7 @@ def _is_secret(op: ops.Op) -> bool:
     """Whether it has secret numbers as a linear map; a site has where a polynomial of degree 1 is not the identity."""
     match op:
         case ops.Convolution() | ops.Linear() | ops.BatchNorm() | ops.Affine():
-            return not is_shift(op)
+            return uniform(op) is None
         case ops.Activation(site):
             lines = (site.coefficients[:2] != torch.tensor([[0.0], [1.0]])).any(0) & (site.coefficients[2] == 0)
             return site.relus < site.mask.numel() and bool(lines.any())
@@ -200,7 +200,7 @@ class _Merging:
         if isinstance(unit, Sum):
             return self._cut(unit.left)[0] + self._cut(unit.right)[0]
         op = ops.read(unit)
-        is_free = isinstance(op, ops.Pool | ops.Reshape | ops.Scaling) or is_shift(op)
+        is_free = isinstance(op, ops.Pool | ops.Reshape | ops.Scaling) or uniform(op) is not None
         return 0.0 if is_free else self.cost(_alone(unit))
 
     def _joined(self, first: _Merged | None, second: _Merged | None) -> _Merged | None:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
 from parelu.fusion import composition
-from parelu.fusion.factors import factors, is_shift
+from parelu.fusion.factors import factors, uniform
 from parelu.network import maxpool, ops, trace
 from parelu.network.sites import IDENTITY, Network, Site
 from parelu.private.crypto.ring import Ring
@@ -252,12 +252,10 @@ class Translation:
     def _factors(self, node: fx.Node, source: _Value, op: ops.BatchNorm | ops.Affine) -> _Value:
         """x·factor + summand that could not be folded: a shift, a depthwise 1×1 convolution, else a diagonal."""
         shape = self.shapes[source.number]
-        if is_shift(op):
-            number = self._emit(node, Shift(source.number))
-            summand = op.layer.bias.detach().double().numpy() / source.unit
-            wide = np.broadcast_to(summand, np.broadcast_shapes(summand.shape, (1,) * len(shape)))
-            self.weights[number - 1] = {"bias": _rounded(wide)}
-            return source.moved(number, self.seen.values[node])
+        factor = uniform(op)
+        if factor is not None:
+            assert isinstance(op, ops.Affine)
+            return self._shifted(node, self._scaled(node, source, factor), op.layer.bias)
         source = self._truncated(node, source)
         numbers = factors(op, shape, 0)
         if numbers and len(shape) == 3:
@@ -269,6 +267,15 @@ class Translation:
             wide = [op.layer.weight, op.layer.bias]
         factor, summand = (number.expand(shape) for number in wide)
         return self._linear(node, Multiply(source.number), source.unit, factor, summand)
+
+    def _shifted(self, node: fx.Node, source: _Value, summand: Tensor) -> _Value:
+        if not summand.any():
+            return source
+        rank = len(self.shapes[source.number])
+        wide = summand.detach().double().view(*[1] * (rank - summand.dim()), *summand.shape).numpy()
+        number = self._emit(node, Shift(source.number))
+        self.weights[number - 1] = {"bias": _rounded(wide / source.unit)}
+        return source.moved(number, self.seen.values[node])
 
     # Units
 
