@@ -105,14 +105,15 @@ class Builder:
     def run(self, node: fx.Node, tensors: Mapping[fx.Node, Tensor]) -> Any:
         """What a call makes of these tensors, and of the numbers and constants that the graph has for a batch of one.
 
-        Calls that make several tensors are run too.
+        It runs on the CPU; calls that make several tensors are run too.
         """
 
         def value(term: fx.Node) -> Any:
             if term in tensors:
                 return tensors[term]
             if term.op == "get_attr":
-                return self.constants[str(term.target)]
+                constant = self.constants[str(term.target)]
+                return constant if constant.is_meta else constant.cpu()
             return term.meta["number"] if ops.is_number(term) else self.run(term, tensors)
 
         args: Any = fx.map_arg(node.args, value)

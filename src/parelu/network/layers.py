@@ -137,7 +137,7 @@ def _fixed(node: fx.Node, builder: Builder, source: fx.Node, kernel: Tensor) -> 
     _, _, _, stride, padding, dilation = builder.arguments(
         node, ("input", None), ("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1)
     )
-    one: Any = kernel[:1].detach().double()
+    one: Any = kernel[:1].detach().cpu().double()
     return windows.write(builder, source, lambda x: F.conv2d(x, one, None, stride, padding, dilation))
 
 
