@@ -126,3 +126,9 @@ def test_ranges_over_orders_of_magnitude(decades: int, by_channel: bool):
     spread = np.sqrt(np.square(expected - expected.mean(1, keepdims=True)).mean())
     assert np.abs(found - expected).max() < 0.02 * spread
     assert np.array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_a_network_that_gives_a_map_is_told_to_pool_it():
+    network = ready(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), (1, 6, 6))
+    with pytest.raises(UserError, match=r"^the network gives \(4, 4, 4\) for an image, not a number a class; pool"):
+        lowered_of(network)
