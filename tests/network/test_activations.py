@@ -296,6 +296,8 @@ def test_a_gate_and_an_activation_of_two_readers_open_no_stage(is_spread):
     stages = [site.stage for site in network.sites.values()]
     assert stages == ["stem", "S1", "S1", "S1", "S2", "S2", "S2"]
     assert [site.block for site in network.sites.values()] == [0, 0, 0, 0, 0, 0, 0]
+    plain = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), Excited(nn.Sigmoid(), channels=6), nn.ReLU(), nn.Flatten())
+    assert {site.stage for site in instrument(plain, SHAPE).sites.values()} == {"S1"}, "without a block, no stem"
 
 
 def test_a_gate_is_the_same_with_fresh_weights():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import fx
 
@@ -62,7 +62,7 @@ def _by_block(paths: str | tuple[str | tuple[str, ...], ...]) -> Iterator[tuple[
 def _found(network: Network) -> dict[str, tuple[str, str]]:
     """Site → its stage and its block there, of a network that declares nothing."""
     trunk = _trunk(network)
-    fork = next((node for node in network.graph.nodes if len(_readers(node)) > 1), None)
+    fork = next((node for node in network.graph.nodes if len(_readers(node, trunk)) > 1), None)
     placed, in_stem, run, size, block, last = {}, fork is not None, 0, None, 0, None
     for node in network.graph.nodes:
         site = trace.called_module(node)
@@ -105,9 +105,9 @@ def _numbers(node: fx.Node) -> int:
     return least
 
 
-def _readers(node: fx.Node) -> set[str]:
-    """The calls of the module as it was written that read what a node makes."""
-    return {_call(user) for user in node.users if "shape" in user.meta}
+def _readers(node: fx.Node, trunk: Collection[fx.Node]) -> set[str]:
+    """The calls of the module as it was written that read what a node makes, without those of gates."""
+    return {_call(user) for user in node.users if user in trunk and "shape" in user.meta}
 
 
 def _call(node: fx.Node) -> str:
