@@ -299,6 +299,14 @@ def test_a_compiled_module_is_traced_by_its_operators():
     assert F.max_pool2d in targets(traced)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch's compiler imports
+@pytest.mark.parametrize("wrapped", [nn.DataParallel, torch.compile])
+def test_wrappers_are_taken_off(wrapped):
+    module = Forward(FORWARDS["plain"])
+    traced = trace(wrapped(nn.DataParallel(module)), SHAPE)
+    assert set(traced.state_dict()) == set(trace(module, SHAPE).state_dict())
+
+
 @dataclasses.dataclass
 class Outputs:
     logits: Tensor
@@ -398,6 +406,12 @@ def test_what_cannot_be_traced_is_one_line(name):
         trace(module, SHAPE)
     assert "\n" not in str(error.value)
     assert all(part.training for part in module.modules())
+
+
+def test_a_call_is_judged_by_what_it_is_given():
+    """Rounding that is different beside other images may grow without end; that mixes nothing."""
+    traced_as = trace(Forward(lambda m, x: pooled(m, torch.sin(1e7 * m.conv(x)))), SHAPE)
+    assert torch.sin in targets(traced_as)
 
 
 def test_a_refusal_names_the_module():

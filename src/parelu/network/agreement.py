@@ -33,6 +33,7 @@ def check_agreement(
     Raises:
         UserError: they are off by more than `trace.TOLERANCE`; it names the first layer where they are.
     """
+    module = trace.unwrapped(module)
     images = trace.images(module, input_shape, _SEED) * 4 - 2  # also what no image is: below 0, above 1
     if images.is_meta:
         return

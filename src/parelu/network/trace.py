@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from parelu.errors import UserError
 from parelu.network.outputs import chosen
@@ -43,6 +44,7 @@ def trace(
     """
     if not isinstance(module, nn.Module):
         raise UserError(f"the model is a {type(module).__name__}; give a torch.nn.Module")
+    module = unwrapped(module)
     tracer = Tracer(module, lambda m: isinstance(m, leaves) or _is_of_torch(m))
     with at_inference(module):
         batch = images(module, input_shape)
@@ -56,6 +58,14 @@ def trace(
     traced.training = module.training
     traced.meta["notes"] = tracer.constants.notes
     return traced
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module in wrappers that only say how it is run: compiled, or on several devices."""
+    inner = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+    while type(module).__module__.startswith("torch.") and type(module).__name__ in inner:
+        module = getattr(module, inner[type(module).__name__])
+    return module
 
 
 @contextlib.contextmanager
@@ -123,23 +133,41 @@ def _tree(attributes: Mapping[str, Tensor | nn.Module], graph: fx.Graph) -> nn.M
 
 
 def _check_images_are_apart(network: fx.GraphModule, images: Tensor) -> None:
-    """Raise `UserError` where an image's result depends on what else is in its batch, or stands elsewhere in it."""
-    runs = [fx.Interpreter(network) for _ in range(1 + BATCH)]
-    for run, batch in zip(runs, (images, *images.split(1)), strict=True):
-        run.args_iter = iter((batch.clone(),))
+    """Raise `UserError` where a call gives an image another result beside others, or moves the images elsewhere."""
+    run = fx.Interpreter(network)
+    run.args_iter = iter((images.clone(),))
+    sizes: dict[fx.Node, Any] = {}  # for one image
     for node in network.graph.nodes:
         if node.op == "output":
             return
         try:
-            together, *alone = (run.run_node(node) for run in runs)
+            alone = [_of_one(run, node, i, sizes) for i in range(BATCH)] if node.all_input_nodes else []
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"{_place(node)} takes a batch of {BATCH} images alone; {_APART}") from error
-        for run, result in zip(runs, (together, *alone), strict=True):
-            run.env[node] = result
-            for read in run.user_to_last_uses.get(node, ()):
-                del run.env[read]
-        if isinstance(together, Tensor) and node.op != "get_attr":
+        run.env[node] = together = run.run_node(node)
+        for read in run.user_to_last_uses.get(node, ()):
+            del run.env[read]
+        if not isinstance(together, Tensor):
+            sizes[node] = alone[0]
+        elif alone:
             _check_apart(node, together, alone)
+
+
+def _of_one(run: fx.Interpreter, node: fx.Node, i: int, sizes: Mapping[fx.Node, Any]) -> Any:
+    """What a call makes of the parts of its arguments that belong to one image."""
+
+    def part(term: fx.Node) -> Any:
+        if term in sizes and not isinstance(run.env[term], tuple | list | dict):
+            return sizes[term]
+        value = run.env[term]
+        return value if term.op == "get_attr" else map_aggregate(value, lambda t: _image(t, i))
+
+    args, kwargs = fx.map_arg(node.args, part), fx.map_arg(node.kwargs, part)
+    return getattr(run, node.op)(node.target, args, kwargs)
+
+
+def _image(value: Any, i: int) -> Any:
+    return value[i : i + 1].clone() if isinstance(value, Tensor) else value
 
 
 def _check_apart(node: fx.Node, together: Tensor, alone: list[Tensor]) -> None:

@@ -331,6 +331,10 @@ class _Beneath(TorchDispatchMode):
         super().__init__()
         self._tracer = tracer
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch's guard of modes against its compiler imports it all, for a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
             return self._tracer.beneath(func, args, kwargs or {})
