@@ -71,6 +71,7 @@ CASES = {
     "clamp_max": (lambda x: x.clamp_max(2), 1),
     "clamp(max)": (lambda x: torch.clamp(x, max=-0.5), 1),
     "clamp(-1, 2)": (lambda x: x.clamp(-1, 2), 2),
+    "clamp by a tensor": (lambda x: torch.clamp(x, min=torch.tensor(-1.0), max=torch.tensor(2.0)), 2),
     "Threshold": (nn.Threshold(0, 0), 1),
     "F.threshold": (lambda x: F.threshold(x, 0.25, 0.25), 1),
     "LeakyReLU": (nn.LeakyReLU(0.2), 1),

@@ -164,6 +164,7 @@ def _gate(builder: Builder, source: fx.Node) -> fx.Node:
 
 def clamped(builder: Builder, source: fx.Node, least: Any, largest: Any) -> fx.Node | None:
     """Write least + relu(x − least), and largest − relu(largest − x) of it; None for bounds that are no numbers."""
+    least, largest = (_number(builder, bound) for bound in (least, largest))
     bounds = [bound for bound in (least, largest) if bound is not None]
     if not all(map(_is_number, bounds)) or (len(bounds) == 2 and not least < largest):
         return None
@@ -225,6 +226,12 @@ def _read(node: fx.Node, builder: Builder, *options: tuple[str, Any]) -> list[An
     if module is None:
         return builder.arguments(node, _INPUT, *options)
     return [node.all_input_nodes[0], *(getattr(module, name, default) for name, default in options)]
+
+
+def _number(builder: Builder, bound: Any) -> Any:
+    """A bound that is a tensor of one number as that number."""
+    constant = builder.constant(bound)
+    return bound if constant is None or constant.is_meta or constant.numel() != 1 else float(constant)
 
 
 def _is_number(value: Any) -> bool:
