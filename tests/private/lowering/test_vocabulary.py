@@ -1,5 +1,7 @@
 """Each op of the vocabulary is lowered: the ring is the float network up to rounding, and two parties are the ring."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,7 @@ def test_each_op_is_the_float_network_up_to_rounding(name):
         lowered = lowered_of(network, 32, **options)
         assert error_of(lowered, network, images) < 0.01
         assert lowered.program.relus >= sum(site.relus for site in network.sites.values())
+        assert all(re.fullmatch(r"[\w.]+", found.layer) for found in lowered.ranges), "a path, not a function"
 
 
 @pytest.mark.parametrize("offline", ["dealer", "hints"])

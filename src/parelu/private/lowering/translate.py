@@ -489,7 +489,7 @@ class Translation:
         count, bits = math.prod(self.shapes[number]), max(1, _fine(unit) - _fraction(seen.largest))
         nothing = np.zeros(count, np.int64)
         self.weights[len(self.ops)] = {"c0": nothing, "c1": nothing, "c2": nothing + 1}
-        self.ranges.append(Range(str(node.target), "square", seen.largest, mean * unit, unit, count, bits))
+        self.ranges.append(Range(ops.path(node), "square", seen.largest, mean * unit, unit, count, bits))
         return self._emit(node, Activation(number, NONE, 2, np.arange(count), bits)), bits
 
     def _broadcast(self, node: fx.Node, number: int, shape: Shape) -> int:
@@ -502,7 +502,7 @@ class Translation:
         return self._emit(node, Scale(number, -1))
 
     def _range(self, node: fx.Node, kind: str, seen: Seen, unit: float, elements: int, bits: int) -> None:
-        self.ranges.append(Range(str(node.target), kind, seen.largest, seen.mean, unit, elements, bits))
+        self.ranges.append(Range(ops.path(node), kind, seen.largest, seen.mean, unit, elements, bits))
 
 
 def _fraction(largest: float) -> int:
