@@ -64,7 +64,7 @@ def test_the_example_of_a_users_own_network_runs(capsys, tmp_path, monkeypatch):
     assert (full, relus) == ("1600", "100")
     assert float(accuracy) > 60 and float(seconds) > 0
     assert names["result"].report() == Path("runs/mine/report.html")
-    again = parelu.load("runs/mine/candidates/snl-100", names["model"])
+    again = parelu.load("runs/mine/candidates/snl-100")
     assert again.plan == names["best"].plan
 
 
