@@ -266,3 +266,9 @@ def test_a_network_without_forks_has_no_stem():
     layers = [nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten()]
     network = instrument(nn.Sequential(*layers), (1, 4, 4))
     assert [site.stage for site in network.sites.values()] == ["S1", "S2"]
+
+
+def test_what_others_call_stages_declares_nothing():
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten())
+    module.stages = {1: 2, "deep": [64, 128]}
+    assert [site.stage for site in instrument(module, (1, 4, 4)).sites.values()] == ["S1"]

@@ -12,7 +12,7 @@ from parelu.network.agreement import check_agreement
 from parelu.network.canonical import canonical
 from parelu.network.functions import Affine, Resample
 from parelu.network.sites import Network, Site
-from parelu.network.stages import assign_stages
+from parelu.network.stages import assign_stages, is_declaration
 
 
 def instrument(
@@ -48,5 +48,5 @@ def instrument(
     known = module.meta if isinstance(module, fx.GraphModule) else {}  # of one that was written, and is read again
     network.notes = (*known.get("notes", ()), *network.notes)
     declared = known.get("stages") or getattr(module, "stages", None)  # of others' modules it may be anything
-    assign_stages(network, declared if isinstance(declared, dict) else None)
+    assign_stages(network, declared if is_declaration(declared) else None)
     return network

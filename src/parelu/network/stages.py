@@ -34,6 +34,13 @@ def assign_stages(network: Network, declared: Declared | None) -> None:
         site.after_addition |= sites.get(site.activation, site).after_addition
 
 
+def is_declaration(stages: object) -> bool:
+    """Whether what a module calls its stages declares them as `assign_stages` has it."""
+    return isinstance(stages, dict) and all(
+        isinstance(name, str) and isinstance(paths, str | tuple) for name, paths in stages.items()
+    )
+
+
 def _declared(network: Network, stages: Declared) -> dict[str, tuple[str, str]]:
     """Site → its stage and its block there."""
     placed = {}
