@@ -273,20 +273,28 @@ def programs(draw):
     hand = Hand((channels, side, side), ring, draw(st.integers(0, 99)), draw(st.sampled_from([1, 60, 4000])))
     value = 0
     for _ in range(draw(st.integers(1, 3))):
-        channels, side, _ = hand.shapes[value]
+        channels, *_ = hand.shapes[value]
         groups = draw(st.sampled_from([n for n in (1, 2, 3, channels) if channels % n == 0]))
         outputs, stride = groups * draw(st.integers(1, 3)), draw(st.integers(1, 2))
         kernel, padding = draw(st.sampled_from([(1, 0), (3, 1), (2, 1), (5, 2)]))
         made = hand.truncate(hand.conv(value, outputs, kernel, stride, padding, groups))
-        match draw(st.sampled_from(["shortcut", "dense", "multiply", "pool", "plain"])):
+        match draw(st.sampled_from(["shortcut", "dense", "multiply", "pool", "moved", "resampled", "plain"])):
             case "shortcut":
                 made = hand.add(made, hand.truncate(hand.conv(value, outputs, kernel, stride, padding)))
             case "dense" if hand.shapes[made][1:] == hand.shapes[value][1:]:
                 made = hand.concat(value, made)
             case "multiply":
                 made = hand.truncate(hand.multiply(made))
-            case "pool" if hand.shapes[made][1] > 1:
+            case "pool" if min(hand.shapes[made][1:]) > 1:
                 made = hand.pool(made, 2, draw(st.integers(1, 2)))
+            case "moved":
+                made = hand.select(hand.shift(made), draw(st.integers(0, 2)), draw(st.integers(1, 6)))
+                made = hand.permute(made, *draw(st.permutations(range(3))))
+                made = hand.reshape(made, *draw(st.permutations(hand.shapes[made])))
+            case "resampled":
+                made = hand.truncate(
+                    hand.resample(hand.scale(made, -3), draw(st.integers(0, 2)), draw(st.integers(1, 6)))
+                )
         value = hand.activation(made, draw(st.floats(0, 0.3)), draw(st.floats(0, 0.3)))
     hand.linear(value, draw(st.integers(1, 7)))
     return hand.lowered()

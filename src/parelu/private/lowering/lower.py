@@ -61,7 +61,9 @@ def lower(
     seen = calibrate(fused, images, mean, std)
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
     tried: list[float] = []
-    for square_bits, is_late in itertools.product(range(WEIGHT_BITS, LEAST_SQUARE_BITS - 1, -1), (True, False)):
+    has_squares = any(size.count for size in seen.squares.values())
+    least = LEAST_SQUARE_BITS if has_squares else WEIGHT_BITS
+    for square_bits, is_late in itertools.product(range(WEIGHT_BITS, least - 1, -1), (True, False)):
         translation = Translation(fused, seen, ring, square_bits, is_late)
         try:
             program = translation.program(described)
