@@ -276,7 +276,6 @@ class Bad(nn.Module):
     ("op", "path", "remedy"),
     [
         (nn.GELU(), "op: GELU", ""),
-        (nn.BatchNorm2d(4, track_running_stats=False), "op: a batch-norm without", "track_running_stats=True"),
     ],
 )
 def test_what_has_no_lowering_is_named_with_its_path_and_a_remedy(op, path, remedy):
