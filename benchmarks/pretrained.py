@@ -35,6 +35,7 @@ from torch import Tensor, nn
 import parelu
 from parelu.data.dataset import Dataset
 from parelu.data.memory import from_memory
+from parelu.methods import Random
 from parelu.models.onnx import read_onnx
 from parelu.models.weights import load
 from parelu.network.preprocessing import normalise
@@ -59,7 +60,9 @@ class Pretrained:
     data: Dataset
     squash: Callable[[Tensor], Tensor] = lambda logits: logits
     budget: float = 0.5
-    training: Training = dataclasses.field(default_factory=lambda: Training(epochs=5, batch=64, lr=0.01))
+    training: Training = dataclasses.field(
+        default_factory=lambda: Training(epochs=10, batch=64, lr=0.01, schedule="one-cycle", clip=1.0)
+    )
 
 
 def digits(packages: Path) -> Pretrained:
@@ -190,15 +193,22 @@ def run(name: str, case: Pretrained, folder: Path, images: int) -> None:
     print(f"{name}: {compare(case)}", flush=True)
     budget = case.budget or 1.0
     start = time.perf_counter()
+    options: dict[str, Any] = {"training": case.training, "workers": 1, "progress": False}
     result = parelu.reduce(
-        case.module, case.data, method="random", budget=budget, run=folder, training=case.training, workers=1,
-        progress=False,
-    )  # fmt: skip
+        case.module, case.data, method=Random(from_teacher=True), budget=budget, run=folder, **options
+    )
     print(f"{name}: reduced in {time.perf_counter() - start:.0f} s", flush=True)
     for record in result.records:
         metrics = record.metrics
         print(f"{name} {record.name}: {metrics.relus:,} ReLUs, test accuracy {metrics.test_accuracy:.1f} %", flush=True)
-        print(parelu.bench(result.candidate(record.name), case.data, images=images, offline="dealer"), flush=True)
+        row = parelu.bench(result.candidate(record.name), case.data, images=images, offline="dealer")
+        online, both = row.costs.online, row.costs.total
+        print(
+            f"{name} {record.name}: {images} private inferences, online {online.seconds:.2f} s, "
+            f"{sum(online.sent.values()) / 1e6:.1f} MB, {online.rounds:.0f} rounds, in all {both.seconds:.2f} s; "
+            f"largest error of a logit {row.max_error:.1e}, same label {row.agreement:.0f} %",
+            flush=True,
+        )
 
 
 def main() -> None:
