@@ -14,12 +14,13 @@ fonts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,16 @@ from sklearn import datasets
 from torch import Tensor, nn
 
 import parelu
+from parelu.api import Client, Experiment, Reduction, TerminalProgress, run_experiment
 from parelu.data.dataset import Dataset
 from parelu.data.memory import from_memory
 from parelu.methods import Random
+from parelu.models.external import read
 from parelu.models.onnx import read_onnx
 from parelu.models.weights import load
+from parelu.network.candidate import Candidate
 from parelu.network.preprocessing import normalise
+from parelu.runs.executor import InProcess
 from parelu.training.schedule import Training
 
 Labelled = tuple[Tensor, Tensor]  # images from 0 to 1, (N, C, H, W), and their labels
@@ -86,7 +91,7 @@ def faces(packages: Path) -> Pretrained:
     images = torch.cat([_crops(photo, 48, 500) for photo in _photos()])
     with torch.no_grad():
         labels = original((images - mean[0]) / std[0]).argmax(1)
-    return Pretrained(module, original, from_memory((images, labels), mean=mean, std=std), budget=0.6)
+    return Pretrained(module, original, from_memory((images, labels), mean=mean, std=std), budget=0.8)
 
 
 class _ONet(nn.Module):
@@ -111,8 +116,8 @@ def direction(packages: Path) -> Pretrained:
     images = torch.cat([upright, upright.flip(2, 3)])
     labels = torch.arange(2).repeat_interleave(len(upright))
     data = from_memory((images, labels), mean=(0.5,) * 3, std=(0.5,) * 3)
-    read = read_onnx(path, (3, 48, 192))
-    return Pretrained(read.module, _runtime(path), data, lambda logits: logits.softmax(1), budget=0)
+    found = read_onnx(path, (3, 48, 192))
+    return Pretrained(found.module, _runtime(path), data, lambda logits: logits.softmax(1), budget=0)
 
 
 def nsfw(packages: Path) -> Pretrained:
@@ -190,25 +195,45 @@ def compare(case: Pretrained, count: int = 100) -> str:
 
 
 def run(name: str, case: Pretrained, folder: Path, images: int) -> None:
+    """Compare, adopt as it is, reduce, and run both privately; then ask a server of the last one."""
     print(f"{name}: {compare(case)}", flush=True)
-    budget = case.budget or 1.0
-    start = time.perf_counter()
-    options: dict[str, Any] = {"training": case.training, "workers": 1, "progress": False}
-    result = parelu.reduce(
-        case.module, case.data, method=Random(from_teacher=True), budget=budget, run=folder, **options
-    )
-    print(f"{name}: reduced in {time.perf_counter() - start:.0f} s", flush=True)
-    for record in result.records:
+    found = read(case.module, case.data.input_shape, case.data.classes, name)
+    reductions = (Reduction(Random(from_teacher=True), (str(case.budget),)),) if case.budget else ()
+    experiment = Experiment(found.spec, case.data, reductions, case.training, weights=found.weights)
+    with TerminalProgress(quiet=True) as watcher:
+        result = run_experiment(experiment, folder, watcher, InProcess())
+    for record in result.candidates():
         metrics = record.metrics
-        print(f"{name} {record.name}: {metrics.relus:,} ReLUs, test accuracy {metrics.test_accuracy:.1f} %", flush=True)
-        row = parelu.bench(result.candidate(record.name), case.data, images=images, offline="dealer")
-        online, both = row.costs.online, row.costs.total
         print(
-            f"{name} {record.name}: {images} private inferences, online {online.seconds:.2f} s, "
-            f"{sum(online.sent.values()) / 1e6:.1f} MB, {online.rounds:.0f} rounds, in all {both.seconds:.2f} s; "
-            f"largest error of a logit {row.max_error:.1e}, same label {row.agreement:.0f} %",
+            f"{name} {record.name}: {metrics.relus:,} ReLUs and {metrics.comparisons:,} comparisons, "
+            f"test accuracy {metrics.test_accuracy:.1f} %; {private(result.candidate(record.name), case.data, images)}",
             flush=True,
         )
+    print(f"{name} {record.name}: {served(result.folder(record.name), case, images)}", flush=True)
+
+
+def private(candidate: Candidate, data: Dataset, images: int) -> str:
+    row = parelu.bench(candidate, data, images=images, offline="dealer")
+    online, both = row.costs.online, row.costs.total
+    return (
+        f"{images} private inferences, each online {online.seconds:.2f} s, {sum(online.sent.values()) / 1e6:.1f} MB, "
+        f"{online.rounds:.0f} rounds, in all {both.seconds:.2f} s; largest error of a logit {row.max_error:.1e}, "
+        f"same label {row.agreement:.0%}"
+    )
+
+
+def served(folder: Path, case: Pretrained, count: int) -> str:
+    """What a client of `parelu serve` gets, against the float network."""
+    candidate = Candidate.load(folder)
+    images = case.data.test.images[:count]
+    with torch.no_grad():
+        expected = candidate.network()(normalise(images, case.data.mean, case.data.std)).argmax(1)
+    server = parelu.serve(folder, case.data, port=0, offline="dealer")
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    with contextlib.closing(server), contextlib.closing(Client("127.0.0.1", server.port, offline="dealer")) as client:
+        labels = torch.as_tensor(client.predict(images))
+    return f"served to a client, {int((labels == expected).sum())} of {count} labels are the float network's"
 
 
 def main() -> None:
