@@ -18,6 +18,7 @@ from parelu.models.onnx import read_onnx
 from parelu.models.onnx_graph import valid_path
 from parelu.network.instrument import instrument
 from parelu.network.spec import spec_of
+from parelu.runs.inspection import named
 
 
 def test_a_squeeze_of_all_keeps_the_batch(tmp_path):
@@ -226,6 +227,15 @@ def test_what_cannot_be_read_is_one_line(tmp_path, line):
     with pytest.raises(UserError) as error:
         read_onnx(path, case.get("input"))
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_leaves_sizes_open_is_a_network_by_its_name_and_input(tmp_path):
+    onnx.save(model_of([*CONV, make("GlobalAveragePool", ["z"], ["p"]), make("Flatten", ["p"], ["y"])],
+                       ("n", 4, "h", "w"), **WEIGHT), str(tmp_path / "net.onnx"))  # fmt: skip
+    spec = named(str(tmp_path / "net.onnx"), (4, 9, 8), None)
+    assert (spec.input, spec.classes) == ((4, 9, 8), 2)
+    with pytest.raises(UserError, match="leaves the size of its images open"):
+        named(str(tmp_path / "net.onnx"), None, None)
 
 
 def test_several_outputs_are_named(tmp_path):

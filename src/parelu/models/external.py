@@ -188,10 +188,10 @@ def input_of(name: str) -> Shape | None:
     return _onnx(path, _changed(path), None)[1] if _FILE.fullmatch(str(path)) else None
 
 
-def classes_of(name: str) -> int | None:
+def classes_of(name: str, input: Shape) -> int | None:
     """How many a file's network tells apart; None where a name leaves that to the user."""
     path = Path(name.strip())
-    return _onnx(path, _changed(path), None)[2] if _FILE.fullmatch(str(path)) else None
+    return _onnx(path, _changed(path), input)[2] if _FILE.fullmatch(str(path)) else None
 
 
 def is_trained(name: str) -> bool:

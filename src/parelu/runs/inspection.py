@@ -41,7 +41,7 @@ def named(
 ) -> Spec:
     """The network of a name; input and classes that are left out are a file's own, else 3×32×32 and 10."""
     shape = input or external.input_of(name) or (3, 32, 32)
-    number = classes or external.classes_of(name) or 10
+    number = classes or external.classes_of(name, shape) or 10
     instead = replacements.parsed(replace)
     if external.is_external(name):
         return external.read_name(name, shape, number, output=output, replace=instead).spec
