@@ -177,7 +177,7 @@ def _tensor(onnx: Any, tensor: Any) -> Tensor:
         if array.dtype.kind not in "fiub":
             array = array.astype("float32")  # bfloat16 and the small floats of ml_dtypes
         found = torch.from_numpy(array.copy())
-    except (TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # of a type or a size that there is not, onnx raises whatever it comes upon
         raise UserError(f"its tensor {shown(tensor.name)!r} cannot be read ({shown(str(error), 160)})") from error
     return found.float() if found.is_floating_point() else found
 
@@ -197,15 +197,13 @@ def _run(onnx: Any, node: Any, index: int, writer: Writer, values: dict[str, Any
         raise UserError(
             f"{_where(node)}: {shown(node.op_type, 40)} is not an op that can be read; {_remedy(node.op_type)}"
         )
-    attributes = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        attributes[attribute.name] = _tensor(onnx, value) if isinstance(value, onnx.TensorProto) else value
     inputs = tuple(values[name] for name in node.input)
-    call = Call(node.op_type, inputs, attributes, tuple(node.output), _path(node, index), _where(node), opset)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            options = _attributes(onnx, node)
+            path, where = _path(node, index), _where(node)
+            call = Call(node.op_type, inputs, options, tuple(node.output), path, where, opset)
             found = rule(writer, call)
     except UserError:
         raise
@@ -217,6 +215,15 @@ def _run(onnx: Any, node: Any, index: int, writer: Writer, values: dict[str, Any
         values[name] = result
         if isinstance(result, Tensor) and id(result) not in writer.names:
             writer.names[id(result)] = name
+
+
+def _attributes(onnx: Any, node: Any) -> dict[str, Any]:
+    """A node's options, with tensors as torch's."""
+    found = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        found[attribute.name] = _tensor(onnx, value) if isinstance(value, onnx.TensorProto) else value
+    return found
 
 
 def _remedy(op: str) -> str:
