@@ -88,7 +88,11 @@ ROOMS = {
             "private/lowering/lower.py private/lowering/calibrate.py",
             "tests/private/lowering/test_lower.py tests/contracts/test_ops.py -k 'not mutated and not kernels "
             "and not sparse and not linear_maps and not encoding and not no_program'",
-        )
+        ),
+        (
+            "private/lowering/verify.py fusion/equalise.py",
+            "tests/private/lowering/test_verify.py tests/fusion/test_equalise.py",
+        ),
     ],
 }
 
