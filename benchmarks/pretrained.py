@@ -88,7 +88,7 @@ def faces(packages: Path) -> Pretrained:
     load(module.net, weights)
     original.net.load_state_dict(torch.load(weights, weights_only=True))
     mean, std = (0.5,) * 3, (128 / 255,) * 3
-    images = torch.cat([_crops(photo, 48, 500) for photo in _photos()])
+    images = torch.cat([_crops(photo, 48, 200) for photo in _photos()])
     with torch.no_grad():
         labels = original((images - mean[0]) / std[0]).argmax(1)
     return Pretrained(module, original, from_memory((images, labels), mean=mean, std=std), budget=0.8)
