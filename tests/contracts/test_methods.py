@@ -15,6 +15,7 @@ from methods_bench import SPEC, DryBench
 from parelu.cli.main import main
 from parelu.errors import UserError
 from parelu.methods.base import methods
+from parelu.methods.budget import charged
 from parelu.methods.jobs import Search
 from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
@@ -77,7 +78,7 @@ def reduced_or_refused(name: str, spec: Spec) -> None:
     except UserError as error:
         assert not method.exact and len(str(error).splitlines()) == 1
         return
-    counts = [candidate.plan.relus for candidate in candidates]
+    counts = [charged(candidate.spec, candidate.plan, spec) for candidate in candidates]
     assert counts == [budget] if method.exact else max(counts) <= budget
     for search in bench.searches:
         a_few_steps(search)
