@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,17 +56,20 @@ class Cost:
     products: int = 0
     smooth: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self)))
+
 
 def count(module: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """What the module dispatches for an image of this shape, on the module's own device."""
+    """What the module dispatches for an image of this shape, on the module's own device, but for what nobody reads."""
     first = next(module.parameters())
     counter, was_training = _Counter(module), module.training
     with torch.no_grad(), counter:
         image = torch.zeros((1, *shape), device=first.device, dtype=first.dtype)
-        counter.follow(image)
-        module.eval()(image)
+        counter.step(image, Cost(), ())
+        output = module.eval()(image)
     module.train(was_training)
-    return counter.cost
+    return counter.cost(output)
 
 
 class _Counter(TorchDispatchMode):
@@ -74,29 +77,41 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.cost = Cost()
-        self.images, self.trained = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self.steps: list[tuple[Cost, set[int]]] = []  # of each op that reads the image: its cost, and what it reads
+        self.images, self.trained = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()  # the first: tensor → its step
         self.padded = WeakTensorKeyDictionary()  # tensor → the −∞ around it: left, right, top, bottom
         for parameter in module.parameters():
             self.trained[parameter] = True
 
-    def follow(self, image: Tensor) -> None:
-        self.images[image] = True
+    def step(self, made: Any, cost: Cost, read: Iterable[Tensor]) -> None:
+        """Take down an op that reads the image."""
+        self.steps.append((cost, {self.images[tensor] for tensor in read if tensor in self.images}))
+        for tensor in _tensors(made):
+            self.images[tensor] = len(self.steps) - 1
+
+    def cost(self, output: Any) -> Cost:
+        """Of all steps that lead to these tensors."""
+        waiting, found = [self.images[tensor] for tensor in _tensors(output)], set()
+        while waiting:
+            step = waiting.pop()
+            if step not in found:
+                found.add(step)
+                waiting += self.steps[step][1]
+        return sum((self.steps[step][0] for step in found), Cost())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         read, made = list(_tensors((args, kwargs))), list(_tensors(result))
-        for known in (self.images, self.trained):
-            if any(tensor in known for tensor in read):
-                for tensor in made:
-                    known[tensor] = True
+        if any(tensor in self.trained for tensor in read):
+            for tensor in made:
+                self.trained[tensor] = True
         if any(tensor in self.images for tensor in read):
-            self._add(func.overloadpacket, args, kwargs or {}, made)
+            self.step(made, self._cost(func.overloadpacket, args, kwargs or {}, made), read)
         return result
 
-    def _add(self, op: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Sequence[Tensor]) -> None:
-        """Count an op that reads the image."""
-        cost, elements = self.cost, made[0].numel() if made else 0
+    def _cost(self, op: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Sequence[Tensor]) -> Cost:
+        """Of one op that reads the image."""
+        cost, elements = Cost(), made[0].numel() if made else 0
         if op in RELUS:
             cost.relus += RELUS[op] * elements
         elif op in (aten.clamp, aten.clamp_):
@@ -121,10 +136,12 @@ class _Counter(TorchDispatchMode):
         elif op is aten.constant_pad_nd and len(args) > 2 and args[2] == -math.inf:
             self.padded[made[0]] = args[1]
         else:
-            padded = self.padded.get(args[0], (0, 0, 0, 0)) if isinstance(args[0], Tensor) else ()
+            is_padded = isinstance(args[0], Tensor) and args[0] in self.padded
+            padded: Sequence[int] = self.padded[args[0]] if is_padded else (0, 0, 0, 0)
             cost.comparisons += _comparisons(op, args, made, padded)
         if op in PRODUCTS and all(isinstance(factor, Tensor) and factor in self.images for factor in args[:2]):
             cost.products += elements
+        return cost
 
 
 def _comparisons(op: Any, args: Sequence[Any], made: Sequence[Tensor], padded: Sequence[int]) -> int:
