@@ -78,7 +78,7 @@ def _difference(network: Network, cost: aten.Cost) -> str:
     except UserError as error:
         return str(error).splitlines()[0]
     pairs = {
-        "ReLUs": (counts.relus, cost.relus + len(gates.sigmoid().places) * cost.sigmoids),
+        "ReLUs": (counts.relus, cost.relus + len(gates.sigmoid().places) * cost.gates),
         "comparisons": (counts.comparisons, cost.comparisons),
         "MACs": (counts.macs, cost.macs),
     }
