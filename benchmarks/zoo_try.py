@@ -55,7 +55,7 @@ def skeleton(name: str) -> tuple[nn.Module, aten.Cost]:
 def counted(name: str) -> dict[str, Any]:
     """A row: what is counted, and what is in the way before and after `--replace all`."""
     module, cost = skeleton(name)
-    found = {"relus": cost.relus, "comparisons": cost.comparisons, "macs": cost.macs}
+    found = {"relus": _relus(cost), "comparisons": cost.comparisons, "macs": cost.macs}
     try:
         network = instrument(copy.deepcopy(module), SHAPE)
         found |= {"counted": _difference(network, cost), "in_the_way": _in_the_way(network)}
@@ -68,17 +68,19 @@ def counted(name: str) -> dict[str, Any]:
     return found
 
 
-def _difference(network: Network, cost: aten.Cost) -> str:
-    """How the network's counts differ from those dispatched; "" where they are the same.
+def _relus(cost: aten.Cost) -> int:
+    """With those that the sigmoids of gates are made of."""
+    return cost.relus + len(gates.sigmoid().places) * cost.gates
 
-    The sigmoid of a gate counts as the ReLUs that it is made of.
-    """
+
+def _difference(network: Network, cost: aten.Cost) -> str:
+    """How the network's counts differ from those dispatched; "" where they are the same."""
     try:
         counts = count(network, skips=True)
     except UserError as error:
         return str(error).splitlines()[0]
     pairs = {
-        "ReLUs": (counts.relus, cost.relus + len(gates.sigmoid().places) * cost.gates),
+        "ReLUs": (counts.relus, _relus(cost)),
         "comparisons": (counts.comparisons, cost.comparisons),
         "MACs": (counts.macs, cost.macs),
     }
