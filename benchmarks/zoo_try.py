@@ -23,7 +23,7 @@ import zoo_list
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.network import gates, replacements
+from parelu.network.canonical import gates, replacements
 from parelu.network.count import count
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network

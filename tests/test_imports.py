@@ -60,6 +60,16 @@ def test_imports_point_one_way():
             assert ORDER.index(other.split(".")[0]) <= ORDER.index(name.split(".")[0]), f"{name} imports {other}"
 
 
+def test_networks_are_traced_then_rewritten():
+    """What both stand on knows neither; `instrument` calls one after the other."""
+    rooms = {name: imported(path) for name, path in FILES.items() if re.match(r"network\.(tracing|canonical)\.", name)}
+    for name, others in rooms.items():
+        for other in (o for o in others if o.startswith("network.") and o not in rooms):
+            assert not imported(FILES[other]) & set(rooms), f"{name} imports {other}"
+        if name.startswith("network.tracing."):
+            assert not any(other.startswith("network.canonical.") for other in others), name
+
+
 def test_private_inference_knows_the_network_and_fusion_alone():
     inside = {name: path for name, path in FILES.items() if name.startswith("private.")}
     assert {name.split(".")[1] for name in inside} == set(PRIVATE)

@@ -25,9 +25,9 @@ from parelu.data.memory import from_memory
 from parelu.errors import UserError
 from parelu.methods.base import Method, methods
 from parelu.models.external import Reading, copied, fresh_copy, is_trained, read
-from parelu.network import replacements
 from parelu.network.cache import folder as cache_folder
 from parelu.network.candidate import Candidate
+from parelu.network.canonical import replacements
 from parelu.network.count import Counts, skeleton
 from parelu.network.count import count as count_network
 from parelu.network.instrument import instrument

@@ -17,8 +17,9 @@ from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, nothing
 from parelu.fusion.packing import seconds
 from parelu.models.writing import graph_of, weights_of
-from parelu.network import ops, replacements, trace
+from parelu.network import nodes, ops
 from parelu.network.candidate import Candidate
+from parelu.network.canonical import replacements
 from parelu.network.count import count
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
@@ -175,7 +176,7 @@ def test_the_cases_are_the_whole_vocabulary():
         network = case.network()
         kinds |= {type(ops.read(node)) for node in network.graph.nodes}
         for node in network.graph.nodes:
-            met |= set(type(trace.called_module(node)).__mro__) if node.op == "call_module" else {node.target}
+            met |= set(type(nodes.called_module(node)).__mro__) if node.op == "call_module" else {node.target}
     assert {*ops.MODULES, *ops.CALLS} - met == {nn.Identity, torch.flatten}  # fusion writes it
     assert set(ops.Op.__subclasses__()) - kinds == {ops.Unsupported, ops.Number, ops.Constant}
 

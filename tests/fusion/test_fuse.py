@@ -13,7 +13,7 @@ from two_parties import Residual, ready
 from parelu.errors import UserError
 from parelu.fusion.fuse import MapConv2d, fuse, nothing
 from parelu.methods.base import methods
-from parelu.network import trace
+from parelu.network import nodes
 from parelu.network.count import count, skeleton
 from parelu.network.functions import Affine
 from parelu.network.plan import SitePlan
@@ -34,7 +34,7 @@ def same(network, fused, seed=0):
 
 
 def layers(network):
-    return len(list(trace.calls(network, LAYERS)))
+    return len(list(nodes.calls(network, LAYERS)))
 
 
 class Branches(nn.Module):

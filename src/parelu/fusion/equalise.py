@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 from parelu.fusion.factors import uniform
 from parelu.network import functions, ops
+from parelu.network.nodes import called_module
 from parelu.network.sites import Network, Site
-from parelu.network.trace import called_module
 
 Layer = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d | functions.Affine
 LIKE = 2  # channels whose factors would differ by less than 2^LIKE stay as they are

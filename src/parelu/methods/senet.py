@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
-from parelu.network import trace
+from parelu.network import nodes
 from parelu.network.plan import Plan
 from parelu.network.sites import Network, Site, observed
 from parelu.training.callback import Step
@@ -142,7 +142,7 @@ def sensitivities(network: Network, density: float) -> dict[str, float]:
     waiting: list[nn.Conv2d | nn.Linear] = []
     before = None
     for node in network.graph.nodes:
-        module = trace.called_module(node)
+        module = nodes.called_module(node)
         if isinstance(module, nn.Conv2d | nn.Linear):
             waiting.append(module)
         elif isinstance(module, Site):

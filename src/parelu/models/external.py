@@ -23,7 +23,7 @@ from parelu.errors import UserError
 from parelu.models import libraries, weights
 from parelu.models.graph import Graph
 from parelu.models.writing import graph_of, weights_of
-from parelu.network import trace
+from parelu.network import nodes
 from parelu.network.instrument import instrument
 from parelu.network.weights import fit_weights
 
@@ -127,8 +127,8 @@ def read(
         except UserError as error:  # they may be of the network that was read of it before
             later = error
     network = instrument(module, input, replace, output)
-    if trace.output_shape(network) != (classes,):
-        shape = "x".join(map(str, trace.output_shape(network)))
+    if nodes.output_shape(network) != (classes,):
+        shape = "x".join(map(str, nodes.output_shape(network)))
         raise UserError(f"{source} gives {shape} outputs for an image, not {classes}: build it for {classes} classes")
     spec = graph_of(network, classes, source)
     own = {name: _single(tensor) for name, tensor in weights_of(spec, network).items()}

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from parelu.errors import UserError
 from parelu.models.lines import Line, parsed
-from parelu.network import trace
+from parelu.network import nodes
 from parelu.network.sites import Site
 from parelu.network.spec import Spec
 
@@ -167,7 +167,7 @@ def _shapes(spec: Graph) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         built = _assembled(_lines(spec.layers))
         try:
-            trace.propagate_shapes(built, spec.input)
+            nodes.propagate_shapes(built, spec.input)
         except (IndexError, ArithmeticError, NotImplementedError, AssertionError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{spec.shown} does not take an input of its own shape: {reason}") from error
@@ -178,7 +178,7 @@ def _shapes(spec: Graph) -> dict[str, tuple[int, ...]]:
         shape = node.meta.get("shape", ())
         if math.prod(shape) > LARGEST_MAP:
             raise UserError(f"a graph whose {node.name} has shape {shape}; at most {LARGEST_MAP:,} numbers are read")
-    return {str(node.target): node.meta["shape"] for node, _ in trace.calls(built, (nn.ReLU,))}
+    return {str(node.target): node.meta["shape"] for node, _ in nodes.calls(built, (nn.ReLU,))}
 
 
 def _tie(built: nn.Module, name: str, other: str) -> None:

@@ -15,7 +15,7 @@ from parelu.errors import UserError
 from parelu.models import calls
 from parelu.models.graph import Graph
 from parelu.models.lines import LABEL, Line, line
-from parelu.network import functions, ops, trace
+from parelu.network import functions, nodes, ops
 from parelu.network.sites import Network
 
 VERBATIM = 16  # numbers: a tensor of factors with no more is written whole, any other as its mean and deviation
@@ -90,7 +90,7 @@ def _described(network: Network, node: fx.Node, op: ops.Op, values: Mapping[fx.N
         case ops.Resample(layer):
             return [line("resample", reads, _entries(layer.axis, layer.matrix), path=path)]
         case ops.Identity():
-            module = trace.called_module(node)
+            module = nodes.called_module(node)
             if isinstance(module, nn.Dropout | nn.Dropout2d):
                 dims = 2 if isinstance(module, nn.Dropout2d) else 1
                 return [line("dropout", reads, (float(module.p),), path=path, dims=dims)]
@@ -156,7 +156,7 @@ def _called(network: Network, node: fx.Node, values: Mapping[fx.Node, int], befo
             return calls.Value(values[value]) if value in values else argument(_constant(value))
         return value
 
-    module = trace.called_module(node)
+    module = nodes.called_module(node)
     found = calls.module_arguments(str(node.target), module) if module is not None else None
     if found:
         name, args, kwargs = found[0], (*node.args, *found[1]), found[2]
@@ -165,7 +165,7 @@ def _called(network: Network, node: fx.Node, values: Mapping[fx.Node, int], befo
     if name is None:
         raise ValueError("it is no call that a graph has")
     args, kwargs = [argument(a) for a in args], {key: argument(a) for key, a in kwargs.items()}
-    path = str(node.target) if module is not None else trace.owner(node)
+    path = str(node.target) if module is not None else nodes.owner(node)
     return [*lines, Line("call", path, words=calls.written(name, args, kwargs))]
 
 

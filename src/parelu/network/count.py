@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from parelu.errors import UserError
-from parelu.network import maxpool, ops, trace
+from parelu.network import maxpool, nodes, ops
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -97,7 +97,7 @@ def count(network: Network, *, skips: bool = False) -> Counts:
         macs=total,
         flops=total + 2 * convolution_outputs,
         params=sum(p.numel() for p in network.parameters()),
-        depth=trace.longest_path(network, lambda node: isinstance(found[node], ops.Convolution)),
+        depth=nodes.longest_path(network, lambda node: isinstance(found[node], ops.Convolution)),
         stages=stages,
         sites={name: site.relus for name, site in plan.sites.items()},
     )

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from parelu.errors import UserError
-from parelu.network import trace
-from parelu.network.agreement import check_agreement
-from parelu.network.canonical import canonical
+from parelu.network import nodes
+from parelu.network.canonical.form import canonical
 from parelu.network.functions import Affine, Resample
 from parelu.network.sites import Network, Site
 from parelu.network.stages import assign_stages, is_declaration
+from parelu.network.tracing import trace
+from parelu.network.tracing.agreement import check_agreement
 
 
 def instrument(
@@ -24,7 +25,7 @@ def instrument(
     """Trace a module and make each of its activation calls a site of its own.
 
     ReLUs are found in all their forms, also where one module is called several times, and in what is made of ReLUs and
-    linear maps alone (`network/activations.py`). Weights are shared with `module`, and their state-dict names stay.
+    linear maps alone (`canonical/activations.py`). Weights are shared with `module`, and their state-dict names stay.
 
     Args:
         module: any module that maps (batch, *input_shape) to (batch, classes).
@@ -42,7 +43,7 @@ def instrument(
     network = Network(traced, traced.graph, type(module).__name__)
     network.input_shape, network.notes = tuple(input_shape), (*traced.meta["notes"], *rewritten.notes)
     network.train(module.training)
-    trace.propagate_shapes(network, input_shape)
+    nodes.propagate_shapes(network, input_shape)
     if not rewritten.replaced:
         check_agreement(module, network, input_shape, rewritten.left_out, output)
     known = module.meta if isinstance(module, fx.GraphModule) else {}  # of one that was written, and is read again

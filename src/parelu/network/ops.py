@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
 from parelu.network import functions
+from parelu.network.nodes import called_module, owner
 from parelu.network.sites import Site
-from parelu.network.trace import called_module, owner
 
 Pair = tuple[int, int]  # (rows, columns)
 
@@ -205,7 +205,7 @@ class Unsupported(Op):
 
 
 def read(node: fx.Node) -> Op:
-    """What a node does; its graph has shapes (`trace.propagate_shapes`)."""
+    """What a node does; its graph has shapes (`nodes.propagate_shapes`)."""
     match node.op:
         case "placeholder":
             return Input()

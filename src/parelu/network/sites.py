@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from parelu.network import trace
+from parelu.network import nodes
 
 IDENTITY = (0.0, 1.0, 0.0)
 CAP = "_cap"  # behind a site's name: the second one of an activation that is bounded above too, such as ReLU6
@@ -175,7 +175,7 @@ class Network(fx.GraphModule):
     @property
     def sites(self) -> Mapping[str, Site]:
         """Site name → site, in order of execution."""
-        return {site.name: site for _, site in trace.calls(self, (Site,))}
+        return {site.name: site for _, site in nodes.calls(self, (Site,))}
 
     def copied(self) -> Network:
         """A network of its own with the same weights and plan."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import fx
 
-from parelu.network import ops, trace
+from parelu.network import nodes, ops
 from parelu.network.sites import Network, Site
 
 # Stage → the path that its sites stand under; or their own paths, or these by blocks.
@@ -24,7 +24,7 @@ def assign_stages(network: Network, declared: Declared | None) -> None:
     """
     placed = _declared(network, declared) if declared is not None else _found(network)
     blocks: dict[str, list[str]] = {}
-    for node, site in trace.calls(network, (Site,)):
+    for node, site in nodes.calls(network, (Site,)):
         site.stage, block = placed[site.name]
         known = blocks.setdefault(site.stage, [])
         known += [block] if block not in known else []
@@ -72,7 +72,7 @@ def _found(network: Network) -> dict[str, tuple[str, str]]:
     fork = next((node for node in network.graph.nodes if len(_readers(node, trunk)) > 1), None)
     placed, in_stem, run, size, block, last = {}, fork is not None, 0, None, 0, None
     for node in network.graph.nodes:
-        site = trace.called_module(node)
+        site = nodes.called_module(node)
         if isinstance(site, Site):
             if not in_stem and node in trunk:
                 run += site.shape[1:] != size

@@ -20,15 +20,15 @@ from parelu.models import external
 from parelu.models.external import Reading
 from parelu.models.graph import Graph
 from parelu.models.weights import read_weights
-from parelu.network import replacements
 from parelu.network.candidate import Candidate
+from parelu.network.canonical import replacements
 from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
+from parelu.network.nodes import output_shape
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
 from parelu.network.storage import digest as digest_of_json
 from parelu.network.storage import tensors_digest
-from parelu.network.trace import output_shape
 from parelu.network.weights import fit_weights
 from parelu.private.lowering.refusals import problems
 from parelu.runs.context import RunContext, in_run

@@ -9,8 +9,8 @@ from typing import Literal
 from parelu.errors import UserError
 from parelu.methods import deepreshape
 from parelu.models import external
-from parelu.network import replacements
 from parelu.network.candidate import Candidate
+from parelu.network.canonical import replacements
 from parelu.network.count import skeleton
 from parelu.network.ops import Unsupported
 from parelu.network.plan import Plan

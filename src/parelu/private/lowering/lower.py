@@ -12,7 +12,7 @@ from parelu.errors import UserError
 from parelu.fusion.equalise import equalise
 from parelu.fusion.fuse import Cost, fuse
 from parelu.fusion.packing import seconds
-from parelu.network import ops, trace
+from parelu.network import nodes, ops
 from parelu.network.preprocessing import normalise
 from parelu.network.sites import Network
 from parelu.network.weights import check_finite
@@ -52,7 +52,7 @@ def lower(
     found = refusals(fused)
     if found:
         raise UserError("\n".join(map(str, found)))
-    outputs = trace.output_shape(fused)
+    outputs = nodes.output_shape(fused)
     if len(outputs) != 1:
         raise UserError(f"the network gives {outputs} for an image, not a number a class; pool and flatten its map")
     mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from parelu.errors import UserError
 from parelu.fusion import composition
 from parelu.fusion.factors import factors, uniform
-from parelu.network import maxpool, ops, trace
+from parelu.network import maxpool, nodes, ops
 from parelu.network.sites import IDENTITY, Network, Site
 from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.calibrate import Calibration, Seen, max_pool_levels, spread, squares
@@ -194,7 +194,7 @@ class Translation:
         if number is None or op.is_secret or isinstance(op, (Activation, Shift)):
             self.ops.append(op)
             self.shapes.append(shape)
-            self.layers.append(str(node.target) if node.op == "call_module" else trace.owner(node) or node.name)
+            self.layers.append(str(node.target) if node.op == "call_module" else nodes.owner(node) or node.name)
             self._known[key] = number = len(self.ops)
         return number
 

@@ -19,13 +19,12 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parelu.network import calls
-from parelu.network.baked import baked
-from parelu.network.constants import Constants
-from parelu.network.memory import Memory, version
+from parelu.network.nodes import BATCH
 from parelu.network.spec import AUXILIARY
-
-BATCH = 2  # images a module is traced with
+from parelu.network.tracing import calls
+from parelu.network.tracing.baked import baked
+from parelu.network.tracing.constants import Constants
+from parelu.network.tracing.memory import Memory, version
 
 
 class Untraceable(Exception):

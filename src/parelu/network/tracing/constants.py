@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, fx, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from parelu.network.memory import version
+from parelu.network.tracing.memory import version
 
 
 class Constants:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
-from parelu.network import trace
-from parelu.network.outputs import chosen
+from parelu.network import nodes
+from parelu.network.tracing import trace
+from parelu.network.tracing.outputs import chosen
 
 _SEED = 1  # of images other than those that a module is traced with
 _REMEDY = "write what comes between it and the layer before with modules of torch.nn and functions of torch"
@@ -34,10 +35,10 @@ def check_agreement(
         UserError: they are off by more than `trace.TOLERANCE`; it names the first layer where they are.
     """
     module = trace.unwrapped(module)
-    images = trace.images(module, input_shape, _SEED) * 4 - 2  # also what no image is: below 0, above 1
+    images = nodes.images(module, input_shape, _SEED) * 4 - 2  # also what no image is: below 0, above 1
     if images.is_meta:
         return
-    with trace.at_inference(module), trace.at_inference(network):
+    with nodes.at_inference(module), nodes.at_inference(network):
         expected = chosen(module(images.clone()), output)
         found = left_out(network(images.clone()))
         if _off(found, expected) == 0:
@@ -94,7 +95,7 @@ class _Compared(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         path = str(n.target)
-        if n.op == "call_module" and self._kinds.get(path) is type(trace.called_module(n)) and self._expected[path]:
+        if n.op == "call_module" and self._kinds.get(path) is type(nodes.called_module(n)) and self._expected[path]:
             wanted = self._expected[path].pop(0)
             if not self._off and (result.shape != wanted.shape or not trace.are_close(result, wanted)):
                 self._off = path

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.network.agreement import check_agreement
 from parelu.network.instrument import instrument
+from parelu.network.tracing.agreement import check_agreement
 
 SHAPE = (1, 4, 4)
 

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from parelu.network import functions, moves, windows
-from parelu.network.builder import Builder, Rule
-from parelu.network.windows import two
+from parelu.network import functions
+from parelu.network.canonical import moves, windows
+from parelu.network.canonical.builder import Builder, Rule
+from parelu.network.canonical.windows import two
 
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 

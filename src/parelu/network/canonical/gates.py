@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from parelu.network import functions
-from parelu.network.builder import Builder
+from parelu.network.canonical.builder import Builder
 
 LARGEST_ERROR = 2.0**-10  # the step of an activation in fixed point
 

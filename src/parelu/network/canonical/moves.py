@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from parelu.network import functions, ops
-from parelu.network.builder import Builder, Rule
+from parelu.network.canonical.builder import Builder, Rule
 
 _SPLITS = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit")
 LARGEST_GATHER = 1 << 22  # numbers that a movement without any order may move

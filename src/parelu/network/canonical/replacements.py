@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from parelu.errors import UserError
-from parelu.network.builder import Builder, Rule
+from parelu.network.canonical.builder import Builder, Rule
 
 _INPUT = ("input", None)
 _PRODUCTS = (operator.mul, torch.mul, "mul", "mul_")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from parelu.network import ops, trace
+from parelu.network import nodes, ops
 from parelu.network.sites import Site
 
 # What a rule makes of a node that it is asked about: the node that stands for it from now on, written before it; the
@@ -55,7 +55,7 @@ class Builder:
     @property
     def path(self) -> str:
         """Of the module that the node calls, or whose forward makes the call; "" for the network itself."""
-        return str(self.node.target) if self.node.op == "call_module" else trace.owner(self.node)
+        return str(self.node.target) if self.node.op == "call_module" else nodes.owner(self.node)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """What a node calls, as traced or as written since."""
@@ -90,7 +90,7 @@ class Builder:
 
     def below(self, name: str) -> str:
         """The path of a module that the call's owner has."""
-        return ".".join(filter(None, (trace.owner(self.node), name)))
+        return ".".join(filter(None, (nodes.owner(self.node), name)))
 
     def layer_path(self, weight: Any, name: str) -> str:
         """Where a layer stands whose weight an argument names: the weight's own parent where that is its name there.

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from parelu.network import functions, gates
-from parelu.network.builder import Builder, Rule
+from parelu.network import functions
+from parelu.network.canonical import gates
+from parelu.network.canonical.builder import Builder, Rule
 from parelu.network.sites import CAP
 
 _INPUT = ("input", None)

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from parelu.network import functions, moves, ops
-from parelu.network.arithmetic import scale
-from parelu.network.builder import Builder, Rule
+from parelu.network import functions, ops
+from parelu.network.canonical import moves
+from parelu.network.canonical.arithmetic import scale
+from parelu.network.canonical.builder import Builder, Rule
 
 TOLERANCE = 1e-9  # of a matrix's entries, whose largest is about 1
 LARGEST_RUN = 1 << 26  # numbers of one run on unit vectors

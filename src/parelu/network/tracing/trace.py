@@ -1,11 +1,10 @@
-"""Tracing: a module as an fx graph, the shape of every tensor in it, and where a call stands in the module tree."""
+"""Tracing: a module as an fx graph in which no image depends on another."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from parelu.errors import UserError
-from parelu.network.outputs import chosen
-from parelu.network.tracer import BATCH, Tracer, Untraceable
+from parelu.network.nodes import APART, BATCH, at_inference, images, place, unfitting
+from parelu.network.tracing.outputs import chosen
+from parelu.network.tracing.tracer import Tracer, Untraceable
 
 TOLERANCE = 1e-4  # of the largest number of a tensor, between two ways to compute it in single precision
-_APART = "write it for each image by itself, with dimension 0 the images'"
 
 
 def trace(
@@ -68,19 +67,6 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-@contextlib.contextmanager
-def at_inference(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode without gradients; the mode of each part is put back."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
-
-
 def _is_of_torch(module: nn.Module) -> bool:
     is_container = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
     return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not is_container
@@ -91,13 +77,6 @@ def _input_name(module: nn.Module) -> str:
     return next(iter(inspect.signature(module.forward).parameters), "x")
 
 
-def images(module: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """A batch of random images, of the module's kind and where its weights are."""
-    first = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = None if first.is_meta else torch.Generator(first.device).manual_seed(seed)
-    return torch.rand((BATCH, *input_shape), generator=generator, device=first.device, dtype=first.dtype)
-
-
 def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tuple[int, ...]) -> str:
     """What went wrong while a module was traced, in one line."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -105,7 +84,7 @@ def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tu
     if isinstance(error, Untraceable):
         return f"{where}: cannot be traced: {line}"
     if error is tracer.failed:
-        return f"{_unfitting(input_shape, error)} (in {where})"
+        return f"{unfitting(input_shape, error)} (in {where})"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{where}: its forward raises {type(error).__name__}: {line} ({place.filename}:{place.lineno})"
 
@@ -143,7 +122,7 @@ def _check_images_are_apart(network: fx.GraphModule, images: Tensor) -> None:
         try:
             alone = [_of_one(run, node, i, sizes) for i in range(BATCH)] if node.all_input_nodes else []
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"{_place(node)} takes a batch of {BATCH} images alone; {_APART}") from error
+            raise UserError(f"{place(node)} takes a batch of {BATCH} images alone; {APART}") from error
         run.env[node] = together = run.run_node(node)
         for read in run.user_to_last_uses.get(node, ()):
             del run.env[read]
@@ -172,9 +151,9 @@ def _image(value: Any, i: int) -> Any:
 
 def _check_apart(node: fx.Node, together: Tensor, alone: list[Tensor]) -> None:
     if together.shape[:1] != (BATCH,) or any(one.shape != (1, *together.shape[1:]) for one in alone):
-        raise UserError(f"{_place(node)} gives {tuple(together.shape)} for {BATCH} images; {_APART}")
+        raise UserError(f"{place(node)} gives {tuple(together.shape)} for {BATCH} images; {APART}")
     if not are_close(together, torch.cat(alone)):
-        raise UserError(f"{_place(node)} gives an image another result beside another image, or at random; {_APART}")
+        raise UserError(f"{place(node)} gives an image another result beside another image, or at random; {APART}")
 
 
 def are_close(found: Tensor, expected: Tensor) -> bool:
@@ -184,81 +163,3 @@ def are_close(found: Tensor, expected: Tensor) -> bool:
     relative = max(TOLERANCE, 100 * torch.finfo(expected.dtype).eps)
     absolute = relative * float(expected.abs().nan_to_num(posinf=0).amax())
     return torch.allclose(found, expected, rtol=0, atol=absolute, equal_nan=True)
-
-
-def _place(node: fx.Node) -> str:
-    path = str(node.target) if node.op == "call_module" else owner(node) or "network"
-    module = called_module(node)
-    return f"{path}: {type(module).__name__ if module else getattr(node.target, '__name__', node.target)}"
-
-
-def owner(node: fx.Node) -> str:
-    """Path of the module whose forward made this call; "" for the network itself."""
-    stack = node.meta.get("nn_module_stack")
-    return next(reversed(stack.values()))[0] if stack else ""
-
-
-def called_module(node: fx.Node) -> nn.Module | None:
-    if node.op != "call_module":
-        return None
-    module = node.graph.owning_module
-    assert module is not None
-    return module.get_submodule(str(node.target))
-
-
-class _Shapes(fx.Interpreter):
-    def __init__(self, network: fx.GraphModule) -> None:
-        super().__init__(network)
-        self.extra_traceback = False  # an error is one line
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            if n.op != "get_attr" and result.shape[:1] != (BATCH,):
-                raise UserError(f"{_place(n)} gives {tuple(result.shape)} for {BATCH} images; {_APART}")
-            n.meta["shape"] = tuple(result.shape[1:])
-        elif n.op != "output":
-            n.meta.setdefault("number", result)
-        return result
-
-
-def propagate_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Tensor:
-    """Write every tensor's shape without the batch into `node.meta["shape"]`; returns the output of that run.
-
-    The run is two random images in evaluation mode without gradients; on meta tensors nothing is computed.
-    """
-    with at_inference(network):
-        try:
-            return _Shapes(network).run(images(network, input_shape))
-        except UserError:
-            raise
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(_unfitting(input_shape, error)) from error
-
-
-def _unfitting(input_shape: tuple[int, ...], error: Exception) -> str:
-    return (
-        f"the network does not take an input of shape {'x'.join(map(str, input_shape))}: {str(error).splitlines()[0]}"
-    )
-
-
-def output_shape(network: fx.GraphModule) -> tuple[int, ...]:
-    """Of one image's output, where `propagate_shapes` wrote shapes."""
-    return next(node.meta["shape"] for node in reversed(network.graph.nodes) if node.op == "output")
-
-
-def longest_path(network: fx.GraphModule, weight: Callable[[fx.Node], int]) -> int:
-    """Largest sum of `weight` over a path from the input to the output."""
-    best: dict[fx.Node, int] = {}
-    for node in network.graph.nodes:
-        before = max((best[n] for n in node.all_input_nodes), default=0)
-        best[node] = before + weight(node)
-    return max(best.values(), default=0)
-
-
-def calls(network: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[fx.Node, Any]]:
-    """Each call of a module of one of these kinds, in order of execution, with the module."""
-    for node in network.graph.nodes:
-        module = called_module(node)
-        if isinstance(module, kinds):
-            yield node, module

@@ -1,7 +1,7 @@
 """Canonical form: a traced network written with the ops of `network/ops.py` alone, as far as they reach.
 
 `RULES` has a rule for each thing that people write in another way: the function, the name of the tensor's method, or
-the class of the module that is called → what to write instead (`network/builder.py`). What no rule knows stays, and
+the class of the module that is called → what to write instead, with a `Builder`. What no rule knows stays, and
 `ops.read` says that it is unsupported.
 """
 
@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from parelu.network import ops, replacements
-from parelu.network.activations import ACTIVATIONS
-from parelu.network.arithmetic import ARITHMETIC
-from parelu.network.builder import Builder, Rule
-from parelu.network.layers import LAYERS
-from parelu.network.moves import MOVES
-from parelu.network.repeated import REPEATED
-from parelu.network.tracer import is_needed
-from parelu.network.windows import WINDOWS
+from parelu.network import ops
+from parelu.network.canonical import replacements
+from parelu.network.canonical.activations import ACTIVATIONS
+from parelu.network.canonical.arithmetic import ARITHMETIC
+from parelu.network.canonical.builder import Builder, Rule
+from parelu.network.canonical.layers import LAYERS
+from parelu.network.canonical.moves import MOVES
+from parelu.network.canonical.repeated import REPEATED
+from parelu.network.canonical.windows import WINDOWS
+from parelu.network.tracing.tracer import is_needed
 
 RULES: Mapping[Any, Rule] = {**MOVES, **ARITHMETIC, **WINDOWS, **LAYERS, **ACTIVATIONS, **REPEATED}
 

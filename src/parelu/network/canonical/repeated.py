@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from parelu.network import calls, moves
-from parelu.network.builder import Builder, Rule
+from parelu.network.canonical import moves
+from parelu.network.canonical.builder import Builder, Rule
+from parelu.network.tracing import calls
 
 _BROADCASTING = (operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div)
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.network import ops, replacements
+from parelu.network import ops
+from parelu.network.canonical import replacements
 from parelu.network.instrument import instrument
 
 SHAPE = (3, 8, 8)

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, prune
 
 from parelu.errors import UserError
-from parelu.network.trace import owner, trace
+from parelu.network.nodes import owner
+from parelu.network.tracing.trace import trace
 
 SHAPE = (3, 8, 8)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from method_networks import networks
 from torch import Tensor, nn
 
-from parelu.network import gates, ops
+from parelu.network import ops
+from parelu.network.canonical import gates
 from parelu.network.count import count
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from parelu.network import functions, moves
-from parelu.network.builder import Builder, Rule
+from parelu.network import functions
+from parelu.network.canonical import moves
+from parelu.network.canonical.builder import Builder, Rule
 
 _BIAS, _WEIGHT = "bias", "weight"
 _KEY = "affine"  # in a node's meta: which of weight and bias an Affine has; the other does nothing

@@ -1,0 +1,1 @@
+"""Traced networks rewritten with the ops of `network/ops.py` alone, rule by rule."""

@@ -1,0 +1,1 @@
+"""What a module's forward does to an image, recorded as an fx graph."""
