@@ -54,6 +54,7 @@ from parelu.runs.folder import Record, Run
 from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
 from parelu.runs.measurement import measure_run
 from parelu.runs.merging import merge
+from parelu.runs.obstacles import way_out
 from parelu.runs.processes import Processes
 from parelu.runs.progress import TerminalProgress, bar, share
 from parelu.runs.recipes import read_recipe
@@ -117,6 +118,7 @@ __all__ = [
     "sweep",
     "trained_workload",
     "untrained_workload",
+    "way_out",
 ]
 
 Shape = tuple[int, int, int]

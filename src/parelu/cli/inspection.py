@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,7 +67,18 @@ class Inspect(_Network):
 
         subject = self.subject()
         lowered, unsupported = api.program_of(subject)
-        print(inspection(subject.spec, self.title, subject.plan, lowered, unsupported, as_json=self.json))
+        is_named = subject.candidate is None and self.steps == "none"
+        way = api.way_out(subject.spec, self.replace) if unsupported and is_named else None
+        command = self.command(way.replace, api.is_trained(self.network)) if way else ""
+        text = inspection(subject.spec, self.title, subject.plan, lowered, unsupported, way, command, as_json=self.json)
+        print(text)
+
+    def command(self, replace: str, is_trained: bool) -> str:
+        """What replaces, finetunes and reduces this network."""
+        given = {"model": self.network, "input": self.input, "output": self.output, "replace": replace}
+        options = [f"--{name} {shlex.quote(value)}" for name, value in given.items() if value]
+        weights = [] if is_trained else ["--weights WEIGHTS"]
+        return " ".join(["parelu reduce snl", *options, *weights, "--data DATA --budget 0.1"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,9 +67,11 @@ MODULES: Mapping[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.GLU: ("glu", ("dim",)),
     nn.LayerNorm: ("layer_norm", ("normalized_shape", "weight", "bias", "eps")),
     nn.GroupNorm: ("group_norm", ("num_groups", "weight", "bias", "eps")),
+    nn.InstanceNorm2d: ("instance_norm", ("running_mean", "running_var", "weight", "bias", "eps")),
+    nn.RMSNorm: ("rms_norm", ("normalized_shape", "weight", "eps")),
     nn.LocalResponseNorm: ("local_response_norm", ("size", "alpha", "beta", "k")),
 }
-_KEYWORDS = {"gelu": ("approximate",)}
+_KEYWORDS = {"gelu": ("approximate",), "instance_norm": ("eps",)}
 
 
 def name_of(node: fx.Node) -> str | None:
@@ -164,6 +166,8 @@ def _argument(text: str) -> Any:
 def module_arguments(path: str, module: nn.Module) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
     """Function, further arguments and keywords of a module's call; a parameter is its path in a `Parameter`."""
     found = next((MODULES[kind] for kind in type(module).__mro__ if kind in MODULES), None)
+    if getattr(module, "track_running_stats", False):
+        return None  # a buffer is no parameter
     if found is None or (type(module) not in MODULES and type(module).forward is not _base(module).forward):
         return None
     name, attributes = found

@@ -48,6 +48,7 @@ def instrument(
         check_agreement(module, network, input_shape, rewritten.left_out, output)
     known = module.meta if isinstance(module, fx.GraphModule) else {}  # of one that was written, and is read again
     network.notes = (*known.get("notes", ()), *network.notes)
-    declared = known.get("stages") or getattr(module, "stages", None)  # of others' modules it may be anything
+    written = None if replace else known.get("stages")  # it has no place for new sites
+    declared = written or getattr(module, "stages", None)  # of others' modules it may be anything
     assign_stages(network, declared if is_declaration(declared) else None)
     return network

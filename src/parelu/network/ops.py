@@ -8,6 +8,7 @@ identity. To add an op: its class, a line in a table, and a case where it is cou
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -200,6 +201,12 @@ class Unsupported(Op):
         """op: what it is, where that is more than its name."""
         return cls(path(node), op or name(node), remedy)
 
+    @property
+    def replacement(self) -> tuple[str, str] | None:
+        """Kind of op and what may stand in its place (`replacements.REPLACEMENTS`), where the remedy names it."""
+        found = re.search(r"--replace (\w+)=(\w+)", self.remedy)
+        return (found[1], found[2]) if found else None
+
     def __str__(self) -> str:
         return f"{self.path}: {self.op} is not supported; {self.remedy}"
 
@@ -387,5 +394,7 @@ _REMEDIES: Mapping[str, str] = {
 
 def _unknown(node: fx.Node) -> Unsupported:
     kind = name(node).lower().replace("_", "")
+    if kind == "sigmoid" and any(set(node.all_input_nodes) & set(user.all_input_nodes) for user in node.users):
+        kind = "silu"  # x·sigmoid(x)
     remedy = _REMEDIES.get(kind, "write it with convolutions, additions, products, pools and ReLUs")
     return Unsupported.at(node, remedy.format(kind))

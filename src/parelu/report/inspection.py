@@ -12,16 +12,26 @@ from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
 from parelu.private.lowering.lower import WEIGHT_BITS, Lowered
+from parelu.runs.obstacles import WayOut, grouped
 
 _BAR = 32
 
 
 def inspection(
-    spec: Spec, title: str, plan: Plan, lowered: Lowered | None, unsupported: Sequence[Unsupported], *, as_json: bool
+    spec: Spec,
+    title: str,
+    plan: Plan,
+    lowered: Lowered | None,
+    unsupported: Sequence[Unsupported],
+    way: WayOut | None = None,
+    command: str = "",
+    *,
+    as_json: bool,
 ) -> str:
     """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
 
-    lowered: None where ops are without a secure lowering; unsupported: these, which count nothing.
+    lowered: None where ops are without a secure lowering; unsupported: these, which count nothing; way: what may stand
+    in their place, and command: what does that.
     """
     network = skeleton(spec)
     plan.apply(network)
@@ -29,14 +39,30 @@ def inspection(
     if as_json:
         fixed = fixed_point(lowered) if lowered else None
         value = counts.to_json() | {"private": fixed, "unsupported": [str(problem) for problem in unsupported]}
-        return json.dumps(value, indent=1)
+        return json.dumps(value | (_way_json(way) if way else {}), indent=1)
     lines = [_text(title, spec, network, counts)]
     if lowered:
         lines += ["", *_fixed_point_text(lowered)]
     if unsupported:
         lines += ["", "  without a secure form, so that this network cannot be reduced or served as it is:"]
-        lines += [f"  {problem}" for problem in unsupported]
+        lines += [f"  {line}" for line in grouped(unsupported)]
+    if way:
+        lines += ["", *_way_text(way, command)]
     return "\n".join(lines)
+
+
+def _way_json(way: WayOut) -> dict[str, Any]:
+    return {"replace": way.replace, "replaced": way.counts.to_json(), "left": [str(problem) for problem in way.left]}
+
+
+def _way_text(way: WayOut, command: str) -> list[str]:
+    counts = way.counts
+    compared = f"{counts.comparisons:,} comparisons, " if counts.comparisons else ""
+    cost = f"{counts.relus:,} ReLUs, {compared}{counts.squares:,} squares"
+    if not way.left:
+        return ["  a way, from trained weights:", f"  {command}", f"  which starts with {cost}"]
+    rest = [f"  {line}" for line in grouped(way.left)]
+    return [f"  with --replace {way.replace} it counts {cost}, and this is left:", *rest]
 
 
 def fixed_point(lowered: Lowered) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, dige
 from parelu.runs.executor import Executor, Watcher, Work
 from parelu.runs.folder import Run
 from parelu.runs.jobs import ORIGINAL, adopt, full_job, is_finished
+from parelu.runs.obstacles import WayOut, grouped, way_out
 from parelu.runs.processes import Processes
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import SHORT, Training
@@ -158,7 +159,7 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     spec, weights = prepared.spec, prepared.weights
     network = skeleton(spec)
     if unsupported := problems(network):
-        raise UserError("\n".join(map(str, unsupported)))
+        raise UserError("\n".join([*grouped(unsupported), *_advice(way_out(spec, experiment.replace))]))
     full = count(network)
     outputs = output_shape(network)
     if outputs != (spec.classes,):
@@ -185,6 +186,11 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
             found = reduction.method.reduce(context, wanted)
             counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     return run
+
+
+def _advice(way: WayOut | None) -> list[str]:
+    """For all obstacles together, where there is more to replace than one line names."""
+    return [f"for all that has a replacement: --replace {way.replace}"] if way and "," in way.replace else []
 
 
 def _going_on(context: RunContext, job: Job, weights: Mapping[str, Tensor], original: Candidate | None) -> Job:

@@ -79,6 +79,8 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
         load(network, first.weights)
     history: list[Epoch] = []
     if job.training:
+        if teacher and job.role == "teacher":  # norms of one image that became batch-norms have no statistics yet
+            recalibrate(network, dataset, job.training, seed)
         history = train(
             network,
             dataset,

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parelu.errors import UserError
+from parelu.models import external
 from parelu.network import ops
 from parelu.network.canonical import replacements
+from parelu.network.count import count
 from parelu.network.instrument import instrument
 
 SHAPE = (3, 8, 8)
@@ -91,6 +93,61 @@ def test_a_product_of_maps_is_no_gate():
     assert not network.notes
 
 
+GATES = {
+    "sigmoid": lambda m, x: x * torch.sigmoid(m.down(x.mean((2, 3), keepdim=True))),
+    "method": lambda m, x: m.down(x.mean((2, 3), keepdim=True)).sigmoid() * x,
+    "module": lambda m, x: x * nn.Sigmoid()(m.down(x.mean((2, 3), keepdim=True))).expand_as(x),
+    "hard": lambda m, x: x * F.hardsigmoid(m.down(x.mean((2, 3), keepdim=True))),
+    "of vectors": lambda m, x: x * torch.sigmoid(m.down(x.mean((2, 3), keepdim=True)).flatten(1))[:, :, None, None],
+    "of rows": lambda m, x: x * torch.sigmoid(x.mean((2, 3))[:, None]).transpose(1, 2).unsqueeze(3),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_becomes_a_quadratic_that_is_trained(name):
+    before = Calls(GATES[name], down=nn.Conv2d(4, 4, 1)).eval()
+    read = external.read(before, SHAPE, 256, "net", replace=replacements.parsed("se=quadratic"))
+    network = instrument(read.spec.module(), SHAPE)  # from the lines of a candidate
+    network.load_state_dict(dict(read.weights))
+    counts = count(network)
+    assert (counts.relus, counts.squares) == (0, 4 + 2 * 256), "one a number of the gate, two a position of the map"
+    images = torch.randn(5, *SHAPE)
+    maps: Tensor = before.conv(images)
+    pooled = maps.mean((2, 3), keepdim=True)
+    x = pooled if name == "of rows" else before.get_submodule("down")(pooled)
+    function = F.hardsigmoid if name == "hard" else torch.sigmoid
+    c0, c1, c2, error = replacements.fitted(function)
+    assert torch.allclose(network(images), (maps * (c0 + c1 * x + c2 * x * x)).flatten(1), atol=1e-5)
+    assert 0 < (network(images) - before(images)).abs().max() <= error * maps.abs().max()
+    network(images).square().sum().backward()
+    new = [p for path, p in network.named_parameters() if path.split(".")[0] not in ("conv", "down")]
+    assert sum(p.numel() for p in new) == 3 * 4
+    assert all(p.grad is not None and p.grad.abs().min() > 0 for p in new)
+
+
+def test_no_quadratic_of_the_same_degree_is_closer():
+    x = torch.linspace(*replacements.FITTED, 1001, dtype=torch.float64)
+    for function in (torch.sigmoid, F.hardsigmoid):
+        c0, c1, c2, error = replacements.fitted(function)
+        rest = c0 + c1 * x + c2 * x * x - function(x)
+        assert error == pytest.approx(float(rest.abs().max())) and error < 0.14
+        assert all(abs(float((rest * x**power).mean())) < 1e-6 for power in range(3)), "nothing left to fit"
+
+
+def test_a_swish_and_a_sigmoid_of_a_map_are_no_gates():
+    for call in (lambda m, x: x * torch.sigmoid(x), lambda m, x: x * torch.sigmoid(2 * x)):
+        network = instrument(Calls(call).eval(), SHAPE, replacements.parsed("se=quadratic"))
+        assert not network.notes
+    pooled = Calls(lambda m, x: (y := x.mean((2, 3))) * torch.sigmoid(y)).eval()
+    assert not any("quadratic" in note for note in instrument(pooled, SHAPE, {"se": "quadratic"}).notes)
+
+
+def test_replacements_are_written_as_they_are_read():
+    for text in ("all", "se=quadratic", "maxpool=avgpool,silu=relu"):
+        kinds = replacements.parsed(text)
+        assert replacements.parsed(replacements.written(kinds)) == kinds
+
+
 def test_a_sigmoid_of_a_map_becomes_a_hard_one():
     given, wanted = both(lambda m, x: torch.sigmoid(3 * x), lambda m, x: F.hardsigmoid(3 * x), "sigmoid=hardsigmoid")
     assert torch.allclose(given, wanted, atol=1e-6)
@@ -151,7 +208,7 @@ def test_attention_that_pools_becomes_a_mean():
 def test_all_is_every_replacement_of_what_has_no_exact_form():
     assert replacements.parsed("all") == dict(replacements.ALL)
     assert set(dict(replacements.REPLACEMENTS)) - set(replacements.ALL.items()) == {
-        ("relu6", "relu"), ("leaky", "relu"), ("maxpool", "avgpool"),
+        ("relu6", "relu"), ("leaky", "relu"), ("maxpool", "avgpool"), ("se", "quadratic"),
     }  # fmt: skip
     assert replacements.parsed("all, maxpool=avgpool")["maxpool"] == "avgpool"
 

@@ -6,16 +6,20 @@ replacements gives other outputs than before: it is to be finetuned, from the we
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
+from parelu.network import functions
+from parelu.network.canonical import gates
 from parelu.network.canonical.builder import Builder, Rule
 
 _INPUT = ("input", None)
@@ -23,6 +27,7 @@ _PRODUCTS = (operator.mul, torch.mul, "mul", "mul_")
 _SIGMOIDS = (torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_", F.hardsigmoid)
 _SPREADS = ("expand", "expand_as")
 _SOFTMAXES = (torch.softmax, F.softmax, "softmax")
+FITTED = (-4.0, 4.0)  # where a gate's quadratic is fitted
 
 
 def parsed(text: str) -> dict[str, str]:
@@ -42,6 +47,11 @@ def parsed(text: str) -> dict[str, str]:
             known = ", ".join(f"{a}={b}" for a, b in REPLACEMENTS)
             raise UserError(f"--replace {part}: no such replacement; there are all, {known}")
     return found
+
+
+def written(replace: Mapping[str, str]) -> str:
+    """What `parsed` reads as these replacements."""
+    return ",".join(f"{kind}={other}" for kind, other in REPLACEMENTS if replace.get(kind) == other)
 
 
 def rules(replace: Mapping[str, str]) -> dict[Any, Rule]:
@@ -132,6 +142,41 @@ def _ungated(node: fx.Node, builder: Builder) -> fx.Node | None:
     return None
 
 
+def _quadratic(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """The sigmoid of a gate: c₀ + c₁·x + c₂·x², a number each a channel, trained; a square for each of its numbers."""
+    source = node.all_input_nodes[0]
+    is_swish = any(source in user.all_input_nodes for user in node.users if user.target in _PRODUCTS)
+    if is_swish or not gates.is_gate(node):
+        return None
+    is_hard = isinstance(builder.module(node), nn.Hardsigmoid) or node.target is F.hardsigmoid
+    *coefficients, error = fitted(F.hardsigmoid if is_hard else torch.sigmoid)
+    shape = source.meta["shape"]
+    is_known = len(shape) in (1, 3)
+    x = source if is_known else builder.call(torch.reshape, source, (-1, math.prod(shape), 1, 1))
+    wide = (x.meta["shape"][0], *[1] * (len(x.meta["shape"]) - 1))
+    c0, c1, c2 = (nn.Parameter(torch.full(wide, c, device=builder.device)) for c in coefficients)
+    line, square = functions.Affine(wide), functions.Affine(wide, trained=("weight",))
+    line.weight, line.bias, square.weight = c1, c0, c2
+    squared = builder.layer(gates.beside(builder, "square"), square, builder.call(torch.mul, x, x))
+    result = builder.call(torch.add, squared, builder.layer(gates.beside(builder, "line"), line, x))
+    if not is_known:
+        result = builder.call(torch.reshape, result, (-1, *shape))
+    what = f"the sigmoid of a gate became a quadratic, off by at most {error:.2f} from {FITTED[0]:g} to {FITTED[1]:g}"
+    return _changed(builder, what, result)
+
+
+@functools.cache
+def fitted(function: Callable[[Tensor], Tensor]) -> tuple[float, float, float, float]:
+    """c₀, c₁, c₂ of the quadratic that is closest to a function on `FITTED`, by least squares, and the largest error.
+
+    A sigmoid is odd about (0, 1/2), so that c₂ is 0 at first, and what training makes of it.
+    """
+    x = np.linspace(*FITTED, 1001)
+    y = function(torch.tensor(x, device="cpu")).numpy()
+    c2, c1, c0 = (round(float(c), 9) for c in np.polyfit(x, y, 2))
+    return c0, c1, c2, float(np.abs(c0 + c1 * x + c2 * x * x - y).max())
+
+
 def _is_by_channel(gate: fx.Node, x: fx.Node, builder: Builder) -> bool:
     small, large = gate.meta["shape"], x.meta["shape"]
     if len(small) != len(large) or len(large) < 3:
@@ -197,7 +242,7 @@ def _batch_norm(node: fx.Node, builder: Builder, axis: int, weight: Any, bias: A
     channels, positions = shape[axis], math.prod(shape[d] for d in others)
     if len(shape) not in (1, 3):
         moved = builder.call(torch.reshape, moved, (-1, channels, positions, 1))
-    result = builder.layer(path, _norm(channels, *values, is_vector=len(shape) == 1), moved)
+    result = builder.layer(path, _norm(channels, *values, builder.device, is_vector=len(shape) == 1), moved)
     if len(shape) not in (1, 3):
         result = builder.call(torch.reshape, result, (-1, channels, *(shape[d] for d in others)))
     if axis:
@@ -207,10 +252,10 @@ def _batch_norm(node: fx.Node, builder: Builder, axis: int, weight: Any, bias: A
 
 
 def _norm(
-    channels: int, weight: torch.Tensor | None, bias: torch.Tensor | None, *, is_vector: bool
+    channels: int, weight: Tensor | None, bias: Tensor | None, device: torch.device | None, *, is_vector: bool
 ) -> nn.BatchNorm1d | nn.BatchNorm2d:
-    device = next((t.device for t in (weight, bias) if t is not None), None)
-    norm = (nn.BatchNorm1d if is_vector else nn.BatchNorm2d)(channels, device=device).eval()
+    kind = nn.BatchNorm1d if is_vector else nn.BatchNorm2d
+    norm = kind(channels, device=device).eval()
     for name, given in (("weight", weight), ("bias", bias)):
         if given is not None:
             setattr(norm, name, given if isinstance(given, nn.Parameter) else nn.Parameter(given.detach()))
@@ -237,6 +282,7 @@ REPLACEMENTS: Mapping[tuple[str, str], Mapping[Any, Rule]] = {
     ("leaky", "relu"): _of(_rectified("LeakyReLU"), nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, nn.PReLU, F.prelu),
     ("sigmoid", "hardsigmoid"): _of(_hardsigmoid, nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"),
     ("maxpool", "avgpool"): _of(_average_pool, *_MAX_POOLS),
+    ("se", "quadratic"): _of(_quadratic, nn.Sigmoid, nn.Hardsigmoid, *_SIGMOIDS),
     ("se", "none"): _of(_ungated, *_PRODUCTS),
     ("attention", "mean"): _of(_averaged_alike, operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"),
     ("layernorm", "batchnorm"): _of(_layer_norm, nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm),
