@@ -242,7 +242,7 @@ def _batch_norm(node: fx.Node, builder: Builder, axis: int, weight: Any, bias: A
     channels, positions = shape[axis], math.prod(shape[d] for d in others)
     if len(shape) not in (1, 3):
         moved = builder.call(torch.reshape, moved, (-1, channels, positions, 1))
-    result = builder.layer(path, _norm(channels, *values, builder.device, is_vector=len(shape) == 1), moved)
+    result = builder.layer(path, _norm(channels, values, builder.device, is_vector=len(shape) == 1), moved)
     if len(shape) not in (1, 3):
         result = builder.call(torch.reshape, result, (-1, channels, *(shape[d] for d in others)))
     if axis:
@@ -252,11 +252,11 @@ def _batch_norm(node: fx.Node, builder: Builder, axis: int, weight: Any, bias: A
 
 
 def _norm(
-    channels: int, weight: Tensor | None, bias: Tensor | None, device: torch.device | None, *, is_vector: bool
+    channels: int, values: list[Tensor | None], device: torch.device | None, *, is_vector: bool
 ) -> nn.BatchNorm1d | nn.BatchNorm2d:
     kind = nn.BatchNorm1d if is_vector else nn.BatchNorm2d
     norm = kind(channels, device=device).eval()
-    for name, given in (("weight", weight), ("bias", bias)):
+    for name, given in zip(("weight", "bias"), values, strict=True):
         if given is not None:
             setattr(norm, name, given if isinstance(given, nn.Parameter) else nn.Parameter(given.detach()))
     return norm
