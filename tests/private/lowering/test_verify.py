@@ -25,12 +25,12 @@ class Mutant(Translation):
 
     mutation = ""
 
-    def _emit(self, node, op):
+    def emit(self, node, op):
         if isinstance(op, Add) and self.mutation == "a sum of one term with itself":
             op = dataclasses.replace(op, other=op.source)
         if isinstance(op, Conv) and op.stride == (2, 2) and self.mutation == "another kernel":
             op = dataclasses.replace(op, padding=(2, 2), kernel=(5, 5))
-        return super()._emit(node, op)
+        return super().emit(node, op)
 
     def program(self, preprocessing):
         made = super().program(preprocessing)

@@ -12,7 +12,7 @@ from parelu.network.preprocessing import normalise
 from parelu.private.crypto.ring import Elements, LinearMap, Ring, encode
 from parelu.private.lowering.ops import Conv, Linear, Op
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.translate import Integers
+from parelu.private.lowering.writer import Integers
 
 
 def encode_images(program: Program, images: Tensor) -> NDArray[np.int64]:

@@ -20,8 +20,9 @@ from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.calibrate import calibrate
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.refusals import refusals
-from parelu.private.lowering.translate import WEIGHT_BITS, Translation
+from parelu.private.lowering.translate import Translation
 from parelu.private.lowering.verify import verify
+from parelu.private.lowering.writer import WEIGHT_BITS
 
 LEAST_SQUARE_BITS = 6  # c2 takes fewer than WEIGHT_BITS, down to this, where many squares would make a wrap too likely
 EQUALISED = 8  # images that tell how large each channel is

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.private.lowering.program import FORMAT, Program
-from parelu.private.lowering.translate import Integers, Range
+from parelu.private.lowering.writer import Integers, Range
 
 SALT_BYTES = 32
 

@@ -39,7 +39,7 @@ from parelu.private.lowering.ops import (
     sources,
 )
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.translate import Integers
+from parelu.private.lowering.writer import Integers
 
 BATCH = 50  # images at once, fewer of large programs
 ELEMENTS = 1 << 26  # of all values of a batch
