@@ -45,15 +45,15 @@ Row = dict[str, str]
 
 
 def row(name: str, network: Callable[[], Network]) -> str:
-    """A row of ours: name, whether it runs as private inference, ReLUs, MACs, what stands in the way."""
+    """A row of ours: name, whether it runs as private inference, ReLUs, comparisons, MACs, what is in the way."""
     try:
         found = network()
     except UserError as error:
-        return f"| `{name}` | no | – | – | {_cell(str(error))} |"
+        return f"| `{name}` | no | – | – | – | {_cell(str(error))} |"
     obstacles = collections.Counter(problem.op for problem in problems(found))
     way = ", ".join(f"{op} × {number}" if number > 1 else op for op, number in obstacles.items())
     counts = count(found, skips=True)
-    cells = f"{counts.relus:,} | {counts.macs / 1e6:,.1f} M"
+    cells = f"{counts.relus:,} | {counts.comparisons:,} | {counts.macs / 1e6:,.1f} M"
     return f"| `{name}` | {'no' if obstacles else 'yes'} | {cells} | {_cell(way)} |"
 
 
