@@ -8,29 +8,14 @@ attention, of recurrences or of multilayer perceptrons alone are left out.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import nn
 
+from parelu.models.libraries import imported
+
 LEFT_OUT = r"swin|vit_|maxvit"  # torchvision's transformers
-OPERATORS = (
-    "nms",
-    "qnms",
-    "roi_align",
-    "qroi_align",
-    "_roi_align_backward",
-    "roi_pool",
-    "_roi_pool_backward",
-    "ps_roi_align",
-    "_ps_roi_align_backward",
-    "ps_roi_pool",
-    "_ps_roi_pool_backward",
-    "deform_conv2d",
-    "_deform_conv2d_backward",
-)
 # A line for each file of timm's that holds convolutional networks, in the order of their names there.
 _FAMILIES = """
     gcresnext26ts gernet_s mobileone_s0 regnetz_b16 repvgg_a0 repvgg_d2se resnet32ts seresnet33ts
@@ -86,26 +71,14 @@ _FAMILIES = """
 TIMM = _FAMILIES.split()
 
 
-def declare_operators() -> None:
-    """Let torchvision be imported where its compiled operators are not."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in OPERATORS:
-            library.define(f"{name}(Tensor x) -> Tensor")
-        declare_operators.library = library  # pyright: ignore[reportFunctionMemberAccess]
-
-
 def builders() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Name and builder of each network, of the libraries that can be imported."""
     with contextlib.suppress(ImportError):
-        declare_operators()
-        models = importlib.import_module("torchvision.models")
+        models = imported("torchvision.models")
         for name in models.list_models(module=models):
             if not re.match(LEFT_OUT, name):
                 yield f"torchvision:{name}", lambda name=name: models.get_model(name, weights=None)
     with contextlib.suppress(ImportError):
-        timm = importlib.import_module("timm")
+        timm = imported("timm")
         for name in TIMM:
             yield f"timm:{name}", lambda name=name: timm.create_model(name)

@@ -24,6 +24,7 @@ import yaml
 
 from parelu.data.dataset import ENTRIES
 from parelu.methods.base import methods
+from parelu.network.canonical.replacements import ALL, REPLACEMENTS
 from parelu.private.engines.base import Options, engines
 from parelu.private.offline.mode import modes
 from parelu.private.protocol.relu import relus
@@ -74,6 +75,17 @@ def recipe_table() -> str:
     return _table(("recipe", "what", "methods", "seeds"), rows)
 
 
+def replacement_table() -> str:
+    """A row a replacement: of what, and whether `all` has it."""
+    rows = []
+    for (kind, other), rules in REPLACEMENTS.items():
+        modules = [f"`{target.__name__}`" for target in rules if isinstance(target, type)]
+        said = {_first_line(rule.__doc__) for rule in rules.values() if rule.__doc__}
+        what = "; ".join(filter(None, (", ".join(modules), *said)))
+        rows.append((f"`{kind}={other}`", what, "yes" if ALL.get(kind) == other else "no"))
+    return _table(("`--replace`", "of what", "in `all`"), rows)
+
+
 def protocol_table() -> str:
     """A row a ReLU protocol."""
     return _table(("`--relu`", "how"), [(f"`{name}`", _what(relu)) for name, relu in relus().items() if _is_ours(relu)])
@@ -107,6 +119,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "data": data_table,
     "networks": network_table,
     "recipes": recipe_table,
+    "replacements": replacement_table,
     "protocols": protocol_table,
     "offline-modes": offline_table,
     "engines": engine_table,

@@ -93,7 +93,7 @@ def _swish(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def _hardsigmoid(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """Of maps; a gate has a form of its own."""
+    """Sigmoids of maps; a gate has a form of its own."""
     if math.prod(node.meta["shape"]) == max(node.meta["shape"]):
         return None
     result = builder.call(F.hardsigmoid, node.all_input_nodes[0])
@@ -101,7 +101,10 @@ def _hardsigmoid(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def _averaged_alike(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """A product with a softmax over all that is summed, of one column: attention to each position, and to all alike."""
+    """Attention that pools positions, which then count alike.
+
+    A product with a softmax over all that is summed, of one column.
+    """
     if len(node.args) != 2 or not all(isinstance(term, fx.Node) and "shape" in term.meta for term in node.args):
         return None
     values, weights = node.args
@@ -118,6 +121,7 @@ def _averaged_alike(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def _average_pool(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """The same windows, without what is padded."""
     module = builder.module(node)
     names = (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False))
     if module is not None:
@@ -132,7 +136,7 @@ def _average_pool(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def _ungated(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """A map times one number a channel, found from the image: the map as it is."""
+    """Gates of one number a channel, which are left out."""
     factors = _factors(node)
     for x, gate in (factors, factors[::-1]) if factors else ():
         while gate.op == "call_method" and gate.target in _SPREADS:
@@ -143,7 +147,10 @@ def _ungated(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def _quadratic(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """The sigmoid of a gate: c₀ + c₁·x + c₂·x², a number each a channel, trained; a square for each of its numbers."""
+    """Sigmoids of gates, by c₀ + c₁·x + c₂·x², three numbers a channel, which are trained.
+
+    x·x is a square for each of the gate's numbers. Nothing is clipped: far from 0 a gate may leave 0 to 1.
+    """
     source = node.all_input_nodes[0]
     is_swish = any(source in user.all_input_nodes for user in node.users if user.target in _PRODUCTS)
     if is_swish or not gates.is_gate(node):
@@ -203,7 +210,7 @@ def _is_sigmoid(node: fx.Node, builder: Builder) -> bool:
 
 
 def _layer_norm(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """Of nn.LayerNorm, nn.RMSNorm and their functions, over the last dimension, which then is that of the channels."""
+    """Norms over the last dimension, which is that of the channels, with the same factors and offsets."""
     module = builder.module(node)
     if module is not None:
         shape, weight, bias = (getattr(module, name, None) for name in ("normalized_shape", "weight", "bias"))
@@ -219,7 +226,7 @@ def _layer_norm(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def _group_norm(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """Of nn.GroupNorm, nn.InstanceNorm2d and their functions: by channel, the first dimension."""
+    """Norms of groups or channels, the first dimension, with the same factors and offsets."""
     module = builder.module(node)
     if module is not None:
         weight, bias = module.weight, module.bias
@@ -289,5 +296,5 @@ REPLACEMENTS: Mapping[tuple[str, str], Mapping[Any, Rule]] = {
     ("groupnorm", "batchnorm"): _of(_group_norm, nn.GroupNorm, F.group_norm, nn.InstanceNorm2d, F.instance_norm),
 }
 
-# What has no exact form, or one with products of maps.
+# What has no exact form, or one with products of maps; of several for one kind, the last.
 ALL: Mapping[str, str] = {kind: other for kind, other in REPLACEMENTS if kind not in ("relu6", "leaky", "maxpool")}
