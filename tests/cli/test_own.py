@@ -138,6 +138,13 @@ def test_what_is_replaced_learns_from_what_it_was(capsys, in_process, net, tmp_p
     assert "silu is not supported; --replace silu=relu" in line
     assert run("inspect", smooth, "--input", "1x8x8", "--replace", "silu=relu") == 0
     assert "note: " in capsys.readouterr().out
+    assert run("inspect", smooth, "--input", "1x8x8") == 0
+    told = capsys.readouterr().out
+    command = f"parelu reduce snl --model {smooth} --input 1x8x8 --replace silu=relu --weights WEIGHTS --data DATA"
+    assert f"  {command} --budget 0.1\n  which starts with 512 ReLUs, 0 squares" in told
+    assert run("inspect", smooth, "--input", "1x8x8", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["replace"], found["replaced"]["relus"], found["left"]) == ("silu=relu", 512, [])
     assert (
         run("train", "--model", smooth, *BRIEF, *weights, "--replace", "silu=relu", "--run", str(tmp_path / "run")) == 0
     )
