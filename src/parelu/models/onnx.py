@@ -58,7 +58,7 @@ def read_onnx(path: Path, input: tuple[int, int, int] | None = None) -> Read:
     onnx = _library(path)
     model = _checked(onnx, path)
     try:
-        return _read(onnx, model, path, input)
+        return _read(onnx, model, input)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -113,7 +113,7 @@ def _opset(model: Any) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _read(onnx: Any, model: Any, path: Path, input: tuple[int, int, int] | None) -> Read:
+def _read(onnx: Any, model: Any, input: tuple[int, int, int] | None) -> Read:
     graph = model.graph
     writer, notes = Writer(), []
     values: dict[str, Any] = {"": None}
@@ -122,7 +122,7 @@ def _read(onnx: Any, model: Any, path: Path, input: tuple[int, int, int] | None)
         writer.names[id(values[tensor.name])] = tensor.name
     check_finite({name: t for name, t in values.items() if isinstance(t, Tensor)})
     given = _only([i for i in graph.input if i.name not in values], "input")
-    batch, shape, is_last = _input_shape(given, graph, input)
+    batch, shape, is_last = _input_shape(given, input)
     order = (0, 2, 3, 1) if is_last else (0, 1, 2, 3)
     channels_first = (batch, *shape)
     values[given.name] = writer.input([channels_first[d] for d in order], order)
@@ -147,7 +147,7 @@ def _only(found: Sequence[Any], what: str) -> Any:
     return found[0]
 
 
-def _input_shape(given: Any, graph: Any, input: tuple[int, int, int] | None) -> tuple[int, tuple[int, int, int], bool]:
+def _input_shape(given: Any, input: tuple[int, int, int] | None) -> tuple[int, tuple[int, int, int], bool]:
     """Images in a batch as the file fixes it, else 1; (C, H, W); and whether the file has the channels last."""
     kind = given.type.tensor_type
     if kind.elem_type not in FLOATS:

@@ -272,7 +272,7 @@ def name(node: fx.Node) -> str:
 
 def two(value: Any) -> Pair:
     """(rows, columns) of what torch takes as one number or two."""
-    first, second = (value, value) if isinstance(value, int) else value
+    first, second = (value, value) if isinstance(value, int) else value * 2 if len(value) == 1 else value
     return int(first), int(second)
 
 

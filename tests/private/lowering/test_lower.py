@@ -57,7 +57,9 @@ def test_the_reference_of_a_fused_network_is_that_of_the_unfused_up_to_rounding(
     for seed in range(3):
         network = without_relus_at(ready(Residual(seed=seed), (1, 6, 6), lambda u: u < 0.6), *gone)
         fused, plain = (lowered_of(network, 64, cost=cost) for cost in (lambda layer: 1.0, nothing))
-        assert len(fused.program.ops) < len(plain.program.ops) and fused.wrap_bound <= plain.wrap_bound
+        has_gain = gone != ("relu", "relu2")  # there the pool and the late batch-norm, a shift, cost nothing alone
+        assert (len(fused.program.ops) < len(plain.program.ops)) == has_gain
+        assert fused.wrap_bound <= plain.wrap_bound
         images = images_of(64, (1, 6, 6), seed=1)
         expected = float_logits(network, images)
         found = [reference.run(lowered, images).logits for lowered in (fused, plain)]

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from parelu.network import functions
 from parelu.network.canonical import moves, windows
 from parelu.network.canonical.builder import Builder, Rule
-from parelu.network.canonical.windows import two
+from parelu.network.ops import two
 
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 

@@ -89,8 +89,8 @@ def averaged(node: fx.Node, builder: Builder) -> fx.Node | None:
         ("divisor_override", None),
     )  # fmt: skip
     kernel, stride, padding, _, counted, divisor = options(builder, node, names)
-    kernel, padding = two(kernel), two(padding)
-    stride = two(stride) if stride else kernel
+    kernel, padding = ops.two(kernel), ops.two(padding)
+    stride = ops.two(stride) if stride else kernel
     if len(shape) != 3:
         return None
     floors = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True))
@@ -177,8 +177,8 @@ def largest_pooled(node: fx.Node, builder: Builder) -> fx.Node | None:
     source = node.all_input_nodes[0]
     if indices or "shape" not in node.meta or len(source.meta["shape"]) != 3:
         return None
-    kernel, padding, dilation = two(kernel), two(padding), two(dilation)
-    stride = two(stride) if stride else kernel
+    kernel, padding, dilation = ops.two(kernel), ops.two(padding), ops.two(dilation)
+    stride = ops.two(stride) if stride else kernel
     source, (left, _, top, _) = _without_infinity(source, builder)
     padding = padding[0] + top, padding[1] + left
     shape, after = source.meta["shape"][1:], node.meta["shape"][1:]
@@ -290,12 +290,6 @@ def options(builder: Builder, node: fx.Node, named: Sequence[tuple[str, Any]]) -
     if module is not None:
         return [getattr(module, name, default) for name, default in named]
     return builder.arguments(node, ("input", None), *named)[1:]
-
-
-def two(value: Any) -> tuple[int, int]:
-    """(rows, columns) of what torch takes as one number or two."""
-    first, second = (value, value) if isinstance(value, int) else value * 2 if len(value) == 1 else value
-    return int(first), int(second)
 
 
 def _axes(dims: Any, rank: int) -> list[int] | None:

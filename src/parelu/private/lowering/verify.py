@@ -49,7 +49,7 @@ def verify(lowered: Lowered, network: Network, fused: Network, places: Places, i
         expected = network(x).double().numpy()
     if not np.isfinite(expected).all():
         raise UserError("the network's logits are not finite numbers; look for weights that are too large")
-    made = _made(lowered, fused, places, images[:1])
+    made = _made(lowered, places, images[:1])
     for node, off in _steps(fused, made, places):
         if off > LARGEST_STEP:
             raise UserError(
@@ -70,7 +70,7 @@ def verify(lowered: Lowered, network: Network, fused: Network, places: Places, i
         )
 
 
-def _made(lowered: Lowered, fused: Network, places: Places, image: Tensor) -> dict[fx.Node, Tensor]:
+def _made(lowered: Lowered, places: Places, image: Tensor) -> dict[fx.Node, Tensor]:
     """What the ring makes of one image, as real numbers, by node."""
     try:
         values = reference.values(lowered, image)
