@@ -117,6 +117,17 @@ def test_what_cannot_run_privately_can_be_written():
     assert_same(moved(instrument(Plain(), (2, 4, 4))), 3)
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.InstanceNorm2d(4, eps=0.1, affine=True), nn.InstanceNorm2d(4, eps=0.1), nn.RMSNorm(4, eps=0.1)]
+)
+def test_norms_of_an_image_can_be_written(norm):
+    torch.manual_seed(0)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    module = nn.Sequential(nn.Conv2d(2, 4, 1), norm, nn.Flatten(), nn.Linear(64, 3))
+    assert_same(moved(instrument(module, (2, 4, 4))), 3)
+
+
 def test_fresh_weights_have_the_scale_of_the_builders():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 32, 5), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
