@@ -235,3 +235,17 @@ def test_a_graph_cannot_be_scaled():
         spec.scale_channels(0.5)
     with pytest.raises(UserError, match=r"nets.py:build: the input of a network of your own cannot be scaled by 0\.5"):
         spec.scale_fmap(0.5)
+
+
+def test_pools_of_large_maps():
+    conv, head = nn.Conv2d(3, 2, 1), nn.Linear(2, 5)
+    for pool, shape in ((nn.AdaptiveAvgPool2d(1), (3, 300, 9)), (nn.AdaptiveMaxPool2d(1), (3, 9, 300))):
+        assert_same(instrument(nn.Sequential(conv, nn.ReLU(), pool, nn.Flatten(), head), shape).eval(), 5)
+
+
+def test_the_largest_of_a_large_map():
+    class Largest(nn.Module):
+        def forward(self, x):
+            return x.amax((2, 3))
+
+    assert_same(instrument(nn.Sequential(nn.Conv2d(3, 5, 1), Largest()), (3, 37, 53)).eval(), 5)

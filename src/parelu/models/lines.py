@@ -20,7 +20,7 @@ from parelu.models import calls
 from parelu.network import functions, ops
 
 LARGEST = 1 << 20  # of channels, sides and lengths
-LARGEST_WINDOW = 256
+LARGEST_WINDOW, LARGEST_POOL = 256, 1 << 12  # sides: of a convolution's kernel, and of what a pool sees
 MOST_WORDS = 1 << 20  # of a line
 
 Number = int | float
@@ -46,6 +46,7 @@ SIZE, SIDE, PAD = Range(1, LARGEST), Range(1, LARGEST_WINDOW), Range(0, LARGEST_
 PLACE, AXIS, FLAG = Range(0, LARGEST), Range(0, 4), Range(0, 1)
 REAL, FRACTION = Range(-1e30, 1e30, is_whole=False), Range(0, 1, is_whole=False)
 WINDOW = (SIDE,) * 4 + (PAD,) * 2  # kernel, stride, padding; rows before columns
+POOLED = (Range(1, LARGEST_POOL),) * 4 + (PAD,) * 2
 
 
 @dataclass(frozen=True)
@@ -304,8 +305,8 @@ KINDS: dict[str, Kind] = {
     "scale": Kind(call=_function(torch.mul, lambda line: float(line.numbers[0])), numbers=(REAL,)),
     "add": Kind(call=_function(torch.add), reads=2),
     "mul": Kind(call=_function(torch.mul), reads=2),
-    "pool": Kind(call=_function(F.avg_pool2d, _pair(0), _pair(2), _pair(4)), numbers=WINDOW),
-    "maxpool": Kind(call=_max_pool, numbers=WINDOW, options={"ceil": ((FLAG,), (0,))}),
+    "pool": Kind(call=_function(F.avg_pool2d, _pair(0), _pair(2), _pair(4)), numbers=POOLED),
+    "maxpool": Kind(call=_max_pool, numbers=POOLED, options={"ceil": ((FLAG,), (0,))}),
     "concat": Kind(call=_concat, reads=None, options={"axis": ((AXIS,), (0,))}),
     "slice": Kind(call=_slice, numbers=(PLACE, SIZE)),
     "select": Kind(

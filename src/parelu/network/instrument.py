@@ -42,7 +42,7 @@ def instrument(
     rewritten = canonical(traced, replace)
     network = Network(traced, traced.graph, type(module).__name__)
     network.input_shape, network.notes = tuple(input_shape), (*traced.meta["notes"], *rewritten.notes)
-    network.train(module.training)
+    network.train(traced.training)
     nodes.propagate_shapes(network, input_shape)
     if not rewritten.replaced:
         check_agreement(module, network, input_shape, rewritten.left_out, output)

@@ -38,8 +38,9 @@ def place(node: fx.Node) -> str:
 @contextlib.contextmanager
 def at_inference(module: nn.Module) -> Iterator[None]:
     """In evaluation mode without gradients; the mode of each part is put back."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
+    modes = {m: m.training for m in module.modules() if hasattr(m, "training")}  # a frozen script has none
+    with contextlib.suppress(NotImplementedError):  # of an exported program, whose mode is fixed
+        module.eval()
     try:
         with torch.no_grad():
             yield

@@ -157,6 +157,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], set[type[ops.Op]]]] = {
     "adaptive max": (lambda m, x: F.adaptive_max_pool2d(x, 1), {ops.MaxPool}),
     "uneven max": (lambda m, x: F.adaptive_max_pool2d(x, 4), {S, ops.MaxPool}),
     "amax": (lambda m, x: x.amax((2, 3)), {ops.MaxPool, R}),
+    "casts": (lambda m, x: x.double().float().to(torch.float32).type_as(x), set()),
+    "a constant in its type": (lambda m, x: torch.hstack([x, torch.ones(1).to(x) * x]), {ops.Concat, ops.Affine}),
     "amax of channels": (lambda m, x: torch.amax(x, 1), {ops.MaxPool, P, R}),
     "max of rows": (lambda m, x: torch.max(x, 2)[0], {ops.MaxPool, P, R}),
     "max with indices": (lambda m, x: x.max(dim=3, keepdim=True).values, {ops.MaxPool, R}),

@@ -440,6 +440,33 @@ def test_owners_are_paths_of_modules():
     assert owners[operator.mul] == "1.0"
 
 
+def test_a_layer_that_does_more_than_its_class_is_what_it_does():
+    module = Forward(lambda m, x: pooled(m, m.relu(m.bn(m.conv(x)))))
+    module.conv.register_forward_hook(lambda layer, given, result: torch.mul(result, 2))  # pyright: ignore
+    module.fc.register_forward_pre_hook(lambda layer, given: (given[0] + 1,))
+    plain = module.bn.forward
+    module.bn.forward = lambda input: plain(input) * 3
+    traced = traced_as_computed(module)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in traced.modules())
+    assert operator.mul in targets(traced)
+
+
+def test_scripts_and_exported_programs():
+    module = Forward(lambda m, x: None)
+    module.layers = nn.Sequential(module.conv, module.bn, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), module.fc)
+    x, layers = torch.rand(2, *SHAPE), module.layers.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripts = [torch.jit.script(layers), torch.jit.trace(layers, x), torch.jit.freeze(torch.jit.script(layers))]
+    batch = torch.export.Dim("batch")
+    programs = [torch.export.export(layers, (x,), dynamic_shapes=s).module() for s in (None, ({0: batch},))]
+    for read in (*scripts, *programs):
+        traced = trace(read, SHAPE)
+        images = torch.rand(3, *SHAPE)
+        with torch.no_grad():
+            torch.testing.assert_close(traced.eval()(images), layers(images))
+
+
 STEPS: list[Callable[[Tensor], Tensor]] = [
     lambda y: y.relu(),
     lambda y: F.relu_(y),

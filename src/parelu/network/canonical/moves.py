@@ -247,6 +247,22 @@ def _joined(node: fx.Node, builder: Builder) -> fx.Node | None:
     return None if is_canonical else builder.call(torch.cat, list(parts), dim)
 
 
+def _side_by_side(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """torch.hstack: the batch comes first, so it is a concatenation along the next dimension."""
+    (parts,) = builder.arguments(node, ("tensors", None))
+    return builder.call(torch.cat, parts, 1)
+
+
+def _cast(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """Another precision of the same numbers, of which a network has one; of what rounds to whole numbers: None."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or "shape" not in source.meta:
+        return None
+    numbers = torch.tensor([[-2.5, -0.25, 0, 0.5, 1.75]])
+    result = builder.run(node, dict.fromkeys(node.all_input_nodes, numbers))
+    return source if torch.equal(result.float(), numbers) else None
+
+
 def _source_itself(node: fx.Node, builder: Builder) -> fx.Node | None:
     """What returns its input at inference."""
     return node.all_input_nodes[0]
@@ -282,5 +298,7 @@ MOVES: dict[Any, Rule] = {
     **_all(_stacked, torch.stack),
     **_all(_joined, torch.cat, torch.concat, torch.concatenate),
     **_all(_dropped_out, F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout),
+    **_all(_side_by_side, torch.hstack),
+    **_all(_cast, "to", "type", "type_as", "float", "double", "half", "bfloat16"),
     **_all(_source_itself, "contiguous", "clone", torch.clone, "detach", "alias", nn.Identity),
 }

@@ -243,6 +243,8 @@ def _largest_over(node: fx.Node, builder: Builder) -> fx.Node | None:
     axes = _axes(dims, len(before))
     if axes is None:
         return None
+    if axes == [1, 2] and len(before) == 3:
+        return moves.reshape(builder, builder.call(F.max_pool2d, source, before[1:]), node.meta["shape"])
     others = [axis for axis in range(len(before)) if axis not in axes]
     rows = math.prod(before[axis] for axis in others)
     columns = math.prod(before[axis] for axis in axes)

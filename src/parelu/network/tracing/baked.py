@@ -15,7 +15,7 @@ def baked(module: nn.Module) -> tuple[nn.Module, str]:
     computed: dict[str, Tensor] = {}
     if parametrize.is_parametrized(module):
         computed = {name: getattr(module, name) for name in module.parametrizations}  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
-    hooks = {key: hook for key, hook in module._forward_pre_hooks.items() if _computes(hook)}
+    hooks = {key: hook for key, hook in module._forward_pre_hooks.items() if computes_weights(hook)}
     if hooks:
         computed |= {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
     if not computed:
@@ -37,7 +37,7 @@ def baked(module: nn.Module) -> tuple[nn.Module, str]:
     return plain, f"the network computes its {' and its '.join(computed)}; it is kept as it is now"
 
 
-def _computes(hook: object) -> bool:
+def computes_weights(hook: object) -> bool:
     """Whether a hook sets a weight: weight norm and spectral norm of before parametrizations, and pruning."""
     return type(hook).__module__.startswith("torch.nn.utils.")
 

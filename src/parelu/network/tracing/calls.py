@@ -117,7 +117,7 @@ def _of_aten(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 
 def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    x, weight, bias, stride, padding, dilation, is_transposed, output_padding, groups = args
+    x, weight, bias, stride, padding, dilation, is_transposed, output_padding, groups = args[:9]  # then flags
     dims = len(stride)
     if is_transposed:
         function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
@@ -133,6 +133,11 @@ def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tup
     return F.batch_norm, (x, mean, variance, weight, bias, False, 0.0, options[-1]), {}
 
 
+def _whole_batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    x, weight, bias, mean, variance, is_training, momentum, eps, *_ = args
+    return F.batch_norm, (x, mean, variance, weight, bias, is_training, momentum, eps), {}
+
+
 def _slice(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     x, dim, *limits = (*args, 0)[: max(2, len(args))]
     return operator.getitem, (x, (*(slice(None),) * dim, slice(*limits, *(None,) * (2 - len(limits))))), {}
@@ -143,9 +148,10 @@ _BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_
 FIRST_ALONE = (*_BATCH_NORMS, "max_pool2d_with_indices")
 # aten's operator that has no function of its name, or another order of arguments → function, arguments.
 _ATEN: dict[str, Callable[[Any, Any], tuple[Any, tuple[Any, ...], dict[str, Any]]]] = {
-    "convolution": _convolution,
+    **dict.fromkeys(("convolution", "_convolution"), _convolution),
     "slice": _slice,
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
+    "batch_norm": _whole_batch_norm,
     "max_pool2d_with_indices": lambda args, kwargs: (F.max_pool2d, args, kwargs),
 }
 _OPERATORS: dict[Any, Any] = {

@@ -13,6 +13,7 @@ from torch.fx.node import map_aggregate
 
 from parelu.errors import UserError
 from parelu.network.nodes import APART, BATCH, at_inference, images, place, unfitting
+from parelu.network.tracing.baked import computes_weights
 from parelu.network.tracing.outputs import chosen
 from parelu.network.tracing.tracer import Tracer, Untraceable
 
@@ -44,7 +45,7 @@ def trace(
     if not isinstance(module, nn.Module):
         raise UserError(f"the model is a {type(module).__name__}; give a torch.nn.Module")
     module = unwrapped(module)
-    tracer = Tracer(module, lambda m: isinstance(m, leaves) or _is_of_torch(m))
+    tracer = Tracer(module, lambda m: isinstance(m, leaves) or (_is_of_torch(m) and not _does_more(m)))
     with at_inference(module):
         batch = images(module, input_shape)
         try:
@@ -54,7 +55,7 @@ def trace(
         tracer.finish(chosen(result, output))
         traced = fx.GraphModule(_tree(tracer.constants.named, tracer.graph), tracer.graph, type(module).__name__)
         _check_images_are_apart(traced.eval(), batch)
-    traced.training = module.training
+    traced.training = getattr(module, "training", False)
     traced.meta["notes"] = tracer.constants.notes
     return traced
 
@@ -72,9 +73,18 @@ def _is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not is_container
 
 
+def _does_more(module: nn.Module) -> bool:
+    """Whether a call of it is more than its class says: it has hooks, or a forward of its own."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return "forward" in vars(module) or not all(map(computes_weights, hooks))
+
+
 def _input_name(module: nn.Module) -> str:
-    """Of a forward's first argument; "x" where it has none of its own."""
-    return next(iter(inspect.signature(module.forward).parameters), "x")
+    """Of a forward's first argument; "x" where it has none of its own, or is a script that names none."""
+    try:
+        return next(iter(inspect.signature(module.forward).parameters), "x")
+    except ValueError:
+        return "x"
 
 
 def _reason(error: Exception, tracer: Tracer, module: nn.Module, input_shape: tuple[int, ...]) -> str:
@@ -162,4 +172,4 @@ def are_close(found: Tensor, expected: Tensor) -> bool:
         return True
     relative = max(TOLERANCE, 100 * torch.finfo(expected.dtype).eps)
     absolute = relative * float(expected.abs().nan_to_num(posinf=0).amax())
-    return torch.allclose(found, expected, rtol=0, atol=absolute, equal_nan=True)
+    return torch.allclose(found.to(expected.dtype), expected, rtol=0, atol=absolute, equal_nan=True)

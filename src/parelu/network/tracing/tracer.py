@@ -156,7 +156,7 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
+        name = getattr(getattr(func, "overloadpacket", func), "__name__", str(func))
         given = _tensors((args, kwargs))
         if not any(t in self._memory for t in given):
             result, is_told = func(*args, **kwargs), _has_size((args, kwargs))
@@ -168,10 +168,10 @@ class Tracer(TorchFunctionMode):
             raise Untraceable.values(name)
         if name in ("__get__", "__set__"):
             return self._property(func, name, args)
-        if name in _FACTS:
+        if name in _FACTS or (name == "type" and len(args) + len(kwargs) == 1):
             with self._one_call():
-                return self._fact(name, args, func(*args, **kwargs))
-        if name in _LIKE:
+                return self._fact(name.removeprefix("sym_"), args, func(*args, **kwargs))
+        if name in _LIKE or (name in ("to", "type_as") and args[0] not in self._memory):
             with self._one_call():
                 result = func(*args, **kwargs)
             self.constants.follow(_tensors(result), (), BATCH, is_told=True)
@@ -367,7 +367,18 @@ _VALUES = frozenset(
 # What is known of a tensor without its values.
 _FACTS = frozenset(
     (
-        *("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size", "type"),
+        *(
+            "size",
+            "sym_size",
+            "dim",
+            "ndimension",
+            "numel",
+            "nelement",
+            "stride",
+            "is_contiguous",
+            "element_size",
+            "type",
+        ),
         *("storage_offset", "is_floating_point", "is_complex", "is_signed", "is_conj", "is_neg", "get_device"),
         *("is_same_size", "data_ptr", "untyped_storage", "is_shared", "is_inference", "is_pinned", "result_type"),
         *("requires_grad_", "register_hook", "__len__", "__format__", "__repr__", "__hash__"),
