@@ -27,7 +27,7 @@ from parelu.private.lowering import lower as lower_module
 from parelu.private.lowering import program as program_module
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import LARGEST_WRAP, WEIGHT_BITS, Lowered, lower
-from parelu.private.lowering.ops import Activation
+from parelu.private.lowering.ops import Activation, Pool, Resample
 from parelu.private.lowering.program import Program
 from parelu.private.lowering.refusals import problems
 
@@ -356,6 +356,23 @@ def test_a_program_that_would_not_fit_into_memory_is_refused():
     value["ops"] = [{"kind": "scale", "source": 0, "factor": 2} for _ in range(5)]
     with pytest.raises(ValueError, match="elements together, more than"):
         Program.from_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+ROW = np.arange(1024, dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    ("op", "source"),
+    [
+        (Resample(0, 0, 1 << 20, 0 * ROW, ROW, 0 * ROW + 1), (1024,)),  # one long row, and many that are empty
+        (Resample(0, 0, 1024, ROW, ROW, 0 * ROW + 1), (1024, 1 << 21)),
+        (Pool(0, (4096, 4096), (4096, 4096), (4096, 4096)), (8, 1, 1)),
+        (Pool(0, (2048, 2048), (1, 1), (0, 0)), (1, 4096, 4096)),
+    ],
+)
+def test_an_op_of_few_bytes_that_would_take_all_memory_or_days_is_refused(op, source):
+    with pytest.raises(ValueError, match="on shape"):
+        op.shape(source)
 
 
 @pytest.mark.parametrize(

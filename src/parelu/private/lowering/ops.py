@@ -18,7 +18,8 @@ from parelu.private.crypto.ring import Elements, Ring
 
 LARGEST_VALUE = 1 << 26  # elements of one value
 MOST_DIMENSIONS = 5
-MOST_PRODUCTS = 1 << 30  # multiply-adds of a resampling
+MOST_PRODUCTS = 1 << 30  # multiply-adds of a resampling or a pool
+MOST_TAPS = 1 << 24  # outputs of a resampling, times the numbers of its longest row
 
 
 Shape = tuple[int, ...]
@@ -219,8 +220,9 @@ class Resample(Op):
         inside = min(rows.min(), columns.min()) >= 0 and rows.max() < self.outputs and columns.max() < inputs
         if not inside or (np.diff(places) < 1).any() or not self.factors.all():
             raise ValueError(f"a matrix with {self.outputs} outputs that is not in order on shape {source}")
-        if count * math.prod((*before, *behind)) > MOST_PRODUCTS:
-            raise ValueError(f"a matrix of {count} numbers on shape {source}")
+        taps = int(np.unique(rows, return_counts=True)[1].max()) * self.outputs
+        if taps > MOST_TAPS or taps * math.prod((*before, *behind)) > MOST_PRODUCTS:
+            raise ValueError(f"a matrix of {self.outputs} outputs and {count} numbers on shape {source}")
         return *before, self.outputs, *behind
 
     @functools.cached_property
@@ -244,7 +246,13 @@ class Pool(Op):
     padding: Pair
 
     def shape(self, source: Shape) -> Shape:
-        return source[0], *_window(source, self.kernel, self.stride, self.padding)
+        size = _window(source, self.kernel, self.stride, self.padding)
+        padded = (side + 2 * p for side, p in zip(source[1:], self.padding, strict=True))
+        if math.prod((source[0], *padded)) > LARGEST_VALUE:
+            raise ValueError(f"a pool with padding {self.padding} on shape {source}")
+        if math.prod((source[0], *size, *self.kernel)) > MOST_PRODUCTS:
+            raise ValueError(f"a pool of windows {self.kernel}, stride {self.stride}, on shape {source}")
+        return source[0], *size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
