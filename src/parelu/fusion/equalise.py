@@ -93,7 +93,7 @@ class _Groups:
         self._of: dict[fx.Node, tuple[_Group, int]] = {}  # the group of a node's value, and positions a channel
         self._uses = Counter(id(getattr(called_module(node), "weight", None)) for node in network.graph.nodes)
         for node in network.graph.nodes:
-            if node.op == "output" or "shape" in node.meta:
+            if node.op == "output" or ("shape" in node.meta and node.op != "get_attr"):  # which is a number
                 self._read(node, ops.read(node))
         found = dict.fromkeys(group for group, _ in self._of.values())
         self.scalable = [g for g in found if not g.is_fixed and g.writers and g.readers]

@@ -52,6 +52,18 @@ def affine(*shape):
     return layer
 
 
+class Factor(nn.Module):
+    """x + the number of a buffer times a layer's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.register_buffer("number", torch.tensor(0.3))
+
+    def forward(self, x):
+        return x + self.number * self.conv(x)
+
+
 BILINEAR = torch.tensor(
     [[1, 0, 0, 0, 0, 0], [0.25, 0.75, 0, 0, 0, 0], [0, 0, 0.75, 0.25, 0, 0], [0, 0, 0, 0, 0.5, 0.5]]
 )
@@ -71,6 +83,7 @@ OPS = {
     "affine behind a layer": lambda: nn.Sequential(nn.Conv2d(4, 3, 1), affine(3, 1, 1)),
     "affine before a layer": lambda: nn.Sequential(affine(4, 1, 1), nn.Conv2d(4, 3, 3, padding=1)),
     "scaled": lambda: Call(lambda m, x: x * 0.37),
+    "scaled by a buffer": Factor,
     "scaled, negative": lambda: Call(lambda m, x: m.conv(x) * -1.7, conv=nn.Conv2d(4, 4, 1)),
     "scaled by nothing": lambda: Call(lambda m, x: x * 0.0),
     "scaled in a sum": lambda: Call(lambda m, x: m.conv(x) + x * 0.3, conv=nn.Conv2d(4, 4, 1)),

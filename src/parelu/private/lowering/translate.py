@@ -53,7 +53,7 @@ class Translation(Writer):
             match op:
                 case ops.Input():
                     self.values[node] = Value(0, 2.0**-FRACTION, self.seen.values[node])
-                case ops.Output() | ops.Number():
+                case ops.Output() | ops.Number() | ops.Constant():
                     pass
                 case _:
                     try:

@@ -88,6 +88,8 @@ def _steps(fused: Network, made: Mapping[fx.Node, Tensor], places: Places) -> li
     interpreter.env = dict(made)
     found = []
     with torch.no_grad():
+        for node in fused.graph.find_nodes(op="get_attr"):  # a number that scales a value
+            interpreter.env[node] = interpreter.run_node(node)
         for node in made:
             if node.op != "placeholder":
                 expected = interpreter.run_node(node)
