@@ -36,6 +36,7 @@ _OF_FUNCTIONAL = (
         "local_response_norm",
     ),
 )
+MOST_NEIGHBOURS = 1 << 10  # of a local response norm, which pads by them
 # Name → the function. Their results are no larger than what they read, but for matmul's.
 CALLS: Mapping[str, Any] = {
     **{name: getattr(torch, name) for name in _OF_TORCH},
@@ -125,7 +126,12 @@ def check(words: Sequence[str], number: int) -> None:
     if name not in CALLS or len(arguments) > 32:
         raise ValueError("an unknown call")
     for word in arguments:
-        value = _argument(_split(word)[1])
+        key, text = _split(word)
+        value = _argument(text)
+        if key in ("out", "inplace"):
+            raise ValueError("it writes into what it reads")
+        if name == "local_response_norm" and type(value) is int and value > MOST_NEIGHBOURS:
+            raise ValueError("it reads too many channels")
         if isinstance(value, Value) and value > number:
             raise ValueError("it reads what is not there")
 

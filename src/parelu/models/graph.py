@@ -140,6 +140,7 @@ def _assembled(lines: tuple[Line, ...], shapes: Mapping[str, tuple[int, ...]] | 
             name = str(block) if block >= 0 else one.path.rpartition(".")[0]
             blocks[name] = (*blocks.get(name, ()), one.path)
     graph.output(next(value for value in reversed(values) if value is not None))
+    nodes.check_names(parts)
     _check_paths(parts)
     built = fx.GraphModule(parts, graph, "Graph")
     declared = {stage: tuple(blocks.values()) for stage, blocks in stages.items()}

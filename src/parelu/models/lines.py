@@ -22,6 +22,8 @@ from parelu.network import functions, ops
 LARGEST = 1 << 20  # of channels, sides and lengths
 LARGEST_WINDOW, LARGEST_POOL = 256, 1 << 12  # sides: of a convolution's kernel, and of what a pool sees
 MOST_WORDS = 1 << 20  # of a line
+LARGEST_MATRIX = 1 << 24
+MOST_NUMBERS = 1 << 28  # of a tensor
 
 Number = int | float
 PATH = re.compile(r"\w+(\.\w+)*")
@@ -165,6 +167,8 @@ def _parsed(kind: str, words: list[str], number: int) -> Line:
     found = Line(kind, path, reads, numbers, label, options)
     if kind == "conv" and (numbers[0] % numbers[8] or numbers[1] % numbers[8]):
         raise ValueError("the groups do not divide the channels")
+    if kind in ("affine", "parameter") and math.prod(numbers) > MOST_NUMBERS:
+        raise ValueError("it has too many numbers")
     if kind == "resample":
         _check_matrix(found)
     return found
@@ -195,6 +199,8 @@ def _check_tie(words: Sequence[str]) -> None:
 def _check_matrix(line: Line) -> None:
     """Its entries are (row, column, number), by rows and columns."""
     _, inputs, outputs, *entries = line.numbers
+    if inputs * outputs > LARGEST_MATRIX:
+        raise ValueError("its matrix is too large")
     places = list(zip(entries[::3], entries[1::3], strict=True))
     if len(entries) % 3 or not all(isinstance(p, int) for place in places for p in place):
         raise ValueError("its entries are not rows, columns and numbers")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import keyword
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from parelu.errors import UserError
+from parelu.errors import UserError, shown
 
 BATCH = 2  # images a module is traced with
 APART = "write it for each image by itself, with dimension 0 the images'"
+_WORD = re.compile(r"\w+")
+_TAKEN = {  # by what traced networks have themselves
+    *vars(fx.GraphModule),
+    *vars(nn.Module()),
+    *("forward", "meta", "self", "sites", "input_shape", "notes", "copied"),
+}
 
 
 def owner(node: fx.Node) -> str:
@@ -33,6 +41,22 @@ def place(node: fx.Node) -> str:
     path = str(node.target) if node.op == "call_module" else owner(node) or "network"
     module = called_module(node)
     return f"{path}: {type(module).__name__ if module else getattr(node.target, '__name__', node.target)}"
+
+
+def check_names(paths: Iterable[str]) -> None:
+    """Raises `UserError` for the path of a part that a traced network, and the code that torch writes of it, cannot
+    have: no words, words of Python, what torch's or our networks have themselves.
+    """
+    for path in paths:
+        first, *_ = names = path.split(".")
+        odd = next((name for name in names if not _WORD.fullmatch(name) or keyword.iskeyword(name)), "")
+        odd = odd or next((name for name in names if name.startswith("__")), "")
+        odd = odd or (first if first in _TAKEN else "")
+        if odd:
+            raise UserError(
+                f"{shown(path)}: a part of a network cannot be called {shown(odd, 40)!r}; give it another name, of "
+                "letters, digits and underscores"
+            )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from parelu.errors import UserError
-from parelu.network.nodes import APART, BATCH, at_inference, images, place, unfitting
+from parelu.network.nodes import APART, BATCH, at_inference, check_names, images, place, unfitting
 from parelu.network.tracing.baked import computes_weights
 from parelu.network.tracing.outputs import chosen
 from parelu.network.tracing.tracer import Tracer, Untraceable
@@ -53,6 +53,7 @@ def trace(
         except Exception as error:  # a forward raises whatever it wants to
             raise UserError(_reason(error, tracer, module, input_shape)) from error
         tracer.finish(chosen(result, output))
+        check_names(str(node.target) for node in tracer.graph.nodes if node.op in ("call_module", "get_attr"))
         traced = fx.GraphModule(_tree(tracer.constants.named, tracer.graph), tracer.graph, type(module).__name__)
         _check_images_are_apart(traced.eval(), batch)
     traced.training = getattr(module, "training", False)
