@@ -103,6 +103,11 @@ def test_other_precisions_become_the_networks(dtype):
     assert notes == (f"weights of {dtype} became torch.float32",)
 
 
+def test_a_cast_of_the_whole_state_dict_casts_counters_too():
+    module, _ = loaded({name: tensor.half() for name, tensor in STATE.items()})
+    assert module.get_buffer("1.num_batches_tracked").dtype == torch.long
+
+
 def test_counters_of_batches_may_be_missing_or_more():
     module, _ = loaded({name: tensor for name, tensor in STATE.items() if "num_batches" not in name})
     assert module.get_buffer("1.num_batches_tracked") == 0

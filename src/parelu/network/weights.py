@@ -102,7 +102,8 @@ def _default(own: Mapping[str, Tensor]) -> torch.dtype:
 
 def _as(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """In the network's type, as far as that keeps what the numbers are."""
-    if tensor.is_floating_point() != dtype.is_floating_point or tensor.is_complex():
+    is_counter = name.endswith(COUNTER)  # a cast of the whole state dict casts it too
+    if tensor.is_complex() or (tensor.is_floating_point() != dtype.is_floating_point and not is_counter):
         raise UserError(
             f"the weights' {shown(name)} is of {tensor.dtype}, the network's of {dtype}; they are quantised: "
             "take the float checkpoint"
