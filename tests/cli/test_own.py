@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import refused, run
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import parelu
 from parelu import api, data
@@ -132,6 +132,15 @@ def test_training_goes_on_from_weights(capsys, in_process, net, tmp_path):
     assert not torch.equal(taken.weights["conv.weight"], on.weights["conv.weight"])
 
 
+def test_a_network_that_is_taken_says_what_it_is_and_what_was_done_to_its_weights(capsys, in_process, net, tmp_path):
+    weights = load_file(net.with_suffix(".safetensors"))
+    save_file({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "wrapped.safetensors")
+    arguments = ("--model", f"{net}:build", *BRIEF[:-2], "--weights", str(tmp_path / "wrapped.safetensors"))
+    assert run("train", *arguments, "--run", str(tmp_path / "taken")) == 0
+    shown = "".join(capsys.readouterr())
+    assert "teacher: 512 ReLUs, " in shown and "note: the prefix 'module.' of the weights' names was taken off" in shown
+
+
 def test_what_is_replaced_learns_from_what_it_was(capsys, in_process, net, tmp_path):
     smooth, weights = f"{net}:smooth", ("--weights", str(net.with_suffix(".safetensors")))
     line = refused(capsys, "train", "--model", smooth, *BRIEF, *weights, "--run", str(tmp_path / "no"))
@@ -151,7 +160,8 @@ def test_what_is_replaced_learns_from_what_it_was(capsys, in_process, net, tmp_p
     found = Run.open(tmp_path / "run")
     assert found.candidate("teacher").trained.epochs == 1
     original = parelu.load(found.path / "searches" / "original" / "kept")
-    assert "silu" in original.spec.layers and "silu" not in found.candidate("teacher").spec.layers
+    before, after = (one.spec.to_json()["layers"] for one in (original, found.candidate("teacher")))
+    assert "silu" in before and "silu" not in after
     assert "changes what the network computes" in refused(
         capsys, "bench", smooth, *weights, "--data", "digits", "--replace", "silu=relu"
     )

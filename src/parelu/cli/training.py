@@ -216,7 +216,10 @@ def _run(experiment: Experiment, folder: Path) -> Run:
     methods = "".join(f", {reduction.method.name}" for reduction in experiment.reductions)
     say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
     with api.TerminalProgress() as progress:
-        return api.run_experiment(experiment, folder, progress)
+        run = api.run_experiment(experiment, folder, progress)
+    for note in getattr(run.candidate("teacher").spec, "notes", "").splitlines():  # of a network that was read
+        say(f"  note: {note}")
+    return run
 
 
 COMMANDS: dict[str, type[Any]] = {
