@@ -201,20 +201,18 @@ def test_inspect_prints_the_fixed_point_plan(capsys, study):
     assert all(2 <= site["bits"] <= value["private"]["ring_bits"] for site in value["private"]["sites"])
 
 
-def test_inspect_names_what_has_no_lowering(capsys, tmp_path, monkeypatch):
-    (tmp_path / "dilated.py").write_text(
+def test_inspect_counts_what_has_no_lowering_and_names_it(capsys, tmp_path, monkeypatch):
+    (tmp_path / "curved.py").write_text(
         "from torch import nn\n"
         "def net():\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU(),\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU(), nn.GELU(),\n"
         "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    line = refused(capsys, "inspect", "dilated:net", "--input", "1x8x8", "--classes", "3")
-    assert line == (
-        "0: a convolution with named or reflected padding or dilation is not supported; "
-        "use numbers for its zero padding, and dilation 1"
-    )
+    assert run("inspect", "curved:net", "--input", "1x8x8", "--classes", "3") == 0
+    shown = capsys.readouterr().out
+    assert "256" in shown and "2: gelu is not supported; --replace gelu=relu" in shown
 
 
 @pytest.mark.parametrize(

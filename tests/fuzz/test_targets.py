@@ -28,6 +28,8 @@ NOT_OF_OTHERS = {
     "private/crypto/prg.py": "a stream of this party's own bits",
     "private/crypto/seal.py: _version": "bytes that SEAL writes in this process",
     "private/protocol/correlations.py": "declarations",
+    "private/lowering/translate.py": "a network of this process",
+    "private/lowering/nonlinear.py": "a network of this process",
 }
 
 

@@ -128,7 +128,7 @@ def check(words: Sequence[str], number: int) -> None:
     for word in arguments:
         key, text = _split(word)
         value = _argument(text)
-        if key in ("out", "inplace"):
+        if key == "out" or (key == "inplace" and value is not False):
             raise ValueError("it writes into what it reads")
         if name == "local_response_norm" and type(value) is int and value > MOST_NEIGHBOURS:
             raise ValueError("it reads too many channels")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from parelu.fusion.factors import uniform
 from parelu.network import nodes, ops
 from parelu.network.sites import Network
 from parelu.private.crypto.ring import Ring
@@ -217,8 +218,17 @@ def fine(unit: float) -> int:
 
 
 def is_only_added(node: fx.Node) -> bool:
-    """Whether nothing but one addition reads the value."""
-    return [type(ops.read(user)) for user in node.users] == [ops.Addition]
+    """Whether nothing but one addition reads the value, of another value or of numbers of the server's.
+
+    What waits for its truncation goes through these: a ReLU behind them then reads the truncation, which it can do exactly.
+    """
+    match [ops.read(user) for user in node.users]:
+        case [ops.Addition()]:
+            return True
+        case [ops.Affine() as op]:
+            return uniform(op) == 1
+        case _:
+            return False
 
 
 def _hashable(value: Any) -> Any:
