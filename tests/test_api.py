@@ -333,7 +333,7 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
         parelu.instrument(Own(), "1x6x6")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"the model is a str; give a torch\.nn\.Module"):
         parelu.instrument("resnet18", (1, 6, 6))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="was trained on a data set in memory, which no file has; give --calibrate FOLDER"):
+    with pytest.raises(UserError, match="on a data set in memory, which no file has; give --calibrate FOLDER"):
         parelu.bench(own[1].best())
     with pytest.raises(UserError, match="the candidate is a Own; give one of a run"):
         parelu.bench(own[0], lights())  # pyright: ignore[reportArgumentType]
@@ -350,7 +350,7 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
     with pytest.raises(UserError, match="does not say what data it was trained on"):
         parelu.bench(candidate)
     candidate = dataclasses.replace(candidate, preprocessing={"dataset": "in memory"})
-    with pytest.raises(UserError, match="was trained on a data set in memory, which no file has; give --calibrate FOLDER"):
+    with pytest.raises(UserError, match="on a data set in memory, which no file has; give --calibrate FOLDER"):
         parelu.bench(candidate)
     with pytest.raises(UserError, match="unknown engine 'abacus'"):
         parelu.bench(candidate, lights(), engine="abacus")

@@ -220,7 +220,8 @@ def fine(unit: float) -> int:
 def is_only_added(node: fx.Node) -> bool:
     """Whether nothing but one addition reads the value, of another value or of numbers of the server's.
 
-    What waits for its truncation goes through these: a ReLU behind them then reads the truncation, which it can do exactly.
+    What waits for its truncation goes through these: a ReLU behind them then reads the truncation, and can do it
+    exactly.
     """
     match [ops.read(user) for user in node.users]:
         case [ops.Addition()]:
