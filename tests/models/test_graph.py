@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from parelu.errors import UserError
+from parelu.models.external import read
 from parelu.models.graph import Graph
 from parelu.models.writing import graph_of, weights_of
 from parelu.network.candidate import Candidate
@@ -261,3 +262,25 @@ def test_the_largest_of_a_large_map():
             return x.amax((2, 3))
 
     assert_same(instrument(nn.Sequential(nn.Conv2d(3, 5, 1), Largest()), (3, 37, 53)).eval(), 5)
+
+
+def test_names_with_hyphens_as_torchvisions_regnets_have_them():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential()
+            for name in ("block1-0", "2-1"):
+                self.block.add_module(name, nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()))
+            self.head = nn.Linear(3 * 8 * 8, 4)
+
+        def forward(self, x):
+            return self.head(self.block(x).flatten(1))
+
+    module = Net().eval()
+    found = read(module, (3, 8, 8), 4, "Net")
+    network = instrument(found.spec.module(), found.spec.input)
+    network.load_state_dict(found.weights)
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(images), module(images))
+    assert list(network.sites) == ["block.block1-0.2", "block.2-1.2"]

@@ -26,7 +26,7 @@ LARGEST_MATRIX = 1 << 24
 MOST_NUMBERS = 1 << 28  # of a tensor
 
 Number = int | float
-PATH = re.compile(r"\w+(\.\w+)*")
+PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
 LABEL = re.compile(r"[\w.-]+")
 _WHOLE = re.compile(r"-?\d{1,9}")
 

@@ -15,7 +15,7 @@ from parelu.errors import UserError, shown
 
 BATCH = 2  # images a module is traced with
 APART = "write it for each image by itself, with dimension 0 the images'"
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[\w-]+")
 _TAKEN = {  # by what traced networks have themselves
     *vars(fx.GraphModule),
     *vars(nn.Module()),
@@ -55,7 +55,7 @@ def check_names(paths: Iterable[str]) -> None:
         if odd:
             raise UserError(
                 f"{shown(path)}: a part of a network cannot be called {shown(odd, 40)!r}; give it another name, of "
-                "letters, digits and underscores"
+                "letters, digits, underscores and hyphens"
             )
 
 

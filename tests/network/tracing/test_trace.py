@@ -467,7 +467,7 @@ def test_scripts_and_exported_programs():
             torch.testing.assert_close(traced.eval()(images), layers(images))
 
 
-@pytest.mark.parametrize("name", ["3x3-conv", "import", "a b", "sites", "graph", "self", "x\ny"])
+@pytest.mark.parametrize("name", ["3x3+conv", "import", "a b", "sites", "graph", "self", "x\ny"])
 def test_a_part_with_a_name_that_no_network_can_have_is_named(name):
     class Named(nn.Sequential):
         def add_module(self, name: str, module: nn.Module | None) -> None:  # of what torch would not take either
