@@ -217,7 +217,9 @@ def _run(experiment: Experiment, folder: Path) -> Run:
     say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
     with api.TerminalProgress() as progress:
         run = api.run_experiment(experiment, folder, progress)
-    for note in getattr(run.candidate("teacher").spec, "notes", "").splitlines():  # of a network that was read
+    has_full = (run.folder("teacher") / "candidate.json").exists()
+    notes = getattr(run.candidate("teacher").spec, "notes", "") if has_full else ""
+    for note in notes.splitlines():  # of a network that was read
         say(f"  note: {note}")
     return run
 
