@@ -21,7 +21,7 @@ from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.rows import Cost, Costs, Difference, PrivateInference, RingAccuracy, Row
 from parelu.report import plots, tables
-from parelu.report.inspection import inspection
+from parelu.report.inspection import inspection, notes_lines
 from parelu.report.page import flat, headline, write_report
 from parelu.runs import pareto
 from parelu.runs.folder import Record, Run
@@ -511,3 +511,12 @@ def test_inspection_bars_are_to_scale():
     assert bars["layer2.0.relu1"].count("█") == 16
     assert bars["layer1.0.relu1"].count("░") == 32
     assert "229,376" in text
+
+
+def test_notes_of_one_kind_are_one_line():
+    notes = ["a.b: SiLU became a ReLU", "c: its gate: piecewise", "d.e: SiLU became a ReLU", "of the whole"]
+    assert notes_lines(notes) == [
+        "  note: a.b: SiLU became a ReLU (1 more like it)",
+        "  note: c: its gate: piecewise",
+        "  note: of the whole",
+    ]

@@ -212,15 +212,16 @@ class Quickstart:
 
 def _run(experiment: Experiment, folder: Path) -> Run:
     from parelu import api
+    from parelu.report.inspection import notes_lines
 
     methods = "".join(f", {reduction.method.name}" for reduction in experiment.reductions)
     say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
     with api.TerminalProgress() as progress:
         run = api.run_experiment(experiment, folder, progress)
     has_full = (run.folder("teacher") / "candidate.json").exists()
-    notes = getattr(run.candidate("teacher").spec, "notes", "") if has_full else ""
-    for note in notes.splitlines():  # of a network that was read
-        say(f"  note: {note}")
+    notes = getattr(run.candidate("teacher").spec, "notes", "") if has_full else ""  # of a network that was read
+    for line in notes_lines(notes.splitlines()):
+        say(line)
     return run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parelu.network.count import Counts, count, skeleton
@@ -126,4 +126,14 @@ def _text(title: str, spec: Spec, network: Network, counts: Counts) -> str:
         full, kept = (max(1, round(n / largest * _BAR)) if n else 0 for n in (site.mask.numel(), site.relus))
         bar = "█" * kept + "░" * (full - kept)
         lines.append(f"  {site.stage:<5} {name:<{wide}} {bar:<{_BAR}} {site.relus:>9,}")
-    return "\n".join(lines + [f"  note: {note}" for note in network.notes])
+    return "\n".join([*lines, *notes_lines(network.notes)])
+
+
+def notes_lines(notes: Iterable[str]) -> list[str]:
+    """What reading a network changed, a line for each kind of change, with the first path that it was made at."""
+    paths: dict[str, list[str]] = {}
+    for note in notes:
+        path, _, what = note.partition(": ")
+        paths.setdefault(what or note, []).append(path)
+    more = {what: f" ({len(found) - 1} more like it)" if len(found) > 1 else "" for what, found in paths.items()}
+    return [f"  note: {found[0]}{f': {what}' if what != found[0] else ''}{more[what]}" for what, found in paths.items()]

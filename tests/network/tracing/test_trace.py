@@ -467,6 +467,19 @@ def test_scripts_and_exported_programs():
             torch.testing.assert_close(traced.eval()(images), layers(images))
 
 
+def test_a_dropout_that_never_stops_is_told_how():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(192, 4)
+
+        def forward(self, x):
+            return self.layer(F.dropout(x.flatten(1), 0.5))
+
+    with pytest.raises(UserError, match=r"dropout gives .* at random; give it training=self\.training"):
+        trace(Net(), SHAPE)
+
+
 @pytest.mark.parametrize("name", ["3x3+conv", "import", "a b", "sites", "graph", "self", "x\ny"])
 def test_a_part_with_a_name_that_no_network_can_have_is_named(name):
     class Named(nn.Sequential):

@@ -164,7 +164,8 @@ def _check_apart(node: fx.Node, together: Tensor, alone: list[Tensor]) -> None:
     if together.shape[:1] != (BATCH,) or any(one.shape != (1, *together.shape[1:]) for one in alone):
         raise UserError(f"{place(node)} gives {tuple(together.shape)} for {BATCH} images; {APART}")
     if not are_close(together, torch.cat(alone)):
-        raise UserError(f"{place(node)} gives an image another result beside another image, or at random; {APART}")
+        what = "gives an image another result beside another image, or at random"
+        raise UserError(f"{place(node)} {what}; {_remedy(node)}")
 
 
 def are_close(found: Tensor, expected: Tensor) -> bool:
@@ -174,3 +175,8 @@ def are_close(found: Tensor, expected: Tensor) -> bool:
     relative = max(TOLERANCE, 100 * torch.finfo(expected.dtype).eps)
     absolute = relative * float(expected.abs().nan_to_num(posinf=0).amax())
     return torch.allclose(found.to(expected.dtype), expected, rtol=0, atol=absolute, equal_nan=True)
+
+
+def _remedy(node: fx.Node) -> str:
+    is_dropout = "dropout" in str(getattr(node.target, "__name__", node.target))
+    return "give it training=self.training, or use nn.Dropout" if is_dropout else APART
