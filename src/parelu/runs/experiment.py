@@ -179,11 +179,10 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
         elif experiment.goes_on or prepared.original:
             context.train([_going_on(context, job, weights, prepared.original)])
         else:
-            resumed = is_finished(run, job)
-            if not resumed:
+            if not is_finished(run, job):
                 adopt(run, job, work.dataset, experiment.seed, weights)
             watcher.queued(job, 0)
-            watcher.finished(job.name, run.candidate(job.name), resumed=resumed)
+            watcher.finished(job.name, run.candidate(job.name), resumed=True)
         counts: list[int] = []
         for reduction, given in zip(experiment.reductions, budgets, strict=True):
             wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))

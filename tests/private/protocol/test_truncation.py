@@ -64,7 +64,7 @@ def test_a_clients_own_shares_tell_it_weights_with_local_truncation_alone(relu, 
         assert not found.any(), "logits of one image are one and the same"
     else:
         cosines = (found * weights).sum(0) / np.linalg.norm(found, axis=0) / np.linalg.norm(weights, axis=0)
-        assert np.abs(cosines).min() > 0.98
+        assert np.abs(cosines).min() > 0.9, "four directions of R^3 guessed so well by one chance in 10^4"
 
 
 class Blocks(nn.Module):
