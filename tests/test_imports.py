@@ -15,6 +15,7 @@ ORDER = (
     "network",
     "data",
     "models",
+    "published",
     "fusion",
     "training",
     "masks",
