@@ -144,12 +144,12 @@ def test_gamma_rises_from_0_to_1(schedule, shares):
 def test_akd_is_what_the_final_classifier_learns_by():
     x, y, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     terms = Distillation(4.0, 0.9)(x, Batch(labels, {}, lambda: y, dict))
-    assert float(akd(x, y, labels, 4.0, 0.9)) == pytest.approx(float(terms["ce"] + terms["kd"]))
-    assert float(akd(x, y, labels, 4.0, 1.0)) == pytest.approx(float(kd(x, y, 4.0)))
+    assert float(akd(x, y, labels, 4.0, 0.9, 0.1)) == pytest.approx(float(terms["ce"] + terms["kd"]))
+    assert float(akd(x, y, labels, 4.0, 1.0, 0.0)) == pytest.approx(float(kd(x, y, 4.0)))
     objective = Distillation(auxiliary=0.5)
     assert objective.reads_auxiliary and not Distillation().reads_auxiliary
     found = objective(y, Batch(labels, {}, lambda: y, dict, auxiliary=x))
-    assert float(found["akd"]) == pytest.approx(0.5 * float(akd(x, y, labels, 4.0, 0.9)))
+    assert float(found["akd"]) == pytest.approx(0.5 * float(akd(x, y, labels, 4.0, 0.9, 0.1)))
 
 
 def test_gating_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):

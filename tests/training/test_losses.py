@@ -111,6 +111,10 @@ def test_distillation_weighs_its_terms():
     terms = Distillation(4.0, 0.9)(x, Batch(labels, {}, lambda: y, dict))
     torch.testing.assert_close(terms["ce"], 0.1 * F.cross_entropy(x, labels))
     torch.testing.assert_close(terms["kd"], 0.9 * kd(x, y, 4.0))
+    for ce_weight in (0.0, 0.5, 1.0):
+        terms = Distillation(4.0, 0.9, ce_weight=ce_weight)(x, Batch(labels, {}, lambda: y, dict))
+        torch.testing.assert_close(terms["ce"], ce_weight * F.cross_entropy(x, labels))
+        torch.testing.assert_close(terms["kd"], 0.9 * kd(x, y, 4.0))
 
 
 def test_distillation_adds_what_it_reads_of_the_maps():

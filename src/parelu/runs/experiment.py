@@ -26,6 +26,7 @@ from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
 from parelu.network.nodes import output_shape
 from parelu.network.plan import Plan
+from parelu.network.settings import settings
 from parelu.network.spec import Spec, spec_of
 from parelu.network.storage import digest as digest_of_json
 from parelu.network.storage import tensors_digest
@@ -110,7 +111,7 @@ class Experiment:
         reductions = [
             {
                 "method": r.method.name,
-                "options": dataclasses.asdict(r.method),
+                "options": settings(r.method),
                 "budgets": list(r.budgets),
                 "match": r.match,
             }
@@ -122,7 +123,7 @@ class Experiment:
             "data_folder": str(self.data_folder) if self.data_folder else None,
             "images": self.images,
             "input": list(self.input) if self.input else None,
-            "training": dataclasses.asdict(self.training),
+            "training": settings(self.training),
             "seed": self.seed,
             **self._weights_config(),
             "reductions": reductions,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
 from parelu.network.metrics import Metrics, Tags
 from parelu.network.plan import Plan
+from parelu.network.settings import settings
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
 from parelu.network.weights import fit_weights
@@ -42,9 +42,9 @@ def full_job(spec: Spec, training: Training) -> Job:
 
 def identity(job: Job) -> str:
     """A digest of all that decides a job's outcome."""
-    objective = {type(job.objective).__name__: dataclasses.asdict(job.objective)}
-    training = dataclasses.asdict(job.training) if job.training else None
-    callback = [{type(job.callback).__name__: dataclasses.asdict(job.callback)}] if job.callback else []
+    objective = {type(job.objective).__name__: settings(job.objective)}
+    training = settings(job.training) if job.training else None
+    callback = [{type(job.callback).__name__: settings(job.callback)}] if job.callback else []
     return storage.digest(
         [job.spec.to_json(), job.plan.digest(), training, objective, job.tags.to_json(), job.start.key, *callback]
     )

@@ -21,6 +21,7 @@ from parelu.network import storage
 from parelu.network.candidate import Candidate, load_weights
 from parelu.network.instrument import instrument
 from parelu.network.metrics import SearchMetrics
+from parelu.network.settings import settings
 from parelu.runs.folder import Run
 from parelu.training.batches import device
 from parelu.training.evaluation import accuracy
@@ -54,12 +55,12 @@ def last(run: Run, search: Search) -> Candidate:
 
 
 def _identity(search: Search) -> str:
-    settings = {
-        "training": dataclasses.asdict(search.training),
-        "objective": dataclasses.asdict(search.objective),
-        "optimizer": [type(search.optimizer).__name__, dataclasses.asdict(search.optimizer)],
+    how = {
+        "training": settings(search.training),
+        "objective": settings(search.objective),
+        "optimizer": [type(search.optimizer).__name__, settings(search.optimizer)],
     }
-    return storage.digest([search.spec.to_json(), search.plan.digest(), settings, list(search.budgets)])
+    return storage.digest([search.spec.to_json(), search.plan.digest(), how, list(search.budgets)])
 
 
 def search(

@@ -61,8 +61,10 @@ def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor
     return torch.stack(terms).sum()
 
 
-def akd(auxiliary: Tensor, teacher: Tensor, labels: Tensor, temperature: float, weight: float) -> Tensor:
-    """Auxiliary knowledge distillation: weight·KD + (1 − weight)·CE of a classifier at a shallower depth.
+def akd(
+    auxiliary: Tensor, teacher: Tensor, labels: Tensor, temperature: float, weight: float, ce_weight: float
+) -> Tensor:
+    """Auxiliary knowledge distillation: weight·KD + ce_weight·CE of a classifier at a shallower depth.
 
     What the final classifier learns by, less the mismatch of maps (shallow-again, section 4 and eq. 2): both
     classifiers have the full-ReLU network's logits as their teacher.
@@ -70,8 +72,7 @@ def akd(auxiliary: Tensor, teacher: Tensor, labels: Tensor, temperature: float, 
     Args:
         auxiliary, teacher: logits, (N, classes); labels: (N,).
     """
-    hard = F.cross_entropy(auxiliary, labels)
-    return weight * kd(auxiliary, teacher, temperature) + (1 - weight) * hard
+    return weight * kd(auxiliary, teacher, temperature) + ce_weight * F.cross_entropy(auxiliary, labels)
 
 
 def tails(maps: Mapping[str, Tensor], limit: float = 2.0) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from parelu.network.settings import younger
 from parelu.training.losses import akd, dkd, kd, pram, tails
 
 
@@ -62,13 +63,17 @@ class CrossEntropy(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class Distillation(Objective):
-    """(1 − weight)·CE + weight·KD + ½·mismatch·PRAM + tails·tails + auxiliary·AKD, with a frozen teacher."""
+    """ce_weight·CE + weight·KD + ½·mismatch·PRAM + tails·tails + auxiliary·AKD, with a frozen teacher.
+
+    ce_weight: 1 − weight where it is left out.
+    """
 
     temperature: float = 4.0  # DeepReDuce, section 4
     weight: float = 0.9  # DeepReDuce, section 4
     mismatch: float = 0.0  # β of shallow-again, eq. 2
     tails: float = 0.0
     auxiliary: float = 0.0
+    ce_weight: float | None = younger(None)
 
     @property
     def reads_maps(self) -> bool:
@@ -82,7 +87,8 @@ class Distillation(Objective):
         if batch.teacher is None or batch.teacher_maps is None:
             raise ValueError("distillation needs a teacher")
         soft = kd(logits, batch.teacher(), self.temperature)
-        terms = {"ce": (1 - self.weight) * F.cross_entropy(logits, batch.labels), "kd": self.weight * soft}
+        hard = 1 - self.weight if self.ce_weight is None else self.ce_weight
+        terms = {"ce": hard * F.cross_entropy(logits, batch.labels), "kd": self.weight * soft}
         if self.mismatch:
             terms["pram"] = self.mismatch / 2 * pram(batch.maps, batch.teacher_maps())
         if self.tails:
@@ -90,7 +96,7 @@ class Distillation(Objective):
         if self.auxiliary:
             assert batch.auxiliary is not None
             terms["akd"] = self.auxiliary * akd(
-                batch.auxiliary, batch.teacher(), batch.labels, self.temperature, self.weight
+                batch.auxiliary, batch.teacher(), batch.labels, self.temperature, self.weight, hard
             )
         return terms
 
