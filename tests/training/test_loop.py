@@ -78,7 +78,7 @@ def test_bad_settings(field, values, range_):
 
 def test_every_setting_has_a_range_and_its_edges_are_good():
     edges = {"epochs": 1, "batch": 2, "lr": 1, "schedule": "cosine", "momentum": 0, "weight_decay": 0.0}
-    edges |= {"label_smoothing": 0, "optimizer": "adam", "clip": 0, "begin": 0, "end": 1}
+    edges |= {"label_smoothing": 0, "optimizer": "adam", "clip": 0, "begin": 0, "end": 1, "milestones": ()}
     assert dataclasses.asdict(Training(**edges)) == edges
     for field in dataclasses.fields(Training):
         with pytest.raises(UserError, match=f"^{field.name} is None"):

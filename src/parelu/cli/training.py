@@ -61,7 +61,7 @@ class _Common:
             self.model,
             self.data,
             reductions,
-            dataclasses.replace(api.TRAININGS[self.training], **given),
+            api.TRAININGS[self.training].changed(**given),
             self.seed,
             api.parse_input(self.input) if self.input else None,
             self.images,

@@ -127,4 +127,4 @@ class BCD(LearnedMasks):
         return Blocks(budgets[-1], trials=self.trials)
 
     def search_training(self, training: Training) -> Training:
-        return dataclasses.replace(training, lr=self.weight_lr, schedule="constant")
+        return training.changed(lr=self.weight_lr, schedule="constant")

@@ -104,4 +104,4 @@ class Fisher(LearnedMasks):
         return Ranked(budgets[-1])
 
     def search_training(self, training: Training) -> Training:
-        return dataclasses.replace(training, lr=self.weight_lr, schedule="constant")
+        return training.changed(lr=self.weight_lr, schedule="constant")

@@ -97,7 +97,7 @@ class Gated(LayerBudgets):
             raise UserError(f"gated branching rebuilds the blocks of our ResNets, not of the family {spec.family}")
         if max(spec.reuse, default=1) > 1:
             raise UserError("gated branching has no shallow branch for blocks with ReLU-reuse; give a network without")
-        self._epochs(dataclasses.replace(training, epochs=self.finetune_epochs or training.epochs))
+        self._epochs(training.changed(epochs=self.finetune_epochs or training.epochs))
 
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Refuses, before the searches, a threshold that would leave no block."""

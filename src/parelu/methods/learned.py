@@ -99,7 +99,7 @@ class LearnedMasks(Method):
     def _search(self, context: Context, plan: Plan, budgets: tuple[int, ...]) -> Search:
         label = f"{self.searches_as or self.name}{'-thin' if self.thin else ''}"
         name = label if self.shares_search else f"{label}-{budgets[0]}"
-        training = dataclasses.replace(self.search_training(context.training), epochs=self.search_epochs)
+        training = self.search_training(context.training).changed(epochs=self.search_epochs)
         objective = self.objective(finetuning=False)
         optimizer = self.optimizer(context, plan, budgets)
         return Search(name, context.teacher.spec, plan, training, objective, optimizer, budgets)
@@ -113,7 +113,7 @@ class LearnedMasks(Method):
             role="candidate",
             spec=found.spec,
             plan=found.plan,
-            training=dataclasses.replace(context.training, **{k: v for k, v in changes.items() if v is not None}),
+            training=context.training.changed(**{k: v for k, v in changes.items() if v is not None}),
             objective=self.objective(finetuning=True),
             tags=Tags(self.name, THIN if self.thin else "", budget, self._note(), found.metrics.searched),
             start=search.start_of(budget),
@@ -168,4 +168,4 @@ class Polynomials(LearnedMasks):
         return Distillation(self.temperature, self.kd_weight, tails=self.tails if self.degree == 2 else 0.0)
 
     def search_training(self, training: Training) -> Training:
-        return dataclasses.replace(training, lr=self.weight_lr, schedule="constant", clip=self.clip)
+        return training.changed(lr=self.weight_lr, schedule="constant", clip=self.clip)

@@ -118,7 +118,7 @@ class LayerBudgets(LearnedMasks):
         return Mismatch(budgets[0], layers=split)
 
     def search_training(self, training: Training) -> Training:
-        return dataclasses.replace(training, lr=self.weight_lr, schedule="cosine")
+        return training.changed(lr=self.weight_lr, schedule="cosine")
 
     def objective(self, *, finetuning: bool) -> Distillation:
         return Distillation(self.temperature, self.kd_weight, self.pram if finetuning else 0.0)

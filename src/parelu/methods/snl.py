@@ -183,4 +183,4 @@ class SNL(LearnedMasks):
     def search_training(self, training: Training) -> Training:
         optimizer = "adam" if self.schedule == "paper" else training.optimizer
         lr = RATES[self.schedule][1] if self.weight_lr is None else self.weight_lr
-        return dataclasses.replace(training, lr=lr, schedule="constant", optimizer=optimizer)
+        return training.changed(lr=lr, schedule="constant", optimizer=optimizer)

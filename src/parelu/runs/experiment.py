@@ -39,11 +39,12 @@ from parelu.runs.folder import Run
 from parelu.runs.jobs import ORIGINAL, adopt, full_job, is_finished
 from parelu.runs.obstacles import WayOut, grouped, way_out
 from parelu.runs.processes import Processes
+from parelu.training import papers
 from parelu.training.objectives import Distillation
-from parelu.training.schedule import SHORT, Training
+from parelu.training.schedule import Training
 
 GIVEN = "given"  # in a run, the weights that training goes on from
-TRAININGS = {"paper": Training(), "short": SHORT}
+TRAININGS = {name: papers.named("deepreduce" if name == papers.PAPER else name).full for name in papers.NAMES}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ def _starting_point(candidate: Candidate, name: str, epochs: int, training: Trai
         role="candidate",
         spec=spec,
         plan=plan,
-        training=dataclasses.replace(training, epochs=epochs, lr=LR, schedule="cosine", clip=CLIP),
+        training=training.changed(epochs=epochs, lr=LR, schedule="cosine", clip=CLIP),
         objective=Distillation(tails=1.0 if plan.squares else 0.0),
         tags=dataclasses.replace(tags, note=note, searched=None),
         start=_kept(name),

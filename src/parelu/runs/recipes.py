@@ -15,6 +15,7 @@ import yaml
 from parelu.errors import UserError
 from parelu.methods.base import methods
 from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input
+from parelu.training import papers
 from parelu.training.schedule import Training
 
 
@@ -44,7 +45,7 @@ class _Recipe:
 class _Preset:
     """The key of a recipe's training beside the fields of `Training`."""
 
-    preset: Literal["paper", "short"] = "paper"
+    preset: Literal[*papers.NAMES] = "paper"  # pyright: ignore[reportInvalidTypeForm]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
     if not recipe.seeds:
         raise UserError("seeds is empty; it should have at least one, such as [0]")
     options = _checked(recipe.training, _Preset, Training, key="training.")
-    training = dataclasses.replace(TRAININGS[options.pop("preset", "paper")], **options)
+    training = TRAININGS[options.pop("preset", "paper")].changed(**options)
     reductions = tuple(map(_reduction, recipe.methods))
     shape = parse_input(recipe.input) if recipe.input is not None else None
     return [
