@@ -270,7 +270,7 @@ def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "full_and_knee_text", lambda records, truth: f"side by side, class {truth}")
     assert run("quickstart", "--run", str(tmp_path)) == 0
     assert seen[0].data == "digits"
-    assert seen[0] == recipes.read_recipe("quickstart-digits")[1][0]
+    assert seen[0] == recipes.read_recipe("quickstart-digits").experiments[0]
     assert seen[1] == "measured"
     shown = capsys.readouterr()
     assert "the bundled digits stand in" in shown.err and "side by side, class 7" in shown.out

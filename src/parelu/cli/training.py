@@ -47,6 +47,9 @@ class _Common:
     """instead of the training's own number"""
     lr: float | None = None
     """instead of the training's own learning rate"""
+    teacher: str | None = None
+    """another network, by name, that all distillation learns from; it is trained first. The network's own full-ReLU
+    version if left out"""
     seed: int = 0
     """of fresh weights, of the order of the images and of random masks"""
     run: Path | None = None
@@ -66,6 +69,7 @@ class _Common:
             api.parse_input(self.input) if self.input else None,
             self.images,
             self.data_folder,
+            teacher=self.teacher,
         )
 
     def folder(self, name: str) -> Path:
@@ -107,11 +111,13 @@ class Reduce(_Common, Read):
     budget: tuple[str, ...] = ()
     """ReLUs to keep, the comparisons of max-pools among them: 50k, 12.9k, 50000, or a fraction such as 0.1; several for
     several candidates"""
+    label: str = ""
+    """ends the candidates' names, and stands beside them in tables"""
 
     def __call__(self) -> None:
         from parelu import api
 
-        experiment = self.read(self.experiment((api.Reduction(self.method, self.budget),)))
+        experiment = self.read(self.experiment((api.Reduction(self.method, self.budget, label=self.label),)))
         print_frontier([_run(experiment, self.folder(self.method.name))])
 
 
@@ -150,7 +156,7 @@ class Sweep(_Common):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Run a recipe: a YAML file with a network, a data set, methods and seeds; a run folder a seed.
+    """Run a recipe: a YAML file with networks, a data set, methods and seeds; a run folder for each network and seed.
 
     parelu recipe colour-fashion
     """
@@ -167,18 +173,19 @@ class Recipe:
     def __call__(self) -> None:
         from parelu import api
 
-        title, experiments = api.read_recipe(self.recipe)
-        experiments = [dataclasses.replace(one, data_folder=self.data_folder) for one in experiments]
-        say(title)
+        recipe = api.read_recipe(self.recipe)
+        experiments = [dataclasses.replace(one, data_folder=self.data_folder) for one in recipe.experiments]
+        for line in filter(None, (recipe.title, recipe.paper, recipe.cost and f"cost: {recipe.cost}")):
+            say(line)
         folder = self.run or Path("runs") / Path(self.recipe).stem
         if self.dry_run:
             for one in experiments:
                 print(json.dumps(one.config(), indent=1))
                 found = api.prepare(one)
                 shape = "x".join(map(str, found.source.input))
-                say(f"seed {one.seed}: {api.count(found.spec).relus:,} ReLUs, input {shape}")
+                say(f"{one.model}, seed {one.seed}: {api.count(found.spec).relus:,} ReLUs, input {shape}")
             return
-        runs = [_run(one, folder / f"seed{one.seed}") for one in experiments]
+        runs = [_run(one, folder / recipe.folder(one)) for one in experiments]
         print_frontier(runs)
         save_report(runs, folder / "report.html")
 
@@ -198,7 +205,7 @@ class Quickstart:
         from parelu.report.latency import full_and_knee_text
 
         has_colour = api.data.available("colour-fashion", download=True)
-        _, (one,) = api.read_recipe("quickstart" if has_colour else "quickstart-digits")
+        (one,) = api.read_recipe("quickstart" if has_colour else "quickstart-digits").experiments
         if not has_colour:
             say("Fashion-MNIST is neither on this machine nor can it be fetched: the bundled digits stand in.")
         run = _run(one, self.run)

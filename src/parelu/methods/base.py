@@ -72,6 +72,7 @@ class Method(abc.ABC):
         exact: whether a candidate has exactly its budget's ReLUs; otherwise at most as many.
         needs_budget: whether it must be given a budget.
         needs: a package beyond parelu's own that it imports, and the extra that brings it.
+        compares_maps: whether it compares maps of a network with its teacher's, which must then have the same sites.
     """
 
     name: ClassVar[str]
@@ -79,6 +80,7 @@ class Method(abc.ABC):
     exact: ClassVar[bool]
     needs_budget: ClassVar[bool]
     needs: ClassVar[tuple[str, str] | None] = None
+    compares_maps: ClassVar[bool] = False
 
     def check(self, spec: Spec, training: Training) -> None:  # noqa: B027
         """Refuse, before anything is trained, a network or a training that it cannot work with; raises `UserError`."""

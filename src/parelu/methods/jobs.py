@@ -14,6 +14,7 @@ from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Dist
 from parelu.training.schedule import Training
 
 TEACHER = "teacher"
+OUTSIDE = "outside-teacher"  # another architecture that teaches, where a run has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +85,11 @@ class Job:
     Attributes:
         name: of its folder in the run, unique there.
         training: None for a network that takes its weights as they are.
-        objective: what is minimised; all but `CrossEntropy` get the run's full-ReLU network as their teacher.
+        objective: what is minimised; all but `CrossEntropy` have a teacher.
         tags: what its metrics carry on.
         start: whose weights it starts from; of another architecture it takes the layers that have the same names.
         callback: moves something beside the weights, such as a buffer of the network.
+        teacher: the job whose network teaches; the run says which, not a method.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Job:
     tags: Tags
     start: Start = FRESH
     callback: CallbackOptions | None = None
+    teacher: str = TEACHER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Search:
         plan: where ReLUs may stand.
         budgets: ReLUs to stop at, the largest first: as the search passes each, its masks are projected onto exactly
             that budget (at most, for channels and layers) and kept with the weights of the moment.
+        teacher: as of a `Job`.
     """
 
     name: str
@@ -119,6 +123,7 @@ class Search:
     objective: CrossEntropy | Distillation
     optimizer: MaskOptions
     budgets: tuple[int, ...]
+    teacher: str = TEACHER
 
     def start_of(self, budget: int) -> FromSearch:
         """For `Job.start`."""

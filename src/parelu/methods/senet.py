@@ -104,6 +104,7 @@ class LayerBudgets(LearnedMasks):
 
     shares_search: ClassVar[bool] = False  # each budget has its own layer budgets
     searches_as: ClassVar[str] = "senet"
+    compares_maps: ClassVar[bool] = True
 
     kd_weight: float = 0.9  # λ of stage 3
     density: float = 0.1

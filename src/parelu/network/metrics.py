@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from parelu.errors import UserError
 from parelu.network.count import Counts, StageCount
 
+# "teacher": the full-ReLU network, whoever teaches; "outside": another architecture that teaches in its place;
 # "criticality": trained only to be measured; "scaffold": candidates are cut out of it.
-Role = Literal["teacher", "criticality", "scaffold", "candidate"]
+Role = Literal["teacher", "outside", "criticality", "scaffold", "candidate"]
 ROLES: tuple[Role, ...] = get_args(Role)
 T = TypeVar("T")
 

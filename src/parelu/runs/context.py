@@ -6,18 +6,22 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from parelu.methods.jobs import TEACHER, FromKept, Job, Search, Task
+from parelu.methods.jobs import OUTSIDE, TEACHER, FromKept, Job, Search, Task
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.runs import mask_search
 from parelu.runs.executor import Do, Executor, Watcher, Work
+from parelu.runs.names import Names
 from parelu.training.evaluation import slope_gradients
+from parelu.training.objectives import CrossEntropy
 from parelu.training.schedule import Training
+
+T = TypeVar("T", Job, Search)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +31,14 @@ class RunContext:
     Attributes:
         training: of a candidate, as the experiment has it.
         do: does what the run folder does not hold.
+        names: of what it asks the run for.
     """
 
     work: Work
     training: Training
     watcher: Watcher
     do: Do
+    names: Names = dataclasses.field(default_factory=Names)
 
     @property
     def teacher(self) -> Candidate:
@@ -54,14 +60,22 @@ class RunContext:
             UserError: the first that a training raised; what others finished is kept.
         """
         assert len({job.name for job in jobs}) == len(jobs), "a job's name is its folder"
+        jobs = [self.names.of_job(self._taught(job)) for job in jobs]
         self._do_missing(jobs)
         return [self.work.run.candidate(job.name) for job in jobs]
 
     def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
         """Do the searches that the run folder does not hold finished; for each: budget → candidate."""
+        searches = [self.names.of_search(self._taught(one)) for one in searches]
         self._do_missing(searches)
         run = self.work.run
         return [{budget: mask_search.found(run, one, budget) for budget in one.budgets} for one in searches]
+
+    def _taught(self, task: T) -> T:
+        """By the architecture that teaches in the full-ReLU network's place, where the run has one."""
+        if not self.names.teacher or isinstance(task.objective, CrossEntropy) or task.name in (TEACHER, OUTSIDE):
+            return task
+        return dataclasses.replace(task, teacher=OUTSIDE)
 
     def _do_missing(self, tasks: Sequence[Task]) -> None:
         missing = [task for task in tasks if not self.work.is_finished(task)]
@@ -84,12 +98,16 @@ class RunContext:
 
     def keep(self, name: str, candidate: Candidate) -> FromKept:
         """A job's identity has the name alone: a method that is asked for the same must keep the same."""
-        start = FromKept(name)
+        start = FromKept(self.names.of(name))
         candidate.save(start.folder(self.work.run.path))
         return start
 
     def record(self, name: str, value: Any) -> None:
-        self.work.run.record(name, value)
+        self.work.run.record(self.names.of(name), value)
+
+    def labelled(self, label: str) -> RunContext:
+        """For another entry of the same run."""
+        return dataclasses.replace(self, names=self.names.labelled(label))
 
 
 @contextmanager
@@ -100,7 +118,7 @@ def in_run(work: Work, training: Training, watcher: Watcher, executor: Executor)
         UserError: another process works in the folder.
     """
     with work.run.locked(), executor.at(work, watcher) as do:
-        yield RunContext(work, training, watcher, do)
+        yield RunContext(work, training, watcher, do, Names(teacher=work.run.outside_teacher))
 
 
 def cost(task: Task) -> float:

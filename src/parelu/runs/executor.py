@@ -49,7 +49,7 @@ class Work:
     def do(self, task: Task, watch: Callable[[Progress], None]) -> None:
         """Do a task in this process, from its checkpoint where there is one; the outcome goes to the run folder."""
         if isinstance(task, Search):
-            mask_search.search(self.run, task, self.dataset, self.seed, jobs.teacher_of(self.run), watch)
+            mask_search.search(self.run, task, self.dataset, self.seed, jobs.teacher_of(self.run, task.teacher), watch)
         else:
             jobs.train_job(self.run, task, self.dataset, self.seed, watch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +37,7 @@ from parelu.runs.context import RunContext, in_run
 from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest, normalised
 from parelu.runs.executor import Executor, Watcher, Work
 from parelu.runs.folder import Run
-from parelu.runs.jobs import ORIGINAL, adopt, full_job, is_finished
+from parelu.runs.jobs import ORIGINAL, adopt, full_job, is_finished, outside_job
 from parelu.runs.obstacles import WayOut, grouped, way_out
 from parelu.runs.processes import Processes
 from parelu.training import papers
@@ -45,6 +46,7 @@ from parelu.training.schedule import Training
 
 GIVEN = "given"  # in a run, the weights that training goes on from
 TRAININGS = {name: papers.named("deepreduce" if name == papers.PAPER else name).full for name in papers.NAMES}
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # of a method's entry, in names of folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +56,27 @@ class Reduction:
     Attributes:
         budgets: as on the command line ("50k", "0.1").
         match: so many further budgets, taken from the ReLU counts of the experiment's methods before this one.
+        label: ends the names of what it trains, so that a run holds a method several times, with other options.
     """
 
     method: Method
     budgets: tuple[str, ...] = ()
     match: int = 0
+    label: str = ""
 
     def __post_init__(self) -> None:
         if self.match < 0:
             raise UserError(f"match is {self.match}; it should be a whole number, 0 or more")
+        if self.label and not LABEL.fullmatch(self.label):
+            raise UserError(
+                f"label {self.label!r} is no part of a folder's name; give letters, digits, . and -, such as kd-0"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """As JSON values."""
+        label = {"label": self.label} if self.label else {}
+        options, budgets = settings(self.method), list(self.budgets)
+        return {"method": self.method.name, "options": options, "budgets": budgets, "match": self.match, **label}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +98,8 @@ class Experiment:
         replace: what is to stand in the place of ops, such as "silu=relu,maxpool=avgpool"; a network with weights is
             then trained on, with itself as it was as the teacher.
         original: a trained network before its ops were replaced, where it was read before.
+        teacher: another architecture that all distillation learns from, by name or as a spec; it is trained first, as
+            the full-ReLU network is. None for the network's own full-ReLU version.
     """
 
     model: str | Spec
@@ -102,24 +118,18 @@ class Experiment:
     output: str | None = None
     replace: str = ""
     original: Reading | None = None
+    teacher: str | Spec | None = None
 
     def __post_init__(self) -> None:
+        _check_labels(self.reductions)
         if isinstance(self.data, Dataset) and (self.images is not None or self.data_folder):
             raise UserError("images and data folder are of a data set's name; this one is in memory: take part of it")
 
     def config(self) -> dict[str, Any]:
         """What decides the outcome, as JSON values."""
-        reductions = [
-            {
-                "method": r.method.name,
-                "options": settings(r.method),
-                "budgets": list(r.budgets),
-                "match": r.match,
-            }
-            for r in self.reductions
-        ]
         return {
-            **self._model_config(),
+            **_model_config(self.model),
+            **{f"teacher{key.removeprefix('model')}": value for key, value in _model_config(self.teacher).items()},
             **self._data_config(),
             "data_folder": str(self.data_folder) if self.data_folder else None,
             "images": self.images,
@@ -127,16 +137,11 @@ class Experiment:
             "training": settings(self.training),
             "seed": self.seed,
             **self._weights_config(),
-            "reductions": reductions,
+            "reductions": [reduction.config() for reduction in self.reductions],
             **{name: list(value) for name, value in (("mean", self.mean), ("std", self.std)) if value},
             **{name: True for name in ("pretrained", "goes_on") if getattr(self, name)},
             **{name: getattr(self, name) for name in ("output", "replace") if getattr(self, name)},
         }
-
-    def _model_config(self) -> dict[str, Any]:
-        if isinstance(self.model, str):
-            return {"model": self.model}
-        return of_graph(self.model) or {"model": self.model.to_json()}
 
     def _data_config(self) -> dict[str, Any]:
         if isinstance(self.data, Dataset):
@@ -149,6 +154,25 @@ class Experiment:
         return {"weights": str(self.weights) if self.weights else None}
 
 
+def _model_config(model: str | Spec | None) -> dict[str, Any]:
+    if model is None:
+        return {}
+    if isinstance(model, str):
+        return {"model": model}
+    return of_graph(model) or {"model": model.to_json()}
+
+
+def _check_labels(reductions: Sequence[Reduction]) -> None:
+    """Refuse two entries whose networks would have the same names."""
+    known: dict[tuple[str, str], Reduction] = {}
+    for one in reductions:
+        if known.setdefault((one.method.name, one.label), one) != one:
+            labelled = f" have the label {one.label!r} and" if one.label else ""
+            raise UserError(
+                f"two entries of {one.method.name}{labelled} differ; give each a label of its own, such as label: a"
+            )
+
+
 def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, executor: Executor | None = None) -> Run:
     """Train all that an experiment asks for in a run folder; continues where the folder holds a part of it.
 
@@ -158,7 +182,7 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
     """
     prepared = prepare(experiment)
-    spec, weights = prepared.spec, prepared.weights
+    spec = prepared.spec
     network = skeleton(spec)
     if unsupported := problems(network):
         raise UserError("\n".join([*grouped(unsupported), *_advice(way_out(spec, experiment.replace))]))
@@ -171,26 +195,53 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     budgets = [[parse_budget(text, full.relus, full.comparisons) for text in r.budgets] for r in experiment.reductions]
     for reduction, given in zip(experiment.reductions, budgets, strict=True):
         _check(reduction, given, spec, experiment.training)
-    config = {**experiment.config(), **of_graph(spec)}
+    if prepared.teacher:
+        _check_teacher(experiment.reductions)
+    config = _deciding(experiment, prepared)
     run = Run.start(folder, {**config, **_contents(prepared), **config})  # last, so that an option is named first
     work = Work(run, prepared.source, experiment.seed)
     with in_run(work, experiment.training, watcher, executor or Processes()) as context:
-        job = full_job(spec, experiment.training)
-        if weights is None:
-            context.train([job])
-        elif experiment.goes_on or prepared.original:
-            context.train([_going_on(context, job, weights, prepared.original)])
-        else:
-            if not is_finished(run, job):
-                adopt(run, job, work.dataset, experiment.seed, weights)
-            watcher.queued(job, 0)
-            watcher.finished(job.name, run.candidate(job.name), resumed=True)
+        _train_teachers(context, experiment, prepared)
         counts: list[int] = []
         for reduction, given in zip(experiment.reductions, budgets, strict=True):
             wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
-            found = reduction.method.reduce(context, wanted)
+            found = reduction.method.reduce(context.labelled(reduction.label), wanted)
             counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     return run
+
+
+def _deciding(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """The experiment's configuration, of what was read; without a teacher that is the network itself."""
+    config = {**experiment.config(), **of_graph(prepared.spec)}
+    if prepared.teacher is None:
+        return {key: value for key, value in config.items() if not key.startswith("teacher")}
+    sha256 = of_graph(prepared.teacher).get("model_sha256")
+    return config | ({"teacher_sha256": sha256} if sha256 else {})
+
+
+def _train_teachers(context: RunContext, experiment: Experiment, prepared: Prepared) -> None:
+    """The full-ReLU network, trained or taken as it is, and the architecture that teaches in its place."""
+    run, weights, job = context.work.run, prepared.weights, full_job(prepared.spec, experiment.training)
+    jobs = [outside_job(prepared.teacher, experiment.training)] if prepared.teacher else []
+    if weights is None:
+        jobs = [job, *jobs]
+    elif experiment.goes_on or prepared.original:
+        jobs = [_going_on(context, job, weights, prepared.original), *jobs]
+    else:
+        if not is_finished(run, job):
+            adopt(run, job, context.work.dataset, experiment.seed, weights)
+        context.watcher.queued(job, 0)
+        context.watcher.finished(job.name, run.candidate(job.name), resumed=True)
+    context.train(jobs)
+
+
+def _check_teacher(reductions: Sequence[Reduction]) -> None:
+    for method in (reduction.method for reduction in reductions):
+        if method.compares_maps:
+            raise UserError(
+                f"{method.name} compares the maps of a network with its own full-ReLU version's; another architecture "
+                "has others: leave the teacher out"
+            )
 
 
 def _advice(way: WayOut | None) -> list[str]:
@@ -225,12 +276,14 @@ class Prepared:
         spec: the architecture that fits it.
         weights: of the trained full-ReLU network; None where it is to be trained.
         original: a trained network before its ops were replaced; None where none was.
+        teacher: the architecture that teaches in the full-ReLU network's place; None where that teaches.
     """
 
     source: DataSource
     spec: Spec
     weights: Mapping[str, Tensor] | None
     original: Candidate | None = None
+    teacher: Spec | None = None
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -257,10 +310,28 @@ def prepare(experiment: Experiment) -> Prepared:
             f"the network reads {spec.input[0]} channels and tells {spec.classes} classes apart, {dataset.name} has "
             f"{dataset.input_shape[0]} and {dataset.classes}; build it for these"
         )
+    teacher = _teacher(experiment.teacher, spec, dataset.name)
     if original is None or _ops(original.spec) == _ops(spec):
-        return Prepared(source, spec, weights)
+        return Prepared(source, spec, weights, None, teacher)
     plan = Plan.of(skeleton(original.spec))
-    return Prepared(source, spec, weights, Candidate(original.spec, plan, original.weights))
+    return Prepared(source, spec, weights, Candidate(original.spec, plan, original.weights), teacher)
+
+
+def _teacher(given: str | Spec | None, spec: Spec, dataset: str) -> Spec | None:
+    """The architecture that teaches a network; None where it is the network itself."""
+    if given is None:
+        return None
+    try:
+        found = spec_of(given, spec.input, spec.classes) if isinstance(given, str) else given
+        network = skeleton(found)
+    except UserError as error:
+        raise UserError(f"teacher: {error}") from error
+    if (found.input[0], found.classes) != (spec.input[0], spec.classes) or output_shape(network) != (spec.classes,):
+        raise UserError(
+            f"the teacher reads {found.input[0]} channels and tells {found.classes} classes apart, {dataset} has "
+            f"{spec.input[0]} and {spec.classes}; give one that is built for these"
+        )
+    return None if _ops(found) == _ops(spec) else found
 
 
 def _ops(spec: Spec) -> Any:

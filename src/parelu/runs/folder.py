@@ -116,6 +116,12 @@ class Run:
     def candidate(self, name: str) -> Candidate:
         return Candidate.load(self.folder(name))
 
+    @property
+    def outside_teacher(self) -> str:
+        """What the architecture is called that teaches in the full-ReLU network's place; "" where that teaches."""
+        teacher = self.config.get("teacher", "")
+        return teacher if isinstance(teacher, str) else teacher["family"]
+
     def record(self, name: str, value: Any) -> None:
         """Keep a method's figures, a JSON value."""
         storage.write_json(self.path / "records" / f"{name}.json", value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
-from parelu.methods.jobs import TEACHER, FromKept, Job
+from parelu.methods.jobs import OUTSIDE, TEACHER, FromKept, Job
 from parelu.network import storage
 from parelu.network.candidate import Candidate, load_shared_weights, load_weights
 from parelu.network.count import count, skeleton
@@ -40,14 +41,19 @@ def full_job(spec: Spec, training: Training) -> Job:
     return Job(TEACHER, "teacher", spec, Plan.of(skeleton(spec)), training, objective, Tags("train"))
 
 
+def outside_job(spec: Spec, training: Training) -> Job:
+    """Another architecture that teaches in the full-ReLU network's place, trained as that is."""
+    return dataclasses.replace(full_job(spec, training), name=OUTSIDE, role="outside")
+
+
 def identity(job: Job) -> str:
-    """A digest of all that decides a job's outcome."""
+    """A digest of all that decides a job's outcome; what came later is in it only where it is not the default."""
     objective = {type(job.objective).__name__: settings(job.objective)}
     training = settings(job.training) if job.training else None
     callback = [{type(job.callback).__name__: settings(job.callback)}] if job.callback else []
-    return storage.digest(
-        [job.spec.to_json(), job.plan.digest(), training, objective, job.tags.to_json(), job.start.key, *callback]
-    )
+    teacher = [] if job.teacher == TEACHER else [{"teacher": job.teacher}]
+    decides = [job.spec.to_json(), job.plan.digest(), training, objective, job.tags.to_json(), job.start.key]
+    return storage.digest([*decides, *callback, *teacher])
 
 
 def is_finished(run: Run, job: Job) -> bool:
@@ -68,7 +74,7 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
     folder = run.folder(job.name)
     teacher = None
     if job.training and not isinstance(job.objective, CrossEntropy):
-        teacher = _original_of(run) if job.role == "teacher" else teacher_of(run)
+        teacher = _original_of(run) if job.role == "teacher" else teacher_of(run, job.teacher)
     torch.manual_seed(int(hashlib.sha256(f"{seed} {job.name}".encode()).hexdigest()[:15], 16))
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
@@ -94,17 +100,17 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
         )
         if job.plan.squares:
             recalibrate(network, dataset, job.training, seed)
-    full = None if job.role == "teacher" else run.candidate(TEACHER).trained
+    full = None if job.role in ("teacher", "outside") else run.candidate(TEACHER).trained
     candidate = evaluated(network, job, dataset, seed, history, full)
     candidate.save(folder)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return candidate
 
 
-def teacher_of(run: Run) -> Teacher:
-    """The run's full-ReLU network, for others to learn from."""
-    full = run.candidate(TEACHER)
-    return Teacher(full.network(), run.path / "teacher-logits" / full.trained.job[:16])
+def teacher_of(run: Run, name: str = TEACHER) -> Teacher:
+    """A trained network of the run, for others to learn from."""
+    candidate = run.candidate(name)
+    return Teacher(candidate.network(), run.path / "teacher-logits" / candidate.trained.job[:16])
 
 
 def _original_of(run: Run) -> Teacher:
@@ -130,7 +136,7 @@ def evaluated(
 ) -> Candidate:
     """A trained network as a candidate: its counts, and the one reading of the test set.
 
-    full: metrics of the run's full-ReLU network; None where it is this one.
+    full: metrics of the full-ReLU network that it was made of; None where it is one.
     """
     counts = count(network)
     metrics = Metrics.of(

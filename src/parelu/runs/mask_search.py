@@ -38,7 +38,7 @@ def is_finished(run: Run, search: Search) -> bool:
     folder = folder_of(run, search)
     if not (folder / "search.json").exists():
         return False
-    if storage.read_header(folder, "search")["identity"] != _identity(search):
+    if storage.read_header(folder, "search")["identity"] != identity(search):
         raise UserError(
             f"{folder} holds a search of other settings or of an earlier version; delete it or give another --run"
         )
@@ -54,13 +54,15 @@ def last(run: Run, search: Search) -> Candidate:
     return found(run, search, min(search.budgets))
 
 
-def _identity(search: Search) -> str:
+def identity(search: Search) -> str:
+    """A digest of all that decides what a search leaves; its name does not."""
     how = {
         "training": settings(search.training),
         "objective": settings(search.objective),
         "optimizer": [type(search.optimizer).__name__, settings(search.optimizer)],
     }
-    return storage.digest([search.spec.to_json(), search.plan.digest(), how, list(search.budgets)])
+    teacher = [] if search.teacher == TEACHER else [{"teacher": search.teacher}]
+    return storage.digest([search.spec.to_json(), search.plan.digest(), how, list(search.budgets), *teacher])
 
 
 def search(
@@ -101,5 +103,5 @@ def search(
         watch=after_step,
         callback=optimizer,
     )
-    storage.write(folder, "search", {"identity": _identity(search)}, {})
+    storage.write(folder, "search", {"identity": identity(search)}, {})
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)

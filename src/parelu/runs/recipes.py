@@ -1,9 +1,10 @@
-"""Recipes: YAML files that describe experiments, one a seed."""
+"""Recipes: YAML files that describe experiments, one for each network and seed."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import reprlib
 from importlib.resources import files
 from pathlib import Path
@@ -26,13 +27,45 @@ def recipes() -> dict[str, Path]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a recipe asks for.
+
+    Attributes:
+        experiments: the seeds of the first network, then those of the next.
+        paper: the table that it trains, such as "DeepReduce Table 4"; "" for none.
+        cost: in words, such as "40 GPU-hours on an H100"; "" where nothing is said.
+        several: whether it is written for several networks, each with a folder of its own.
+    """
+
+    title: str
+    experiments: list[Experiment]
+    paper: str = ""
+    cost: str = ""
+    several: bool = False
+
+    def folder(self, experiment: Experiment) -> str:
+        """Of a run, below the recipe's: seed0, or NETWORK/seed0."""
+        seed = f"seed{experiment.seed}"
+        return f"{folder_name(str(experiment.model))}/{seed}" if self.several else seed
+
+
+def folder_name(network: str) -> str:
+    """A network's name as that of a folder."""
+    return re.sub(r"[ /:]+", "-", network)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Recipe:
     """The keys of a recipe; a value is checked against its key's type, which an annotation puts in words."""
 
     title: str
-    model: str
     data: str
     methods: Annotated[list[dict], "a list such as [{name: random, budgets: [50k]}]"]
+    model: str | None = None
+    networks: Annotated[list[str], 'a list such as ["resnet18 m=16", "resnet18 m=32"]'] | None = None
+    teacher: str | None = None
+    paper: str = ""
+    cost: str = ""
     images: int | None = None
     input: Annotated[str, "channels x height x width, such as 3x32x32"] | None = None
     training: Annotated[dict, "a mapping such as {preset: short, epochs: 5}"] = dataclasses.field(default_factory=dict)
@@ -55,10 +88,11 @@ class _Entry:
     name: str
     budgets: Annotated[list[str | int | float], "a list such as [50k, 0.1]"] = dataclasses.field(default_factory=list)
     match: int = 0
+    label: str = ""
 
 
-def read_recipe(name: str) -> tuple[str, list[Experiment]]:
-    """Title and experiments, one a seed, of a recipe: a file, or the name of one that comes with parelu."""
+def read_recipe(name: str) -> Recipe:
+    """A recipe: a file, or the name of one that comes with parelu; raises `UserError` with the key that is wrong."""
     path = recipes().get(name, Path(name))
     if not path.is_file():
         raise UserError(f"no recipe {name!r}; known are {', '.join(recipes())}, or give a YAML file")
@@ -70,7 +104,7 @@ def read_recipe(name: str) -> tuple[str, list[Experiment]]:
         raise UserError(f"{path} is not a recipe, a mapping of keys; compare {recipes()['quickstart']}")
     try:
         recipe = _Recipe(**_checked(content, _Recipe))
-        return recipe.title, _experiments(recipe)
+        return Recipe(recipe.title, _experiments(recipe), recipe.paper, recipe.cost, recipe.networks is not None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -80,11 +114,27 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
         raise UserError("seeds is empty; it should have at least one, such as [0]")
     options = _checked(recipe.training, _Preset, Training, key="training.")
     training = TRAININGS[options.pop("preset", "paper")].changed(**options)
-    reductions = tuple(map(_reduction, recipe.methods))
-    shape = parse_input(recipe.input) if recipe.input is not None else None
-    return [
-        Experiment(recipe.model, recipe.data, reductions, training, seed, shape, recipe.images) for seed in recipe.seeds
-    ]
+    one = Experiment(
+        model="",
+        data=recipe.data,
+        reductions=tuple(map(_reduction, recipe.methods)),
+        training=training,
+        input=parse_input(recipe.input) if recipe.input is not None else None,
+        images=recipe.images,
+        teacher=recipe.teacher,
+    )
+    return [dataclasses.replace(one, model=name, seed=seed) for name in _networks(recipe) for seed in recipe.seeds]
+
+
+def _networks(recipe: _Recipe) -> list[str]:
+    if (recipe.model is None) == (recipe.networks is None):
+        raise UserError("give one of model, a network's name, and networks, a list of them")
+    names = [recipe.model] if recipe.model is not None else recipe.networks or []
+    if not names:
+        raise UserError("networks is empty; it should have at least one, such as [resnet18]")
+    if len(set(names)) < len(names):
+        raise UserError(f"networks has {max(names, key=names.count)!r} more than once; leave the others out")
+    return names
 
 
 def _reduction(entry: dict[str, Any]) -> Reduction:
@@ -94,7 +144,8 @@ def _reduction(entry: dict[str, Any]) -> Reduction:
     options = _checked(entry, _Entry, known[name], key=f"methods.{name}.")
     del options["name"]
     budgets, match = tuple(map(str, options.pop("budgets", ()))), options.pop("match", 0)
-    return Reduction(known[name](**options), budgets, match)
+    label = options.pop("label", "")
+    return Reduction(known[name](**options), budgets, match, label)
 
 
 def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""How what a method asks of its run is named there: with the label of its entry at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from parelu.methods.jobs import OUTSIDE, FromJob, FromSearch, Job, Search, Start
+from parelu.network.metrics import Tags
+from parelu.runs import mask_search
+from parelu.runs.jobs import identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Names of one entry of a run.
+
+    Searches, and networks that are only measured, are one thing under one name for all entries that ask for the same:
+    two labels that differ in their finetuning share a search.
+
+    Attributes:
+        label: "" for none.
+        teacher: what the architecture is called that teaches in the full-ReLU network's place; "" for none.
+        known: what entries of the run have asked for, by its name there and its identity → its name in the run.
+        own: name, as this entry's method has it → in the run.
+    """
+
+    label: str = ""
+    teacher: str = ""
+    known: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    own: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def labelled(self, label: str) -> Names:
+        """Of another entry of the same run."""
+        return dataclasses.replace(self, label=label, own={})
+
+    def of(self, name: str) -> str:
+        return f"{name}-{self.label}" if self.label else name
+
+    def of_search(self, search: Search) -> Search:
+        return dataclasses.replace(search, name=self._shared(search.name, mask_search.identity(search)))
+
+    def of_job(self, job: Job) -> Job:
+        """With its name in the run, and what it starts from by that; its note tells label and teacher."""
+        job = dataclasses.replace(job, start=self._start(job.start))
+        if job.role == "criticality":
+            return dataclasses.replace(job, name=self._shared(job.name, identity(job)))
+        self.own[job.name] = name = self.of(job.name)
+        taught = f"taught by {self.teacher}" if job.teacher == OUTSIDE else ""
+        return dataclasses.replace(job, name=name, tags=noted(job.tags, self.label, taught))
+
+    def _shared(self, name: str, identity: str) -> str:
+        self.own[name] = self.known.setdefault((name, identity), self.of(name))
+        return self.own[name]
+
+    def _start(self, start: Start) -> Start:
+        if isinstance(start, FromJob):
+            return FromJob(self.own.get(start.name, start.name))
+        if isinstance(start, FromSearch):
+            return dataclasses.replace(start, search=self.own.get(start.search, start.search))
+        return start
+
+
+def noted(tags: Tags, *words: str) -> Tags:
+    """With these words in the note, unless they stand there."""
+    there = tags.note.split(", ") if tags.note else []
+    new = [word for word in words if word and word not in there]
+    return dataclasses.replace(tags, note=", ".join([*there, *new])) if new else tags
