@@ -34,7 +34,8 @@ class _Common:
     """a network's name, such as "resnet10 m=8"; your.module:builder, net.py:builder, torchvision:NAME, timm:NAME; or
     net.onnx"""
     data: str = "digits"
-    """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, or folder for a folder of images"""
+    """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, imagenet, or folder for a folder of
+    images"""
     data_folder: Path | None = None
     """where the data set's files are"""
     images: int | None = None

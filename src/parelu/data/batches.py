@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from parelu.data.augmentation import Augmentation
-from parelu.data.readers.base import Split
+from parelu.data.readers.base import Images
 from parelu.errors import UserError
 
 
 def batches(
-    split: Split, size: int, *, seed: int, epoch: int, augmentation: Augmentation, drop_last: bool = True
+    split: Images, size: int, *, seed: int, epoch: int, augmentation: Augmentation, drop_last: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image of `split` once, shuffled and augmented: uint8 (size, C, H, W) with int64 (size,).
 
@@ -22,15 +22,19 @@ def batches(
     """
     if size < 1 or (drop_last and size > len(split)):
         raise UserError(f"batch size {size} with {len(split)} images: choose 1 to {len(split)}")
-    digest = hashlib.sha256(f"batches {seed} {epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    generator = _generator(f"batches {seed} {epoch}")
     order = torch.randperm(len(split), generator=generator)
     if drop_last:
         order = order[: len(split) // size * size]
 
     def produce() -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in order.split(size):
-            batch = split.select(indices)
-            yield augmentation(batch.images, generator), batch.labels
+        # Draws of their own: a split in files reads ahead.
+        for images, labels in split.parts(order.split(size), _generator(f"crops {seed} {epoch}")):
+            yield augmentation(images, generator), labels
 
     return produce()
+
+
+def _generator(text: str) -> torch.Generator:
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -1,18 +1,19 @@
-"""Data sets as tensors in memory, and the registry of sets.
+"""Data sets, and the registry of sets.
 
 A new set is one entry in ENTRIES and, if its format is new, one reader in `parelu.data.readers`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from parelu.data.augmentation import Augmentation
+from parelu.data.files import Files
 from parelu.data.readers import cifar, colour, digits, fashion, folders
-from parelu.data.readers.base import Place, Raw, Shape, Split, check_bytes, spread
+from parelu.data.readers.base import Images, Moments, Place, Raw, Shape, Split, check_bytes, spread
 from parelu.errors import UserError
 from parelu.network.preprocessing import fit
 
@@ -26,9 +27,9 @@ class Dataset:
     """
 
     name: str
-    train: Split
-    validation: Split
-    test: Split
+    train: Images
+    validation: Images
+    test: Images
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -37,15 +38,14 @@ class Dataset:
     @property
     def input_shape(self) -> Shape:
         """(C, H, W) of every image."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        return self.train.shape
 
 
 @dataclass(frozen=True)
 class Entry:
     """One entry of the registry.
 
-    read: (folder, shape asked for or None) → the set; only a set without a size of its own heeds the shape.
+    read: (folder, shape asked for or None) → the set; only a set without a size of its own comes in that shape.
     place: where its files lie; None: it needs none. fetch: downloads them. reachable: whether that can succeed.
     """
 
@@ -65,11 +65,13 @@ ENTRIES: dict[str, Entry] = {
     "cifar10": Entry(cifar.read_ten, Augmentation(pad=4, flip=True), cifar.CIFAR10),
     "cifar100": Entry(cifar.read_hundred, Augmentation(pad=4, flip=True), cifar.CIFAR100),
     "tiny-imagenet": Entry(folders.read_tiny_imagenet, Augmentation(pad=8, flip=True), folders.TINY_IMAGENET),
+    "imagenet": Entry(folders.read_imagenet, Augmentation(flip=True), folders.IMAGENET),
     "folder": Entry(folders.read_folder, Augmentation(flip=True), folders.FOLDER),
 }
 
 
 VALIDATION_SEED = 1  # fixed: every run of every seed holds out the same images
+SAMPLE = 4096  # images of a streamed set that its moments are taken of
 
 
 def names() -> tuple[str, ...]:
@@ -120,11 +122,11 @@ def load(
                 f"for validation: ask for 1 to {len(train):,}"
             )
         train = train.take(images)
-    native_height = train.images.shape[2]
+    native_height = train.shape[1]
     test = raw.test
     if input_shape is not None:
         train, held_out, test = (_fit(name, split, input_shape) for split in (train, held_out, test))
-    mean, std = moments(train.images)
+    mean, std = raw.moments or moments(train)
     return Dataset(
         name=name,
         train=train,
@@ -133,7 +135,7 @@ def load(
         classes=raw.classes,
         mean=mean,
         std=std,
-        augmentation=entry.augmentation.scaled(train.images.shape[2] / native_height),
+        augmentation=entry.augmentation.scaled(train.shape[1] / native_height),
     )
 
 
@@ -157,7 +159,10 @@ def _locate(name: str, entry: Entry, folder: Path | None) -> Path:
     return found
 
 
-def hold_out(name: str, split: Split, count: int | None) -> tuple[Split, Split]:
+Held = TypeVar("Held", bound=Images)
+
+
+def hold_out(name: str, split: Held, count: int | None) -> tuple[Held, Held]:
     if count is None:
         count = min(5000, max(1, len(split) // 10))
     if not 1 <= count < len(split):
@@ -170,26 +175,33 @@ def hold_out(name: str, split: Split, count: int | None) -> tuple[Split, Split]:
     return split.select((~held_out).nonzero()[:, 0]), split.select(held_out.nonzero()[:, 0])
 
 
-def _fit(name: str, split: Split, shape: Shape) -> Split:
+def _fit(name: str, split: Images, shape: Shape) -> Images:
     """The split with its images brought to `shape`."""
-    check_bytes(name, len(split), shape)
-    if tuple(split.images.shape[1:]) == shape:
+    if split.shape == shape:
         return split
+    if isinstance(split, Files):
+        return replace(split, target=shape)
+    check_bytes(name, len(split), shape)
     fitted = torch.empty(len(split), *shape, dtype=torch.uint8)
-    for old, new in zip(split.images.split(1024), fitted.split(1024), strict=True):
+    for (old, _), new in zip(split.in_order(1024), fitted.split(1024), strict=True):
         new.copy_(fit(old, shape))
     return Split(fitted, split.labels)
 
 
-def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, exact from integer sums; a constant channel's is one grey level."""
-    total = torch.zeros(images.shape[1], dtype=torch.int64)
+def moments(split: Images) -> Moments:
+    """Mean and standard deviation per channel, exact from integer sums; a constant channel's is one grey level.
+
+    Of a split in files, those of `SAMPLE` images, of all classes, in the middle of each if it is cropped.
+    """
+    if isinstance(split, Files):
+        split = split.take(min(len(split), SAMPLE))
+    total = torch.zeros(split.shape[0], dtype=torch.int64)
     squares = torch.zeros_like(total)
-    for part in images.split(1024):
-        wide = part.to(torch.int32)
+    for images, _ in split.in_order(1024):
+        wide = images.to(torch.int32)
         total += wide.sum((0, 2, 3))
         squares += (wide * wide).sum((0, 2, 3))
-    count = images.numel() // images.shape[1]
+    count = len(split) * split.shape[1] * split.shape[2]
     mean = total.double() / count
     std = (squares.double() / count - mean**2).clamp(min=1.0).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

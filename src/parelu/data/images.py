@@ -1,14 +1,14 @@
 """Image files: one reader, for the folders that networks are trained on and for the images that are inferred.
 
 A picture is turned upright as its EXIF says, becomes grey or RGB of 8 bits by its own mode (of 16 bits the upper 8;
-transparency is dropped), and is then brought to a shape as data sets are (`preprocessing.fit`): whole, nothing cropped.
+transparency is dropped), and is then brought to a shape: whole, as data sets are (`preprocessing.fit`), or in part.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ COLOUR = {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}  # their pixels of mode I, 32 bits wide, have 16
 SEVERAL_VIEWS = {"MPO"}  # of one picture, as some cameras write: the first is the picture
 MOST_PIXELS = 64 << 20  # of one image
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def read_image(path: Path, shape: Shape) -> Tensor:
@@ -45,10 +46,10 @@ def read_images(paths: Sequence[Path], shape: Shape) -> Tensor:
     images = torch.empty(len(paths), *shape, dtype=torch.uint8)
 
     def place(index: int) -> None:
-        with _opened(paths[index]) as image:
-            images[index] = fit(_pixels(paths[index], image), shape)[0]
+        images[index] = whole(paths[index], shape)
 
-    with _no_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    silence()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(place, range(len(paths))):
             pass
     return images
@@ -56,17 +57,46 @@ def read_images(paths: Sequence[Path], shape: Shape) -> Tensor:
 
 def shape_of(path: Path) -> Shape:
     """(C, H, W) of an image file as it is: 1 channel of a grey one, 3 of any other; raises as `read_images` does."""
-    with _no_warnings(), _opened(path) as image:
-        _, channels, height, width = _pixels(path, image).shape
-        return channels, height, width
+    silence()
+    channels, height, width = _pixels(_picture(path)).shape
+    return channels, height, width
 
 
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Pillow warns of what is checked here. Not for several threads, but around them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def whole(path: Path, shape: Shape) -> Tensor:
+    """An image file as uint8 (C, H, W) of `shape`, nothing cropped; call `silence` first."""
+    return fit(_pixels(_picture(path)).unsqueeze(0), shape)[0]
+
+
+def part(path: Path, shape: Shape, box: Callable[[int, int], Box]) -> Tensor:
+    """A part of an image file, resized to `shape` as torchvision does: uint8 (C, H, W); call `silence` first.
+
+    box: of the picture's width and height.
+    """
+    picture = _coloured(_picture(path), shape[0])
+    return _pixels(picture.crop(box(*picture.size)).resize((shape[2], shape[1]), Image.Resampling.BILINEAR))
+
+
+def centre(path: Path, shape: Shape, share: float) -> Tensor:
+    """The centre of an image file, as ImageNet's networks are tested on it: uint8 (C, H, W); call `silence` first.
+
+    It is resized until the smaller of its sides, over that of `shape`, is 1 / share; then `shape` is cut out.
+    """
+    picture, (_, height, width) = _coloured(_picture(path), shape[0]), shape
+    # The side that binds exactly, the other rounded down, as torchvision's Resize(256) does before CenterCrop(224).
+    if height * picture.width >= width * picture.height:
+        high = round(height / share)
+        size = max(width, int(high * picture.width / picture.height)), high
+    else:
+        wide = round(width / share)
+        size = wide, max(height, int(wide * picture.height / picture.width))
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    resized = picture.resize(size, Image.Resampling.BILINEAR)
+    return _pixels(resized.crop((left, top, left + width, top + height)))
+
+
+def silence() -> None:
+    """Keep Pillow from warning of what is checked here: in any thread, so for good."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager
@@ -93,17 +123,26 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def _pixels(path: Path, image: Image.Image) -> Tensor:
-    """All of an opened image: uint8 (1, C, H, W), C = 1 or 3."""
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in GREY | COLOUR:
-            array = np.array(upright.convert("L" if upright.mode in GREY else "RGB"))
-        else:
-            array = (np.asarray(upright) >> 8).astype(np.uint8)
-    except Exception as error:  # as in _opened
-        raise UserError(f"{path}: not a whole image ({_line(error)}): replace or remove it") from error
-    return torch.from_numpy(array).view(1, *array.shape[:2], -1).permute(0, 3, 1, 2)
+def _picture(path: Path) -> Image.Image:
+    """All of an image file, upright, of mode L or RGB."""
+    with _opened(path) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in GREY | COLOUR:
+                return upright.convert("L" if upright.mode in GREY else "RGB")
+            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        except Exception as error:  # as in _opened
+            raise UserError(f"{path}: not a whole image ({_line(error)}): replace or remove it") from error
+
+
+def _coloured(picture: Image.Image, channels: int) -> Image.Image:
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """uint8 (C, H, W), C = 1 or 3."""
+    array = np.array(picture)
+    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def _too_large(path: Path) -> UserError:

@@ -65,7 +65,7 @@ def from_memory(
     if len(lacking) or int(torch.cat([rest.labels, tested.labels]).max()) >= number:
         what = f"no training image is of class {lacking[0].item()}" if len(lacking) else "a label is too large"
         raise UserError(f"the data set has {number} classes and {what}; labels are 0 to {number - 1}, each with images")
-    found = moments(kept.images)
+    found = moments(kept)
     return Dataset(
         name=NAME,
         train=kept,

@@ -83,9 +83,9 @@ def normalised(dataset: Dataset, mean: Sequence[float] | None, std: Sequence[flo
 
 
 def digest(dataset: Dataset) -> str:
-    """Of all that a training reads of a data set: its pixels, labels, statistics."""
+    """Of all that a training reads of a data set: its pixels, or the files that have them, labels, statistics."""
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    tensors = {f"{name}.{part}": tensor for name, split in splits.items() for part, tensor in vars(split).items()}
+    tensors = {f"{name}.{part}": tensor for name, split in splits.items() for part, tensor in split.contents().items()}
     others: list[Any] = [dataset.classes, dataset.mean, dataset.std, dataclasses.asdict(dataset.augmentation)]
     return storage.digest([storage.tensors_digest(tensors), *others])
 

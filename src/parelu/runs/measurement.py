@@ -31,7 +31,8 @@ from parelu.runs.data_source import source_of
 from parelu.runs.folder import Run
 from parelu.runs.progress import bar
 
-CALIBRATION = 512  # training images
+CALIBRATION = 512  # training images, of all classes
+TESTED = 10_000  # of the test set at most, in the ring
 IMAGES = 5  # of the test set, that a network of a run is measured on
 PROGRAM = "program"
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
@@ -66,6 +67,12 @@ def data_folder_of(folder: Path) -> Path | None:
 def fit(candidate: Candidate, images: Tensor) -> Tensor:
     """uint8 images of the data set, brought to the network's size as in training."""
     return data.resize(images, (candidate.spec.input[1], candidate.spec.input[2]))
+
+
+def calibrating(candidate: Candidate, dataset: data.Dataset) -> Tensor:
+    """Training images to calibrate on, uint8 (N, C, H, W) of the network's size, as many of each class as there are."""
+    count = min(CALIBRATION, len(dataset.train))
+    return fit(candidate, dataset.train.take(count).first(count))
 
 
 def program_folder(folder: Path, ring: Ring) -> Path:
@@ -104,31 +111,35 @@ def lowered(
     else:
         known = dataset if isinstance(dataset, data.Dataset) else None
         known = known or dataset_of(candidate, dataset or data_folder_of(folder))  # pyright: ignore[reportArgumentType]
-        images = fit(candidate, known.train.images[:CALIBRATION])
+        images = calibrating(candidate, known)
     result = lower(candidate.network(), images, candidate.preprocessing, ring=ring)
     result.save(own, header["tensors_sha256"])
     return result
 
 
 def ring_accuracy(
-    program: Lowered, candidate: Candidate, test: data.Split, progress: Count = silent, relu: str = "sign"
+    program: Lowered, candidate: Candidate, test: data.Images, progress: Count = silent, relu: str = "sign"
 ) -> RingAccuracy:
-    """Run the ring reference, with a ReLU protocol, and the float network over a test set."""
-    images = fit(candidate, test.images)
+    """Run the ring reference, with a ReLU protocol, and the float network over a test set, or `TESTED` images of it."""
+    test = test if len(test) <= TESTED else test.take(TESTED)
     mean, std = (tuple(candidate.preprocessing[name]) for name in ("mean", "std"))
     network = candidate.network()
-    with torch.no_grad():
-        batches = (network(data.normalise(batch, mean, std)) for batch in images.split(250))
-        expected = torch.cat(list(batches)).double().numpy()
-    result = reference.run(program, images, progress, relu=relu)
-    labels = test.labels.numpy()
+    expected, found, overflows, values = [], [], 0, 0
+    for images, _ in test.in_order(250):
+        pixels = fit(candidate, images)
+        with torch.no_grad():
+            expected.append(network(data.normalise(pixels, mean, std)).double().numpy())
+        result = reference.run(program, pixels, progress, relu=relu)
+        found.append(result.logits)
+        overflows, values = overflows + result.overflows, values + result.values
+    logits, floats, labels = np.concatenate(found), np.concatenate(expected), test.labels.numpy()
     return RingAccuracy(
-        accuracy=100 * float((result.labels == labels).mean()),
-        float_accuracy=100 * float((expected.argmax(1) == labels).mean()),
-        agreement=100 * float((result.labels == expected.argmax(1)).mean()),
-        max_error=float(np.abs(result.logits - expected).max()),
-        overflow_rate=result.overflows / max(result.values, 1),
-        images=len(images),
+        accuracy=100 * float((logits.argmax(1) == labels).mean()),
+        float_accuracy=100 * float((floats.argmax(1) == labels).mean()),
+        agreement=100 * float((logits.argmax(1) == floats.argmax(1)).mean()),
+        max_error=float(np.abs(logits - floats).max()),
+        overflow_rate=overflows / max(values, 1),
+        images=len(test),
     )
 
 
@@ -146,7 +157,7 @@ def measure(
         return known
     candidate = Candidate.load(folder)
     program = lowered(folder, candidate, ring_for(options.offline), dataset)
-    images = fit(candidate, dataset.test.images[:IMAGES])
+    images = fit(candidate, dataset.test.first(IMAGES))
     if known:
         ring, row = known.ring, known.row
     else:
@@ -180,7 +191,7 @@ def measure_run(
         dataset_of(candidate)  # raises: no file has it
     dataset = source_of(run, tuple(candidate.preprocessing["image"])).load()
     for name in names:
-        with bar(f"{name}: test set in the ring", len(dataset.test)) as progress:
+        with bar(f"{name}: test set in the ring", min(TESTED, len(dataset.test))) as progress:
             value = measure(run.folder(name), dataset, options, progress, others)
         done(name, value)
     return dataset

@@ -62,7 +62,7 @@ def trained_workload(folder: Path, images: int, offline: str, calibrate: Path | 
         return Workload(measurement.lowered(folder, candidate, ring_for(offline), pixels), candidate, pixels[:images])
     dataset = measurement.dataset_of(candidate, measurement.data_folder_of(folder))
     lowered = measurement.lowered(folder, candidate, ring_for(offline), dataset)
-    return Workload(lowered, candidate, measurement.fit(candidate, dataset.test.images[:images]))
+    return Workload(lowered, candidate, measurement.fit(candidate, dataset.test.first(images)))
 
 
 def workload_on(candidate: Candidate, dataset: Dataset, images: int, offline: str) -> Workload:
@@ -78,9 +78,9 @@ def workload_on(candidate: Candidate, dataset: Dataset, images: int, offline: st
         )
     if not 1 <= images <= len(dataset.test):
         raise UserError(f"{images} images asked; the test set has {len(dataset.test)}")
-    seen = measurement.fit(candidate, dataset.train.images[: measurement.CALIBRATION])
+    seen = measurement.calibrating(candidate, dataset)
     lowered = lower(candidate.network(), seen, candidate.preprocessing, ring=ring_for(offline))
-    return Workload(lowered, candidate, measurement.fit(candidate, dataset.test.images[:images]))
+    return Workload(lowered, candidate, measurement.fit(candidate, dataset.test.first(images)))
 
 
 def untrained_workload(spec: Spec, keep: float, images: int, seed: int, offline: str) -> Workload:

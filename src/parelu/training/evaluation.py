@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from parelu import data
 from parelu.data.dataset import Dataset
-from parelu.data.readers.base import Split
+from parelu.data.readers.base import Images
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.training.batches import autocast, device, fit, normalised_batches
 from parelu.training.schedule import Training
 
 
-def accuracy(network: Network, split: Split, dataset: Dataset, batch: int = 512) -> float:
+def accuracy(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> float:
     """Top-1 accuracy in percent of a network, in evaluation mode."""
     was_training = network.training
     network.eval().to(device())
     right = 0
     with torch.no_grad(), autocast():
-        for start in range(0, len(split), batch):
-            images = data.normalise(split.images[start : start + batch].to(device()), dataset.mean, dataset.std)
-            predicted = network(fit(images, network)).argmax(1)
-            right += int((predicted == split.labels[start : start + batch].to(device())).sum())
+        for images, labels in split.in_order(batch):
+            pixels = data.normalise(images.to(device()), dataset.mean, dataset.std)
+            predicted = network(fit(pixels, network)).argmax(1)
+            right += int((predicted == labels.to(device())).sum())
     network.train(was_training)
     return 100 * right / len(split)
 
@@ -55,7 +55,7 @@ def recalibrate(network: Network, dataset: Dataset, training: Training, seed: in
         norm.get_buffer("running_var").copy_(torch.stack(variance).median(0).values)
 
 
-def ranges(network: Network, split: Split, dataset: Dataset, batch: int = 512) -> dict[str, tuple[float, float]]:
+def ranges(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> dict[str, tuple[float, float]]:
     """Site with squares → least and greatest input over the images of a split, in evaluation mode."""
     found: dict[str, tuple[float, float]] = {}
 
@@ -93,10 +93,10 @@ def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, 
 
     hooks = [site.register_forward_hook(collect) for site in network.sites.values()]
     network.eval().to(device()).requires_grad_(False)
-    for part in chosen.split(batch):
-        pixels = data.normalise(split.images[part].to(device()), dataset.mean, dataset.std)
+    for drawn, labels in split.parts(chosen.split(batch)):
+        pixels = data.normalise(drawn.to(device()), dataset.mean, dataset.std)
         logits = network(fit(pixels, network).requires_grad_())  # no other gradient is needed
-        (F.cross_entropy(logits, split.labels[part].to(device()), reduction="sum") / count).backward()
+        (F.cross_entropy(logits, labels.to(device()), reduction="sum") / count).backward()
     for hook in hooks:
         hook.remove()
     return {name: total.cpu() for name, total in totals.items()}

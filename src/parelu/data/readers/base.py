@@ -1,8 +1,10 @@
 """What every reader shares: a split, the two splits a set is published with, and the place its files lie in."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import abc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,10 +15,57 @@ from parelu.network import cache
 LIMIT = 2**34  # bytes of one split in memory (16 GiB)
 
 Shape = tuple[int, int, int]  # channels, height, width
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation a channel, of the full range
+
+
+class Images(abc.ABC):
+    """Labelled images, wherever they lie. labels: int64 (N,)."""
+
+    labels: Tensor
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> Shape:
+        """(C, H, W) of every image."""
+
+    @abc.abstractmethod
+    def parts(self, parts: Iterable[Tensor], draws: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of `parts`, int64 indices: their images, uint8 (M, C, H, W), and labels.
+
+        draws: for training images, which a split in files may crop at random as it reads them; on the CPU.
+        """
+
+    @abc.abstractmethod
+    def select(self, indices: Tensor) -> Self:
+        """The images at `indices`: int64 (M,), in that order."""
+
+    @abc.abstractmethod
+    def contents(self) -> dict[str, Tensor]:
+        """Named tensors that differ where the images or labels do."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images and labels, so many at a time, as networks are tested on them."""
+        return self.parts(torch.arange(len(self)).split(size))
+
+    def first(self, count: int) -> Tensor:
+        """The first `count` images, or all where there are fewer: uint8 (M, C, H, W)."""
+        return next(self.parts([torch.arange(min(count, len(self)))]))[0]
+
+    def take(self, count: int) -> Self:
+        """`count` images, always the same ones, as many of each class as there are to have.
+
+        A smaller take is contained in a larger one. Raises UserError unless 1 <= count <= len(self).
+        """
+        if not 1 <= count <= len(self):
+            raise UserError(f"{count} images asked of a split of {len(self)}: ask for 1 to {len(self)}")
+        return self.select(spread(self.labels, count, seed=0, proportional=False))
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(Images):
     """Labelled images in memory. images: uint8 (N, C, H, W); labels: int64 (N,), on the same device."""
 
     images: Tensor
@@ -30,35 +79,42 @@ class Split:
                 f"labels must be int64 ({len(self.images)},), not {self.labels.dtype} {tuple(self.labels.shape)}"
             )
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def shape(self) -> Shape:
+        _, channels, height, width = self.images.shape
+        return channels, height, width
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split with both tensors on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
-    def select(self, indices: Tensor) -> "Split":
-        """The images at `indices`: int64 (M,), in that order."""
+    def parts(self, parts: Iterable[Tensor], draws: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in parts:
+            chosen = self.select(indices)
+            yield chosen.images, chosen.labels
+
+    def select(self, indices: Tensor) -> Self:
         indices = indices.to(self.labels.device)
-        return Split(self.images[indices], self.labels[indices])
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
-    def take(self, count: int) -> "Split":
-        """`count` images, always the same ones, as many of each class as there are to have.
+    def contents(self) -> dict[str, Tensor]:
+        return {"images": self.images, "labels": self.labels}
 
-        A smaller take is contained in a larger one. Raises UserError unless 1 <= count <= len(self).
-        """
-        if not 1 <= count <= len(self):
-            raise UserError(f"{count} images asked of a split of {len(self)}: ask for 1 to {len(self)}")
-        return self.select(spread(self.labels, count, seed=0, proportional=False))
+    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.images.split(size), self.labels.split(size), strict=True)  # views, no copies
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """A set as published: a training split, a test split, and how many classes the labels count."""
+    """A set as published: a training split, a test split, and how many classes the labels count.
 
-    train: Split
-    test: Split
+    moments: mean and standard deviation that networks are published with; None: the training images' own.
+    """
+
+    train: Images
+    test: Images
     classes: int
+    moments: Moments | None = None
 
 
 def spread(labels: Tensor, count: int, *, seed: int, proportional: bool) -> Tensor:
@@ -134,21 +190,14 @@ def check_labels(path: Path, labels: Tensor, classes: int) -> Tensor:
 
 
 def cached(stem: str, key: str, build: Callable[[], Raw]) -> Raw:
-    """`build()`, or what an earlier call with the same `stem` and `key` built, from the cache folder."""
+    """`build()`, of splits in memory, or what an earlier call with the same `stem` and `key` built, from the cache."""
 
     def tensors() -> dict[str, Tensor]:
         raw = build()
-        return {
-            "train.images": raw.train.images,
-            "train.labels": raw.train.labels,
-            "test.images": raw.test.images,
-            "test.labels": raw.test.labels,
-            "classes": torch.tensor(raw.classes),
-        }
+        splits = {"train": raw.train, "test": raw.test}
+        kept = {f"{name}.{part}": tensor for name, split in splits.items() for part, tensor in split.contents().items()}
+        return {**kept, "classes": torch.tensor(raw.classes)}
 
     kept = cache.tensors(f"{stem}-{key}", tensors)
-    return Raw(
-        train=Split(kept["train.images"], kept["train.labels"]),
-        test=Split(kept["test.images"], kept["test.labels"]),
-        classes=int(kept["classes"]),
-    )
+    train, test = (Split(kept[f"{name}.images"], kept[f"{name}.labels"]) for name in ("train", "test"))
+    return Raw(train, test, int(kept["classes"]))

@@ -24,11 +24,9 @@ def read(location: Path, shape: Shape | None = None) -> Raw:
         digest.update(path.read_bytes())
 
     def derive() -> Raw:
-        grey = fashion.read(location)
+        train, test = fashion.splits(location)
         return Raw(
-            Split(colour(grey.train.images, seed=1), grey.train.labels),
-            Split(colour(grey.test.images, seed=2), grey.test.labels),
-            grey.classes,
+            Split(colour(train.images, seed=1), train.labels), Split(colour(test.images, seed=2), test.labels), 10
         )
 
     return cached("colour-fashion", digest.hexdigest()[:16], derive)

@@ -50,7 +50,12 @@ def read(location: Path, shape: Shape | None = None) -> Raw:
 
     The four idx files in `location`, each plain or .gz, as uint8 (N, 1, 28, 28). Raises UserError naming a file.
     """
-    return Raw(_split(location, "train"), _split(location, "t10k"), classes=10)
+    return Raw(*splits(location), classes=10)
+
+
+def splits(location: Path) -> tuple[Split, Split]:
+    """Its training and test images."""
+    return _split(location, "train"), _split(location, "t10k")
 
 
 def sources(location: Path) -> list[Path]:
