@@ -48,6 +48,7 @@ from parelu.report.page import write_report
 from parelu.report.tables import Axis, frontier_rows
 from parelu.runs import measurement
 from parelu.runs.deployment import server_of
+from parelu.runs.dry_run import outlook
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input, prepare, run_experiment
 from parelu.runs.folder import Record, Run
@@ -101,6 +102,7 @@ __all__ = [
     "methods",
     "modes",
     "named",
+    "outlook",
     "parse_budgets",
     "parse_input",
     "prepare",

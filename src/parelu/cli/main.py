@@ -18,12 +18,13 @@ from typing import Any
 import tyro
 
 import parelu
-from parelu.cli import bench, inspection, private, training
+from parelu.cli import bench, inspection, private, recipes, training
 from parelu.cli.output import say
 from parelu.errors import ProtocolError, UserError
 
 COMMANDS: dict[str, type[Any]] = {
     **training.COMMANDS,
+    **recipes.COMMANDS,
     **inspection.COMMANDS,
     **bench.COMMANDS,
     **private.COMMANDS,

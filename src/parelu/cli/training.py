@@ -1,9 +1,8 @@
-"""The commands that train: quickstart, train, reduce, sweep, recipe."""
+"""The commands that train: quickstart, train, reduce, sweep."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -92,7 +91,7 @@ class Train(_Common, Read):
 
     def __call__(self) -> None:
         one = dataclasses.replace(self.read(self.experiment()), goes_on=self.epochs is not None and self._is_trained)
-        _run(one, self.folder("train"))
+        conduct(one, self.folder("train"))
 
     @property
     def _is_trained(self) -> bool:
@@ -119,7 +118,7 @@ class Reduce(_Common, Read):
         from parelu import api
 
         experiment = self.read(self.experiment((api.Reduction(self.method, self.budget, label=self.label),)))
-        print_frontier([_run(experiment, self.folder(self.method.name))])
+        print_frontier([conduct(experiment, self.folder(self.method.name))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,49 +145,13 @@ class Sweep(_Common):
         budgets = api.parse_budgets(self.budget)
         folder = self.folder("sweep")
         swept = api.sweep(self.experiment(), self.m, self.multipliers, self.methods, budgets)
-        runs = [_run(one, folder / str(one.model).replace(" ", "-")) for one in swept]
+        runs = [conduct(one, folder / str(one.model).replace(" ", "-")) for one in swept]
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
         found = {record.metrics.relus_and_comparisons for run in runs for record in run.candidates()}
         shown = budgets or sorted(found, reverse=True)[1::3]
         print(sweep_text(runs, shown))
         say(f"picture: {folder / 'sweep.png'}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Run a recipe: a YAML file with networks, a data set, methods and seeds; a run folder for each network and seed.
-
-    parelu recipe colour-fashion
-    """
-
-    recipe: tyro.conf.Positional[str]
-    """a file, or the name of a recipe that comes with parelu"""
-    run: Path | None = None
-    """folder of the run folders; runs/NAME if left out"""
-    data_folder: Path | None = None
-    """where the data set's files are"""
-    dry_run: bool = False
-    """say what would be trained, and whether the data is there"""
-
-    def __call__(self) -> None:
-        from parelu import api
-
-        recipe = api.read_recipe(self.recipe)
-        experiments = [dataclasses.replace(one, data_folder=self.data_folder) for one in recipe.experiments]
-        for line in filter(None, (recipe.title, recipe.paper, recipe.cost and f"cost: {recipe.cost}")):
-            say(line)
-        folder = self.run or Path("runs") / Path(self.recipe).stem
-        if self.dry_run:
-            for one in experiments:
-                print(json.dumps(one.config(), indent=1))
-                found = api.prepare(one)
-                shape = "x".join(map(str, found.source.input))
-                say(f"{one.model}, seed {one.seed}: {api.count(found.spec).relus:,} ReLUs, input {shape}")
-            return
-        runs = [_run(one, folder / recipe.folder(one)) for one in experiments]
-        print_frontier(runs)
-        save_report(runs, folder / "report.html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +172,7 @@ class Quickstart:
         (one,) = api.read_recipe("quickstart" if has_colour else "quickstart-digits").experiments
         if not has_colour:
             say("Fashion-MNIST is neither on this machine nor can it be fetched: the bundled digits stand in.")
-        run = _run(one, self.run)
+        run = conduct(one, self.run)
         print_frontier([run])
         say("private inference of the networks on the frontier")
         dataset = measure_frontier(run, api.Options(), [])
@@ -218,7 +181,7 @@ class Quickstart:
         print(full_and_knee_text(run.candidates(), int(dataset.test.labels[0])))
 
 
-def _run(experiment: Experiment, folder: Path) -> Run:
+def conduct(experiment: Experiment, folder: Path) -> Run:
     from parelu import api
     from parelu.report.inspection import notes_lines
 
@@ -238,5 +201,4 @@ COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "reduce": Reduce,
     "sweep": Sweep,
-    "recipe": Recipe,
 }

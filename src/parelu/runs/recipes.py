@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import reprlib
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,15 +17,21 @@ import yaml
 
 from parelu.errors import UserError
 from parelu.methods.base import methods
-from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input
+from parelu.runs.experiment import Experiment, Reduction, parse_input
 from parelu.training import papers
 from parelu.training.schedule import Training
 
 
 def recipes() -> dict[str, Path]:
-    """Name → file of the recipes that come with parelu."""
+    """Name → file of the recipes that come with parelu; those of a paper's tables are PAPER/TABLE, and come last."""
     folder = Path(str(files("parelu"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return dict(sorted(found.items(), key=lambda one: ("/" in one[0], _counting(one[0]))))
+
+
+def _counting(name: str) -> list[str | int]:
+    """For an order in which table 10 comes behind table 9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +50,22 @@ class Recipe:
     paper: str = ""
     cost: str = ""
     several: bool = False
+
+    def only(self, networks: Sequence[str], seeds: Sequence[int]) -> Recipe:
+        """With these of its networks alone, and these seeds; all, or its own, where none are given.
+
+        Raises:
+            UserError: it has no such network.
+        """
+        known = list(dict.fromkeys(str(one.model) for one in self.experiments))
+        for name in networks:
+            if name not in known:
+                raise UserError(f"the recipe has no network {name!r}; it has {', '.join(map(repr, known))}")
+        kept = [one for one in self.experiments if not networks or one.model in networks]
+        if seeds:
+            first = [one for one in kept if one.seed == kept[0].seed]
+            kept = [dataclasses.replace(one, seed=seed) for one in first for seed in dict.fromkeys(seeds)]
+        return dataclasses.replace(self, experiments=kept)
 
     def folder(self, experiment: Experiment) -> str:
         """Of a run, below the recipe's: seed0, or NETWORK/seed0."""
@@ -89,13 +113,17 @@ class _Entry:
     budgets: Annotated[list[str | int | float], "a list such as [50k, 0.1]"] = dataclasses.field(default_factory=list)
     match: int = 0
     label: str = ""
+    networks: Annotated[list[str], "a list of some of the recipe's networks"] | None = None
 
 
 def read_recipe(name: str) -> Recipe:
     """A recipe: a file, or the name of one that comes with parelu; raises `UserError` with the key that is wrong."""
     path = recipes().get(name, Path(name))
     if not path.is_file():
-        raise UserError(f"no recipe {name!r}; known are {', '.join(recipes())}, or give a YAML file")
+        near = "".join(f" {one}," for one in difflib.get_close_matches(name, recipes(), 3))
+        raise UserError(
+            f"no recipe {name!r};{near and f' there are{near}'} parelu recipe lists all; or give a YAML file"
+        )
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError) as error:
@@ -113,17 +141,24 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
     if not recipe.seeds:
         raise UserError("seeds is empty; it should have at least one, such as [0]")
     options = _checked(recipe.training, _Preset, Training, key="training.")
-    training = TRAININGS[options.pop("preset", "paper")].changed(**options)
+    preset = options.pop("preset", "paper")
+    training = _training(preset, recipe.methods).changed(**options)
     one = Experiment(
         model="",
         data=recipe.data,
-        reductions=tuple(map(_reduction, recipe.methods)),
+        reductions=(),
         training=training,
         input=parse_input(recipe.input) if recipe.input is not None else None,
         images=recipe.images,
         teacher=recipe.teacher,
     )
-    return [dataclasses.replace(one, model=name, seed=seed) for name in _networks(recipe) for seed in recipe.seeds]
+    networks = _networks(recipe)
+    entries = [(_reduction(entry, preset), _entry_networks(entry, networks)) for entry in recipe.methods]
+    return [
+        dataclasses.replace(one, model=name, seed=seed, reductions=tuple(r for r, of in entries if name in of))
+        for name in networks
+        for seed in recipe.seeds
+    ]
 
 
 def _networks(recipe: _Recipe) -> list[str]:
@@ -137,15 +172,31 @@ def _networks(recipe: _Recipe) -> list[str]:
     return names
 
 
-def _reduction(entry: dict[str, Any]) -> Reduction:
+def _training(preset: str, entries: Sequence[Mapping[str, Any]]) -> Training:
+    """Of the full-ReLU network; `paper` is the paper of the first method."""
+    first = str(entries[0].get("name")) if entries else ""
+    return papers.named(papers.of_method(first) if preset == papers.PAPER else preset).full
+
+
+def _entry_networks(entry: Mapping[str, Any], networks: list[str]) -> list[str]:
+    """Those of the recipe's networks that a method's entry is for."""
+    given = entry.get("networks")
+    for name in given or ():
+        if name not in networks:
+            raise UserError(f"methods.{entry['name']}.networks has {name!r}; the recipe's are {', '.join(networks)}")
+    return networks if given is None else given
+
+
+def _reduction(entry: dict[str, Any], preset: str) -> Reduction:
     known, name = methods(), entry.get("name")
     if not isinstance(name, str) or name not in known:
         raise UserError(f"unknown method {reprlib.repr(name)}; known are {', '.join(known)}")
     options = _checked(entry, _Entry, known[name], key=f"methods.{name}.")
     del options["name"]
+    options.pop("networks", None)
     budgets, match = tuple(map(str, options.pop("budgets", ()))), options.pop("match", 0)
     label = options.pop("label", "")
-    return Reduction(known[name](**options), budgets, match, label)
+    return Reduction(known[name](**{**papers.options_of(preset, name), **options}), budgets, match, label)
 
 
 def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""The command that conducts recipes, those of the papers' tables among them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from parelu.cli.inspection import print_frontier, save_report
+from parelu.cli.output import say
+from parelu.cli.training import conduct
+
+if TYPE_CHECKING:
+    from parelu.api import Experiment
+
+
+def resolve() -> None:
+    """No type of its options is read off a registry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Run a recipe: a YAML file with networks, a data set, methods and seeds; a run folder for each network and seed.
+    Without a name, lists those that come with parelu.
+
+    parelu recipe colour-fashion
+
+    parelu recipe learned-masks-cifar100 --dry-run
+    """
+
+    recipe: tyro.conf.Positional[str] = ""
+    """a file, or the name of a recipe that comes with parelu"""
+    run: Path | None = None
+    """folder of the run folders; runs/NAME if left out"""
+    data_folder: Path | None = None
+    """where the data set's files are"""
+    networks: tuple[str, ...] = ()
+    """these of the recipe's networks alone, such as one a machine"""
+    seeds: tuple[int, ...] = ()
+    """instead of the recipe's own"""
+    dry_run: bool = False
+    """say what would be trained, and whether the data is there"""
+
+    def __call__(self) -> None:
+        from parelu import api
+        from parelu.report.recipes import listed_text
+
+        if not self.recipe:
+            print(listed_text())
+            return
+        recipe = api.read_recipe(self.recipe).only(self.networks, self.seeds)
+        for line in filter(None, (recipe.title, recipe.paper)):
+            say(line)
+        experiments = [dataclasses.replace(one, data_folder=self.data_folder) for one in recipe.experiments]
+        if self.dry_run:
+            self._say_outlook(experiments, recipe.cost)
+            return
+        folder = self.run or Path("runs") / self._name
+        runs = [conduct(one, folder / recipe.folder(one)) for one in experiments]
+        print_frontier(runs)
+        save_report(runs, folder / "report.html")
+
+    @property
+    def _name(self) -> str:
+        """Of the run folders' folder."""
+        name = Path(self.recipe)
+        return name.stem if name.suffix in (".yaml", ".yml") else self.recipe
+
+    def _say_outlook(self, experiments: list[Experiment], cost: str) -> None:
+        """Of one seed: the others do the same."""
+        from parelu import api
+        from parelu.report.recipes import data_text, outlook_text, work_text
+
+        seeds = dict.fromkeys(one.seed for one in experiments)
+        ahead = [api.outlook(one) for one in experiments if one.seed == experiments[0].seed]
+        for one in ahead:
+            print(outlook_text(one))
+        print(work_text(ahead, len(seeds), cost))
+        print(data_text(experiments[0]))
+
+
+COMMANDS: dict[str, type[Any]] = {"recipe": Recipe}
