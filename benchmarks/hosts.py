@@ -31,7 +31,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
-from parelu.private.transport.link import LINKS, Link
+from parelu.private.transport.link import Link, link_of
 from parelu.private.transport.tls import make_certificates
 
 MODEL, INPUT, KEEP, PORT = "resnet20", (3, 32, 32), 0.1, 7000
@@ -130,7 +130,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--link", choices=[name for name in LINKS if name != "loopback"], default="wan")
+    parser.add_argument("--link", type=link_of, default="wan", help="as parelu bench has it, but not loopback")
     parser.add_argument("--offline", choices=sorted(modes()), default="dealer")
     arguments = parser.parse_args()
     inside = tuple(["ip", "netns", "exec", name] for name in HOSTS)
@@ -141,13 +141,12 @@ def main() -> None:
         )
         lowered.save(Path(folder))
         make_certificates(Path(folder) / "certs", (*HOSTS.values(), "127.0.0.1"))
-        asked = LINKS[arguments.link]
-        with two_hosts(asked) as shaped:
+        with two_hosts(arguments.link) as shaped:
             said = f"{shaped.bandwidth / 1e6:g} Mb/s, {1e3 * shaped.round_trip:g} ms"
             print(f"the kernel shapes {said} of {arguments.link}", flush=True)
             for relu in ("sign", "fss"):
                 setting = relu, arguments.offline
-                kernel = measured(folder, setting, tuple(HOSTS.values()), inside, arguments.repeat, LINKS["loopback"])
+                kernel = measured(folder, setting, tuple(HOSTS.values()), inside, arguments.repeat, Link())
                 own = measured(folder, setting, ("127.0.0.1",) * 2, ([], []), arguments.repeat, shaped)
                 for name, times in (("two hosts", kernel), ("loopback, shaped by the channel", own)):
                     print(

@@ -32,6 +32,7 @@ from parelu.methods.base import Context, Method, methods, stepped_job
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.private.bench import bench
+from parelu.private.engines.base import Options
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.runs import experiment, measurement
@@ -165,7 +166,7 @@ def measure_all(out: Path, setting: Setting, seeds: Sequence[int], offline: str,
             if record.metrics.role == "candidate" and not path.exists():
                 program, candidate = lowered(one.folder(record.name))
                 images = measurement.fit(candidate, dataset.test.images[: measurement.IMAGES])
-                row = bench(program, candidate, images, offline=offline, link=network).to_json()
+                row = bench(program, candidate, images, Options(offline=offline, link=network)).to_json()
                 storage.write_json(path, row)
                 print(f"{folder} {path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
 

@@ -30,6 +30,7 @@ from parelu.methods.gated import Gated
 from parelu.methods.senet import SENet
 from parelu.network import storage
 from parelu.private.bench import bench
+from parelu.private.engines.base import Options
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.report.fusion import sizes
@@ -101,7 +102,9 @@ def measure_all(run: Run, offline: str, network: str, repeat: int) -> None:
             if not path.exists():
                 candidate = run.candidate(record.name)
                 images = measurement.fit(candidate, dataset.test.images[:IMAGES])
-                row = bench(lowered(record.name, way), candidate, images, offline=offline, link=network).to_json()
+                row = bench(
+                    lowered(record.name, way), candidate, images, Options(offline=offline, link=network)
+                ).to_json()
                 storage.write_json(path, row)
                 print(f"{path.stem}: {1000 * row['online']['seconds']:.1f} ms online", flush=True)
     for record in records:

@@ -38,11 +38,11 @@ from parelu.private.offline.mode import DEFAULT, Keep, modes
 from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
-from parelu.private.rows import PrivateInference, Row
+from parelu.private.rows import QUERIES, PrivateInference, Row
 from parelu.private.serving.client import Client
 from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.server import Server, ServerOptions
-from parelu.private.transport.link import LINKS
+from parelu.private.transport.link import link_of
 from parelu.private.transport.tls import make_certificates
 from parelu.report.page import write_report
 from parelu.report.tables import Axis, frontier_rows
@@ -53,7 +53,7 @@ from parelu.runs.executor import InProcess
 from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input, prepare, run_experiment
 from parelu.runs.folder import Record, Run
 from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
-from parelu.runs.measurement import measure_run
+from parelu.runs.measurement import Asked, measure_run
 from parelu.runs.merging import merge
 from parelu.runs.obstacles import way_out
 from parelu.runs.processes import Processes
@@ -64,10 +64,10 @@ from parelu.runs.workload import Workload, trained_workload, untrained_workload,
 from parelu.training.schedule import Training
 
 __all__ = [
-    "LINKS",
     "REVEALS",
     "TRAININGS",
     "TRUNCATIONS",
+    "Asked",
     "Axis",
     "Client",
     "Dataset",
@@ -94,6 +94,7 @@ __all__ = [
     "designs",
     "instrument",
     "is_trained",
+    "link_of",
     "load",
     "make_certificates",
     "measure_run",
@@ -302,6 +303,7 @@ def bench(
     link: str = "loopback",
     batch: int = 1,
     truncation: str = "local",
+    queries: int = QUERIES,
 ) -> Row:
     """Measure private inference of a candidate between two processes: seconds, bytes, rounds, per layer and in all.
 
@@ -309,7 +311,7 @@ def bench(
         dataset: that the ranges are calibrated on and the images taken from, as `reduce` takes it; left out, the named
             set that the candidate was trained on.
         images: inferences, after one that warms up; `batch` of them share a query.
-        engine, relu, offline, link, truncation: names, as `parelu bench --help` has them.
+        engine, relu, offline, link, truncation, queries: as `parelu bench --help` has them.
 
     Raises:
         UserError: a name is unknown, or an op of the network cannot be run privately.
@@ -318,7 +320,7 @@ def bench(
         raise UserError(
             f"the candidate is a {type(candidate).__name__}; give one of a run: result.best(), or parelu.load(folder)"
         )
-    options = Options(relu, offline, link, batch, truncation)
+    options = Options(relu, offline, link, batch, truncation, queries)
     chosen([engine], options)
     if dataset is None or isinstance(dataset, str):
         known = data.load(dataset) if dataset else measurement.dataset_of(candidate)

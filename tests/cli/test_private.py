@@ -18,6 +18,7 @@ from PIL import Image
 
 from parelu import data
 from parelu.data.images import read_image
+from parelu.errors import UserError
 from parelu.private.crypto.ring import WIDE, WIDTHS, Ring
 from parelu.private.engines import base as engines
 from parelu.private.engines.base import Measurement
@@ -50,7 +51,12 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
 
 @pytest.mark.parametrize(
     ("relu", "offline", "network"),
-    [("fss", "dealer", "loopback"), ("full", "seal", "lan"), ("sign", "hints", "lan"), ("fss", "hints", "loopback")],
+    [
+        ("fss", "dealer", "loopback"),
+        ("full", "seal", "8Gb/s,2ms"),
+        ("sign", "hints", "lan"),
+        ("fss", "hints", "loopback"),
+    ],
 )
 def test_bench_prints_a_row(capsys, relu, offline, network):
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
@@ -68,12 +74,20 @@ def test_bench_prints_a_row(capsys, relu, offline, network):
     for phase in ("online", "offline"):
         assert set(row[phase]) == PHASE and all(value >= 0 for value in row[phase].values())
     assert row["agreement"] == 1 and row["max_error"] < 0.05 and row["peak_mb"] > 50
+    assert set(row["parts"]) == ({"online"} if offline == "dealer" else {"online", "offline"})
+    for phase, parts in row["parts"].items():
+        for what in ("bytes_to_client", "bytes_to_server"):
+            assert sum(part[what] for part in parts.values()) == row[phase][what]
+        assert all(part["seconds"] >= 0 for part in parts.values())
+        assert sum(part["seconds"] for part in parts.values()) == pytest.approx(row[phase]["seconds"])
+        in_relus = [x for x in row["layers"] if x["phase"] == phase and "relu" in x["layer"]]
+        assert parts["relu"]["bytes_to_client"] == sum(layer["bytes_to_client"] for layer in in_relus)
     online = [layer for layer in row["layers"] if layer["phase"] == "online"]
     assert sum(layer.get("bytes_to_client", 0) for layer in online) == row["online"]["bytes_to_client"]
     sites = sum(".relu" in layer["layer"] or layer["layer"] == "relu" for layer in online)
     assert sites <= row["online"]["rounds"] <= sites + 1.5
-    if network == "lan":
-        assert row["online"]["seconds"] > sites * 0.5e-3
+    if network != "loopback":
+        assert row["parts"]["online"]["relu"]["seconds"] > sites * (0.5e-3 if network == "lan" else 2e-3)
 
 
 def test_bench_with_exact_truncation_is_the_reference(capsys):
@@ -89,7 +103,7 @@ def test_bench_with_exact_truncation_is_the_reference(capsys):
 def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, study):
     assert run("bench", str(study.path), "--offline", "dealer") == 0
     shown = capsys.readouterr()
-    assert "ring %" in shown.out and "no privacy against it" in shown.out
+    assert "ring %" in shown.out and "no privacy against it" in shown.out and "linear     ReLUs" in shown.out
     measured = [record for record in study.candidates() if record.private]
     assert len(measured) == 2
     test = data.load("digits").test
@@ -99,11 +113,29 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
         assert abs(ring.float_accuracy - record.metrics.test_accuracy) < 0.6
     page = write_report([study], study.path / "report.html").read_text()
     assert "Private inference, measured" in page and "ring test, %" in page and page.count("<svg") >= 4
+    assert page.count("<th>linear</th>") == 4 and "measured with" not in page
     before = {record.name: record.private for record in measured}
     assert run("bench", str(study.path), "--offline", "dealer", "--json") == 0  # again: nothing is measured twice
     assert {record.name: record.private for record in study.candidates() if record.private} == before
+    assert run("bench", str(study.path), "--offline", "dealer", "--all") == 0
+    assert {record.name: record.private for record in study.candidates() if record.private} == before
     text = full_and_knee_text(study.candidates(), int(test.labels[0]))
     assert "private inference of test image 0" in text and "online time" in text
+
+
+def test_a_network_that_cannot_be_measured_keeps_no_other_from_it(capsys, study, monkeypatch):
+    known = {record.name: record.private for record in study.candidates() if record.private}
+
+    def measure(folder, dataset, asked, progress):
+        if folder.name == "teacher":
+            raise UserError("it is too large")
+        return known[folder.name]
+
+    monkeypatch.setattr(measurement, "measure", measure)
+    assert run("bench", str(study.path), "--all", "--link", "8Gb/s,0.3ms") == 2
+    shown = capsys.readouterr()
+    assert "2/2 random-37: ring" in shown.err and "\nparelu: teacher cannot be measured: it is too large" in shown.err
+    assert "linear     ReLUs" in shown.out, "what was measured is printed"
 
 
 class InTheClear:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parelu.private.rows import Cost, Costs, Difference, LayerCost, PrivateInference, RingAccuracy, Row
+from parelu.private.rows import Cost, Costs, Difference, LayerCost, Part, PrivateInference, RingAccuracy, Row
 
 COST = {
     "seconds": 0.6,
@@ -57,6 +57,14 @@ OF_DELPHI = {
     "layers": LAYERS,
     **TAIL,
 }
+PART = {"seconds": 0.5, "bytes_to_client": 1.0, "bytes_to_server": 2.0}
+NEWER = {
+    **{name: value for name, value in OF_DELPHI.items() if name not in TAIL},
+    "parts": {"online": {"linear": PART, "relu": PART}},
+    **TAIL,
+    "truncation": "exact",
+    "queries": 1,
+}
 OF_SPU = {
     **HEAD,
     "engine": "spu-aby3",
@@ -76,11 +84,12 @@ RING = {
 }
 
 
-@pytest.mark.parametrize("value", [OF_DELPHI, OF_SPU, {**OF_DELPHI, "truncation": "exact"}])
+@pytest.mark.parametrize("value", [OF_DELPHI, OF_SPU, NEWER])
 def test_a_row_of_a_file_is_written_as_it_was(value):
     row = Row.from_json(value)
     assert json.dumps(row.to_json()) == json.dumps(value)
     assert ("with exact truncation" in row.setting) == ("truncation" in value)
+    assert ("for 1 query," in row.setting) == ("queries" in value) and row.setting.endswith("link wan")
     assert row.link == "wan" and row.costs.total.seconds == value["total"]["seconds"]
     assert row.costs.total.bytes == sum(n for name, n in value["total"].items() if name.startswith("bytes_to_"))
 
@@ -97,6 +106,7 @@ def test_what_was_measured_of_a_network_is_written_as_it_was(others):
 
 numbers = st.floats(0, 1e9)
 parties = st.dictionaries(st.sampled_from(("client", "server", "helper")), numbers)
+part = st.builds(Part, numbers, parties)
 rows = st.builds(
     Row,
     costs=st.builds(
@@ -104,6 +114,7 @@ rows = st.builds(
         total=st.builds(Cost, numbers, parties, numbers, parties),
         peak_mb=st.none() | numbers,
         layers=st.none() | st.lists(st.builds(LayerCost, bytes_to_client=st.none() | numbers)).map(tuple),
+        parts=st.none() | st.dictionaries(st.just("online"), st.dictionaries(st.just("relu"), part)),
         seconds=st.none() | st.lists(numbers).map(tuple),
     ),
     ring=st.builds(Difference, numbers),
@@ -112,6 +123,7 @@ rows = st.builds(
     max_error=numbers,
     agreement=numbers,
     truncation=st.sampled_from(("local", "exact")),
+    queries=st.integers(1, 2000),
 )
 
 

@@ -14,17 +14,16 @@ from parelu.cli.own import Taken
 from parelu.errors import UserError
 
 if TYPE_CHECKING:
-    from parelu.api import Dataset, Options, PrivateInference, Run, Workload
+    from parelu.api import Asked, Dataset, Options, PrivateInference, Run, Workload
 
-    ReluName = OfflineName = LinkName = TruncationName = str
+    ReluName = OfflineName = TruncationName = str
 
 
 def resolve() -> None:
     """Make the types that are read off a registry, which costs a second: what an option may be."""
     from parelu import api
 
-    names = {"ReluName": api.relus(), "OfflineName": api.modes(), "LinkName": api.LINKS}
-    names["TruncationName"] = api.TRUNCATIONS
+    names = {"ReluName": api.relus(), "OfflineName": api.modes(), "TruncationName": api.TRUNCATIONS}
     globals().update({name: Literal[tuple(known)] for name, known in names.items()})
 
 
@@ -36,7 +35,7 @@ class Bench(Taken):
 
     parelu bench runs/quickstart/candidates/teacher --relu full --link wan --json
 
-    parelu bench runs/quickstart
+    parelu bench runs/quickstart --all --relu full --link 8Gb/s,0.3ms
 
     parelu bench net.py:build --weights net.safetensors --data digits --input 1x8x8
 
@@ -46,7 +45,9 @@ class Bench(Taken):
     network_or_candidate: tyro.conf.Positional[str]
     """a network's name, which gets fresh weights and a random mask unless it has --weights; a candidate's folder; or a
     run's folder: then the networks on its frontier, with their accuracy in the ring over the test set, kept there for
-    the report"""
+    the report; what was measured so before is not measured again"""
+    all: bool = False
+    """of a run's folder: every candidate, not the frontier's alone"""
     keep: float = 1.0
     """of a network's name: the fraction of its ReLUs that stays"""
     input: str | None = None
@@ -62,8 +63,9 @@ class Bench(Taken):
     offline: OfflineName = "hints"
     """hints: no third party; what a client gets once makes each query's linear layers cheap; seal: the same trust, by
     homomorphic encryption, nothing once; dealer: a trusted dealer in the server's process, for development"""
-    link: LinkName = "loopback"
-    """lan: 1 Gb/s and 0.5 ms round trip; wan: 100 Mb/s and 40 ms; shaped on this machine"""
+    link: str = "loopback"
+    """shaped on this machine: bandwidth each way and round trip, as 8Gb/s,0.3ms, in kb/s, Mb/s or Gb/s and us, ms or s;
+    or lan, 1Gb/s,0.5ms; wan, 100Mb/s,40ms; loopback, not shaped"""
     truncation: TruncationName = "local"
     """local: each party divides its share by itself, and what is 1 off tells a client of the weights; exact: inside the
     ReLUs of sign and full that read a truncation, where nothing is off"""
@@ -88,23 +90,34 @@ class Bench(Taken):
         if self.queries < 1:
             raise UserError(f"--queries {self.queries}: give 1 or more")
         names = list(dict.fromkeys(name.strip() for name in self.engine.split(",")))
-        options = api.Options(self.relu, self.offline, self.link, self.batch, self.truncation, self.queries)
+        link = str(api.link_of(self.link))
+        options = api.Options(self.relu, self.offline, link, self.batch, self.truncation, self.queries)
         api.chosen(names, options)
         if (Path(self.network_or_candidate) / "config.json").exists():
-            self._measure_run(options, names)
+            others = [name for name in names if name != "delphi"]
+            self._measure_run(api.Asked(options, others, self.images))
+        elif self.all:
+            raise UserError(f"--all is of a run's folder; {self.network_or_candidate} is none")
         else:
             self._measure(options, names)
 
-    def _measure_run(self, options: Options, names: list[str]) -> None:
+    def _measure_run(self, asked: Asked) -> None:
+        """Print what was measured before what could not be."""
         from parelu import api
         from parelu.report.engines import engines_text
         from parelu.report.latency import measured_text
 
-        run = api.Run.open(Path(self.network_or_candidate))
-        measure_frontier(run, options, [name for name in names if name != "delphi"])
+        run, problem = api.Run.open(Path(self.network_or_candidate)), None
+        try:
+            measure_run(run, asked, every=self.all)
+        except UserError as error:
+            problem = error
         records = run.candidates()
         rows = [row.to_json() for record in records if record.private for row in record.private.rows]
-        print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
+        if rows:
+            print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))
+        if problem:
+            raise problem
 
     def _measure(self, options: Options, names: list[str]) -> None:
         from parelu.report.private import bench_text, side_by_side_text
@@ -131,19 +144,21 @@ class Bench(Taken):
         return api.untrained_workload(spec, self.keep, self.images, self.seed, self.offline)
 
 
-def measure_frontier(run: Run, options: Options, others: list[str]) -> Dataset:
-    """Measure the networks on a run's frontier and the full one, with `delphi` and others, and say what came out."""
+def measure_run(run: Run, asked: Asked, *, every: bool = False) -> Dataset:
+    """Measure the networks on a run's frontier and the full one, or all candidates, and say what came out."""
     from parelu import api
     from parelu.report.latency import names_to_measure
     from parelu.report.private import duration
+
+    names = names_to_measure(run.candidates(), every=every)
 
     def done(name: str, value: PrivateInference) -> None:
         online = value.row.costs.online
         assert online, "of delphi"
         ring = f"ring {value.ring.accuracy:.1f} %, float {value.ring.float_accuracy:.1f} %"
-        say(f"  {name}: {ring}, {duration(online.seconds)} online")
+        say(f"  {names.index(name) + 1}/{len(names)} {name}: {ring}, {duration(online.seconds)} online")
 
-    return api.measure_run(run, names_to_measure(run.candidates()), options, others, done)
+    return api.measure_run(run, names, asked, done)
 
 
 COMMANDS: dict[str, type[Any]] = {"bench": Bench}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
-from parelu.cli.bench import measure_frontier
+from parelu.cli.bench import measure_run
 from parelu.cli.inspection import print_frontier, save_report
 from parelu.cli.output import say
 from parelu.cli.own import Read
@@ -175,7 +175,7 @@ class Quickstart:
         run = conduct(one, self.run)
         print_frontier([run])
         say("private inference of the networks on the frontier")
-        dataset = measure_frontier(run, api.Options(), [])
+        dataset = measure_run(run, api.Asked(api.Options()))
         save_report([run], self.run / "report.html")
         print()
         print(full_and_knee_text(run.candidates(), int(dataset.test.labels[0])))

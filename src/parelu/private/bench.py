@@ -11,12 +11,13 @@ from torch import Tensor
 
 from parelu.network.candidate import Candidate
 from parelu.network.preprocessing import normalise
-from parelu.private.engines.base import QUERIES, Options, chosen
+from parelu.private.engines.base import Options, chosen
 from parelu.private.lowering import reference
 from parelu.private.lowering.lowered import Lowered
-from parelu.private.offline.mode import DEFAULT
 from parelu.private.rows import Difference, Row
+from parelu.private.transport.link import link_of
 
+DEFAULTS = Options()
 Logits = NDArray[np.float64]
 
 
@@ -24,35 +25,29 @@ def bench(
     lowered: Lowered,
     candidate: Candidate,
     images: Tensor,
-    *,
+    options: Options = DEFAULTS,
     engine: str = "delphi",
-    relu: str = "sign",
-    offline: str = DEFAULT,
-    link: str = "loopback",
-    batch: int = 1,
-    truncation: str = "local",
-    queries: int = QUERIES,
 ) -> Row:
-    """Run private inference of uint8 images (N, C, H, W), `batch` a query, and return a row.
+    """Run private inference of uint8 images (N, C, H, W), and return a row.
 
     The first query is run once more beforehand, to warm up. Errors of the logits are against the float network's and
     the ring reference's. Raises UserError where the engine is not known or cannot run this, or a party fails.
     """
-    options = Options(relu, offline, link, batch, truncation, queries)
     (runner,) = chosen([engine], options)
     measured = runner.run(lowered, images, options)
     logits, program = measured.logits, lowered.program
     # The engines of others look at all bits of a ReLU's input.
-    ring = reference.run(lowered, images, relu=relu if engine == "delphi" else "full").logits
+    ring = reference.run(lowered, images, relu=options.relu if engine == "delphi" else "full").logits
     expected = _float_logits(candidate, images)
     return Row(
         engine=engine,
         **runner.described(options),
-        link=link,
+        link=str(link_of(options.link)),
         relus=program.relus,
         squares=program.squares,
         images=len(images),
-        batch=batch,
+        batch=options.batch,
+        queries=options.queries,
         costs=measured.costs,
         max_error=float(np.abs(logits - expected).max()),
         agreement=float((logits.argmax(1) == expected.argmax(1)).mean()),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TO, CPU = "bytes_to_", "cpu_"
+QUERIES = 1000  # a row is of a client that stays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +29,11 @@ class Cost:
         return sum(self.sent.values())
 
     def to_json(self) -> dict[str, float]:
-        sent = {f"{TO}{party}": count for party, count in self.sent.items()}
-        cpu = {f"{CPU}{party}": seconds for party, seconds in self.cpu.items()}
-        return {"seconds": self.seconds, **sent, "rounds": self.rounds, **cpu}
+        return {"seconds": self.seconds, **_named(TO, self.sent), "rounds": self.rounds, **_named(CPU, self.cpu)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, float]) -> Cost:
-        sent, cpu = (
-            {name.removeprefix(what): each for name, each in value.items() if name.startswith(what)}
-            for what in (TO, CPU)
-        )
-        return cls(value["seconds"], sent, value["rounds"], cpu)
+        return cls(value["seconds"], _unnamed(TO, value), value["rounds"], _unnamed(CPU, value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +51,36 @@ class LayerCost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Of a phase, what its linear layers or its activations took; medians over the queries. sent: as in `Cost`."""
+
+    seconds: float
+    sent: Mapping[str, float]
+
+    @property
+    def bytes(self) -> float:
+        """To both parties."""
+        return sum(self.sent.values())
+
+    def to_json(self) -> dict[str, float]:
+        return {"seconds": self.seconds, **_named(TO, self.sent)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, float]) -> Part:
+        return cls(value["seconds"], _unnamed(TO, value))
+
+
+LINEAR, RELU = "linear", "relu"  # the parts of a phase
+
+
+@dataclasses.dataclass(frozen=True)
 class Costs:
     """All that an engine measured of a query.
 
     total: the whole; offline, online: its parts, where it has them; setup: of the connection, once. hints_bytes: of the
     setup, what a client that expects many queries keeps for all further connections.
-    peak_mb: of resident memory, MiB, of both parties and of each; layers: of the two phases.
+    peak_mb: of resident memory, MiB, of both parties and of each; layers: of the two phases. parts: phase → `LINEAR`
+    and `RELU`, which is all of the activations, squares among them; without a phase that makes both at once.
     seconds, cold_seconds, compile_seconds: of each query, of the first, and of making the engine's own program.
     """
 
@@ -74,6 +93,7 @@ class Costs:
     peak_mb_client: float | None = None
     peak_mb_server: float | None = None
     layers: tuple[LayerCost, ...] | None = None
+    parts: Mapping[str, Mapping[str, Part]] | None = None
     seconds: tuple[float, ...] | None = None
     cold_seconds: float | None = None
     compile_seconds: float | None = None
@@ -84,13 +104,22 @@ class Costs:
         value |= {name: each.to_json() for name, each in value.items() if isinstance(each, Cost)}
         if self.layers is not None:
             value["layers"] = [_present(dataclasses.asdict(layer)) for layer in self.layers]
+        if self.parts is not None:
+            value["parts"] = {
+                phase: {name: part.to_json() for name, part in parts.items()} for phase, parts in self.parts.items()
+            }
         return _present(value)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Costs:
         """Of a row: what else it has is left aside."""
         own = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name in value}
-        own |= {name: Cost.from_json(each) for name, each in own.items() if isinstance(each, dict)}
+        own |= {name: Cost.from_json(own[name]) for name in ("offline", "online", "total", "setup") if name in own}
+        if "parts" in own:
+            own["parts"] = {
+                phase: {name: Part.from_json(part) for name, part in parts.items()}
+                for phase, parts in own["parts"].items()
+            }
         if "layers" in own:
             own["layers"] = tuple(LayerCost(**layer) for layer in own["layers"])
         if "seconds" in own:
@@ -117,7 +146,8 @@ class Row:
     """One engine's private inference of one network, `batch` images a query.
 
     max_error, agreement: of the logits and of the top-1 against the float network's; ring: against the ring reference.
-    labels, logits: of each image. truncation: local, or exact at the ReLUs.
+    labels, logits: of each image. truncation: local, or exact at the ReLUs. queries: that the client said it would
+    ask for, for what comes once.
     """
 
     engine: str
@@ -136,6 +166,7 @@ class Row:
     labels: tuple[int, ...]
     logits: tuple[tuple[float, ...], ...]
     truncation: str = "local"
+    queries: int = QUERIES
 
     @property
     def relu_setting(self) -> str:
@@ -145,10 +176,13 @@ class Row:
     @property
     def setting(self) -> str:
         """Engine, protocols and link."""
-        return f"{self.engine}, ReLU {self.relu_setting}, offline {self.offline_mode}, {self.link}"
+        queries = (
+            "" if self.queries == QUERIES else f" for {self.queries:,} {'query' if self.queries == 1 else 'queries'}"
+        )
+        return f"{self.engine}, ReLU {self.relu_setting}, offline {self.offline_mode}{queries}, link {self.link}"
 
     def to_json(self) -> dict[str, Any]:
-        """Without the truncation where it is local, as in the rows of versions that had no other."""
+        """Without truncation and queries where they are as in the rows of versions that had no other."""
         value: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             each = getattr(self, field.name)
@@ -161,7 +195,7 @@ class Row:
                     value["ring"] = dataclasses.asdict(each)
                 case "logits":
                     value["logits"] = [list(logits) for logits in each]
-                case "truncation" if each == "local":
+                case "truncation" | "queries" if each in ("local", QUERIES):
                     pass
                 case name:
                     value[name] = list(each) if isinstance(each, tuple) else each
@@ -177,6 +211,7 @@ class Row:
             "labels": tuple(value["labels"]),
             "logits": tuple(map(tuple, value["logits"])),
             "truncation": value.get("truncation", "local"),
+            "queries": value.get("queries", QUERIES),
         }
         plain = (field.name for field in dataclasses.fields(cls) if field.name not in made)
         return cls(**made, **{name: value[name] for name in plain})
@@ -215,6 +250,14 @@ class PrivateInference:
         """The inverse; raises KeyError or TypeError for what is no such value."""
         others = {name: Row.from_json(row) for name, row in value.get("others", {}).items()}
         return cls(RingAccuracy(**value["ring"]), Row.from_json(value["row"]), others)
+
+
+def _named(what: str, by_party: Mapping[str, float]) -> dict[str, float]:
+    return {f"{what}{party}": each for party, each in by_party.items()}
+
+
+def _unnamed(what: str, value: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(what): each for name, each in value.items() if name.startswith(what)}
 
 
 def _present(value: Mapping[str, Any]) -> dict[str, Any]:

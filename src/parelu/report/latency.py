@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from parelu.private.rows import Part
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, svg_text
-from parelu.report.private import duration, size
+from parelu.report.private import PARTS, PARTS_NOTE, duration, size
 from parelu.report.tables import candidates_of, frontier_rows, label_of
 from parelu.runs import pareto
 from parelu.runs.folder import Record
@@ -24,7 +26,7 @@ class Measured:
     Attributes:
         test: float test accuracy; ring: that of the ring program, which private inference has; agreement: of their
             top-1; all in percent, over the test set.
-        online, offline: seconds, median; online_bytes, offline_bytes: both ways.
+        online, offline: seconds, median; online_bytes, offline_bytes: both ways. parts: as in `Costs`.
         hints_bytes: that come once a client, 0 where the offline mode has none.
         rounds: online; setting: engine, protocols and link; threat_model: whom the privacy rests on.
     """
@@ -46,10 +48,31 @@ class Measured:
     rounds: float
     setting: str
     threat_model: str
+    parts: Mapping[str, Mapping[str, Part]]
+
+    @property
+    def part_cells(self) -> list[str]:
+        """Under the heads of `PART_HEADS`, of each the linear layers and the ReLUs."""
+        return [
+            text(figure(part)) if (part := self.parts.get(phase, {}).get(name)) else "–"
+            for _, phase, figure, text in PART_HEADS
+            for name in PARTS
+        ]
 
 
-def names_to_measure(records: Sequence[Record]) -> list[str]:
-    """The full-ReLU network, and those on the frontier."""
+SECONDS, BYTES = operator.attrgetter("seconds"), operator.attrgetter("bytes")
+PART_HEADS: tuple[tuple[str, str, Callable[[Part], float], Callable[[float], str]], ...] = (
+    ("online", "online", SECONDS, duration),
+    ("offline", "offline", SECONDS, duration),
+    ("online bytes", "online", BYTES, size),
+    ("offline bytes", "offline", BYTES, size),
+)
+
+
+def names_to_measure(records: Sequence[Record], *, every: bool = False) -> list[str]:
+    """The full-ReLU network, and those on the frontier, or every candidate."""
+    if every:
+        return [record.name for record in candidates_of(records)]
     full = [record.name for record in records if record.metrics.method == "train"]
     return list(dict.fromkeys((*full[:1], *(row.name for row in frontier_rows(records) if row.on_frontier))))
 
@@ -83,11 +106,12 @@ def _row(record: Record) -> Measured:
         rounds=online.rounds,
         setting=row.setting,
         threat_model=row.threat_model,
+        parts=row.costs.parts or {},
     )
 
 
 def measured_text(records: Sequence[Record]) -> str:
-    """The rows as text."""
+    """The rows as text, then the parts of those that have them."""
     rows = measured_rows(records)
     lines = [f"{'ReLUs':>10}{'test %':>9}{'ring %':>9}{'online':>10}{'bytes':>10}{'rounds':>8}{'offline':>10}  network"]
     for r in rows:
@@ -100,7 +124,18 @@ def measured_text(records: Sequence[Record]) -> str:
     hints = [r.hints_bytes for r in rows if r.hints_bytes]
     if hints:
         lines.append(f"hints, which a client keeps: once {size(min(hints))} to {size(max(hints))} a network")
-    return "\n".join(lines)
+    return "\n".join(lines + _parts_lines([row for row in rows if row.parts]))
+
+
+def _parts_lines(rows: Sequence[Measured]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", f"{'':>10}" + "".join(f"{head:>20}" for head, *_ in PART_HEADS)]
+    lines += [f"{'ReLUs':>10}" + "".join(f"{name:>10}" for name in PARTS.values()) * len(PART_HEADS) + "  network"]
+    lines += [
+        f"{row.relus:>10,}" + "".join(f"{cell:>10}" for cell in row.part_cells) + f"  {row.label}" for row in rows
+    ]
+    return [*lines, PARTS_NOTE]
 
 
 def full_and_knee_text(records: Sequence[Record], truth: int) -> str:

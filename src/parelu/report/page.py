@@ -15,7 +15,7 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.metrics import ROLES
 from parelu.report import engines, latency, plots, tables
-from parelu.report.private import duration, size
+from parelu.report.private import PARTS, PARTS_NOTE, duration, size
 from parelu.report.tables import Row
 from parelu.runs.folder import Record, Run
 
@@ -44,6 +44,9 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         criticality=[(run, c) for run in runs if (c := run.records().get("criticality"))],
         skipped=[(run, s) for run in runs if (s := run.records().get("skipped"))],
         measured=(measured := latency.measured_rows(records)),
+        part_heads=[head for head, *_ in latency.PART_HEADS],
+        parts=list(PARTS.values()),
+        parts_note=PARTS_NOTE,
         latency=Markup(latency.latency_svg(records)) if measured else "",
         engine_rows=(engine_rows := engines.engine_rows(records)),
         engines=Markup(engines.engines_svg(records)) if engine_rows else "",

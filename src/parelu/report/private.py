@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parelu.private.rows import Cost, Difference, LayerCost, Row
+from parelu.private.rows import LINEAR, RELU, Cost, Difference, LayerCost, Part, Row
 from parelu.private.serving.ledger import Record
+
+PARTS = {LINEAR: "linear", RELU: "ReLUs"}
+PARTS_NOTE = "ReLUs: with the squares, and online until the client's answer is there; linear: all else of the phase."
 
 
 def size(count: float) -> str:
@@ -31,7 +34,12 @@ def bench_text(row: Row) -> str:
         "",
         f"  {'':<8}{'wall':>10}{'client CPU':>12}{'server CPU':>12}{'to client':>12}{'to server':>12}{'rounds':>8}",
     ]
-    lines += [_phase(name, cost) for name, cost in phases.items() if cost]
+    for name, cost in phases.items():
+        if cost:
+            lines.append(_phase(name, cost))
+            lines += [_part(PARTS[part], found) for part, found in (costs.parts or {}).get(name, {}).items()]
+    if costs.parts:
+        lines += ["", f"  {PARTS_NOTE}"]
     if costs.hints_bytes is not None:
         lines += ["", f"  hints, once: {size(costs.hints_bytes)}, which a client keeps"]
     name, last = [(name, cost) for name, cost in phases.items() if cost][-1]
@@ -54,6 +62,11 @@ def _phase(name: str, cost: Cost) -> str:
         f"  {name:<8}{duration(cost.seconds):>10}{duration(cost.cpu['client']):>12}{duration(cost.cpu['server']):>12}"
         f"{size(cost.sent['client']):>12}{size(cost.sent['server']):>12}{cost.rounds:>8g}"
     )
+
+
+def _part(name: str, part: Part) -> str:
+    to_client, to_server = (size(part.sent[party]) for party in ("client", "server"))
+    return f"    {name:<6}{duration(part.seconds):>10}{'':24}{to_client:>12}{to_server:>12}"
 
 
 def _layers(layers: Sequence[LayerCost]) -> list[str]:

@@ -5,6 +5,7 @@ They are kept in private/ beside the candidate, for the report; a candidate that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from parelu.private.lowering import reference
 from parelu.private.lowering.lower import Lowered, lower
 from parelu.private.lowering.program import FORMAT
 from parelu.private.offline.mode import ring_for
-from parelu.private.rows import PrivateInference, RingAccuracy
+from parelu.private.rows import PrivateInference, RingAccuracy, Row
 from parelu.runs import folder as run_folder
 from parelu.runs.data_source import source_of
 from parelu.runs.folder import Run
@@ -143,37 +144,48 @@ def ring_accuracy(
     )
 
 
-def measure(
-    folder: Path, dataset: data.Dataset, options: Options, progress: Count = silent, others: Sequence[str] = ()
-) -> PrivateInference:
-    """Ring accuracy and rows of one candidate of a run, kept beside it. others: engines that follow `delphi`."""
-    header = storage.read_header(folder, "candidate")
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is measured of each network of a run.
+
+    options: of `delphi`, the images a query of all; others: engines that follow it, with no other option; images: of
+    the test set, how many.
+    """
+
+    options: Options
+    others: Sequence[str] = ()
+    images: int = IMAGES
+
+    def has(self, row: Row) -> bool:
+        """Whether a row was measured like this; one of versions that told no parts apart was not."""
+        o = self.options
+        if (row.images, row.batch) != (self.images, o.batch):
+            return False
+        wanted = o.relu, o.offline, o.link, o.truncation, o.queries
+        found = row.relu, row.offline_mode, row.link, row.truncation, row.queries
+        return row.engine != "delphi" or (found == wanted and row.costs.parts is not None)
+
+
+def measure(folder: Path, dataset: data.Dataset, asked: Asked, progress: Count = silent) -> PrivateInference:
+    """Ring accuracy and rows of one candidate of a run, kept beside it; what is there already is not measured again."""
+    header, options = storage.read_header(folder, "candidate"), asked.options
     known = run_folder.read_private_inference(folder, header)
-    others_known = dict(known.others) if known else {}
-    wanted = options.relu, options.offline, options.link, options.truncation
-    if known and (known.row.relu, known.row.offline_mode, known.row.link, known.row.truncation) != wanted:
-        known = None
-    if known and set(others) <= set(others_known):
+    row = known.row if known and asked.has(known.row) else None
+    others = {name: row for name, row in known.others.items() if asked.has(row)} if known else {}
+    missing = [name for name in asked.others if name not in others]
+    if known and row and not missing:
         return known
     candidate = Candidate.load(folder)
     program = lowered(folder, candidate, ring_for(options.offline), dataset)
-    images = fit(candidate, dataset.test.first(IMAGES))
-    if known:
-        ring, row = known.ring, known.row
+    images = fit(candidate, dataset.test.first(asked.images))
+    if known and (known.row.relu, ring_for(known.row.offline_mode)) == (options.relu, program.program.ring):
+        ring = known.ring
     else:
         ring = ring_accuracy(program, candidate, dataset.test, progress, options.relu)
-        row = bench(
-            program,
-            candidate,
-            images,
-            relu=options.relu,
-            offline=options.offline,
-            link=options.link,
-            truncation=options.truncation,
-        )
-    missing = [name for name in others if name not in others_known]
-    found = {name: bench(program, candidate, images, engine=name) for name in missing}
-    value = PrivateInference(ring, row, others_known | found)
+    row = row or bench(program, candidate, images, options)
+    alone = Options(batch=options.batch)
+    others |= {name: bench(program, candidate, images, alone, name) for name in missing}
+    value = PrivateInference(ring, row, others)
     run_folder.write_private_inference(folder, header, value)
     return value
 
@@ -181,17 +193,27 @@ def measure(
 def measure_run(
     run: Run,
     names: Sequence[str],
-    options: Options,
-    others: Sequence[str] = (),
+    asked: Asked,
     done: Callable[[str, PrivateInference], None] = lambda name, value: None,
 ) -> data.Dataset:
-    """`measure` networks of a run; `done` is told each. Returns their data set."""
+    """`measure` networks of a run; `done` is told each. Returns their data set.
+
+    Raises:
+        UserError: some cannot be measured, when all others have been.
+    """
     candidate = run.candidate(names[0])
     if run.config["data"] == memory.NAME:
         dataset_of(candidate)  # raises: no file has it
     dataset = source_of(run, tuple(candidate.preprocessing["image"])).load()
+    problems = []
     for name in names:
-        with bar(f"{name}: test set in the ring", min(TESTED, len(dataset.test))) as progress:
-            value = measure(run.folder(name), dataset, options, progress, others)
-        done(name, value)
+        try:
+            with bar(f"{name}: test set in the ring", min(TESTED, len(dataset.test))) as progress:
+                value = measure(run.folder(name), dataset, asked, progress)
+        except UserError as error:
+            problems.append(f"{name} cannot be measured: {error}")
+        else:
+            done(name, value)
+    if problems:
+        raise UserError("; ".join(problems))
     return dataset

@@ -33,17 +33,7 @@ class Workload:
 
     def run(self, options: Options, engine: str = "delphi") -> Row:
         """The row of an engine; raises `UserError` where it cannot run this."""
-        return bench(
-            self.lowered,
-            self.candidate,
-            self.images,
-            engine=engine,
-            relu=options.relu,
-            offline=options.offline,
-            link=options.link,
-            batch=options.batch,
-            truncation=options.truncation,
-        )
+        return bench(self.lowered, self.candidate, self.images, options, engine)
 
     def difference(self, rows: Sequence[Row]) -> Difference:
         """How far the logits of engines are apart, and from the ring reference."""

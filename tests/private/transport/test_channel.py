@@ -1,5 +1,6 @@
 """Framing, counting and shaping; decoders of fixed-size bodies."""
 
+import dataclasses
 import os
 import socket
 import threading
@@ -15,7 +16,7 @@ from parelu.errors import ProtocolError, UserError
 from parelu.private.serving.greeting import FORMAT, _load
 from parelu.private.transport import tls
 from parelu.private.transport.channel import FAIL, HEADER, LINGER, Channel, bits_of, connect, elements_of, pack_bits
-from parelu.private.transport.link import LINKS, Link, shaped
+from parelu.private.transport.link import LINKS, Link, link_of, shaped
 
 
 def pair(link="loopback", timeout=5.0):
@@ -353,6 +354,46 @@ def test_messages_queue_on_a_shaped_link(clock):
     assert arrivals(clock, Link(round_trip=2.0), 0, 0) == pytest.approx([1, 1])
     assert arrivals(clock, Link(), 0, 0) == pytest.approx([0, 0])
     assert arrivals(clock, slow, 0, timeout=0.5) == pytest.approx([0.5]), "never longer than the timeout"
+
+
+@given(st.floats(1, 1e15), st.floats(1e-9, 10))
+def test_a_links_text_is_read_as_the_link(bandwidth, round_trip):
+    link = Link(bandwidth, round_trip)
+    found = link_of(str(link))
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(link), rel=1e-8)
+    assert str(found) == str(link)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_named_link_says_its_name(name):
+    assert str(LINKS[name]) == name and link_of(name) == LINKS[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "link", "said"),
+    [
+        ("8Gb/s,0.3ms", Link(8e9, 0.3e-3), "8Gb/s,0.3ms"),
+        (" 500 Mb/s , 2000 µs", Link(500e6, 2e-3), "500Mb/s,2ms"),
+        ("1.5kb/s,.5s", Link(1500, 0.5), "1.5kb/s,500ms"),
+        ("1000Mb/s,500us", LINKS["lan"], "lan"),
+    ],
+)
+def test_a_link_is_bandwidth_and_round_trip(text, link, said):
+    found = link_of(text)
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(link)) and str(found) == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "lann", "8Gb/s", "8Gb/s,1ms,1ms", "8GB/s,1ms", "8Gb,1ms", "8Gb/s,1", "8,1ms", "8Gb/s,1min"),
+        *("0Gb/s,1ms", "-8Gb/s,1ms", "8Gb/s,0ms", "8Gb/s,-1ms", "1e-999Gb/s,1ms"),
+        *("nanGb/s,1ms", "infGb/s,1ms", "1e999Gb/s,1ms", "8Gb/s,11s"),
+    ],
+)
+def test_what_is_no_link_is_one_line_with_an_example(text):
+    with pytest.raises(UserError, match=r"^link '.*': .*; give loopback, lan, wan, or .* as 8Gb/s,0.3ms$"):
+        link_of(text)
 
 
 def test_the_named_links_are_shaped_as_they_say(clock):

@@ -15,16 +15,14 @@ from parelu import registry
 from parelu.errors import UserError
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline.mode import DEFAULT
-from parelu.private.rows import Costs
-
-QUERIES = 1000  # a row is of a client that stays
+from parelu.private.rows import QUERIES, Costs
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What a measurement is asked for; an engine leaves aside what it has no choice of.
 
-    relu: ReLU protocol; offline: offline mode; link: a name of `transport.link.LINKS`; batch: images a query;
+    relu: ReLU protocol; offline: offline mode; link: as `transport.link.link_of` reads it; batch: images a query;
     truncation: of `protocol.delphi.TRUNCATIONS`; queries: that the client says it will ask for, for what comes once.
     """
 

@@ -27,17 +27,20 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.private.engines.base import Engine, Measurement, Options
 from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.ops import Activation
+from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model, check_truncation
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
-from parelu.private.rows import Cost, Costs, LayerCost
+from parelu.private.rows import LINEAR, RELU, Cost, Costs, LayerCost, Part
 from parelu.private.serving.client import Client
 from parelu.private.serving.server import Server, ServerOptions
-from parelu.private.transport.link import LINKS
+from parelu.private.transport.link import link_of
 from parelu.private.transport.traffic import Traffic
 
 PHASES = ("offline", "online")
+CLOCKS = {"offline": "client", "online": "server"}  # by whose clock the parts of a phase are told apart
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one core a party
 TIMEOUT = 600.0  # seconds of silence
 
@@ -49,11 +52,11 @@ class Delphi(Engine):
         choices = (
             ("ReLU protocol", options.relu, relus()),
             ("offline mode", options.offline, modes()),
-            ("link", options.link, LINKS),
         )
         for what, name, known in choices:
             if name not in known:
                 raise UserError(f"unknown {what} {name!r}; known are {', '.join(known)}")
+        link_of(options.link)
         if options.batch < 1:
             raise UserError(f"a batch of {options.batch} images; it should be 1 or more")
         check_truncation(options.truncation, relus()[options.relu])
@@ -76,6 +79,8 @@ class Delphi(Engine):
             storage.write(folder, "images", {"batch": options.batch}, {"images": warm})
             server, client = _run_parties(folder, options)
         runs = client["runs"][1:], server["runs"][1:]
+        # A dealer makes all of a query's material at once.
+        clocks = {"online": "server"} if modes()[options.offline].third_party else CLOCKS
         costs = Costs(
             offline=_cost(("offline",), *runs),
             online=_cost(("online",), *runs),
@@ -86,6 +91,7 @@ class Delphi(Engine):
             peak_mb_client=client["peak_mb"],
             peak_mb_server=server["peak_mb"],
             layers=_layers(*runs),
+            parts=_parts(lowered.program, clocks, *runs),
         )
         return Measurement(np.array(client["logits"])[len(warm) - len(images) :], costs)
 
@@ -148,6 +154,36 @@ def _cost(phases: Sequence[str], client: Runs, server: Runs) -> Cost:
     )
 
 
+def _parts(program: Program, clocks: Mapping[str, str], client: Runs, server: Runs) -> dict[str, dict[str, Part]]:
+    """Of each phase the activations, by the clock of this party, and the rest; nothing where a layer is both.
+
+    Online the client waits in an activation for the linear layers before it; the server does not: there an activation
+    lasts from its message to the client's answer.
+    """
+    named = list(zip(program.ops, program.layers, strict=True))
+    activations = {layer for op, layer in named if isinstance(op, Activation)}
+    if any(op.is_secret and layer in activations for op, layer in named):
+        return {}
+
+    def split(phase: str, clock: Runs, what: str) -> dict[str, float]:
+        whole = [sum(t[what] for t in run if t["phase"] == phase) for run in client]
+        within = [
+            sum(t[what] for t in run if (t["phase"], t["layer"] in activations) == (phase, True)) for run in clock
+        ]
+        within = [min(of_whole) for of_whole in zip(within, whole, strict=True)]  # two clocks, on a busy machine
+        rest = [all_ - part for all_, part in zip(whole, within, strict=True)]
+        return {LINEAR: statistics.median(rest), RELU: statistics.median(within)}
+
+    found = {}
+    for phase, party in clocks.items():
+        seconds = split(phase, client if party == "client" else server, "seconds")
+        received, sent = split(phase, client, "received"), split(phase, client, "sent")
+        found[phase] = {
+            part: Part(seconds[part], {"client": received[part], "server": sent[part]}) for part in (LINEAR, RELU)
+        }
+    return found
+
+
 def _hints_bytes(first: Sequence[Mapping[str, Any]]) -> float | None:
     """Of the setup, what the client keeps; None where the offline mode has no hints."""
     return sum(t["received"] for t in first if (t["phase"], t["layer"]) == ("setup", "hints")) or None
@@ -204,7 +240,7 @@ def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -
         model,
         modes()[offline],
         ("127.0.0.1", 0),
-        options=ServerOptions(link=LINKS[link], timeout=TIMEOUT, budget=0, audit=0.0),
+        options=ServerOptions(link=link_of(link), timeout=TIMEOUT, budget=0, audit=0.0),
         log=failures.append,
         finished=lambda traffic: runs.append(_entries(traffic)),
     )
@@ -218,7 +254,7 @@ def _client(folder: Path, port: str, offline: str, relu: str, link: str, queries
     runs, logits = [], []
     keep = Keep(int(queries), folder / "hints")
     with Client(
-        "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=LINKS[link], timeout=TIMEOUT
+        "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=link_of(link), timeout=TIMEOUT
     ) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import struct
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+from parelu.errors import UserError
 
 PARCEL = struct.Struct("<dQ")  # when its bytes were sent, and how many they are
 TOGETHER = 1 << 16  # bytes of a parcel, up to which it is sent in one piece
@@ -18,8 +23,50 @@ class Link:
     bandwidth: float = 0.0
     round_trip: float = 0.0
 
+    def __str__(self) -> str:
+        """What `link_of` reads."""
+        known = {link: name for name, link in LINKS.items()}
+        unit = max(
+            (u for u in BANDWIDTHS if BANDWIDTHS[u] <= self.bandwidth), key=BANDWIDTHS.__getitem__, default="kb/s"
+        )
+        own = f"{self.bandwidth / BANDWIDTHS[unit]:.9g}{unit},{self.round_trip / TIMES['ms']:.9g}ms"
+        return known.get(self, own)
+
 
 LINKS = {"loopback": Link(), "lan": Link(1e9, 0.5e-3), "wan": Link(100e6, 40e-3)}
+BANDWIDTHS = {"kb/s": 1e3, "Mb/s": 1e6, "Gb/s": 1e9}  # bits
+TIMES = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+QUANTITY = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *(\S+)", re.IGNORECASE)
+LONGEST = 10.0  # seconds of a round trip
+
+
+def link_of(text: str) -> Link:
+    """A link by its name, or by bandwidth and round trip as "8Gb/s,0.3ms".
+
+    Raises:
+        UserError: it is neither, or one of the two is not above zero.
+    """
+    if text in LINKS:
+        return LINKS[text]
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise _refused(text, "it is no known one")
+    bandwidth, round_trip = _quantity(text, parts[0], BANDWIDTHS), _quantity(text, parts[1], TIMES)
+    if round_trip > LONGEST:
+        raise _refused(text, f"its round trip is longer than {LONGEST:g} s")
+    return Link(bandwidth, round_trip)
+
+
+def _quantity(text: str, part: str, units: Mapping[str, float]) -> float:
+    found = QUANTITY.fullmatch(part.strip())
+    value = float(found[1]) * units.get(found[2], 0.0) if found else 0.0
+    if not 0 < value < math.inf:
+        raise _refused(text, f"{part.strip()!r} is no number above zero in {', '.join(units)}")
+    return value
+
+
+def _refused(text: str, why: str) -> UserError:
+    return UserError(f"link {text!r}: {why}; give {', '.join(LINKS)}, or bandwidth and round trip as 8Gb/s,0.3ms")
 
 
 class Socket(Protocol):
