@@ -266,7 +266,7 @@ def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(api, "run_experiment", lambda one, folder, progress: seen.append(one) or Run(folder, {}))
     monkeypatch.setattr(training, "print_frontier", lambda runs: None)
     monkeypatch.setattr(training, "save_report", lambda runs, path: None)
-    monkeypatch.setattr(training, "measure_frontier", lambda run, options, others: seen.append("measured") or measured)
+    monkeypatch.setattr(training, "measure_run", lambda run, asked: seen.append("measured") or measured)
     monkeypatch.setattr(latency, "full_and_knee_text", lambda records, truth: f"side by side, class {truth}")
     assert run("quickstart", "--run", str(tmp_path)) == 0
     assert seen[0].data == "digits"
