@@ -26,7 +26,7 @@ class ConvNeXt(BasicBlocks):
     """A ResNet whose width doubles from stage to stage, with ConvNeXt's depths."""
 
     family: ClassVar[str] = "convnext"
-    examples: ClassVar[tuple[str, ...]] = ("convnextv2-a", "convnextv2-t")
+    examples: ClassVar[tuple[str, ...]] = ("convnextv2-a", "convnextv2-t", "convnextv2-n m=96")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -34,11 +34,12 @@ class ConvNeXt(BasicBlocks):
 
     @classmethod
     def from_name(cls, name: str, input: tuple[int, int, int], classes: int) -> ConvNeXt | None:
-        match = re.fullmatch(r"convnextv2-(\w)", name)
+        """ "convnextv2-n", or with another base width "convnextv2-n m=96"."""
+        match = re.fullmatch(r"convnextv2-(\w)(?: m=(\d+))?", name)
         if match is None or match[1] not in _NAMED:
             return None
         depths, stem = _NAMED[match[1]]
-        return cls(input, classes, stem, depths)
+        return cls(input, classes, int(match[2] or stem), depths)
 
     def scale_channels(self, factor: float) -> ConvNeXt:
         return dataclasses.replace(self, stem=scaled(self.stem, factor, f"{self.stem} channels"))

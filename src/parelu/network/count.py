@@ -19,6 +19,7 @@ from parelu.network.sites import Network
 from parelu.network.spec import Spec
 
 HEAD = "head"
+STEM = "stem"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,23 @@ class Counts:
     stages: Mapping[str, StageCount]
     sites: Mapping[str, int]
 
+    def shares(self) -> dict[str, float]:
+        """Percent of the ReLUs in each stage, see `stage_shares`."""
+        return stage_shares({name: stage.relus for name, stage in self.stages.items()})
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def stage_shares(relus: Mapping[str, int]) -> dict[str, float]:
+    """Stage → percent of the ReLUs, of stage → ReLUs; the stem's are in the first stage's, as in DeepReShape's Table 4.
+
+    Of a network without ReLUs all are 0.
+    """
+    total = sum(relus.values()) or 1
+    first, *others = [stage for stage in relus if stage not in (STEM, HEAD)] or [STEM]
+    joined = {first: relus.get(first, 0) + (relus.get(STEM, 0) if first != STEM else 0)}
+    return {stage: 100 * number / total for stage, number in (joined | {s: relus[s] for s in others}).items()}
 
 
 def count(network: Network, *, skips: bool = False) -> Counts:
@@ -77,7 +93,7 @@ def count(network: Network, *, skips: bool = False) -> Counts:
     waiting = convolution_outputs = compared = 0
     squares = plan.squares
     for node, op in found.items():
-        waiting += _macs(node, op)
+        waiting += multiply_adds(node, op)
         compared += comparisons(node, op)
         squares += _squares(node, op)
         if isinstance(op, ops.Activation):
@@ -91,7 +107,7 @@ def count(network: Network, *, skips: bool = False) -> Counts:
     total = sum(macs.values()) + waiting
     return Counts(
         relus=plan.relus,
-        relus_without_stem=plan.relus - relus.get("stem", 0),
+        relus_without_stem=plan.relus - relus.get(STEM, 0),
         comparisons=compared,
         squares=squares,
         macs=total,
@@ -123,7 +139,7 @@ def _levels(node: fx.Node, op: ops.Op) -> tuple[maxpool.Level, ...]:
     return maxpool.levels(before, node.meta["shape"], op.kernel, op.stride, op.padding)
 
 
-def _macs(node: fx.Node, op: ops.Op) -> int:
+def multiply_adds(node: fx.Node, op: ops.Op) -> int:
     """Multiply-adds an image; raises `UserError` for an op of which that is not known."""
     match op:
         case ops.Convolution(layer):
@@ -154,12 +170,12 @@ def _squares(node: fx.Node, op: ops.Op) -> int:
 
 def skeleton(spec: Spec) -> Network:
     """The network of a spec without numbers in its weights: enough to count and to plan, at no cost."""
-    return _skeleton(spec).copied()
+    return shared_skeleton(spec).copied()
 
 
 @functools.lru_cache(32)
-def _skeleton(spec: Spec) -> Network:
-    """It takes some tenths of a second, and the same few are asked for over and over."""
+def shared_skeleton(spec: Spec) -> Network:
+    """The same, not copied: to be read only. It takes some tenths of a second, and the same few are asked for often."""
     with torch.device("meta"):
         module = spec.module()
     return instrument(module, spec.input)

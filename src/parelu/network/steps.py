@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from parelu.errors import UserError
-from parelu.network.count import skeleton
+from parelu.network.count import shared_skeleton
 from parelu.network.plan import Plan
 from parelu.network.sites import Network, Site
 from parelu.network.spec import Spec
@@ -64,7 +64,7 @@ def apply_steps(spec: Spec, text: str) -> Reduced:
         if match:
             factor = float(match[2])
             spec = spec.scale_channels(factor) if match[1] == "channels" else spec.scale_fmap(factor)
-    network = skeleton(spec)
+    network = shared_skeleton(spec)
     kept = list(network.sites.values())
     for step in steps:
         kept = _keeper(step, network)(kept)

@@ -6,8 +6,8 @@
 Columns: paper, table, row (how the paper names it); network, dataset and steps in our language where they can be
 written, method and distillation; relus, and `printed` as it stands in the paper; squares, macs_m, flops_m (millions),
 depth, conv (convolutions, merged ones as one); accuracy and accuracy_baseline in percent; latency_s (online) and
-latency_offline_s under `protocol`; stated: other figures of the row, name=value; exception: why its counts cannot be
-reproduced; notes: remarks, corrections, claims.
+latency_offline_s under `protocol`; stated: other figures of the row, name=value; exception: which of its figures the
+network as we write it does not have, and why, "figure: reason | …"; notes: remarks, corrections, claims.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Published:
     Attributes:
         table: "Table 4", "Figure 21", "text" or "caption".
         stated: name → figure as it is printed.
+        exception: figure → why ours is another; "network" and "steps": why they cannot be written.
     """
 
     paper: str
@@ -59,7 +60,7 @@ class Published:
     latency_offline_s: float | None
     protocol: str
     stated: Mapping[str, str]
-    exception: str
+    exception: Mapping[str, str]
     notes: str
 
     @property
@@ -86,6 +87,8 @@ def _row(line: Mapping[str, str]) -> Published:
         hint = Published.__annotations__[name]
         if name == "stated":
             values[name] = dict(pair.split("=") for pair in text.split())
+        elif name == "exception":
+            values[name] = dict(reason.split(": ", 1) for reason in text.split(" | ") if reason)
         elif hint == "str":
             values[name] = text
         else:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from parelu.network.count import Counts, count, skeleton
+from parelu.network.count import STEM, Counts, count, skeleton
 from parelu.network.ops import Unsupported
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -38,7 +38,11 @@ def inspection(
     counts = count(network, skips=True)
     if as_json:
         fixed = fixed_point(lowered) if lowered else None
-        value = counts.to_json() | {"private": fixed, "unsupported": [str(problem) for problem in unsupported]}
+        value = counts.to_json() | {
+            "shares": counts.shares(),
+            "private": fixed,
+            "unsupported": [str(problem) for problem in unsupported],
+        }
         return json.dumps(value | (_way_json(way) if way else {}), indent=1)
     lines = [_text(title, spec, network, counts)]
     if lowered:
@@ -115,10 +119,13 @@ def _text(title: str, spec: Spec, network: Network, counts: Counts) -> str:
         ("depth", f"{counts.depth} convolutions"),
     ]
     lines = [heading, ""] + [f"  {label:<11}{value}" for label, value in totals]
-    lines += ["", f"  {'stage':<8}{'ReLUs':>12}{'share':>9}{'MACs':>14}"]
+    joined = counts.shares() if STEM in counts.stages else {}
+    heading = f"{'with stem':>11}" if joined else ""
+    lines += ["", f"  {'stage':<8}{'ReLUs':>12}{'share':>9}{heading}{'MACs':>14}"]
     for stage, of_stage in counts.stages.items():
         share = of_stage.relus / counts.relus if counts.relus else 0
-        lines.append(f"  {stage:<8}{of_stage.relus:>12,}{share:>8.1%}{of_stage.macs / 1e6:>12,.1f} M")
+        beside = f"{f'{joined[stage]:.2f}%' if stage in joined else '':>11}" if joined else ""
+        lines.append(f"  {stage:<8}{of_stage.relus:>12,}{share:>9.1%}{beside}{of_stage.macs / 1e6:>12,.1f} M")
     largest = max((site.mask.numel() for site in network.sites.values()), default=1)
     wide = max((len(site) for site in network.sites), default=0)
     lines += ["", "  kept █ of all ░ ReLUs of each site"]

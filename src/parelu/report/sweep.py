@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from parelu.errors import UserError
+from parelu.network.count import stage_shares
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, short
 from parelu.report.tables import aligned
 from parelu.runs.folder import Record, Run
@@ -25,7 +26,7 @@ from parelu.runs.folder import Record, Run
 def sweep_text(runs: Sequence[Run], budgets: Sequence[int]) -> str:
     """A row for each network and method: the test accuracy of the best validated candidate within each budget.
 
-    runs: one a network; * marks the best of a column and method.
+    runs: one a network, which has a row of its own where nothing reduced it; * marks the best of a column and method.
     """
     rows: list[tuple[str, str, list[str], list[float | None]]] = []
     for run in runs:
@@ -36,7 +37,7 @@ def sweep_text(runs: Sequence[Run], budgets: Sequence[int]) -> str:
             f"{_first_share(full):.1f}",
             f"{full.metrics.test_accuracy:.1f}",
         ]
-        for method, candidates in _by_method(run).items():
+        for method, candidates in (_by_method(run) or {"–": []}).items():
             rows.append((run.config["model"], method, about, [_best(candidates, budget) for budget in budgets]))
     best = {
         (method, i): max(row[3][i] or 0.0 for row in rows if row[1] == method)
@@ -68,8 +69,8 @@ def _best(candidates: Sequence[Record], budget: int) -> float | None:
 
 
 def _first_share(record: Record) -> float:
-    """Percent of the network's ReLUs that stand in S1."""
-    return 100 * record.metrics.stages_full.get("S1", 0) / record.metrics.relus_full
+    """Percent of the network's ReLUs that stand in S1, with the stem's: DeepReShape's distribution of ReLUs."""
+    return stage_shares(record.metrics.stages_full).get("S1", 0.0)
 
 
 def save_sweep(runs: Sequence[Run], path: Path) -> None:
