@@ -13,6 +13,7 @@ from parelu.methods.base import methods
 from parelu.methods.deepreduce import criticality
 from parelu.methods.deepreshape import designs, equalise_depth, equalise_width, parse_order
 from parelu.network.count import count, skeleton
+from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
 from parelu.published import Published, find
 from parelu.report.tables import label_of
@@ -141,7 +142,7 @@ def test_an_equalised_network_is_thinned_whole_and_what_cannot_be_halved_is_left
     bench = dry("hrn-5x5x3x m=4")
     method = methods()["deepreshape"](order="S3>S2>S4>S1", distillation="kd")
     method.reduce(bench, ())
-    assert [job.tags.steps for job in bench.jobs] == ["thin all", "thin all; channels 0.5", "thin all; reuse 4"]
+    assert [job.tags.steps for job in bench.jobs] == ["none", "thin all", "thin all; channels 0.5", "thin all; reuse 4"]
     assert set(bench.records["deepreshape-skipped"]) == {"thin all; reuse 8", "thin all; reuse 16"}
     assert all(isinstance(job.objective, Distillation) and "-kd-" in job.name for job in bench.jobs)
 
@@ -151,7 +152,9 @@ def test_the_least_critical_stage_goes_only_where_it_has_more_relus_than_every_o
     stages = count(skeleton(bench.teacher.spec)).stages
     assert len({stages[f"S{number}"].relus for number in (1, 2, 3, 4)}) == 1
     methods()["deepreshape"](order="S3>S2>S4>S1").reduce(bench, ())
-    assert {job.tags.steps.split(";")[0] for job in bench.jobs} == {"thin all"}
+    assert {job.tags.steps.split(";")[0] for job in bench.jobs} == {"none", "thin all"}
+    whole = bench.jobs[0]
+    assert (whole.name, whole.plan.relus) == ("deepreshape-none", Plan.of(skeleton(bench.teacher.spec)).relus)
 
 
 def test_trainings_of_one_network_can_stand_in_one_run():

@@ -147,6 +147,8 @@ def designs(base: str, order: str, m: int, by: Literal["width", "depth"]) -> lis
 class DeepReShape(Method):
     """Cull the least critical stage if it has the most ReLUs, thin the rest, then halve channels or reuse ReLUs.
 
+    The network before thinning is a candidate as well: culled, or with all its ReLUs.
+
     It is made for networks that ReLU equalisation designed (`parelu design`). Without a budget, all candidates; with
     budgets, those within the largest.
 
@@ -168,7 +170,7 @@ class DeepReShape(Method):
     beta: float = 1.0  # Appendix J: of 0.8, 1, 2, 6
     warmup: float = 0.09  # Appendix J: 20 of 220 epochs
     temperature: float = 4.0  # Appendix J
-    kd_weight: float = 0.9  # Appendix J
+    kd_weight: float = 0.9  # Appendix J: "relative weight to cross-entropy loss"; a reading, on the soft loss
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 1:
@@ -186,7 +188,7 @@ class DeepReShape(Method):
         return context.train(fitting(self.name, jobs, budgets, context.teacher.spec))
 
     def _steps(self, context: Context) -> list[str]:
-        """Algorithm 2, in the grammar of `steps`."""
+        """Algorithm 2, in the grammar of `steps`: its line 10 has the network before thinning, culled or whole, too."""
         relus = {stage: c.relus for stage, c in count(skeleton(context.teacher.spec)).stages.items()}
         stages = stages_of(skeleton(context.teacher.spec))
         if self.order:
@@ -194,10 +196,11 @@ class DeepReShape(Method):
         else:
             least = DeepReDuce().least_critical_first(context)[0]
         is_dominant = all(relus[least] > relus[stage] for stage in stages if stage != least) and len(stages) > 1
-        if not is_dominant:
-            return [f"thin all{reshaping}" for reshaping in RESHAPINGS]
-        cull, rest = f"cull {least}", "+".join(stage for stage in stages if stage != least)
-        return [cull, *(f"{cull}; thin {rest}{reshaping}" for reshaping in RESHAPINGS)]
+        if is_dominant:
+            before, thin = f"cull {least}", f"cull {least}; thin {'+'.join(s for s in stages if s != least)}"
+        else:
+            before, thin = "none", "thin all"
+        return [before, *(f"{thin}{reshaping}" for reshaping in RESHAPINGS)]
 
     def _job(self, context: Context, steps: str) -> Job:
         if self.distillation == "dkd":
