@@ -59,7 +59,7 @@ def test_options_reach_the_search_and_the_finetuning(name):
     if issubclass(LEARNED[name], Polynomials):
         options |= {"tails": 0.2, "clip": 0.3}
     if name in ("senet", "gated"):
-        options |= {"pram": 5.0}
+        options |= {"pram": 5.0, "pram_form": "literal", "search_kd_weight": 0.3}
     bench = DryBench()
     LEARNED[name](**options).reduce(bench, (97,))
     (search,), jobs = bench.searches, bench.jobs
@@ -67,8 +67,9 @@ def test_options_reach_the_search_and_the_finetuning(name):
     assert sum(job.training.epochs for job in jobs) == 9
     assert {(job.training.lr, job.training.schedule) for job in jobs} == {(0.7, bench.training.schedule)}
     objective = Distillation(3.0, 0.6, tails=options.get("tails", 0.0))
-    assert search.objective == objective
-    finetuning = dataclasses.replace(objective, mismatch=options.get("pram", 0.0))
+    assert search.objective == dataclasses.replace(objective, weight=options.get("search_kd_weight", 0.6))
+    form = options.get("pram_form", objective.form)
+    finetuning = dataclasses.replace(objective, mismatch=options.get("pram", 0.0), form=form)
     assert [job.objective for job in jobs] == [finetuning] * len(jobs)
     searched = "senet" if name == "gated" else name
     assert search.name == (searched if LEARNED[name].shares_search else f"{searched}-97")

@@ -21,6 +21,8 @@ from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
 from parelu.runs import mask_search
 from parelu.runs.folder import Run
+from parelu.training.evaluation import accuracy
+from parelu.training.history import read_history
 from parelu.training.loop import Progress
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
@@ -110,6 +112,30 @@ def test_an_interrupted_search_ends_in_the_same_bits(name, options, tmp_path):
         assert whole.plan == again.plan
         assert all(torch.equal(whole.weights[key], again.weights[key]) for key in whole.weights)
         assert whole.metrics.validation_accuracy == again.metrics.validation_accuracy
+
+
+def test_senets_search_leaves_its_best_epoch(tmp_path):
+    """Masks and weights of the epoch that validated best, at the cost of the whole search."""
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
+    kept = []
+    after = mask_search.Candidate.save
+
+    def save(candidate, folder):
+        kept.append(candidate.metrics)
+        after(candidate, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask_search.Candidate, "save", save)
+        methods()["senet"](search_epochs=5).reduce(bench, (200,))
+    (search,) = bench.searches
+    history = read_history(mask_search.folder_of(bench.run, search))
+    accuracies = [epoch.validation_accuracy for epoch in history]
+    best = [n for n, a in enumerate(accuracies, start=1) if a > max(accuracies[: n - 1], default=-1)]
+    assert [metrics.epochs for metrics in kept] == [*best, 5]
+    found = mask_search.found(bench.run, search, 200)
+    assert found.metrics.validation_accuracy == max(accuracies)
+    assert accuracy(found.network(), bench.dataset.validation, bench.dataset) == max(accuracies)
+    assert found.plan.relus == 200 and found.metrics.seconds == sum(epoch.seconds for epoch in history)
 
 
 def test_larger_budgets_are_passed_on_the_way(tmp_path):

@@ -1,12 +1,15 @@
 """Losses and objectives against what their papers say, written out."""
 
+import dataclasses
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parelu.training.losses import dkd, kd, pram, tails
+from parelu.training.losses import PramForm, dkd, kd, pram, tails
 from parelu.training.objectives import Batch, CrossEntropy, DecoupledDistillation, Distillation
 
 logits = st.integers(0, 10_000).map(lambda seed: torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)))
@@ -125,17 +128,39 @@ def test_distillation_adds_what_it_reads_of_the_maps():
     objective = Distillation(mismatch=1000.0, tails=0.5)
     assert objective.reads_maps
     terms = objective(x, batch)
-    torch.testing.assert_close(terms["pram"], 500 * pram(mine, theirs))
+    torch.testing.assert_close(terms["pram"], 500 * pram(mine, theirs, "elements"))
     torch.testing.assert_close(terms["tails"], 0.5 * tails(mine))
+    for form in get_args(PramForm):
+        found = dataclasses.replace(objective, form=form)(x, batch)["pram"]
+        torch.testing.assert_close(found, 500 * pram(mine, theirs, form))
 
 
 def test_pram_is_the_distance_of_normalised_maps():
+    """Image by image, in the three readings of the formula."""
     mine, theirs = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
-    expected = 0.0
+    expected = dict.fromkeys(get_args(PramForm), 0.0)
     for a, b in zip(mine, theirs, strict=True):
-        expected += ((a / a.norm() - b / b.norm()) ** 2).sum() / (2 * 12)
-    torch.testing.assert_close(pram({"a": mine}, {"a": theirs}), torch.as_tensor(expected))
-    assert pram({"a": mine}, {"a": 3 * mine}) == pytest.approx(0, abs=1e-12)
+        expected["elements"] += float(((a / a.norm() - b / b.norm()) ** 2).sum() / (2 * 12))
+        expected["literal"] += float((a / a.norm() - b / b.norm()).norm() / 2)
+        p, q = ((x**2).sum(0) / 3 for x in (a, b))
+        expected["attention"] += float(((p / p.norm() - q / q.norm()) ** 2).sum() / (2 * 4))
+    for form, value in expected.items():
+        assert float(pram({"a": mine, "b": mine}, {"a": theirs, "b": theirs}, form)) == pytest.approx(2 * value)
+        assert float(pram({"a": mine}, {"a": 3 * mine}, form)) == pytest.approx(0, abs=1e-6)
+
+
+@given(st.permutations(range(4)))
+def test_attention_does_not_see_which_channel_it_was(order):
+    maps = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert float(pram({"a": maps}, {"a": -maps[:, order]}, "attention")) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("form", get_args(PramForm))
+def test_pram_of_maps_without_channels_still_tells_them_apart(form):
+    """Of a linear layer's outputs; a mean over them would leave one number, which is 1 when it is normalised."""
+    mine = torch.rand(3, 8, requires_grad=True)
+    pram({"a": mine}, {"a": torch.rand(3, 8)}, form).backward()
+    assert mine.grad is not None and mine.grad.isfinite().all() and mine.grad.any()
 
 
 def test_tails_are_images_that_stand_out():

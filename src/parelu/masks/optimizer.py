@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,11 @@ class MaskOptions(CallbackOptions):
         degree: of the polynomials that stand where no ReLU does: 0, the identity, or 1 or 2, fitted to the running
             distribution of each channel's input (see `dapa`).
         wide: they are fitted to one so many times as wide.
+        keeps_best: whether a search leaves its best epoch, by validation accuracy, instead of its last: for optimizers
+            whose masks have the budget's ReLUs after every epoch.
     """
+
+    keeps_best: ClassVar[bool] = False
 
     budget: int
     granularity: Granularity = "pixel"

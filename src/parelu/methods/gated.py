@@ -114,9 +114,8 @@ class Gated(LayerBudgets):
         return found if not self.auxiliary else context.train([cut for _, job in both for cut in _cuts(job)])
 
     def objective(self, *, finetuning: bool) -> Distillation:
-        first = Distillation(self.temperature, self.kd_weight)
-        shares = {"mismatch": self.pram, "auxiliary": float(self.auxiliary)}
-        return dataclasses.replace(first, **shares) if finetuning else first
+        first = super().objective(finetuning=finetuning)
+        return dataclasses.replace(first, auxiliary=float(self.auxiliary)) if finetuning else first
 
     def _branches(self, context: Context, job: Job) -> tuple[Job | None, Job]:
         """The training in which the shallow branches take over, None without any; and the one without main branches."""

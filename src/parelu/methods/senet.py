@@ -16,6 +16,7 @@ from parelu.network import nodes
 from parelu.network.plan import Plan
 from parelu.network.sites import Network, Site, observed
 from parelu.training.callback import Step
+from parelu.training.losses import PramForm
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
@@ -28,6 +29,8 @@ class Mismatch(MaskOptions):
         layers: site → ReLUs; the budget in all.
         every: steps between two looks at the difference.
     """
+
+    keeps_best: ClassVar[bool] = True  # shallow-again, section 5.1: what "provided the best accuracy" in stage 2
 
     layers: Mapping[str, int] = dataclasses.field(default_factory=dict, kw_only=True)
     every: int = 4
@@ -98,8 +101,8 @@ class LayerBudgets(LearnedMasks):
 
     Attributes:
         density: of the proxy that the sensitivity is read from: the weights of largest magnitude of all layers.
-        pram: β, the weight of the mismatch of post-ReLU maps in finetuning.
-        weight_lr: of SGD in the search.
+        pram: β, the weight of the mismatch of post-ReLU maps in finetuning; pram_form: see `losses.pram`.
+        weight_lr: of SGD in the search; search_kd_weight: `kd_weight` there.
     """
 
     shares_search: ClassVar[bool] = False  # each budget has its own layer budgets
@@ -107,8 +110,10 @@ class LayerBudgets(LearnedMasks):
     compares_maps: ClassVar[bool] = True
 
     kd_weight: float = 0.9  # λ of stage 3
+    search_kd_weight: float = 0.5  # stage 2
     density: float = 0.1
-    pram: float = 1000.0  # β
+    pram: float = 1000.0  # β of shallow-again, eq. 2
+    pram_form: PramForm = "attention"  # a reading, see `losses.pram`
     weight_lr: float = 0.05  # stage 2
 
     def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Mismatch:
@@ -122,7 +127,9 @@ class LayerBudgets(LearnedMasks):
         return training.changed(lr=self.weight_lr, schedule="cosine")
 
     def objective(self, *, finetuning: bool) -> Distillation:
-        return Distillation(self.temperature, self.kd_weight, self.pram if finetuning else 0.0)
+        if not finetuning:
+            return Distillation(self.temperature, self.search_kd_weight)
+        return Distillation(self.temperature, self.kd_weight, self.pram, form=self.pram_form)
 
 
 @dataclasses.dataclass(frozen=True)

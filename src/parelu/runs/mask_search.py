@@ -1,7 +1,7 @@
 """A search for masks: the full-ReLU network trains while an optimizer takes its ReLUs away.
 
 searches/NAME/ in the run folder: metrics.jsonl, checkpoint/ while it runs, BUDGET/ with the candidate that it left as
-it passed that budget, and search.json when it is done.
+it passed that budget, or of its best epoch (`MaskOptions.keeps_best`), and search.json when it is done.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from parelu.network.settings import settings
 from parelu.runs.folder import Run
 from parelu.training.batches import device
 from parelu.training.evaluation import accuracy
+from parelu.training.history import Epoch
 from parelu.training.loop import Progress, train
 from parelu.training.teacher import Teacher
 
@@ -60,6 +61,7 @@ def identity(search: Search) -> str:
         "training": settings(search.training),
         "objective": settings(search.objective),
         "optimizer": [type(search.optimizer).__name__, settings(search.optimizer)],
+        **({"leaves": "the best epoch"} if search.optimizer.keeps_best else {}),
     }
     teacher = [] if search.teacher == TEACHER else [{"teacher": search.teacher}]
     return storage.digest([search.spec.to_json(), search.plan.digest(), how, list(search.budgets), *teacher])
@@ -76,23 +78,28 @@ def search(
     search.plan.apply(network)
     optimizer = search.optimizer.build(network.to(device()))
 
-    def keep(budget: int, progress: Progress) -> None:
-        if (folder / str(budget) / "candidate.json").exists():
-            return
+    def keep(budget: int, epoch: int) -> None:
         plan, seconds = optimizer.plan(budget), time.perf_counter() - started
         left = Candidate(search.spec, plan, optimizer.weights())
         right = accuracy(left.network(), dataset.validation, dataset)
-        metrics = SearchMetrics(progress.epoch, seconds, plan.relus, plan.squares, right)
+        metrics = SearchMetrics(epoch, seconds, plan.relus, plan.squares, right)
         dataclasses.replace(left, metrics=metrics).save(folder / str(budget))
 
     def after_step(progress: Progress) -> None:
         watch(progress)
+        if search.optimizer.keeps_best:
+            return
         ends = progress.step == progress.steps or optimizer.is_done()
         for budget in search.budgets if ends else search.budgets[:-1]:  # the last one has the whole search
-            if ends or optimizer.kept() <= budget:
-                keep(budget, progress)
+            is_due = ends or optimizer.kept() <= budget
+            if is_due and not (folder / str(budget) / "candidate.json").exists():
+                keep(budget, progress.epoch)
 
-    train(
+    def after_epoch(epoch: Epoch) -> None:
+        if search.optimizer.keeps_best and epoch.validation_accuracy > _best(folder / str(search.budgets[-1])):
+            keep(search.budgets[-1], epoch.epoch)
+
+    history = train(
         network,
         dataset,
         search.training,
@@ -101,7 +108,27 @@ def search(
         folder=folder,
         teacher=teacher,
         watch=after_step,
+        after_epoch=after_epoch,
         callback=optimizer,
     )
+    if search.optimizer.keeps_best:
+        _charge(folder / str(search.budgets[-1]), history)
     storage.write(folder, "search", {"identity": identity(search)}, {})
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def _best(folder: Path) -> float:
+    """Validation accuracy of what was kept so far; below all where nothing was."""
+    if not (folder / "candidate.json").exists():
+        return -1.0
+    return storage.read_header(folder, "candidate")["metrics"]["validation_accuracy"]
+
+
+def _charge(folder: Path, history: Sequence[Epoch]) -> None:
+    """Put the cost of the whole search down to the epoch that was kept."""
+    kept = Candidate.load(folder)
+    assert isinstance(kept.metrics, SearchMetrics)
+    seconds = sum(epoch.seconds for epoch in history)
+    dataclasses.replace(kept, metrics=dataclasses.replace(kept.metrics, epochs=len(history), seconds=seconds)).save(
+        folder
+    )

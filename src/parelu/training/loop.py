@@ -48,6 +48,7 @@ def train(
     folder: Path,
     teacher: Teacher | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     callback: Callback | None = None,
 ) -> list[Epoch]:
     """Train a network in place; continues from the checkpoint in `folder` where there is one.
@@ -58,7 +59,7 @@ def train(
     Args:
         seed: of the order of the images and their augmentation; the fresh weights are the caller's.
         folder: gets metrics.jsonl and the checkpoint.
-        watch: called after each step.
+        watch: called after each step; after_epoch: after each epoch, before its checkpoint.
         callback: moves something beside the weights, and may end the training after a step.
 
     Returns:
@@ -95,6 +96,7 @@ def train(
                 seconds=time.perf_counter() - started,
             )
         )
+        after_epoch(history[-1])
         checkpoint.write(folder, network, optimizers, callback, history)
     return history
 

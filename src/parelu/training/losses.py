@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+PramForm = Literal["attention", "elements", "literal"]
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -45,20 +48,29 @@ def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return pair - logits.logsumexp(1, keepdim=True), F.log_softmax(rest, dim=1)
 
 
-def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-    """Mismatch of post-ReLU maps: the sum over sites of ‖ψ_s/‖ψ_s‖₂ − ψ_t/‖ψ_t‖₂‖²₂ / (C·H·W), mean over the batch.
+def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], form: PramForm) -> Tensor:
+    """Mismatch of post-ReLU maps: the sum over sites of the mean over the batch of a distance of unit vectors.
 
-    The papers write the distance without the square (shallow-again, eq. 2); with their weight β = 1000 only the mean
-    of squares, as attention transfer has it (Zagoruyko & Komodakis 2017), is of the order of the other terms.
+    "literal" is the formula as it is printed (shallow-again, eq. 2): ‖ψ_s/‖ψ_s‖₂ − ψ_t/‖ψ_t‖₂‖₂ of the flattened maps.
+    Formula and β = 1000 are those of attention transfer (Zagoruyko & Komodakis 2017, eq. 2 and section 4.1), which has
+    ‖·‖²₂ / (H·W), and for ψ an image's mean over channels of the squares: "attention". "elements" is its mean of
+    squares of whole maps, ‖·‖²₂ / (C·H·W).
 
     Args:
-        student, teacher: site → (N, C, H, W).
+        student, teacher: site → (N, C, H, W), or (N, features), which have no channels to take the mean over.
     """
     terms = []
     for name, mine in student.items():
-        a, b = (F.normalize(map.flatten(1), dim=1) for map in (mine, teacher[name]))
-        terms.append((a - b).square().mean())
+        a, b = (_direction(map.float(), form) for map in (mine, teacher[name]))
+        terms.append((a - b).norm(dim=1).mean() if form == "literal" else (a - b).square().mean())
     return torch.stack(terms).sum()
+
+
+def _direction(map: Tensor, form: PramForm) -> Tensor:
+    """(N, H·W) or (N, all), unit vectors."""
+    if form == "attention":
+        map = map.square().mean(1) if map.dim() > 2 else map.square()
+    return F.normalize(map.flatten(1), dim=1)
 
 
 def akd(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parelu.network.settings import younger
-from parelu.training.losses import akd, dkd, kd, pram, tails
+from parelu.training.losses import PramForm, akd, dkd, kd, pram, tails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CrossEntropy(Objective):
 class Distillation(Objective):
     """ce_weight·CE + weight·KD + ½·mismatch·PRAM + tails·tails + auxiliary·AKD, with a frozen teacher.
 
-    ce_weight: 1 − weight where it is left out.
+    ce_weight: 1 − weight where it is left out; form: of PRAM, see `losses.pram`.
     """
 
     temperature: float = 4.0  # DeepReDuce, section 4
@@ -74,6 +74,7 @@ class Distillation(Objective):
     tails: float = 0.0
     auxiliary: float = 0.0
     ce_weight: float | None = younger(None)
+    form: PramForm = younger("elements")
 
     @property
     def reads_maps(self) -> bool:
@@ -90,7 +91,7 @@ class Distillation(Objective):
         hard = 1 - self.weight if self.ce_weight is None else self.ce_weight
         terms = {"ce": hard * F.cross_entropy(logits, batch.labels), "kd": self.weight * soft}
         if self.mismatch:
-            terms["pram"] = self.mismatch / 2 * pram(batch.maps, batch.teacher_maps())
+            terms["pram"] = self.mismatch / 2 * pram(batch.maps, batch.teacher_maps(), self.form)
         if self.tails:
             terms["tails"] = self.tails * tails(batch.maps)
         if self.auxiliary:
