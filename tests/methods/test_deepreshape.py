@@ -1,5 +1,6 @@
 """DeepReShape: its solver against the paper's solutions and a brute force, criticality, and what Algorithm 2 makes."""
 
+import dataclasses
 import itertools
 import math
 
@@ -155,6 +156,22 @@ def test_the_least_critical_stage_goes_only_where_it_has_more_relus_than_every_o
     assert {job.tags.steps.split(";")[0] for job in bench.jobs} == {"none", "thin all"}
     whole = bench.jobs[0]
     assert (whole.name, whole.plan.relus) == ("deepreshape-none", Plan.of(skeleton(bench.teacher.spec)).relus)
+
+
+def test_decoupled_distillation_warms_up_in_epochs_of_its_own():
+    """Appendix J: 200 epochs, "with an additional 20 warmup epochs for Decoupled KD"."""
+    bench = dry("hrn-2x2x2x m=4")
+    bench.training = dataclasses.replace(bench.training, epochs=200)
+    for options, epochs, warmup in (
+        ({"warmup_epochs": 20}, 220, 20 / 220),
+        ({"warmup_epochs": 20, "distillation": "kd"}, 200, None),
+        ({}, 200, 0.09),
+        ({"warmup_epochs": 0}, 200, 0.0),
+    ):
+        job = methods()["deepreshape"](**options)._job(bench, "cull S1")
+        assert (job.training.epochs, getattr(job.objective, "warmup", None)) == (epochs, warmup)
+    with pytest.raises(UserError, match="warmup_epochs is -1; it should be a whole number, 0 or more"):
+        methods()["deepreshape"](warmup_epochs=-1)
 
 
 def test_trainings_of_one_network_can_stand_in_one_run():

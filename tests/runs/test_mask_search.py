@@ -126,12 +126,12 @@ def test_senets_search_leaves_its_best_epoch(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_search.Candidate, "save", save)
-        methods()["senet"](search_epochs=5).reduce(bench, (200,))
+        methods()["senet"](search_epochs=3).reduce(bench, (200,))
     (search,) = bench.searches
     history = read_history(mask_search.folder_of(bench.run, search))
     accuracies = [epoch.validation_accuracy for epoch in history]
     best = [n for n, a in enumerate(accuracies, start=1) if a > max(accuracies[: n - 1], default=-1)]
-    assert [metrics.epochs for metrics in kept] == [*best, 5]
+    assert [metrics.epochs for metrics in kept] == [*best, 3]
     found = mask_search.found(bench.run, search, 200)
     assert found.metrics.validation_accuracy == max(accuracies)
     assert accuracy(found.network(), bench.dataset.validation, bench.dataset) == max(accuracies)

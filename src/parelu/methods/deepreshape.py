@@ -22,6 +22,7 @@ from parelu.models.hybrenet import hybrid
 from parelu.models.resnet import ResNet
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
+from parelu.network.settings import younger
 from parelu.network.steps import stages_of
 from parelu.training.objectives import DecoupledDistillation, Distillation
 
@@ -157,6 +158,7 @@ class DeepReShape(Method):
         distillation: decoupled (dkd), or plain (kd) with `kd_weight`.
         alpha, beta: weights of the target's and the other classes' terms of dkd.
         warmup: share of the training in which the weight of dkd grows.
+        warmup_epochs: epochs in which it grows instead, which dkd trains more than kd.
     """
 
     name: ClassVar[str] = "deepreshape"
@@ -169,12 +171,15 @@ class DeepReShape(Method):
     alpha: float = 1.0  # Appendix J
     beta: float = 1.0  # Appendix J: of 0.8, 1, 2, 6
     warmup: float = 0.09  # Appendix J: 20 of 220 epochs
+    warmup_epochs: int | None = younger(None)  # Appendix J: 20 on top of 200
     temperature: float = 4.0  # Appendix J
     kd_weight: float = 0.9  # Appendix J: "relative weight to cross-entropy loss"; a reading, on the soft loss
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup is {self.warmup}; it should be a share of the training, from 0 to 1")
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise UserError(f"warmup_epochs is {self.warmup_epochs}; it should be a whole number, 0 or more")
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         jobs, skipped = [], {}
@@ -203,11 +208,16 @@ class DeepReShape(Method):
         return [before, *(f"{thin}{reshaping}" for reshaping in RESHAPINGS)]
 
     def _job(self, context: Context, steps: str) -> Job:
+        epochs, warmup = context.training.epochs, self.warmup
+        if self.warmup_epochs is not None and self.distillation == "dkd":
+            epochs += self.warmup_epochs
+            warmup = self.warmup_epochs / epochs
         if self.distillation == "dkd":
-            objective = DecoupledDistillation(self.temperature, self.alpha, self.beta, self.warmup)
+            objective = DecoupledDistillation(self.temperature, self.alpha, self.beta, warmup)
             note = f"beta {self.beta:g}" if self.beta != 1 else ""
         else:
             objective, note = Distillation(self.temperature, self.kd_weight), "kd"
         prefix = "-".join([self.name, *note.split(), ""])
         job = stepped_job(self.name, context, steps, objective, prefix=prefix)
-        return dataclasses.replace(job, tags=dataclasses.replace(job.tags, note=note))
+        training = dataclasses.replace(context.training, epochs=epochs)
+        return dataclasses.replace(job, training=training, tags=dataclasses.replace(job.tags, note=note))
