@@ -58,16 +58,6 @@ def write_fashion(folder: Path, *, train: int = 60, test: int = 20) -> Path:
     return folder
 
 
-def write_cifar10(folder: Path, *, records: int = 10) -> Path:
-    folder.mkdir(parents=True)
-    for number, name in enumerate([*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]):
-        content = np.full((records, 3073), number, dtype=np.uint8)
-        content[:, 0] = np.arange(records) % 10
-        content[:, 1 + 1024 : 1 + 2048] += 100  # green
-        content.tofile(folder / name)
-    return folder
-
-
 def write_images(folder: Path, *, size: tuple[int, int] = (10, 8), mode: str = "RGB") -> Path:
     for part, count in (("train", 5), ("test", 2)):
         for number, name in enumerate(("ant", "bee")):
@@ -625,45 +615,6 @@ def test_a_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.folder() == tmp_path / ".cache" / "parelu"
-
-
-# CIFAR
-
-
-def test_cifar10_reads_records(tmp_path: Path):
-    folder = write_cifar10(tmp_path / "data" / "cifar-10-batches-bin")
-    for given_folder in (folder, folder.parent):
-        cifar = load("cifar10", folder=given_folder)
-        assert (len(cifar.train), len(cifar.validation), len(cifar.test)) == (45, 5, 10)
-    assert cifar.augmentation == Augmentation(pad=4, flip=True)
-    assert cifar.test.images[0, :, 0, 0].tolist() == [5, 105, 5]
-    assert cifar.test.labels.tolist() == list(range(10))
-    assert set(cifar.train.images[:, 0, 0, 0].tolist()) == {0, 1, 2, 3, 4}
-
-
-def test_cifar100_takes_the_fine_label(tmp_path: Path):
-    for name, records in (("train.bin", 200), ("test.bin", 100)):
-        content = np.zeros((records, 3074), dtype=np.uint8)
-        content[:, 0] = 7
-        content[:, 1] = np.arange(records) % 100
-        content.tofile(tmp_path / name)
-    cifar = load("cifar100", folder=tmp_path, validation=100)
-    assert cifar.classes == 100
-    assert cifar.test.labels.tolist() == list(range(100))
-    assert sorted(cifar.train.labels.tolist()) == list(range(100))
-
-
-def test_cifar_of_another_length_or_label_is_named(tmp_path: Path):
-    folder = write_cifar10(tmp_path / "mine")
-    path = folder / "data_batch_3.bin"
-    whole = path.read_bytes()
-    for content in (whole[:-1], b""):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=f"{path}: .* not a whole number of records of 3,073"):
-            load("cifar10", folder=folder)
-    path.write_bytes(b"\x0b" + whole[1:])
-    with pytest.raises(UserError, match=rf"{path}: label 11 is not in 0\.\.9"):
-        load("cifar10", folder=folder)
 
 
 # Folders of images

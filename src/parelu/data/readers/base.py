@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -132,42 +132,63 @@ def spread(labels: Tensor, count: int, *, seed: int, proportional: bool) -> Tens
     return order[torch.argsort(key, stable=True)[:count]].sort().values
 
 
+class Form(NamedTuple):
+    """A way in which a set's files may lie: the name of their folder, and what must be there (or its .gz)."""
+
+    folder: str | None
+    files: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a set's files lie, and what to tell someone who lacks them.
 
     folder: its name under the cache folder and inside a folder given by hand; None where only the latter serves.
-    files: what must be there (for each, its .gz does as well). remedy: where to get it; `{folder}` is where to put it.
+    files: what must be there (for each, its .gz does as well). others: further forms, after this one. remedy: where to
+    get it; `{folder}` is where to put it, `{around}` the folder that this is in.
     """
 
     files: tuple[str, ...]
     remedy: str
     folder: str | None = None
     system: Path | None = None
+    others: tuple[Form, ...] = ()
 
     def find(self, given: Path | None) -> Path | None:
-        """The first folder that holds all the files: in the one given by hand, else the system's, else the cache."""
-        return next((place for place in self._candidates(given) if not self._lacking(place)), None)
+        """The first folder that holds all the files: in the one given by hand, else the system's, else the cache.
+
+        given: the folder of the files, one that this is in, or one of the files where that is all.
+        """
+        return next((place for place, form in self._candidates(given) if not _lacking(place, form)), None)
 
     def missing(self, name: str, given: Path | None) -> UserError:
         """The error that says which file of the set `name` was looked for, where, and where to get it."""
         candidates = self._candidates(given)
-        remedy = self.remedy.format(folder=given or (candidates[-1] if candidates else ""))
+        own = given or (cache.folder() / self.folder if self.folder else Path())
+        remedy = self.remedy.format(folder=own, around=given or own.parent)
         if not candidates:
             return UserError(f"{name}: no folder given: {remedy}")
         if given and not given.is_dir():
             return UserError(f"{name}: {given} is not a folder: {remedy}")
-        place = min(candidates, key=lambda candidate: len(self._lacking(candidate)))
-        return UserError(f"{name}: no {self._lacking(place)[0]} in {place}: {remedy}")
+        place, form = min(candidates, key=lambda one: len(_lacking(*one)) / len(one[1].files))
+        return UserError(f"{name}: no {_lacking(place, form)[0]} in {place}: {remedy}")
 
-    def _candidates(self, given: Path | None) -> list[Path]:
-        if given:
-            return [given, given / self.folder] if self.folder else [given]
-        system = [self.system] if self.system else []
-        return [*system, cache.folder() / self.folder] if self.folder else system
+    def _candidates(self, given: Path | None) -> list[tuple[Path, Form]]:
+        found: list[tuple[Path, Form]] = []
+        for form in (Form(self.folder, self.files), *self.others):
+            if given and given.is_file():
+                places = [given.parent] if form.files == (given.name,) else []
+            elif given:
+                places = [given, given / form.folder] if form.folder else [given]
+            else:
+                system = [self.system] if self.system else []
+                places = [*system, cache.folder() / form.folder] if form.folder else system
+            found += [(place, form) for place in places]
+        return found
 
-    def _lacking(self, place: Path) -> list[str]:
-        return [f for f in self.files if not ((place / f).exists() or (place / f"{f}.gz").is_file())]
+
+def _lacking(place: Path, form: Form) -> list[str]:
+    return [f for f in form.files if not ((place / f).exists() or (place / f"{f}.gz").is_file())]
 
 
 def check_bytes(what: str, count: int, shape: Shape) -> None:
