@@ -23,7 +23,7 @@ import zoo_list
 from torch import Tensor, nn
 
 from parelu.errors import UserError
-from parelu.network.canonical import gates, replacements
+from parelu.network.canonical import replacements, smooth
 from parelu.network.count import count
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
@@ -70,7 +70,7 @@ def counted(name: str) -> dict[str, Any]:
 
 def _relus(cost: aten.Cost) -> int:
     """With those that the sigmoids of gates are made of."""
-    return cost.relus + len(gates.sigmoid().places) * cost.gates
+    return cost.relus + len(smooth.knots_of("sigmoid").places) * cost.gates
 
 
 def _difference(network: Network, cost: aten.Cost) -> str:

@@ -55,7 +55,7 @@ from parelu.runs.folder import Record, Run
 from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
 from parelu.runs.measurement import Asked, measure_run
 from parelu.runs.merging import merge
-from parelu.runs.obstacles import way_out
+from parelu.runs.obstacles import WayOut, ways_out
 from parelu.runs.processes import Processes
 from parelu.runs.progress import TerminalProgress, bar, share
 from parelu.runs.recipes import read_recipe
@@ -84,6 +84,7 @@ __all__ = [
     "ServerOptions",
     "Subject",
     "TerminalProgress",
+    "WayOut",
     "Workload",
     "bar",
     "bench",
@@ -103,6 +104,7 @@ __all__ = [
     "methods",
     "modes",
     "named",
+    "needs_training",
     "outlook",
     "parse_budgets",
     "parse_input",
@@ -121,7 +123,7 @@ __all__ = [
     "sweep",
     "trained_workload",
     "untrained_workload",
-    "way_out",
+    "ways_out",
 ]
 
 Shape = tuple[int, int, int]
@@ -269,7 +271,7 @@ def reduce(
         own_weights = pretrained is not False or weights is not None
         shape, kinds = _shape(input_shape or own.input_shape), replacements.parsed(replace)
         found = _read(_module(model), shape, own.classes, given, own_weights, output, kinds)
-        if kinds and own_weights:
+        if replacements.need_training(kinds) and own_weights:
             original = _read(_module(model), shape, own.classes, given, True, output, {})
         network, given, pretrained = found.spec, found.weights if own_weights else None, False
     experiment = Experiment(
@@ -290,6 +292,11 @@ def reduce(
     executor = InProcess() if alone else Processes(workers and _whole("workers", workers))
     with TerminalProgress(quiet=not progress) as watcher:
         return Result(run_experiment(experiment, Path(run), watcher, executor))
+
+
+def needs_training(replace: str) -> bool:
+    """Whether a network with such replacements (`--replace`) is another function, beyond small errors."""
+    return replacements.need_training(replacements.parsed(replace))
 
 
 def bench(

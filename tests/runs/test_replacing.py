@@ -1,5 +1,7 @@
 """A trained network with what has no private form: replaced, finetuned with itself as the teacher, reduced, lowered."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from parelu.network.instrument import instrument
 from parelu.private.lowering.refusals import problems
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.runs import jobs, measurement
+from parelu.runs.experiment import prepare
 from parelu.runs.folder import Run
-from parelu.runs.obstacles import grouped, way_out
+from parelu.runs.obstacles import grouped, way_out, ways_out
 from parelu.training.evaluation import accuracy
 
 REPLACE = "silu=relu,tanh=relu,layernorm=batchnorm,se=quadratic"
@@ -121,8 +124,10 @@ def test_the_way_out_is_what_the_network_needs(trained: Net):
     lines = grouped(problems(skeleton(spec)))
     assert lines == [
         "norm: layer_norm is not supported; --replace layernorm=batchnorm, and finetune",
-        "act: silu is not supported; --replace silu=relu, and finetune",
-        "squashed: tanh is not supported; --replace tanh=relu, and finetune",
+        "act: silu is not supported; --replace silu=relus, 29 ReLUs each, off by at most 0.001; or "
+        "--replace silu=relu, one each, and finetune",
+        "squashed: tanh is not supported; --replace tanh=relus, 28 ReLUs each, off by at most 0.001; or "
+        "--replace tanh=relu, one each, and finetune",
     ]
 
 
@@ -142,4 +147,26 @@ def test_what_no_replacement_mends_is_left():
     assert way and way.replace == "gelu=relu", "attention=mean is named, and is of no use here"
     assert {problem.op for problem in way.left} == {"matmul", "softmax"}
     lines = grouped(problems(skeleton(spec)))
-    assert lines[0] == "a: gelu is not supported; --replace gelu=relu, and finetune (1 more like it)"
+    assert lines[0].startswith("a: gelu is not supported; --replace gelu=relus, 24 ReLUs each")
+    assert lines[0].endswith("(1 more like it)")
+    assert [way.replace for way in ways_out(spec)] == ["gelu=relu"], "piecewise linear functions do not mend the rest"
+
+
+CURVED = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 10))
+"""
+
+
+def test_piecewise_linear_functions_are_taken_without_training(tmp_path: Path):
+    code = tmp_path / "net.py"
+    code.write_text(CURVED, encoding="utf-8")
+    exact, usual = ways_out(external.read_name(f"{code}:build", (1, 8, 8), 10).spec)
+    assert (exact.replace, exact.counts.relus, exact.needs_training) == ("silu=relus", 144 * 29, False)
+    assert (usual.replace, usual.counts.relus, usual.needs_training) == ("silu=relu", 144, True)
+    plain = api.Experiment(f"{code}:build", "digits", (), BRIEF, pretrained=True)
+    for replace, is_finetuned in (("silu=relus", False), ("silu=relu", True), ("silu=relus,maxpool=avgpool", True)):
+        prepared = prepare(dataclasses.replace(plain, replace=replace))
+        assert (prepared.original is not None) == (is_finetuned and "silu=relu" in replace)

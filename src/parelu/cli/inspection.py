@@ -14,7 +14,7 @@ from parelu.cli.output import say
 from parelu.errors import UserError
 
 if TYPE_CHECKING:
-    from parelu.api import Axis, Run, Subject
+    from parelu.api import Axis, Run, Subject, WayOut
 
 
 def resolve() -> None:
@@ -68,16 +68,18 @@ class Inspect(_Network):
         subject = self.subject()
         lowered, unsupported = api.program_of(subject)
         is_named = subject.candidate is None and self.steps == "none"
-        way = api.way_out(subject.spec, self.replace) if unsupported and is_named else None
-        command = self.command(way.replace, api.is_trained(self.network)) if way else ""
-        text = inspection(subject.spec, self.title, subject.plan, lowered, unsupported, way, command, as_json=self.json)
+        ways = api.ways_out(subject.spec, self.replace) if unsupported and is_named else []
+        commands = [(way, self.command(way, api.is_trained(self.network))) for way in ways]
+        text = inspection(subject.spec, self.title, subject.plan, lowered, unsupported, commands, as_json=self.json)
         print(text)
 
-    def command(self, replace: str, is_trained: bool) -> str:
-        """What replaces, finetunes and reduces this network."""
-        given = {"model": self.network, "input": self.input, "output": self.output, "replace": replace}
+    def command(self, way: WayOut, is_trained: bool) -> str:
+        """What replaces, and finetunes and reduces this network where it is to be trained."""
+        given = {"model": self.network, "input": self.input, "output": self.output, "replace": way.replace}
         options = [f"--{name} {shlex.quote(value)}" for name, value in given.items() if value]
         weights = [] if is_trained else ["--weights WEIGHTS"]
+        if not way.needs_training:
+            return " ".join(["parelu train", *options, *weights, "--data DATA"])
         return " ".join(["parelu reduce snl", *options, *weights, "--data DATA --budget 0.1"])
 
 

@@ -68,7 +68,7 @@ class Taken(Read):
         shape = api.parse_input(input) if input else None
         plain = api.Experiment(name, self.data, (), api.TRAININGS["paper"], 0, shape, data_folder=self.data_folder)
         experiment = self.read(plain)
-        if self.replace:
+        if api.needs_training(self.replace):
             raise UserError("--replace changes what the network computes: parelu train --replace trains it first")
         default = f"taken-{Path(name.replace(':', '-')).name}-{self.data}".replace(" ", "-")
         folder = self.run or Path("runs") / default

@@ -1,7 +1,7 @@
 """EfficientNet (Tan and Le 2019) with ReLU in the place of Swish, as AutoReP counts it.
 
 The sigmoid of its squeeze-and-excitation runs as a piecewise linear function, by ReLUs that the paper does not count
-(`network/canonical/gates.py`), and then multiplies the map; "no se" leaves it out.
+(`network/canonical/smooth.py`), and then multiplies the map; "no se" leaves it out.
 """
 
 from __future__ import annotations

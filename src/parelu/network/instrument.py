@@ -45,7 +45,7 @@ def instrument(
     network.train(traced.training)
     nodes.propagate_shapes(network, input_shape)
     if not rewritten.replaced:
-        check_agreement(module, network, input_shape, rewritten.left_out, output)
+        check_agreement(module, network, input_shape, rewritten.left_out, output, rewritten.approximated)
     known = module.meta if isinstance(module, fx.GraphModule) else {}  # of one that was written, and is read again
     network.notes = (*known.get("notes", ()), *network.notes)
     written = None if replace else known.get("stages")  # it has no place for new sites

@@ -202,10 +202,9 @@ class Unsupported(Op):
         return cls(path(node), op or name(node), remedy)
 
     @property
-    def replacement(self) -> tuple[str, str] | None:
-        """Kind of op and what may stand in its place (`replacements.REPLACEMENTS`), where the remedy names it."""
-        found = re.search(r"--replace (\w+)=(\w+)", self.remedy)
-        return (found[1], found[2]) if found else None
+    def replacements(self) -> list[tuple[str, str]]:
+        """Kind of op and what may stand in its place (`replacements.REPLACEMENTS`), as the remedy names them."""
+        return re.findall(r"--replace (\w+)=(\w+)", self.remedy)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.op} is not supported; {self.remedy}"
@@ -374,12 +373,30 @@ CALLS: dict[Any, Callable[[fx.Node], Op]] = {
     F.max_pool2d: _max_pool,
 }
 
-_RELUS = ("silu", "gelu", "hardswish", "mish", "elu", "softplus", "tanh")
+# Smooth activations → the kind that `--replace` knows them by, and the ReLUs of a piecewise linear function for each.
+_SMOOTH = {
+    "silu": ("silu", 29),
+    "sigmoid": ("silu", 29),  # x·sigmoid(βx): any other has a form
+    "gelu": ("gelu", 24),
+    "mish": ("mish", 26),
+    "softplus": ("softplus", 25),
+    "elu": ("elu", 17),
+    "celu": ("elu", 17),
+    "selu": ("elu", 23),
+    "tanh": ("tanh", 28),
+}
 # Names of a module's class, a function or a method, in lower case without "_" → what to do about it.
 _REMEDIES: Mapping[str, str] = {
-    **dict.fromkeys(_RELUS, "--replace {}=relu, and finetune"),
-    **dict.fromkeys(("selu", "celu"), "--replace elu=relu, and finetune"),
-    **dict.fromkeys(("sigmoid", "logsigmoid"), "--replace sigmoid=hardsigmoid, and finetune"),
+    **{
+        name: f"--replace {kind}=relus, {relus} ReLUs each, off by at most 0.001; "
+        f"or --replace {kind}=relu, one each, and finetune"
+        for name, (kind, relus) in _SMOOTH.items()
+    },
+    **{
+        name: f"--replace {name}=relus, {relus} ReLUs each, off by at most 0.001"
+        for name, relus in (("logsigmoid", 25), ("erf", 24))
+    },
+    "hardswish": "--replace hardswish=relu, and finetune",
     **dict.fromkeys(("layernorm", "rmsnorm"), "--replace layernorm=batchnorm, and finetune"),
     **dict.fromkeys(("groupnorm", "instancenorm", "instancenorm2d"), "--replace groupnorm=batchnorm, and finetune"),
     **dict.fromkeys(
@@ -394,7 +411,5 @@ _REMEDIES: Mapping[str, str] = {
 
 def _unknown(node: fx.Node) -> Unsupported:
     kind = name(node).lower().replace("_", "")
-    if kind == "sigmoid" and any(set(node.all_input_nodes) & set(user.all_input_nodes) for user in node.users):
-        kind = "silu"  # x·sigmoid(x)
     remedy = _REMEDIES.get(kind, "write it with convolutions, additions, products, pools and ReLUs")
-    return Unsupported.at(node, remedy.format(kind))
+    return Unsupported.at(node, remedy)

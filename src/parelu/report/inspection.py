@@ -23,15 +23,14 @@ def inspection(
     plan: Plan,
     lowered: Lowered | None,
     unsupported: Sequence[Unsupported],
-    way: WayOut | None = None,
-    command: str = "",
+    ways: Sequence[tuple[WayOut, str]] = (),
     *,
     as_json: bool,
 ) -> str:
     """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
 
-    lowered: None where ops are without a secure lowering; unsupported: these, which count nothing; way: what may stand
-    in their place, and command: what does that.
+    lowered: None where ops are without a secure lowering; unsupported: these, which count nothing; ways: what may stand
+    in their place, and the command that does that; the last one from trained weights, others without training.
     """
     network = skeleton(spec)
     plan.apply(network)
@@ -43,30 +42,36 @@ def inspection(
             "private": fixed,
             "unsupported": [str(problem) for problem in unsupported],
         }
-        return json.dumps(value | (_way_json(way) if way else {}), indent=1)
+        return json.dumps(value | _ways_json([way for way, _ in ways]), indent=1)
     lines = [_text(title, spec, network, counts)]
     if lowered:
         lines += ["", *_fixed_point_text(lowered)]
     if unsupported:
         lines += ["", "  without a secure form, so that this network cannot be reduced or served as it is:"]
         lines += [f"  {line}" for line in grouped(unsupported)]
-    if way:
+    for way, command in ways:
         lines += ["", *_way_text(way, command)]
     return "\n".join(lines)
 
 
-def _way_json(way: WayOut) -> dict[str, Any]:
-    return {"replace": way.replace, "replaced": way.counts.to_json(), "left": [str(problem) for problem in way.left]}
+def _ways_json(ways: Sequence[WayOut]) -> dict[str, Any]:
+    found = [
+        {"replace": way.replace, "replaced": way.counts.to_json(), "left": [str(problem) for problem in way.left]}
+        for way in ways
+    ]
+    return {**found[-1], "without_training": found[:-1]} if found else {}
 
 
 def _way_text(way: WayOut, command: str) -> list[str]:
     counts = way.counts
     compared = f"{counts.comparisons:,} comparisons, " if counts.comparisons else ""
     cost = f"{counts.relus:,} ReLUs, {compared}{counts.squares:,} squares"
-    if not way.left:
+    if way.left:
+        rest = [f"  {line}" for line in grouped(way.left)]
+        return [f"  with --replace {way.replace} it counts {cost}, and this is left:", *rest]
+    if way.needs_training:
         return ["  a way, from trained weights:", f"  {command}", f"  which starts with {cost}"]
-    rest = [f"  {line}" for line in grouped(way.left)]
-    return [f"  with --replace {way.replace} it counts {cost}, and this is left:", *rest]
+    return ["  a way without training:", f"  {command}", f"  which counts {cost}"]
 
 
 def fixed_point(lowered: Lowered) -> dict[str, Any]:

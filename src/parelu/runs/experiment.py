@@ -302,7 +302,7 @@ def prepare(experiment: Experiment) -> Prepared:
     shape, replace = shape or dataset.input_shape, replacements.parsed(experiment.replace)
     spec, weights = _network(experiment, shape, dataset.classes, replace)
     original = experiment.original
-    if replace and weights is not None:
+    if replacements.need_training(replace) and weights is not None:
         first = dataclasses.replace(experiment, replace="")
         original = Reading(*_network(first, shape, dataset.classes, {}))  # pyright: ignore[reportArgumentType]
     if (spec.input[0], spec.classes) != (dataset.input_shape[0], dataset.classes):

@@ -30,18 +30,38 @@ class WayOut:
     counts: Counts
     left: tuple[Unsupported, ...]
 
+    @property
+    def needs_training(self) -> bool:
+        return replacements.need_training(replacements.parsed(self.replace))
+
 
 def way_out(spec: Spec, given: str = "") -> WayOut | None:
-    """The replacements that the obstacles' remedies name, as many as help; None where none does.
+    """The replacements that the obstacles' remedies name last, as many as help; None where none does.
 
     given: those that were made already, which are among the way's.
     """
+    return _way(spec, given, -1)
+
+
+def ways_out(spec: Spec, given: str = "") -> list[WayOut]:
+    """That, and before it the one that needs no training, of piecewise linear functions, where nothing else is left."""
+    usual, exact = way_out(spec, given), _way(spec, given, 0)
+    ways = [exact] if exact is not None and not exact.left and not exact.needs_training else []
+    return ways + ([usual] if usual is not None and usual not in ways else [])
+
+
+def _way(spec: Spec, given: str, choice: int) -> WayOut | None:
+    """choice: of the replacements that a remedy names."""
+
+    def named(network: Network) -> dict[str, str]:
+        return dict(problem.replacements[choice] for problem in problems(network) if problem.replacements)
+
     kinds: dict[str, str] = {}
     network = _replaced(spec, kinds)
-    while named := {kind: other for kind, other in _named(problems(network)) if kind not in kinds}:
-        kinds |= named
+    while more := {kind: other for kind, other in named(network).items() if kind not in kinds}:
+        kinds |= more
         network = _replaced(spec, kinds)
-    for kind, _ in set(_named(problems(network))) & kinds.items():  # it is named, and did not help everywhere
+    for kind in named(network).keys() & kinds:  # it is named, and did not help everywhere
         fewer = {other: instead for other, instead in kinds.items() if other != kind}
         without = _replaced(spec, fewer)
         if problems(without) == problems(network):
@@ -65,7 +85,3 @@ def _replaced(spec: Spec, kinds: Mapping[str, str]) -> Network:
     with torch.device("meta"):
         module = spec.module()
     return instrument(module, spec.input, kinds)
-
-
-def _named(unsupported: Sequence[Unsupported]) -> list[tuple[str, str]]:
-    return [problem.replacement for problem in unsupported if problem.replacement]

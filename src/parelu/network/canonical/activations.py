@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from parelu.network import functions
-from parelu.network.canonical import gates
+from parelu.network.canonical import smooth
 from parelu.network.canonical.builder import Builder, Rule
+from parelu.network.canonical.smooth import line
 from parelu.network.sites import CAP
 
 _INPUT = ("input", None)
@@ -132,37 +133,6 @@ def minimum(node: fx.Node, builder: Builder) -> fx.Node | None:
     return builder.call(torch.sub, left, builder.site(_difference(builder, left, right)))
 
 
-def sigmoid(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """That of a gate, one number a channel or a position: piecewise linear. On a map it stays."""
-    source = node.all_input_nodes[0]
-    if not gates.is_gate(node):
-        return None
-    return _gate(builder, source)
-
-
-def softmax(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """Of two numbers for each channel or position: the sigmoid of their difference, and what it lacks to 1."""
-    source, dim = _read(node, builder, ("dim", None))
-    shape = source.meta["shape"]
-    axis = dim % (len(shape) + 1) - 1 if isinstance(dim, int) else -1
-    others = [size for d, size in enumerate(shape) if d != axis]
-    if axis < 0 or shape[axis] != 2 or math.prod(others) != max(others, default=1):
-        return None
-    first, second = (builder.call(functions.select, source, axis, (place,)) for place in (0, 1))
-    gate = _gate(builder, builder.call(torch.sub, first, second))
-    return builder.call(torch.cat, (gate, line(builder, gate, -1.0, 1.0)), axis + 1)
-
-
-def _gate(builder: Builder, source: fx.Node) -> fx.Node:
-    knots = gates.sigmoid()
-    builder.note(
-        f"the sigmoid of a gate became a piecewise linear function of {len(knots.places)} ReLUs, off by at most "
-        f"{knots.error:.1g}"
-    )
-    builder.replaced = True
-    return gates.write(builder, source, knots)
-
-
 def clamped(builder: Builder, source: fx.Node, least: Any, largest: Any) -> fx.Node | None:
     """Write least + relu(x − least), and largest − relu(largest − x) of it; None for bounds that are no numbers."""
     least, largest = (_number(builder, bound) for bound in (least, largest))
@@ -177,16 +147,6 @@ def clamped(builder: Builder, source: fx.Node, least: Any, largest: Any) -> fx.N
         site = builder.site(line(builder, source, -1.0, largest), name)
         source = line(builder, site, -1.0, largest)
     return source
-
-
-def line(builder: Builder, source: fx.Node, slope: float, offset: float = 0.0) -> fx.Node:
-    """Write slope·x + offset."""
-    if not offset:
-        return source if slope == 1 else builder.call(torch.mul, source, float(slope))
-    shape = (1,) * len(source.meta["shape"])
-    layer = functions.Affine(shape, trained=())
-    layer.weight, layer.bias = torch.full(shape, float(slope)), torch.full(shape, float(offset))
-    return builder.layer(gates.beside(builder, "affine"), layer, source)
 
 
 def _leaky(builder: Builder, source: fx.Node, slope: float) -> fx.Node:
@@ -265,6 +225,6 @@ ACTIVATIONS: Mapping[Any, Rule] = {
     **_named(absolute, "abs", "absolute"),
     **_named(maximum, "maximum", "max", "fmax"),
     **_named(minimum, "minimum", "min", "fmin"),
-    **_named(sigmoid, "sigmoid", module=nn.Sigmoid),
-    **_named(softmax, "softmax", module=nn.Softmax),
+    **_named(smooth.sigmoid, "sigmoid", module=nn.Sigmoid),
+    **_named(smooth.softmax, "softmax", module=nn.Softmax),
 }

@@ -27,6 +27,7 @@ class Builder:
     Attributes:
         notes: what was changed, one sentence each.
         replaced: whether anything was changed that changes the outputs.
+        approximated: what stands for a function but for a small error → what it reads, and the function.
         left_out: what the network did with its logits at the end.
         modules: path → module, as traced: a rule may have put another in its place since.
         constants: path → parameter or buffer, as traced.
@@ -36,6 +37,7 @@ class Builder:
     network: fx.GraphModule
     notes: list[str] = dataclasses.field(default_factory=list)
     replaced: bool = False
+    approximated: dict[fx.Node, tuple[fx.Node, Callable[[Tensor], Tensor]]] = dataclasses.field(default_factory=dict)
     left_out: Callable[[Tensor], Tensor] = lambda logits: logits
     node: fx.Node = dataclasses.field(init=False)
 
@@ -122,6 +124,13 @@ class Builder:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         called: Any = self.module(node) or node.target
         return called(*args, **kwargs)
+
+    def moved(self, node: fx.Node, result: fx.Node) -> None:
+        """Take down that another node stands for one from now on."""
+        self.approximated = {
+            (result if made is node else made): (result if source is node else source, function)
+            for made, (source, function) in self.approximated.items()
+        }
 
     def note(self, text: str) -> None:
         """Say what was changed at the node; once."""

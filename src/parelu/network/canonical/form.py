@@ -79,6 +79,7 @@ def _rewrite(node: fx.Node, builder: Builder, rules: Mapping[Any, Rule]) -> None
     if result is not None and result is not node:
         node.replace_all_uses_with(result)
         node.graph.erase_node(node)
+        builder.moved(node, result)
     for new in reversed(written):
         _rewrite(new, builder, rules)
 

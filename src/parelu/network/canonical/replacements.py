@@ -19,11 +19,10 @@ from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
 from parelu.network import functions
-from parelu.network.canonical import gates
+from parelu.network.canonical import smooth
 from parelu.network.canonical.builder import Builder, Rule
 
 _INPUT = ("input", None)
-_PRODUCTS = (operator.mul, torch.mul, "mul", "mul_")
 _SIGMOIDS = (torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_", F.hardsigmoid)
 _SPREADS = ("expand", "expand_as")
 _SOFTMAXES = (torch.softmax, F.softmax, "softmax")
@@ -47,6 +46,11 @@ def parsed(text: str) -> dict[str, str]:
             known = ", ".join(f"{a}={b}" for a, b in REPLACEMENTS)
             raise UserError(f"--replace {part}: no such replacement; there are all, {known}")
     return found
+
+
+def need_training(replace: Mapping[str, str]) -> bool:
+    """Whether a network with these is another function than before, beyond a small error."""
+    return any(other != "relus" for other in replace.values())
 
 
 def written(replace: Mapping[str, str]) -> str:
@@ -84,11 +88,29 @@ def _rectified(name: str) -> Rule:
 
 
 def _swish(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """x·sigmoid(x)."""
+    """x·sigmoid(βx)."""
+    found = _of_swish(node, builder)
+    return None if found is None else _changed(builder, "SiLU became a ReLU", builder.site(found[0]))
+
+
+def _piecewise_swish(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """x·sigmoid(βx)."""
+    found = _of_swish(node, builder, hard=False)
+    if found is None:
+        return None
+    x, beta = found
+    return smooth.line(builder, smooth.approximated(builder, smooth.line(builder, x, beta), "silu"), 1 / beta)
+
+
+def _of_swish(node: fx.Node, builder: Builder, *, hard: bool = True) -> tuple[fx.Node, float] | None:
+    """The x and the β of x·sigmoid(βx). hard: whether a hard sigmoid is one."""
     factors = _factors(node)
     for x, gate in (factors, factors[::-1]) if factors else ():
-        if _is_sigmoid(gate, builder) and gate.all_input_nodes == [x]:
-            return _changed(builder, "SiLU became a ReLU", builder.site(x))
+        if not _is_sigmoid(gate, builder) or (_is_hard(gate, builder) and not hard):
+            continue
+        beta = smooth.swish_factor(gate, x)
+        if beta is not None:
+            return x, beta
     return None
 
 
@@ -152,11 +174,10 @@ def _quadratic(node: fx.Node, builder: Builder) -> fx.Node | None:
     x·x is a square for each of the gate's numbers. Nothing is clipped: far from 0 a gate may leave 0 to 1.
     """
     source = node.all_input_nodes[0]
-    is_swish = any(source in user.all_input_nodes for user in node.users if user.target in _PRODUCTS)
-    if is_swish or not gates.is_gate(node):
+    is_swish = any(source in user.all_input_nodes for user in node.users if user.target in smooth.PRODUCTS)
+    if is_swish or not smooth.is_gate(node) or _is_returned(node):
         return None
-    is_hard = isinstance(builder.module(node), nn.Hardsigmoid) or node.target is F.hardsigmoid
-    *coefficients, error = fitted(F.hardsigmoid if is_hard else torch.sigmoid)
+    *coefficients, error = fitted(F.hardsigmoid if _is_hard(node, builder) else torch.sigmoid)
     shape = source.meta["shape"]
     is_known = len(shape) in (1, 3)
     x = source if is_known else builder.call(torch.reshape, source, (-1, math.prod(shape), 1, 1))
@@ -164,12 +185,25 @@ def _quadratic(node: fx.Node, builder: Builder) -> fx.Node | None:
     c0, c1, c2 = (nn.Parameter(torch.full(wide, c, device=builder.device)) for c in coefficients)
     line, square = functions.Affine(wide), functions.Affine(wide, trained=("weight",))
     line.weight, line.bias, square.weight = c1, c0, c2
-    squared = builder.layer(gates.beside(builder, "square"), square, builder.call(torch.mul, x, x))
-    result = builder.call(torch.add, squared, builder.layer(gates.beside(builder, "line"), line, x))
+    squared = builder.layer(smooth.beside(builder, "square"), square, builder.call(torch.mul, x, x))
+    result = builder.call(torch.add, squared, builder.layer(smooth.beside(builder, "line"), line, x))
     if not is_known:
         result = builder.call(torch.reshape, result, (-1, *shape))
     what = f"the sigmoid of a gate became a quadratic, off by at most {error:.2f} from {FITTED[0]:g} to {FITTED[1]:g}"
     return _changed(builder, what, result)
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """Whether the network returns a tensor as it is, or in another shape."""
+    size = math.prod(node.meta["shape"])
+    return any(
+        user.op == "output" or (math.prod(user.meta.get("shape", ())) == size and _is_view(user) and _is_returned(user))
+        for user in node.users
+    )
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.target in (torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "squeeze", "view")
 
 
 @functools.cache
@@ -207,6 +241,10 @@ def _is_sigmoid(node: fx.Node, builder: Builder) -> bool:
     if node.op == "call_module":
         return isinstance(builder.module(node), nn.Sigmoid | nn.Hardsigmoid)
     return node.target in _SIGMOIDS
+
+
+def _is_hard(node: fx.Node, builder: Builder) -> bool:
+    return isinstance(builder.module(node), nn.Hardsigmoid) or node.target is F.hardsigmoid
 
 
 def _layer_norm(node: fx.Node, builder: Builder) -> fx.Node | None:
@@ -273,11 +311,33 @@ def _of(rule: Rule, *targets: Any) -> dict[Any, Rule]:
     return dict.fromkeys(targets, rule)
 
 
-_SILU = _of(_rectified("SiLU"), nn.SiLU, F.silu) | _of(_swish, *_PRODUCTS)
+def _relus(*names: str) -> dict[Any, Rule]:
+    """What is called for functions of `smooth.SMOOTH` → their rules."""
+    found: dict[Any, Rule] = {}
+    for name in names:
+        rule = smooth.piecewise(name)
+        found |= {getattr(nn, kind): rule for kind in _MODULES if kind.lower() == name}
+        for called in (name, f"{name}_"):
+            found |= {getattr(owner, called): rule for owner in (torch, F) if hasattr(owner, called)}
+            found |= {called: rule} if hasattr(Tensor, called) else {}
+    return found
+
+
+_MODULES = ("SiLU", "GELU", "Mish", "Softplus", "ELU", "CELU", "SELU", "LogSigmoid", "Tanh", "Sigmoid")
+_SILU = _of(_rectified("SiLU"), nn.SiLU, F.silu) | _of(_swish, *smooth.PRODUCTS)
 _MAX_POOLS = (nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)
 
 # (kind, what stands in its place) → what is called → the rule.
 REPLACEMENTS: Mapping[tuple[str, str], Mapping[Any, Rule]] = {
+    ("silu", "relus"): _relus("silu") | _of(_piecewise_swish, *smooth.PRODUCTS),
+    ("gelu", "relus"): _relus("gelu"),
+    ("mish", "relus"): _relus("mish"),
+    ("elu", "relus"): _relus("elu", "selu", "celu"),
+    ("softplus", "relus"): _relus("softplus"),
+    ("logsigmoid", "relus"): _relus("logsigmoid"),
+    ("tanh", "relus"): _relus("tanh"),
+    ("erf", "relus"): _relus("erf"),
+    ("sigmoid", "relus"): _relus("sigmoid"),
     ("silu", "relu"): _SILU,
     ("gelu", "relu"): _of(_rectified("GELU"), nn.GELU, F.gelu),
     ("hardswish", "relu"): _of(_rectified("Hardswish"), nn.Hardswish, F.hardswish),
@@ -290,7 +350,7 @@ REPLACEMENTS: Mapping[tuple[str, str], Mapping[Any, Rule]] = {
     ("sigmoid", "hardsigmoid"): _of(_hardsigmoid, nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"),
     ("maxpool", "avgpool"): _of(_average_pool, *_MAX_POOLS),
     ("se", "quadratic"): _of(_quadratic, nn.Sigmoid, nn.Hardsigmoid, *_SIGMOIDS),
-    ("se", "none"): _of(_ungated, *_PRODUCTS),
+    ("se", "none"): _of(_ungated, *smooth.PRODUCTS),
     ("attention", "mean"): _of(_averaged_alike, operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"),
     ("layernorm", "batchnorm"): _of(_layer_norm, nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm),
     ("groupnorm", "batchnorm"): _of(_group_norm, nn.GroupNorm, F.group_norm, nn.InstanceNorm2d, F.instance_norm),

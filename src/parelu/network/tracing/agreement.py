@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from parelu.errors import UserError
 from parelu.network import nodes
 from parelu.network.tracing import trace
 from parelu.network.tracing.outputs import chosen
+
+Exact = Mapping[fx.Node, tuple[fx.Node, Callable[[Tensor], Tensor]]]  # a node, what it reads, and its function
 
 _SEED = 1  # of images other than those that a module is traced with
 _REMEDY = "write what comes between it and the layer before with modules of torch.nn and functions of torch"
@@ -24,12 +26,14 @@ def check_agreement(
     input_shape: tuple[int, ...],
     left_out: Callable[[Tensor], Tensor] = lambda logits: logits,
     output: int | str | None = None,
+    exact: Exact | None = None,
 ) -> None:
     """Compare the outputs on two random images, at inference; on meta tensors there is nothing to compare.
 
     Args:
         left_out: what the module does with the network's logits.
         output: which of the module's outputs is the logits.
+        exact: nodes that are a function but for a small error, and are compared as this.
 
     Raises:
         UserError: they are off by more than `trace.TOLERANCE`; it names the first layer where they are.
@@ -40,10 +44,10 @@ def check_agreement(
         return
     with nodes.at_inference(module), nodes.at_inference(network):
         expected = chosen(module(images.clone()), output)
-        found = left_out(network(images.clone()))
+        found = left_out(_Exactly(network, exact).run(images.clone()) if exact else network(images.clone()))
         if _off(found, expected) == 0:
             return
-        where = _first_layer_off(module, network, images)
+        where = _first_layer_off(module, network, images, exact)
     what = (
         f"its logits are off by {_off(found, expected):.1g} of their largest" if found.shape == expected.shape else ""
     )
@@ -63,7 +67,7 @@ def _off(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().amax()) / (scale or 1)
 
 
-def _first_layer_off(module: nn.Module, network: fx.GraphModule, images: Tensor) -> str:
+def _first_layer_off(module: nn.Module, network: fx.GraphModule, images: Tensor, exact: Exact | None) -> str:
     """Path of the first layer that both call and that gives other numbers; "" where there is none."""
     expected: dict[str, list[Tensor]] = collections.defaultdict(list)
     kinds = {path: type(part) for path, part in module.named_modules() if not [*part.children()]}
@@ -80,12 +84,27 @@ def _first_layer_off(module: nn.Module, network: fx.GraphModule, images: Tensor)
     finally:
         for hook in hooks:
             hook.remove()
-    return _Compared(network, kinds, expected).first_off(images)
+    return _Compared(network, exact, kinds, expected).first_off(images)
 
 
-class _Compared(fx.Interpreter):
-    def __init__(self, network: fx.GraphModule, kinds: dict[str, type], expected: dict[str, list[Tensor]]) -> None:
-        super().__init__(network)
+class _Exactly(fx.Interpreter):
+    def __init__(self, network: fx.GraphModule, exact: Exact | None) -> None:
+        super().__init__(network, garbage_collect_values=not exact)
+        self._exact = exact or {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n not in self._exact:
+            return result
+        source, function = self._exact[n]
+        return function(self.env[source])
+
+
+class _Compared(_Exactly):
+    def __init__(
+        self, network: fx.GraphModule, exact: Exact | None, kinds: dict[str, type], expected: dict[str, list[Tensor]]
+    ) -> None:
+        super().__init__(network, exact)
         self._kinds, self._expected, self._off = kinds, expected, ""
 
     def first_off(self, images: Tensor) -> str:
