@@ -382,7 +382,7 @@ _SMOOTH = {
     "softplus": ("softplus", 25),
     "elu": ("elu", 17),
     "celu": ("elu", 17),
-    "selu": ("elu", 23),
+    "selu": ("elu", 22),
     "tanh": ("tanh", 28),
 }
 # Names of a module's class, a function or a method, in lower case without "_" → what to do about it.

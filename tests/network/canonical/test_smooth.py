@@ -53,7 +53,7 @@ def test_there_are_about_as_few_knots_as_a_curve_takes(name):
 
 
 @settings(max_examples=8)
-@given(st.sampled_from(["sigmoid", "silu", "gelu", "elu", "softplus", "tanh"]), st.floats(0.004, 0.1))
+@given(st.sampled_from(["sigmoid", "silu", "gelu", "elu", "softplus", "tanh"]), st.floats(0.004, 0.2))
 def test_no_path_over_a_lattice_of_the_tunnel_has_fewer_pieces(name, error):
     case = smooth.SMOOTH[name]
     numbers = [default for _, default in case.options if not isinstance(default, str)]
@@ -91,8 +91,17 @@ def _pieces_over_a_lattice(function, left, right, error: float, bound: float) ->
     return min(pieces[point] for point in points if is_on(right, point, 1))
 
 
+@pytest.mark.parametrize(
+    "options", [("elu", 1e-4), ("elu", 3.0), ("celu", 1e-3), ("softplus", 500.0), ("softplus", 0.5)]
+)
+def test_unusual_options_are_met(options):
+    name, number = options
+    found, function = smooth.knots_of(*options), smooth.SMOOTH[name].function
+    assert float((found(X) - function(X, number)).abs().max()) <= 1.02 * smooth.LARGEST_ERROR
+
+
 def test_what_has_no_such_function_says_so():
-    with pytest.raises(UserError, match="no 64 ReLUs are as close as 1e-07"):
+    with pytest.raises(UserError, match="no 128 ReLUs are as close as 1e-07"):
         knots(lambda x: np.tanh(x), (0.0, -1.0), (0.0, 1.0), 1e-7, "middle")
 
 

@@ -26,7 +26,7 @@ Kept = Literal["left", "middle", "right"]
 Array = NDArray[np.float64]
 
 GRID = 4001  # places at which a function is looked at
-MOST = 64  # knots
+MOST = 128  # knots
 BITS = 12  # of the largest change of slope, so that fixed point has all of them exactly
 _TAIL = 2.0**-6  # of the error: what a function may still be off its lines where it is not looked at
 
@@ -71,8 +71,8 @@ def knots(function: Callable[[Array], Array], left: Line, right: Line, largest_e
     that at 0.
     """
     seen = _Seen(function, left, right, largest_error)
-    fewest = len(seen.pieces(largest_error, MOST) or range(MOST)) + 1
-    for number in range(fewest, MOST + 1):
+    fewest = seen.pieces(largest_error, MOST)
+    for number in () if fewest is None else range(len(fewest) + 1, MOST + 1):
         low, high = 0.0, largest_error
         for _ in range(20):
             middle = (low + high) / 2
@@ -103,13 +103,30 @@ class _Seen:
         first = self._closes(self.right, error)
         line, begins, (end, is_up) = self.left, -self.bound, self._leaves(self.left, 0, error)
         found: list[Line] = []
+        before = line, begins, end
         while end < first:
             if len(found) == number - 1:
                 return None
+            before = line, begins, end
             begins, line = self._next(line, begins, end, error, is_up)
             end, is_up = self._leaves(line, self._after(begins), error)
             found.append(line)
-        return found
+        if line[0] != self.right[0] and first - 1e-9 <= _meeting(line, self.right) <= end + 1e-9:
+            return found
+        last = self._through(*before, first, error)  # the farthest went by the right line
+        found = [*found[:-1], *last]
+        return found if last and len(found) < number else None
+
+    def _through(self, line: Line, begins: float, end: float, first: float, error: float) -> list[Line]:
+        """One from a line to where the right one begins, in the tunnel, if there is any."""
+        y1 = _at(self.right, first)
+        for x0 in np.linspace(end, begins, 60):
+            slope = float((y1 - _at(line, x0)) / (first - x0)) if x0 < first else math.nan
+            between = slice(self._after(x0), self._after(first))
+            off = np.abs(y1 + slope * (self.x[between] - first) - self.y[between])
+            if off.size and off.max() <= error * (1 + 1e-6):
+                return [(slope, y1 - slope * first)]
+        return []
 
     def _next(self, line: Line, begins: float, end: float, error: float, is_up: bool) -> tuple[float, Line]:
         """The farthest piece that begins on a line, and where it does.
@@ -169,10 +186,13 @@ def _joined(pieces: list[Line], left: Line, right: Line, kept: Kept) -> Knots:
     """Pieces with slopes of few bits, each turned about the middle of where it stands, and knots where two meet."""
     lines = [left, *pieces, right]
     ends = [_meeting(*pair) for pair in itertools.pairwise(lines)]
-    steepest = max(abs(after[0] - before[0]) for before, after in itertools.pairwise(lines))
-    step = 2.0 ** (math.frexp(steepest)[1] - BITS)
-    turned = [_turned(line, (a + b) / 2, step) for line, (a, b) in zip(pieces, itertools.pairwise(ends), strict=True)]
-    turned = [left, *turned, right]
+    step = 2.0 ** (math.frexp(max(abs(after[0] - before[0]) for before, after in itertools.pairwise(lines)))[1] - BITS)
+    turned = lines
+    for finer in range(BITS):  # until no two neighbours are alike
+        about = [((a + b) / 2, step / 2**finer) for a, b in itertools.pairwise(ends)]
+        turned = [left, *(_turned(line, *where) for line, where in zip(pieces, about, strict=True)), right]
+        if all(before[0] != after[0] for before, after in itertools.pairwise(turned)):
+            break
     places = [_meeting(*pair) for pair in itertools.pairwise(turned)]
     changes = [after[0] - before[0] for before, after in itertools.pairwise(turned)]
     middle = sum(place < 0 for place in places)
