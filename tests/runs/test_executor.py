@@ -177,7 +177,22 @@ def test_recipes_can_be_conducted(name):
     [
         ("{", "is not valid YAML"),
         ("- a", "is not a recipe"),
-        ("title: x", "model is missing; it should be text"),
+        ("title: x", "data is missing; it should be text"),
+        ("{title: x, data: d, methods: []}", "give one of model, a network's name, and networks"),
+        (
+            "{title: x, model: m, networks: [m], data: d, methods: []}",
+            "give one of model, a network's name, and networks",
+        ),
+        ("{title: x, networks: [], data: d, methods: []}", "networks is empty"),
+        ("{title: x, networks: [m, m], data: d, methods: []}", "networks has 'm' more than once"),
+        (
+            "{title: x, model: m, data: d, methods: [{name: random, label: a/b}]}",
+            "label 'a/b' is no part of a folder's name",
+        ),
+        (
+            "{title: x, model: m, data: d, methods: [{name: random}, {name: random, kd_weight: 0.5}]}",
+            "two entries of random differ; give each a label",
+        ),
         ("{title: x, model: resnet10, data: digits, methods: [{name: nope}]}", "unknown method 'nope'; known are"),
         ("{title: x, model: resnet10, data: digits, methods: [], epoch: 3}", "unknown key 'epoch'"),
         (

@@ -20,7 +20,7 @@ from parelu.network.candidate import Candidate
 from parelu.network.metrics import Role, Tags
 from parelu.network.spec import Spec
 from parelu.network.steps import apply_steps
-from parelu.training.objectives import DecoupledDistillation, Distillation
+from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
 from parelu.training.schedule import Training
 
 
@@ -94,7 +94,7 @@ def stepped_job(
     name: str,
     context: Context,
     steps: str,
-    objective: Distillation | DecoupledDistillation,
+    objective: CrossEntropy | Distillation | DecoupledDistillation,
     *,
     role: Role = "candidate",
     prefix: str = "",

@@ -13,8 +13,9 @@ from parelu.methods.jobs import Job
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
 from parelu.network.metrics import Role
+from parelu.network.settings import younger
 from parelu.network.spec import Spec
-from parelu.network.steps import stages_of
+from parelu.network.steps import stage_order, stages_of
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
@@ -31,6 +32,7 @@ class DeepReDuce(Method):
         w: exponent of the ReLU count in the criticality.
         temperature: of the distillation.
         kd_weight: of its soft loss.
+        order: stages, the most critical first, such as "S3>S2>S4>S1"; then no network is trained to find it.
     """
 
     name: ClassVar[str] = "deepreduce"
@@ -41,11 +43,14 @@ class DeepReDuce(Method):
     w: float = 0.07  # section 3.1
     temperature: float = 4.0  # section 4
     kd_weight: float = 0.9  # section 4
+    order: str = younger("")
 
     def check(self, spec: Spec, training: Training) -> None:
         stages = stages_of(skeleton(spec))
         if len(stages) < 2:
             raise UserError(f"deepreduce drops whole stages, and this network has {len(stages)}; take another method")
+        if self.order:
+            stage_order(self.order, stages)
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         order = self.least_critical_first(context)
@@ -63,8 +68,10 @@ class DeepReDuce(Method):
         return context.train(fitting(self.name, jobs, budgets, context.teacher.spec))
 
     def least_critical_first(self, context: Context) -> list[str]:
-        """Train, for each stage, a network with ReLUs there only; every number of eq. 1 goes to the run folder."""
+        """By `order`, or by a network for each stage with ReLUs there only; eq. 1's numbers go to the run folder."""
         stages = stages_of(skeleton(context.teacher.spec))
+        if self.order:
+            return stage_order(self.order, stages)[::-1]
         trained = context.train([self._job(context, f"only {stage}", "criticality") for stage in stages])
         accuracy = {s: c.trained.validation_accuracy for s, c in zip(stages, trained, strict=True)}
         relus = {s: c.plan.relus for s, c in zip(stages, trained, strict=True)}

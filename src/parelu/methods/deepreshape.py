@@ -23,7 +23,7 @@ from parelu.models.resnet import ResNet
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.settings import younger
-from parelu.network.steps import stages_of
+from parelu.network.steps import stage_order, stages_of
 from parelu.training.objectives import DecoupledDistillation, Distillation
 
 RESHAPINGS = ("", "; channels 0.5", "; reuse 4", "; reuse 8", "; reuse 16")  # Algorithm 2, lines 5 to 9
@@ -36,14 +36,8 @@ def parse_order(text: str, stages: int) -> tuple[int, ...]:
     Raises:
         UserError: unless each stage is there once.
     """
-    names = [name.strip() for name in text.replace(",", ">").split(">")]
     known = [f"S{number}" for number in range(1, stages + 1)]
-    if sorted(names) != known:
-        raise UserError(
-            f"order {text!r} does not have each stage once; write all of {', '.join(known)}, the most "
-            f'critical first: "{">".join(reversed(known))}"'
-        )
-    return tuple(int(name[1:]) for name in names)
+    return tuple(int(name[1:]) for name in stage_order(text, known))
 
 
 def equalise_width(order: Sequence[int], depths: Sequence[int]) -> list[tuple[int, ...]]:

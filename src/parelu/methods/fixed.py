@@ -17,6 +17,8 @@ from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
 from parelu.training.objectives import Distillation
 
+FULL_WEIGHTS = "from the full network's weights"  # in a candidate's note
+
 
 @dataclasses.dataclass(frozen=True)
 class FixedMasks(Method):
@@ -47,8 +49,7 @@ class FixedMasks(Method):
         objective = Distillation(self.temperature, self.kd_weight)
         jobs = masked_jobs(self.name, context, masks, objective, start=FROM_TEACHER if self.from_teacher else FRESH)
         if self.from_teacher:
-            note = "from the full network's weights"
-            jobs = [replace(j, name=f"{j.name}-from-teacher", tags=replace(j.tags, note=note)) for j in jobs]
+            jobs = [replace(j, name=f"{j.name}-from-teacher", tags=replace(j.tags, note=FULL_WEIGHTS)) for j in jobs]
         return context.train(jobs)
 
 

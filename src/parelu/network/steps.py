@@ -58,7 +58,7 @@ def stages_of(network: Network) -> tuple[str, ...]:
 
 def apply_steps(spec: Spec, text: str) -> Reduced:
     """Apply steps, separated by ";", in order; raises `UserError` for an unknown step or stage."""
-    steps = [" ".join(step.split()) for step in re.sub(r"\([^()]*\)", "", text).split(";") if step.strip()]
+    steps = parsed(text)
     for step in steps:
         match = _SCALE_STEP.fullmatch(step)
         if match:
@@ -74,6 +74,22 @@ def apply_steps(spec: Spec, text: str) -> Reduced:
     if factors:
         spec = _reuse(spec, factors, [site for site in kept if site.after_addition], masks)
     return Reduced(spec, Plan.from_masks(masks))
+
+
+def parsed(text: str) -> list[str]:
+    """The steps of a text, without remarks."""
+    return [" ".join(step.split()) for step in re.sub(r"\([^()]*\)", "", text).split(";") if step.strip()]
+
+
+def stage_order(text: str, stages: Sequence[str]) -> list[str]:
+    """Stages from "S3>S2>S4>S1" or "S3,S2,S4,S1", most critical first; raises `UserError` unless each is there once."""
+    names = [name.strip() for name in text.replace(",", ">").split(">")]
+    if sorted(names) != sorted(stages):
+        raise UserError(
+            f"order {text!r} does not have each stage once; write all of {', '.join(stages)}, the most "
+            f'critical first: "{">".join(reversed(stages))}"'
+        )
+    return names
 
 
 def _reuse(spec: Spec, factors: Sequence[int], sites: Sequence[Site], masks: Mapping[str, Tensor]) -> Spec:

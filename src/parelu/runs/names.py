@@ -14,8 +14,8 @@ from parelu.runs.jobs import identity
 class Names:
     """Names of one entry of a run.
 
-    Searches, and networks that are only measured, are one thing under one name for all entries that ask for the same:
-    two labels that differ in their finetuning share a search.
+    Searches and networks that are no candidates are one thing under one name for all entries that ask for the same: two
+    labels that differ in their finetuning share a search.
 
     Attributes:
         label: "" for none.
@@ -40,9 +40,9 @@ class Names:
         return dataclasses.replace(search, name=self._shared(search.name, mask_search.identity(search)))
 
     def of_job(self, job: Job) -> Job:
-        """With its name in the run, and what it starts from by that; its note tells label and teacher."""
+        """With its name in the run, and what it starts from by that; a candidate's note tells label and teacher."""
         job = dataclasses.replace(job, start=self._start(job.start))
-        if job.role == "criticality":
+        if job.role != "candidate":
             return dataclasses.replace(job, name=self._shared(job.name, identity(job)))
         self.own[job.name] = name = self.of(job.name)
         taught = f"taught by {self.teacher}" if job.teacher == OUTSIDE else ""

@@ -1,0 +1,136 @@
+"""Labels, and another architecture that teaches: what a run is asked for, by which names, and what it refuses."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, Silent, tiny_experiment
+
+from parelu.errors import UserError
+from parelu.methods.base import methods
+from parelu.methods.deepreduce import DeepReDuce
+from parelu.methods.jobs import OUTSIDE, TEACHER
+from parelu.methods.random import Random
+from parelu.methods.senet import SENet
+from parelu.methods.snl import SNL
+from parelu.methods.steps import Steps
+from parelu.network.spec import spec_of
+from parelu.runs.executor import InProcess
+from parelu.runs.experiment import Experiment, Reduction, run_experiment
+from parelu.runs.folder import Run
+from parelu.runs.jobs import teacher_of
+
+BRIEF = dataclasses.replace(TINY, epochs=1)
+
+
+def experiment(*reductions: Reduction, **changes: object) -> Experiment:
+    return dataclasses.replace(tiny_experiment(training=BRIEF, images=256), reductions=reductions, **changes)  # pyright: ignore
+
+
+def conducted(one: Experiment, folder: Path) -> tuple[Run, Silent]:
+    watcher = Silent()
+    return run_experiment(one, folder / "run", watcher, InProcess()), watcher  # pyright: ignore[reportArgumentType]
+
+
+def names(run: Run) -> set[str]:
+    return {record.name for record in run.candidates()}
+
+
+def test_labels_tell_entries_apart_and_share_their_searches(tmp_path: Path):
+    """Of SNL three ways: another finetuning takes the search that is there, another distillation has its own."""
+    first = SNL(search_epochs=1)
+    one = experiment(
+        Reduction(first, ("0.5",)),
+        Reduction(dataclasses.replace(first, finetune_epochs=2), ("0.5",), label="long"),
+        Reduction(dataclasses.replace(first, kd_weight=0.0), ("0.5",), label="kd-0"),
+    )
+    run, watcher = conducted(one, tmp_path)
+    assert names(run) == {"teacher", "snl-304", "snl-304-long", "snl-304-kd-0"}
+    assert sorted(path.name for path in (run.path / "searches").iterdir()) == ["snl", "snl-kd-0"]
+    notes = {record.name: record.metrics.note for record in run.candidates()}
+    assert notes["snl-304-kd-0"] == "kd weight 0.0, kd-0" and notes["snl-304"] == ""
+    assert run.candidate("snl-304-long").trained.epochs == 2 and len(watcher.trained) == 6
+    again = conducted(one, tmp_path)[1]
+    assert not again.trained and len(again.read) == len(watcher.trained) + 1, "the shared search is read twice"
+
+
+def test_a_label_leaves_the_networks_of_unlabelled_entries_as_they_were(tmp_path: Path):
+    """And an entry of another name gives the same masks, of other fresh weights."""
+    entry = Reduction(Random(), ("37",))
+    run, _ = conducted(experiment(entry, dataclasses.replace(entry, label="b")), tmp_path)
+    alone, _ = conducted(experiment(entry), tmp_path / "alone")
+    mine, its, other = (r.candidate(n) for r, n in ((run, "random-37"), (alone, "random-37"), (run, "random-37-b")))
+    assert all(torch.equal(mine.weights[name], its.weights[name]) for name in mine.weights)
+    assert other.plan == mine.plan and not torch.equal(other.weights["fc.weight"], mine.weights["fc.weight"])
+    assert other.trained.note == "b"
+
+
+def test_another_architecture_teaches(tmp_path: Path):
+    steps, snl = Reduction(Steps(steps=("cull all",))), Reduction(SNL(search_epochs=1), ("37",))
+    one = experiment(steps, snl, teacher="resnet18 m=2")
+    run, watcher = conducted(one, tmp_path)
+    assert watcher.trained[:2] == [TEACHER, OUTSIDE]
+    assert run.config["teacher"] == "resnet18 m=2" and run.candidate(OUTSIDE).spec == spec_of(
+        "resnet18 m=2", (1, 8, 8), 10
+    )
+    notes = {record.name: record.metrics.note for record in run.candidates()}
+    assert notes["snl-37"] == notes["steps-cull-all"] == "taught by resnet18 m=2" and notes[OUTSIDE] is None
+    logits = {path.parent.name for path in (run.path / "teacher-logits").glob("*/*")}
+    assert logits == {teacher_of(run, OUTSIDE).folder.name}, "of the other architecture alone"
+    full = run.candidate(TEACHER).trained
+    assert run.candidate("steps-cull-all").trained.relus_full == full.relus != run.candidate(OUTSIDE).trained.relus
+    assert not conducted(one, tmp_path)[1].trained
+    with pytest.raises(UserError, match=r"teacher is \"resnet18 m=2\" there and null now"):
+        conducted(dataclasses.replace(one, teacher=None), tmp_path)
+
+
+def test_a_network_is_its_own_teacher_by_name(tmp_path: Path):
+    """So that one recipe has the teacher's architecture among its networks."""
+    run, _ = conducted(experiment(Reduction(Random(), ("37",)), teacher="resnet10 m=2"), tmp_path)
+    assert names(run) == {"teacher", "random-37"} and "teacher" not in run.config
+    assert not conducted(experiment(Reduction(Random(), ("37",))), tmp_path)[1].trained
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("resnet9000", "teacher: unknown network 'resnet9000'; known are"),
+        (spec_of("resnet10 m=2", (3, 8, 8), 10), "the teacher reads 3 channels and tells 10 classes apart"),
+        (
+            spec_of("resnet10 m=2", (1, 8, 8), 100),
+            "the teacher reads 1 channels and tells 100 classes apart",
+        ),
+    ],
+)
+def test_teachers_that_do_not_fit_are_refused_before_anything_is_trained(teacher, message, tmp_path: Path):
+    with pytest.raises(UserError, match=message) as caught:
+        conducted(experiment(Reduction(Random(), ("37",)), teacher=teacher), tmp_path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, method in methods().items() if method.compares_maps])
+def test_methods_that_compare_maps_take_no_other_architecture(name: str, tmp_path: Path):
+    one = experiment(Reduction(methods()[name](), ("37",)), teacher="resnet10 m=4")
+    with pytest.raises(UserError, match=f"{name} compares the maps of a network with its own full-ReLU version's"):
+        conducted(dataclasses.replace(one, training=dataclasses.replace(BRIEF, epochs=4)), tmp_path)
+    assert not (tmp_path / "run").exists() and SENet.compares_maps
+
+
+def reductions(*labels: str) -> Sequence[Reduction]:
+    return [Reduction(DeepReDuce(w=number / 10), label=label) for number, label in enumerate(labels)]
+
+
+def test_entries_whose_names_are_the_same_are_refused():
+    for labels, message in (
+        (("", ""), "two entries of deepreduce differ; give each"),
+        (("a", "a"), "label 'a' and differ"),
+    ):
+        with pytest.raises(UserError, match=message):
+            experiment(*reductions(*labels))
+    experiment(*reductions("", "a", "b"))
+    experiment(*[reductions("a")[0]] * 2)
+    for label in ("a/b", "..", "-a", " ", "a b"):
+        with pytest.raises(UserError, match="is no part of a folder's name"):
+            Reduction(DeepReDuce(), label=label)
