@@ -13,6 +13,7 @@ from parelu.errors import UserError
 from parelu.methods.base import Context
 from parelu.methods.jobs import FromJob, Job
 from parelu.methods.senet import LayerBudgets, allocate, sensitivities
+from parelu.models.branches import Branched
 from parelu.models.resnet import BasicBlocks
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
@@ -72,7 +73,8 @@ class Gated(LayerBudgets):
     """SENet's masks; in finetuning, blocks below a ReLU sensitivity give way to one convolution each.
 
     A block's sensitivity is the share of ReLUs kept between its two convolutions. That ReLU goes with the block's main
-    branch, so a candidate has fewer ReLUs than its budget. The stem's ReLU and those after the additions stay.
+    branch, so a candidate has fewer ReLUs than its budget. The stem's ReLU and those after the additions stay. The one
+    convolution is 3×3 and takes the block's stride and channels upon it, so that it is one layer on the longest path.
 
     Attributes:
         d_th: blocks with a smaller sensitivity get a shallow branch.
@@ -93,10 +95,15 @@ class Gated(LayerBudgets):
     auxiliary: bool = False
 
     def check(self, spec: Spec, training: Training) -> None:
-        if not isinstance(spec, BasicBlocks):
+        if not isinstance(spec, Branched):
             raise UserError(f"gated branching rebuilds the blocks of our ResNets, not of the family {spec.family}")
-        if max(spec.reuse, default=1) > 1:
+        if isinstance(spec, BasicBlocks) and max(spec.reuse, default=1) > 1:
             raise UserError("gated branching has no shallow branch for blocks with ReLU-reuse; give a network without")
+        if self.auxiliary and not isinstance(spec, BasicBlocks):
+            raise UserError(
+                f"an auxiliary classifier is for basic blocks (ResNets), not for the family {spec.family}, whose "
+                "stages end ahead of their activations; leave --auxiliary out"
+            )
         self._epochs(training.changed(epochs=self.finetune_epochs or training.epochs))
 
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
@@ -104,7 +111,7 @@ class Gated(LayerBudgets):
         sensitivity = sensitivities(context.teacher.network(), self.density)
         sizes = {name: site.relus for name, site in plan.sites.items()}
         for budget in budgets:
-            self._shallow(_resnet(context.teacher), context.teacher.plan, allocate(sensitivity, sizes, budget))
+            self._shallow(_branched(context.teacher), context.teacher.plan, allocate(sensitivity, sizes, budget))
         return plan
 
     def finetuned(self, context: Context, jobs: Sequence[Job]) -> list[Candidate]:
@@ -120,7 +127,9 @@ class Gated(LayerBudgets):
     def _branches(self, context: Context, job: Job) -> tuple[Job | None, Job]:
         """The training in which the shallow branches take over, None without any; and the one without main branches."""
         assert job.training
-        spec = dataclasses.replace(_resnet(job), exits="both" if self.auxiliary else "last")
+        spec = _branched(job)
+        if isinstance(spec, BasicBlocks):
+            spec = dataclasses.replace(spec, exits="both" if self.auxiliary else "last")
         blocks = self._shallow(spec, context.teacher.plan, {name: site.relus for name, site in job.plan.sites.items()})
         context.record(job.name, {"d_th": self.d_th, "shallow": list(blocks)})
         epochs, gate_epochs = job.training.epochs, self._epochs(job.training)
@@ -150,7 +159,7 @@ class Gated(LayerBudgets):
         )
         return first, second
 
-    def _shallow(self, spec: BasicBlocks, full: Plan, kept: Mapping[str, int]) -> tuple[int, ...]:
+    def _shallow(self, spec: Branched, full: Plan, kept: Mapping[str, int]) -> tuple[int, ...]:
         """The blocks below `d_th`; kept: site → ReLUs."""
         inner = spec.inner
         sensitivity = {name: kept[name] / full.sites[name].mask.numel() for name in inner}
@@ -174,19 +183,19 @@ class Gated(LayerBudgets):
         return epochs
 
 
-def _resnet(of: Candidate | Job) -> BasicBlocks:
-    assert isinstance(of.spec, BasicBlocks), "checked before"
+def _branched(of: Candidate | Job) -> Branched:
+    assert isinstance(of.spec, Branched), "checked before"
     return of.spec
 
 
-def _without(plan: Plan, spec: BasicBlocks) -> Plan:
+def _without(plan: Plan, spec: Branched) -> Plan:
     """Of a plan, the sites that a network has."""
     return Plan({name: plan.sites[name] for name in skeleton(spec).sites})
 
 
 def _cuts(job: Job) -> Iterator[Job]:
     """A candidate for each exit of a network with both, with its weights as they are."""
-    whole = _resnet(job)
+    whole = _branched(job)
     for exits, ending in (("last", ""), ("auxiliary", "-auxiliary")):
         spec = dataclasses.replace(whole, exits=exits)
         note = ", ".join(part for part in (job.tags.note, f"{exits} exit") if part)

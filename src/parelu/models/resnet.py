@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
+from parelu.models.branches import Branched, TwoBranches
 from parelu.models.hybrenet import plain
 from parelu.models.reuse import ReuseConv, groups
-from parelu.network.spec import AUXILIARY, Spec, scaled
+from parelu.network.spec import AUXILIARY, scaled
 
 # name → (blocks a stage, base width m). ResNet9 is ResNet10 less the first convolution of S1 (DeepReDuce, section 4).
 _NAMED = {
@@ -35,10 +36,8 @@ _NAME = re.compile(r"(?P<base>resnet\d+)(?P<options>( (m=\d+|d=\d+(-\d+)*|(\d+x)
 
 
 @dataclasses.dataclass(frozen=True)
-class BasicBlocks(Spec):
+class BasicBlocks(Branched):
     """A residual network of basic blocks.
-
-    Blocks are numbered from 0 through all stages.
 
     Attributes:
         stem: channels of the stem.
@@ -46,9 +45,6 @@ class BasicBlocks(Spec):
         single_conv_first: the first block of S1 has one convolution (ResNet9).
         reuse: ReLU-reuse factor N of each stage, 1 for none; () for none anywhere. The last convolution of every block
             of such a stage is a `ReuseConv`; which channels keep their ReLU is the plan's affair.
-        shallow: blocks that have one convolution too.
-        gated: blocks that have both, a main branch of two convolutions and a shallow one, mixed by a buffer `gamma`:
-            0 is the main branch, 1 the shallow one (gated branching).
         exits: "last", the classifier behind the last stage; "auxiliary", one ahead of it, and no last stage; "both" has
             them for training, and answers with the last.
     """
@@ -57,8 +53,6 @@ class BasicBlocks(Spec):
     depths: tuple[int, ...]
     single_conv_first: bool = dataclasses.field(default=False, kw_only=True)
     reuse: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
-    shallow: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
-    gated: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
     exits: str = dataclasses.field(default="last", kw_only=True)
 
     @property
@@ -77,30 +71,26 @@ class BasicBlocks(Spec):
         for factor, width in zip(self.reuse, self.widths, strict=False):
             if factor != 1:
                 groups(width, factor)
-        for block in (*self.shallow, *self.gated):
-            self._check_branches(block)
+        self.check_branches()
         if self.exits not in ("last", "auxiliary", "both"):
             raise UserError(f"exits is {self.exits!r}; it is last, auxiliary or both")
         if self.exits != "last" and len(self.depths) < 2:
             raise UserError("a network of one stage has no place for an auxiliary classifier")
 
-    def _check_branches(self, block: int) -> None:
-        if not 0 <= block < sum(self.depths):
-            raise UserError(f"block {block}: the network has blocks 0 to {sum(self.depths) - 1}")
-        if (*self.shallow, *self.gated).count(block) > 1 or (block == 0 and self.single_conv_first):
-            raise UserError(f"block {block} has one convolution already: there is nothing to make shallow")
-        stage, _ = self.places[block]
-        if self.reuse and self.reuse[stage - 1] > 1:
-            raise UserError(f"block {block} reuses ReLUs: it is not made shallow")
+    def check_branches(self) -> None:
+        super().check_branches()
+        for block in (*self.shallow, *self.gated):
+            if block == 0 and self.single_conv_first:
+                raise UserError(f"block {block} has one convolution already: there is nothing to make shallow")
+            if self.reuse and self.reuse[self.places[block][0] - 1] > 1:
+                raise UserError(f"block {block} reuses ReLUs: it is not made shallow")
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """Stage, from 1, and number there, from 0, of every block."""
         return [(stage, i) for stage, depth in enumerate(self.depths, start=1) for i in range(depth)]
 
     @property
     def inner(self) -> dict[str, int]:
-        """Site between the two convolutions of a block → the block's number; of the blocks that have both."""
         single = {*self.shallow, *([0] if self.single_conv_first else [])}
         return {f"layer{s}.{i}.relu1": number for number, (s, i) in enumerate(self.places) if number not in single}
 
@@ -175,7 +165,7 @@ def _convolution(inputs: int, outputs: int, stride: int, reuse: int) -> nn.Modul
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
 
-class _Block(nn.Module):
+class _Block(TwoBranches):
     """A branch of two convolutions or of one, or both mixed; plus the shortcut, relu.
 
     reuse: N of the ReLU-reuse in the last convolution, 1 for none.
@@ -189,24 +179,18 @@ class _Block(nn.Module):
             self.relu1 = nn.ReLU()
             self.conv2 = _convolution(outputs, outputs, 1, reuse)
             self.bn2 = nn.BatchNorm2d(outputs)
-        if shallow:
-            self.shallow = nn.Sequential(_convolution(inputs, outputs, stride, reuse), nn.BatchNorm2d(outputs))
-        self.gamma: Tensor | None
-        self.register_buffer("gamma", torch.zeros(()) if deep and shallow else None)
-        self.deep = deep
+        convolution = _convolution(inputs, outputs, stride, reuse) if shallow else None
+        self.set_branches(deep=deep, shallow=convolution, outputs=outputs)
         self.relu2 = nn.ReLU()
         self.downsample = nn.Sequential()
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu2(self._branches(x) + self.downsample(x))
+        return self.relu2(self.branches(x) + self.downsample(x))
 
-    def _branches(self, x: Tensor) -> Tensor:
-        if not self.deep:
-            return self.shallow(x)
-        main = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        return main if self.gamma is None else main + (self.shallow(x) - main) * self.gamma
+    def main(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
 
 
 class _ResNet(nn.Module):
