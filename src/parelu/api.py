@@ -44,6 +44,7 @@ from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import link_of
 from parelu.private.transport.tls import make_certificates
+from parelu.report.beside import Beside, beside
 from parelu.report.page import write_report
 from parelu.report.tables import Axis, frontier_rows
 from parelu.runs import measurement
@@ -69,6 +70,7 @@ __all__ = [
     "TRUNCATIONS",
     "Asked",
     "Axis",
+    "Beside",
     "Client",
     "Dataset",
     "Experiment",
@@ -90,6 +92,7 @@ __all__ = [
     "bench",
     "cache_folder",
     "chosen",
+    "compare",
     "count",
     "data",
     "designs",
@@ -208,6 +211,19 @@ class Result:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page about the run; report.html in its folder unless a path is given."""
         return write_report([self.run], Path(path) if path else self.run.path / "report.html")
+
+
+def compare(runs: Sequence[Run | str | Path], paper: str = "") -> Beside:
+    """Runs beside a paper's table: the published points, ours that stand for them, and the ratios that papers quote.
+
+    Args:
+        runs: run folders of one data set, of any networks and seeds.
+        paper: such as "AutoReP Table 3"; left out, the table that the runs' recipe names.
+
+    Raises:
+        UserError: there is no such paper or table, or a run has no full-ReLU network.
+    """
+    return beside([run if isinstance(run, Run) else Run.open(run) for run in runs], paper)
 
 
 def reduce(

@@ -36,6 +36,13 @@ def test_a_kill_while_starting_leaves_a_folder_that_can_be_started(tmp_path):
     assert Run.start(tmp_path / "other", CONFIG).config == CONFIG
 
 
+def test_the_table_that_a_run_is_compared_with_may_change(tmp_path):
+    Run.start(tmp_path, CONFIG)
+    assert Run.start(tmp_path, {**CONFIG, "paper": "AutoReP Table 3"}).config["paper"] == "AutoReP Table 3"
+    assert Run.open(tmp_path).config["paper"] == "AutoReP Table 3"
+    assert "paper" not in Run.start(tmp_path, CONFIG).config
+
+
 def test_another_configuration_is_refused_by_name(tmp_path):
     Run.start(tmp_path, CONFIG)
     with pytest.raises(UserError, match=r"training\.epochs is 3 there and 4 now"):

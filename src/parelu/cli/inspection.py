@@ -173,7 +173,7 @@ class Frontier:
     def __call__(self) -> None:
         from parelu.report import tables
 
-        runs = _open(self.runs, "frontier")
+        runs = open_runs(self.runs, "frontier")
         if self.json:
             records = [record for run in runs for record in run.candidates()]
             print(json.dumps([row.to_json() for row in tables.frontier_rows(records, self.x)], indent=1))
@@ -193,11 +193,12 @@ class Report:
     """the page; report.html in the first run's folder if left out"""
 
     def __call__(self) -> None:
-        runs = _open(self.runs, "report")
+        runs = open_runs(self.runs, "report")
         save_report(runs, self.out or self.runs[0] / "report.html")
 
 
-def _open(paths: tuple[Path, ...], command: str) -> list[Run]:
+def open_runs(paths: tuple[Path, ...], command: str) -> list[Run]:
+    """The runs that a command was given."""
     from parelu import api
 
     if not paths:

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 import parelu
-from parelu.cli import bench, inspection, private, recipes, training
+from parelu.cli import bench, compare, inspection, private, recipes, training
 from parelu.cli.output import say
 from parelu.errors import ProtocolError, UserError
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, type[Any]] = {
     **training.COMMANDS,
     **recipes.COMMANDS,
     **inspection.COMMANDS,
+    **compare.COMMANDS,
     **bench.COMMANDS,
     **private.COMMANDS,
 }

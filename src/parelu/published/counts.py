@@ -7,6 +7,7 @@ them (`merged_macs`): so Table 8 comes out. Stage 1 has the stem's ReLUs in Tabl
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from parelu.errors import UserError
@@ -49,6 +50,17 @@ def _whole(spec: Spec) -> Counts:
     return count(shared_skeleton(spec))
 
 
+def full_relus(row: Published) -> int:
+    """ReLUs of the network of a row before any step; raises `UserError` as `reduced` does."""
+    network = reduced(dataclasses.replace(row, steps="none"))
+    return network.plan.relus - _of_gates(network)
+
+
+def _of_gates(reduced: Reduced) -> int:
+    """ReLUs that stand for sigmoids, which AutoReP does not count."""
+    return sum(site.relus for name, site in reduced.plan.sites.items() if name.endswith(".gate"))
+
+
 def figures(row: Published) -> dict[str, float]:
     """Ours of the figures that a row gives: relus, flops_m, depth, conv, and the shares of stages that it states.
 
@@ -62,8 +74,7 @@ def figures(row: Published) -> dict[str, float]:
     ours: dict[str, float] = {"flops_m": counts.flops / 1e6}
     if "steps" in row.exception:
         return ours if row.flops_m is not None and "pixel-wise" in row.steps else {}
-    gates = sum(site.relus for name, site in found.plan.sites.items() if name.endswith(".gate"))
-    ours |= {"relus": found.plan.relus - gates, "depth": counts.depth, "conv": counts.depth}  # AutoReP counts no gates
+    ours |= {"relus": found.plan.relus - _of_gates(found), "depth": counts.depth, "conv": counts.depth}
     if row.paper == "deepreduce" and (row.flops_m or (row.conv and row.conv != counts.depth)):
         ours |= {"flops_m": merged_macs(found) / 1e6, "conv": merged_convolutions(found)}
     shares = counts.shares()

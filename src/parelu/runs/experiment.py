@@ -100,6 +100,7 @@ class Experiment:
         original: a trained network before its ops were replaced, where it was read before.
         teacher: another architecture that all distillation learns from, by name or as a spec; it is trained first, as
             the full-ReLU network is. None for the network's own full-ReLU version.
+        paper: the published table that it is compared with, such as "AutoReP Table 3"; it changes nothing.
     """
 
     model: str | Spec
@@ -119,6 +120,7 @@ class Experiment:
     replace: str = ""
     original: Reading | None = None
     teacher: str | Spec | None = None
+    paper: str = ""
 
     def __post_init__(self) -> None:
         _check_labels(self.reductions)
@@ -126,7 +128,7 @@ class Experiment:
             raise UserError("images and data folder are of a data set's name; this one is in memory: take part of it")
 
     def config(self) -> dict[str, Any]:
-        """What decides the outcome, as JSON values."""
+        """What decides the outcome, and what a run is compared with, as JSON values."""
         return {
             **_model_config(self.model),
             **{f"teacher{key.removeprefix('model')}": value for key, value in _model_config(self.teacher).items()},
@@ -140,7 +142,7 @@ class Experiment:
             "reductions": [reduction.config() for reduction in self.reductions],
             **{name: list(value) for name, value in (("mean", self.mean), ("std", self.std)) if value},
             **{name: True for name in ("pretrained", "goes_on") if getattr(self, name)},
-            **{name: getattr(self, name) for name in ("output", "replace") if getattr(self, name)},
+            **{name: getattr(self, name) for name in ("output", "replace", "paper") if getattr(self, name)},
         }
 
     def _data_config(self) -> dict[str, Any]:

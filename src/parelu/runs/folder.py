@@ -29,6 +29,7 @@ from parelu.runs.environment import environment
 from parelu.training.history import Epoch, read_history
 
 PLACES = ("data_folder", "weights")  # of a configuration: paths, of whose contents it has the digests
+REMARKS = ("paper",)  # of a configuration: what changes nothing that is trained
 # What it means that a digest of a configuration is another one now.
 CONTENTS = {
     "data_sha256": "the images or labels of its data set are others now: restore them",
@@ -180,7 +181,7 @@ def write_private_inference(folder: Path, candidate: Mapping[str, Any], value: P
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the outcome."""
-    return {key: value for key, value in config.items() if key not in PLACES}
+    return {key: value for key, value in config.items() if key not in PLACES + REMARKS}
 
 
 def _difference(name: str, there: Any, now: Any) -> str:

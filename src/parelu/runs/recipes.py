@@ -40,7 +40,7 @@ class Recipe:
 
     Attributes:
         experiments: the seeds of the first network, then those of the next.
-        paper: the table that it trains, such as "DeepReduce Table 4"; "" for none.
+        paper: the table that it trains, such as "DeepReDuce Table 4"; "" for none.
         cost: in words, such as "40 GPU-hours on an H100"; "" where nothing is said.
         several: whether it is written for several networks, each with a folder of its own.
     """
@@ -151,6 +151,7 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
         input=parse_input(recipe.input) if recipe.input is not None else None,
         images=recipe.images,
         teacher=recipe.teacher,
+        paper=recipe.paper,
     )
     networks = _networks(recipe)
     entries = [(_reduction(entry, preset), _entry_networks(entry, networks)) for entry in recipe.methods]
