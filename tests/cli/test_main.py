@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from commands import refused, run
 from conftest import Silent
 from safetensors.torch import save_file
@@ -17,6 +20,7 @@ from parelu import api
 from parelu.cli import main as cli
 from parelu.cli import training
 from parelu.network import storage
+from parelu.network.candidate import Candidate
 from parelu.network.spec import spec_of
 from parelu.report import latency
 from parelu.runs import recipes
@@ -293,6 +297,11 @@ def get_model(name, weights, num_classes):
         raise ValueError(f"Unknown model {name}")
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
                                torch.nn.Linear(4 * 6 * 6, num_classes))
+def get_model_weights(name):
+    if name != "plain":
+        raise ValueError(f"Unknown model {name}")
+    from weights_of_plain import Weights
+    return Weights
 """
 TIMM = """
 import torch
@@ -343,6 +352,35 @@ def nms(x):
 """
     (tmp_path / "torchvision" / "__init__.py").write_text(code)
     assert run("inspect", "torchvision:plain", "--input", "3x8x8", "--classes", "7") == 0
+
+
+def test_trained_weights_of_torchvision(capsys, libraries, tmp_path, monkeypatch):
+    """Fetched once, checked against the digest in their name, and taken as they are."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "tqdm", functools.partial(torch.hub.tqdm, disable=True))
+    published = {"0.weight": torch.randn(4, 3, 3, 3), "0.bias": torch.randn(4)}
+    published |= {"3.weight": torch.randn(10, 144), "3.bias": torch.randn(10)}
+    torch.save(published, tmp_path / "plain.pth")
+    digest = hashlib.sha256((tmp_path / "plain.pth").read_bytes()).hexdigest()[:8]
+    (tmp_path / "plain.pth").rename(tmp_path / f"plain-{digest}.pth")
+    url = (tmp_path / f"plain-{digest}.pth").as_uri()
+    code = f"class Weights:\n class DEFAULT:\n  url = {url!r}\n"
+    (tmp_path / "weights_of_plain.py").write_text(code)
+    command = ["train", "--model", "torchvision:plain", "--pretrained", "--data", "digits", "--input", "3x8x8", "--run"]
+    assert run(*command, str(tmp_path / "run")) == 0
+    weights = Candidate.load(tmp_path / "run" / "candidates" / "teacher").weights
+    assert {tuple(tensor.shape): tensor.sum() for tensor in weights.values()} == {
+        tuple(tensor.shape): tensor.sum() for tensor in published.values()
+    }
+    (tmp_path / "hub" / "checkpoints" / f"plain-{digest}.pth").unlink()
+    (tmp_path / f"plain-{digest}.pth").write_bytes(b"another file")
+    assert f"{url} could not be downloaded" in refused(capsys, *command, str(tmp_path / "other"))
+    (tmp_path / f"plain-{digest}.pth").unlink()
+    assert "download it as" in refused(capsys, *command, str(tmp_path / "other"))
+    command[2] = "torchvision:odd"
+    assert "torchvision has no trained weights of it" in refused(capsys, *command, str(tmp_path / "other"))
+    command[2] = "timm:plain.v1"
+    assert "huggingface.co/timm: --weights FILE" in refused(capsys, *command, str(tmp_path / "other"))
 
 
 def test_networks_that_a_library_does_not_have(capsys, libraries, monkeypatch):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from conftest import ALL, Silent, tiny_experiment
+from conftest import ALL, tiny_experiment
 
 from parelu.report.recipes import data_text, outlook_text, work_text
 from parelu.runs.dry_run import outlook
@@ -38,6 +38,8 @@ def test_what_a_recipe_would_do_is_said(monkeypatch, tmp_path):
     ahead = outlook(one)
     assert outlook_text(ahead).splitlines()[0] == "resnet10 m=2, 3x32x32: 9,728 ReLUs, 0.3M multiply-adds"
     assert "1 trainings of 45,000 images an epoch" in work_text([ahead], 2, "")
-    assert "unknown on a GPU" in work_text([ahead], 2, "") and "cost: 3 GPU-hours" in work_text([ahead], 2, "3 GPU-hours")
-    assert "data: cifar100: no " in data_text(one) and "unpack https://" in data_text(one)
+    assert "unknown on a GPU" in work_text([ahead], 2, "") and "cost: 3 GPU-hours" in work_text(
+        [ahead], 2, "3 GPU-hours"
+    )
+    assert "data: cifar100: no " in data_text(one) and "https://" in data_text(one)
     assert data_text(dataclasses.replace(one, data="digits")) == "data: digits is here"

@@ -17,7 +17,7 @@ from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import charged, parse_budget
 from parelu.methods.jobs import Job
-from parelu.models import external
+from parelu.models import external, libraries
 from parelu.models.external import Reading
 from parelu.models.graph import Graph
 from parelu.models.weights import read_weights
@@ -346,6 +346,8 @@ def _network(
     """The network, and its weights where it is trained already."""
     model, trained = experiment.model, experiment.weights
     if isinstance(model, str) and external.is_external(model):
+        if experiment.pretrained and trained is None:
+            trained = libraries.trained_weights(model)
         found = external.read_name(model, shape, classes, trained, experiment.output, replace)
         has_weights = trained is not None or experiment.pretrained or external.is_trained(model)
         return found.spec, found.weights if has_weights else None
