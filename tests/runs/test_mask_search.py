@@ -55,7 +55,11 @@ class SearchContext:
         return [{b: mask_search.found(self.run, search, b) for b in search.budgets} for search in searches]
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
-        return [Candidate(job.spec, job.plan, {}) for job in jobs]
+        """Each keeps the full network's weights."""
+        found = [Candidate(job.spec, job.plan, self.teacher.weights) for job in jobs]
+        for job, candidate in zip(jobs, found, strict=True):
+            candidate.save(self.run.folder(job.name))
+        return found
 
     def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(1)
@@ -92,7 +96,9 @@ def interrupted_at(last: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "options"), [(name, {}) for name in LEARNED] + [("snl", {"schedule": "paper", "slope_lr": 0.3})]
+    ("name", "options"),
+    [(name, {}) for name in LEARNED]
+    + [("snl", {"schedule": "paper", "slope_lr": 0.3}), ("autorep", {"fit": "public", "search": {"optimizer": "adam"}})],
 )
 def test_an_interrupted_search_ends_in_the_same_bits(name, options, tmp_path):
     method = methods()[name](search_epochs=3, **options)
@@ -136,6 +142,18 @@ def test_senets_search_leaves_its_best_epoch(tmp_path):
     assert found.metrics.validation_accuracy == max(accuracies)
     assert accuracy(found.network(), bench.dataset.validation, bench.dataset) == max(accuracies)
     assert found.plan.relus == 200 and found.metrics.seconds == sum(epoch.seconds for epoch in history)
+
+
+def test_a_search_starts_from_the_baselines_weights(tmp_path):
+    """Those of its own training; the full network's, where nothing is dropped before."""
+    for thin, added in ((False, 0.0), (True, 7.0)):
+        bench = SearchContext(tmp_path / str(thin), "resnet10 m=2", images=32)
+        full, bias = bench.teacher.weights, bench.teacher.weights["fc.bias"]
+        bench.teacher = dataclasses.replace(bench.teacher, weights={**full, "fc.bias": bias + 7.0})  # `train` gives it
+        methods()["fisher"](thin=thin, search_epochs=1, search={"lr": 1e-9}).reduce(bench, (50,))
+        (search,) = bench.searches
+        left = mask_search.found(bench.run, search, 50).weights["fc.bias"]
+        torch.testing.assert_close(left, bias + added)
 
 
 def test_larger_budgets_are_passed_on_the_way(tmp_path):
@@ -198,7 +216,7 @@ def test_thinning_goes_before_the_search(method, tmp_path):
     kept = {name for name, site in candidate.plan.sites.items() if site.relus}
     assert not any("relu1" in name or name == "relu" for name in kept)
     assert candidate.plan.relus == 80
-    with pytest.raises(UserError, match=r"a budget of 600 ReLUs is more than the \d+ that thinning leaves"):
+    with pytest.raises(UserError, match=r"a budget of 600 ReLUs is more than the 240 that 'thin all' leaves; give a"):
         method.reduce(bench, (600,))
 
 

@@ -6,14 +6,14 @@ over the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` me
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parelu.masks.polynomials import dapa
+from parelu.masks.polynomials import dapa, public_dapa
 from parelu.network.sites import Site
 
 try:
@@ -23,6 +23,11 @@ except ImportError:  # no numba
 
 STATISTICS_IMAGES = 64  # of a batch: a channel's mean and deviation are over all positions of so many images
 STATISTICS_WEIGHT = 0.1  # of a new batch in the running statistics
+REFIT, REFITS_END = 10, 508  # trained polynomials are fitted anew every so many batches, up to this one
+SQUARE = 0.1  # of a trained c2 in the polynomial: --scale_x2 of AutoReP's scripts/cifar100.sh
+
+
+Fit = Literal["paper", "public"]
 
 
 class Gate(nn.Module):
@@ -31,8 +36,9 @@ class Gate(nn.Module):
     Attributes:
         open: (C, H, W), a: 1 where the ReLU stands, 0 where the polynomial does.
         allowed: bool, (C, H, W): where a ReLU may stand, which is where the site had one.
-        coefficients: (3, C), the polynomial's c0, c1, c2.
-        mean, std: (C,), of the inputs, where `follow_inputs` was called.
+        coefficients: (3, C), the polynomial's c0, c1, c2, unless they are `trained`.
+        mean, std: (C,), of the inputs, where `follow_inputs` was called; the variance in std where `trained` is there.
+        trained: (3, C), weights in the coefficients' place, c2 as a multiple of `SQUARE`; None where there are none.
     """
 
     open: nn.Parameter
@@ -41,6 +47,7 @@ class Gate(nn.Module):
     mean: Tensor
     std: Tensor
     batches: Tensor
+    trained: nn.Parameter | None
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -48,15 +55,20 @@ class Gate(nn.Module):
         self.open = nn.Parameter(site.mask.float())
         self.register_buffer("allowed", site.mask.clone())
         self.register_buffer("coefficients", site.coefficients.clone())
-        self.degree, self.wide = 0, 1.0
+        self.degree, self.wide, self.trained = 0, 1.0, None
 
-    def follow_inputs(self, degree: int, wide: float = 1.0) -> None:
-        """Fit the polynomial to the running mean and `wide` standard deviations of each channel's input in training."""
+    def follow_inputs(self, degree: int, wide: float = 1.0, fit: Fit = "paper") -> None:
+        """Fit the polynomial to the running mean and `wide` standard deviations of each channel's input in training.
+
+        fit: "public" makes it weights, which are fitted now and then at first (AutoReP's public code).
+        """
         self.degree, self.wide = degree, wide
         device = self.open.device
         self.register_buffer("mean", torch.zeros(self.shape[0], device=device))
         self.register_buffer("std", torch.ones(self.shape[0], device=device))
         self.register_buffer("batches", torch.tensor(0, device=device))
+        if fit == "public":
+            self.trained = nn.Parameter(self.coefficients.clone())
 
     @torch.no_grad()
     def _fit(self, x: Tensor) -> None:
@@ -64,17 +76,29 @@ class Gate(nn.Module):
         over = [0, *range(2, x.dim())]
         mean = x.mean(over)
         centred = x - mean.view(-1, *[1] * (x.dim() - 2))
-        std = centred.square_().mean(over).sqrt()  # torch.std_mean takes ten times as long on a CPU
+        std = centred.square_().mean(over)  # torch.std_mean takes ten times as long on a CPU
+        std = std if self.trained is not None else std.sqrt()
         self.batches += 1
         weight = torch.clamp(1 / self.batches, min=STATISTICS_WEIGHT)  # the plain mean of the first batches
         self.mean.lerp_(mean, weight)
         self.std.lerp_(std, weight)
-        self.coefficients.copy_(dapa(self.mean, self.wide * self.std, self.degree))
+        if self.trained is None:
+            self.coefficients.copy_(dapa(self.mean, self.wide * self.std, self.degree))
+        elif self.batches <= REFITS_END and self.batches % REFIT == 0:
+            self.trained.copy_(public_dapa(self.mean, self.std, self.degree))
+
+    def polynomial(self) -> Tensor:
+        """(3, C): c0, c1, c2 as they are now."""
+        if self.trained is None:
+            return self.coefficients
+        return self.trained * self.trained.new_tensor([1.0, 1.0, SQUARE])[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, C, H, W) → the same shape."""
         if self.training and self.degree:
             self._fit(x)
+        if self.trained is not None:
+            return gated(x, self.open, self.polynomial())
         if gate_loops and x.device.type == "cpu" and x.dtype == torch.float32:
             return _Gated.apply(x, self.open, self.coefficients)  # pyright: ignore[reportReturnType]
         return gated(x, self.open, self.coefficients)

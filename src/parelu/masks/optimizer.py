@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from parelu.masks.gate import Gate
+from parelu.masks.gate import Fit, Gate
 from parelu.masks.projection import Granularity, project
 from parelu.network.plan import Plan, SitePlan
+from parelu.network.settings import younger
 from parelu.network.sites import Network
 from parelu.training.callback import Callback, CallbackOptions
 
@@ -29,6 +30,7 @@ class MaskOptions(CallbackOptions):
         wide: they are fitted to one so many times as wide.
         keeps_best: whether a search leaves its best epoch, by validation accuracy, instead of its last: for optimizers
             whose masks have the budget's ReLUs after every epoch.
+        fit: "public" trains them, as AutoReP's public code does (see `Gate.follow_inputs`).
     """
 
     keeps_best: ClassVar[bool] = False
@@ -37,6 +39,7 @@ class MaskOptions(CallbackOptions):
     granularity: Granularity = "pixel"
     degree: int = 0
     wide: float = 1.0
+    fit: Fit = younger("paper")
 
     @abc.abstractmethod
     def build(self, network: Network) -> MaskOptimizer: ...
@@ -59,7 +62,7 @@ class MaskOptimizer(Callback):
         for gate in self.gates.values():
             gate.open.requires_grad_(False)
             if options.degree:
-                gate.follow_inputs(options.degree, options.wide)
+                gate.follow_inputs(options.degree, options.wide, options.fit)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return (gate.open for gate in self.gates.values())
@@ -96,7 +99,7 @@ class MaskOptimizer(Callback):
     def plan(self, budget: int) -> Plan:
         """The projection onto a budget, with the gates' polynomials."""
         masks = self.project(budget)
-        return Plan({name: SitePlan(masks[name].cpu(), gate.coefficients.cpu()) for name, gate in self.gates.items()})
+        return Plan({name: SitePlan(masks[name].cpu(), gate.polynomial().detach().cpu()) for name, gate in self.gates.items()})
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the state dict that the network has without its gates."""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+PUBLIC_SCALE = (1 / 5, 1.0, 1 / 10)  # of c0, c1 and c2 in AutoReP's public code: approx_2rd_torch
+PUBLIC_VARIANCE = 0.5  # the smallest that it takes: --var_min
 SMALLEST_STD = 1e-5  # a constant channel's input: its polynomial is then the tangent, not 0/0
 
 
@@ -34,3 +36,11 @@ def dapa(mean: Tensor, std: Tensor, degree: int) -> Tensor:
         return torch.stack([v * density, below, torch.zeros_like(u)]).float()
     c2 = density / (2 * v)
     return torch.stack([density / 2 * (v + u * ratio), below - 2 * u * c2, c2]).float()
+
+
+def public_dapa(mean: Tensor, variance: Tensor, degree: int) -> Tensor:
+    """What AutoReP's public code has for `dapa`: the variance in the deviation's place, and smaller c0 and c2.
+
+    mean, variance: (C,) → (3, C).
+    """
+    return dapa(mean, variance.clamp(min=PUBLIC_VARIANCE), degree) * mean.new_tensor(PUBLIC_SCALE)[:, None]

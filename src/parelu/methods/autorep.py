@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parelu.errors import UserError
+from parelu.masks.gate import Fit
 from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.masks.projection import kept_share
 from parelu.methods.base import Context
 from parelu.methods.learned import Polynomials
 from parelu.network.plan import Plan
+from parelu.network.settings import younger
 from parelu.network.sites import Network
 from parelu.training.callback import Step
 
@@ -104,32 +108,51 @@ class AutoReP(Polynomials):
     """Discrete indicators with hysteresis; the rest becomes polynomials fitted to the input's distribution (DaPa).
 
     The defaults are for a search of some 800 steps. The paper's 150 epochs have 58,000, where the order of the start is
-    long forgotten, with mu from 40 to 200, threshold 0.003, indicator_lr 0.001, spread 1 and no annealing.
+    long forgotten; its settings, and its public code's, are the trainings `autorep` and `autorep-public`.
 
     Attributes:
-        mu: weight of the penalty on the share of ReLUs above the budget's.
+        mu: weight of the penalty on the share of ReLUs above the budget's; or one for each of some budgets, as shares
+            of the ReLUs or numbers: each budget then has a search of its own, with the value of the nearest.
         threshold: of the hysteresis; 0 for none.
         indicator_lr: of Adam on the auxiliary parameters.
         spread: they start uniform in [0, spread].
         anneal: the penalty follows a falling share of ReLUs, so that one search passes through several budgets; off,
             it aims at the smallest budget from the first step.
+        fit: of the polynomials: by the paper's eq. 13, or as its public code does, which trains them.
     """
 
     name: ClassVar[str] = "autorep"
     source: ClassVar[str] = "Peng et al., AutoReP, ICCV 2023"
 
-    mu: float = 10.0
+    mu: float | Mapping[float, float] = 10.0
     threshold: float = 0.01
     indicator_lr: float = 3e-3
     spread: float = 0.2
     anneal: bool = True
+    fit: Fit = younger("paper")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.mu, Mapping) and not (self.mu and all(budget > 0 for budget in self.mu)):
+            raise UserError(f"mu has {dict(self.mu)}; each key should be a budget above 0: {{0.1: 40, 6000: 200}}")
+
+    def shares(self, budgets: Sequence[int]) -> bool:
+        return not isinstance(self.mu, Mapping)
+
+    def weight(self, budget: int, relus: int) -> float:
+        """μ for a budget of a network with so many ReLUs: that of the nearest in the mapping, by the ratio."""
+        if not isinstance(self.mu, Mapping):
+            return self.mu
+        known = {key if key < 1 else key / relus: mu for key, mu in self.mu.items()}
+        return known[min(known, key=lambda share: abs(math.log(share * relus / budget)))]
 
     def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Indicators:
         return Indicators(
             budgets[-1],
             degree=self.degree,
             wide=self.wide,
-            mu=self.mu,
+            fit=self.fit,
+            mu=self.weight(budgets[-1], plan.relus),
             threshold=self.threshold,
             lr=self.indicator_lr,
             anneal=self.anneal,

@@ -106,7 +106,7 @@ def stepped_job(
     """
     reduced = apply_steps(context.teacher.spec, steps)
     return Job(
-        name=prefix + steps.replace("; ", "_").replace(" ", "-").replace("+", ""),
+        name=prefix + slug(steps),
         role=role,
         spec=reduced.spec,
         plan=reduced.plan,
@@ -114,6 +114,11 @@ def stepped_job(
         objective=objective,
         tags=Tags(name, steps),
     )
+
+
+def slug(steps: str) -> str:
+    """Steps as a part of a name: cull-S1S4_thin-S2."""
+    return steps.replace("; ", "_").replace(" ", "-").replace("+", "")
 
 
 def methods() -> dict[str, type[Method]]:

@@ -104,7 +104,11 @@ class Gated(LayerBudgets):
                 f"an auxiliary classifier is for basic blocks (ResNets), not for the family {spec.family}, whose "
                 "stages end ahead of their activations; leave --auxiliary out"
             )
-        self._epochs(training.changed(epochs=self.finetune_epochs or training.epochs))
+        super().check(spec, training)
+        finetuning = self.finetuning(training)
+        if finetuning is None:
+            raise UserError("gated moves γ in the finetuning, and finetune has epochs 0; give more")
+        self._epochs(finetuning)
 
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Refuses, before the searches, a threshold that would leave no block."""
@@ -174,6 +178,8 @@ class Gated(LayerBudgets):
     def _epochs(self, finetuning: Training) -> int:
         """Epochs in which γ moves, of those of the finetuning."""
         until_drop = finetuning.epochs // (4 if finetuning.schedule == "step" else 2)
+        if finetuning.milestones:
+            until_drop = finetuning.milestones[0]
         epochs = until_drop if self.gate_epochs is None else self.gate_epochs
         if not 1 <= epochs < finetuning.epochs:
             raise UserError(

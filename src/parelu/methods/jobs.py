@@ -89,7 +89,7 @@ class Job:
         tags: what its metrics carry on.
         start: whose weights it starts from; of another architecture it takes the layers that have the same names.
         callback: moves something beside the weights, such as a buffer of the network.
-        teacher: the job whose network teaches; the run says which, not a method.
+        teacher: the job whose network teaches; a run with another architecture for it says which.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A training of the full-ReLU network in which a mask optimizer takes its ReLUs away.
+    """A training of a network in which a mask optimizer takes its ReLUs away.
 
     Attributes:
         name: unique in the run.
@@ -114,6 +114,7 @@ class Search:
         budgets: ReLUs to stop at, the largest first: as the search passes each, its masks are projected onto exactly
             that budget (at most, for channels and layers) and kept with the weights of the moment.
         teacher: as of a `Job`.
+        start: whose weights it starts from.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Search:
     optimizer: MaskOptions
     budgets: tuple[int, ...]
     teacher: str = TEACHER
+    start: FromJob = FROM_TEACHER
 
     def start_of(self, budget: int) -> FromSearch:
         """For `Job.start`."""

@@ -5,33 +5,50 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
 from parelu.masks.optimizer import MaskOptions
-from parelu.methods.base import Context, Method
-from parelu.methods.jobs import Job, Search
+from parelu.methods.base import Context, Method, slug
+from parelu.methods.jobs import FROM_TEACHER, FromJob, Job, Search
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import SearchMetrics, Tags
 from parelu.network.plan import Plan
+from parelu.network.settings import younger
+from parelu.network.spec import Spec
 from parelu.network.steps import apply_steps
 from parelu.training.objectives import CrossEntropy, Distillation
 from parelu.training.schedule import Training
 
 THIN = "thin all"  # in the grammar of `steps`
 FINETUNE_CLIP = 0.5  # a network of few ReLUs can be lost at the rate of fresh weights
+CHANGEABLE = tuple(f.name for f in dataclasses.fields(Training) if f.name not in ("begin", "end"))
+Changes = Mapping[str, int | float | str | list[int]]  # fields of a Training
 
 
-def thinned(teacher: Candidate, budgets: Sequence[int]) -> Plan:
-    """Where ReLUs may stand when alternate ones of every site are dropped first (DeepReShape, Table 5)."""
-    plan = apply_steps(teacher.spec, THIN).plan
+def baseline_job(context: Context, steps: str, budgets: Sequence[int]) -> Job:
+    """The network after steps, trained as the full-ReLU one is: a search may start from it (DeepReShape, Table 5).
+
+    It then is the teacher too, as in SNL's public code.
+
+    Raises:
+        UserError: the steps are unknown, or leave fewer ReLUs than the largest budget.
+    """
+    plan = apply_steps(context.teacher.spec, steps).plan
     if max(budgets) > plan.relus:
         raise UserError(
-            f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that thinning leaves; "
-            "give a smaller one, or no --thin"
+            f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that {steps!r} leaves; give a smaller one"
         )
-    return plan
+    return Job(
+        name=f"baseline-{slug(steps)}",
+        role="baseline",
+        spec=context.teacher.spec,
+        plan=plan,
+        training=context.training,
+        objective=CrossEntropy(context.training.label_smoothing),
+        tags=Tags("train", steps),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +60,24 @@ class LearnedMasks(Method):
     Attributes:
         searches_as: the method whose searches it uses, where it is not its own.
         unnoted: options that do not change what the method is.
-        thin: drop alternate ReLUs before the search (DeepReShape, Table 5).
+        thin: short for the baseline "thin all" (DeepReShape, Table 5).
         search_epochs: of the search.
         finetune_epochs: of each candidate after it; the training's own number if left out.
         finetune_lr: learning rate there; the training's own if left out.
         temperature: of the distillation, in the search and after it.
         kd_weight: of its soft loss.
+        ce_weight: of its cross-entropy; what kd_weight leaves of 1 if left out.
+        search: fields of the search's training, such as lr, before any other option: epochs 400 optimizer adam.
+        finetune: likewise of the finetuning; clip 0 for no clipping, epochs 0 for no finetuning.
+        baseline: steps that drop ReLUs first, such as "thin all" or "stem linear": the network is trained without them,
+            and then starts the search and teaches in it and after it.
     """
 
     exact: ClassVar[bool] = True
     needs_budget: ClassVar[bool] = True
     shares_search: ClassVar[bool] = True
     searches_as: ClassVar[str] = ""
-    unnoted: ClassVar[tuple[str, ...]] = ("thin", "search_epochs", "finetune_epochs")
+    unnoted: ClassVar[tuple[str, ...]] = ("thin", "baseline", "search_epochs", "finetune_epochs", "search", "finetune")
 
     thin: bool = False
     search_epochs: int = 10
@@ -63,12 +85,54 @@ class LearnedMasks(Method):
     finetune_lr: float | None = None
     temperature: float = 4.0
     kd_weight: float = 0.9
+    ce_weight: float | None = younger(None)
+    search: Changes | None = younger(None)
+    finetune: Changes | None = younger(None)
+    baseline: str = younger("")
 
     def __post_init__(self) -> None:
         for name in ("search_epochs", "finetune_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it should be a whole number, 1 or more")
+        for name in ("search", "finetune"):
+            for field in getattr(self, name) or {}:
+                if field not in CHANGEABLE:
+                    raise UserError(f"{name} has no {field!r}; known are {', '.join(CHANGEABLE)}")
+        if self.thin and self.baseline:
+            raise UserError(f"thin is short for the baseline {THIN!r}, and {self.baseline!r} is given too; leave one out")
+
+    def check(self, spec: Spec, training: Training) -> None:
+        """Refuses, before anything is trained, values that the search or the finetuning cannot have."""
+        if self.steps:
+            self._check_baseline(spec)
+        self.searching(training)
+        self.finetuning(training)
+
+    def _check_baseline(self, spec: Spec) -> None:
+        if apply_steps(spec, self.steps).spec != spec:
+            raise UserError(
+                f"baseline {self.steps!r} makes another architecture; give steps that drop ReLUs alone, such as {THIN!r}"
+            )
+
+    @property
+    def steps(self) -> str:
+        """Of the baseline; "" for the full-ReLU network."""
+        return THIN if self.thin else self.baseline
+
+    def searching(self, training: Training) -> Training:
+        """How a search trains in a run whose networks train so; raises `UserError` for what cannot be."""
+        return _changed("search", self.search_training(training).changed(epochs=self.search_epochs), self.search)
+
+    def finetuning(self, training: Training) -> Training | None:
+        """How a candidate trains after it; None for not at all."""
+        given = dict(self.finetune or {})
+        if given.get("epochs") == 0:
+            return None
+        clip = self.searching(training).clip or FINETUNE_CLIP
+        flat = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip}
+        first = training.changed(**{name: value for name, value in flat.items() if value is not None})
+        return _changed("finetune", first, given)
 
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Where a search may place ReLUs, of the positions of a plan; budgets: its own, the largest first."""
@@ -83,10 +147,14 @@ class LearnedMasks(Method):
         """How the weights are trained in the search; its epochs are set from `search_epochs`."""
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
-        plan = thinned(context.teacher, budgets) if self.thin else context.teacher.plan
+        plan, start = context.teacher.plan, FROM_TEACHER
+        if self.steps:
+            job = baseline_job(context, self.steps, budgets)
+            (candidate,) = context.train([job])
+            plan, start = candidate.plan, FromJob(job.name)
         descending = tuple(sorted(budgets, reverse=True))
-        groups = [descending] if self.shares_search else [(budget,) for budget in descending]
-        searches = [self._search(context, self.start(context, plan, group), group) for group in groups]
+        groups = [descending] if self.shares(budgets) else [(budget,) for budget in descending]
+        searches = [self._search(context, self.start(context, plan, group), group, start) for group in groups]
         jobs = {}
         for search, found in zip(searches, context.search(searches), strict=True):
             jobs |= {budget: self._finetuning(context, search, budget, found[budget]) for budget in search.budgets}
@@ -96,36 +164,39 @@ class LearnedMasks(Method):
         """The candidates, from the finetuning of what the searches left: a job a budget."""
         return context.train(jobs)
 
-    def _search(self, context: Context, plan: Plan, budgets: tuple[int, ...]) -> Search:
-        label = f"{self.searches_as or self.name}{'-thin' if self.thin else ''}"
-        name = label if self.shares_search else f"{label}-{budgets[0]}"
-        training = self.search_training(context.training).changed(epochs=self.search_epochs)
-        objective = self.objective(finetuning=False)
+    def shares(self, budgets: Sequence[int]) -> bool:
+        """Whether one search passes through all budgets."""
+        return self.shares_search
+
+    def _search(self, context: Context, plan: Plan, budgets: tuple[int, ...], start: FromJob) -> Search:
+        label = f"{self.searches_as or self.name}{self._ending}"
+        name = label if self.shares(budgets) else f"{label}-{budgets[0]}"
+        training, objective = self.searching(context.training), self.objective(finetuning=False)
         optimizer = self.optimizer(context, plan, budgets)
-        return Search(name, context.teacher.spec, plan, training, objective, optimizer, budgets)
+        return Search(name, context.teacher.spec, plan, training, objective, optimizer, budgets, start.name, start)
 
     def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
         assert isinstance(found.metrics, SearchMetrics), "a search left it"
-        clip = search.training.clip or FINETUNE_CLIP
-        changes = {"epochs": self.finetune_epochs, "lr": self.finetune_lr, "clip": clip}
         return Job(
-            name=f"{self._label}-{budget}",
+            name=f"{self.name}{self._ending}-{budget}",
             role="candidate",
             spec=found.spec,
             plan=found.plan,
-            training=context.training.changed(**{k: v for k, v in changes.items() if v is not None}),
+            training=self.finetuning(context.training),
             objective=self.objective(finetuning=True),
-            tags=Tags(self.name, THIN if self.thin else "", budget, self._note(), found.metrics.searched),
+            tags=Tags(self.name, self.steps, budget, self._note(), found.metrics.searched),
             start=search.start_of(budget),
+            teacher=search.teacher,
         )
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
         """Of the search, or of the finetuning after it."""
-        return Distillation(self.temperature, self.kd_weight)
+        return Distillation(self.temperature, self.kd_weight, ce_weight=self.ce_weight)
 
     @property
-    def _label(self) -> str:
-        return f"{self.name}-thin" if self.thin else self.name
+    def _ending(self) -> str:
+        """Of names: what was dropped before the search."""
+        return f"-{slug(self.steps.removesuffix(' all'))}" if self.steps else ""
 
     def _note(self) -> str:
         """The options that are not their defaults and change what the method is, for tables."""
@@ -165,7 +236,16 @@ class Polynomials(LearnedMasks):
             raise UserError(f"wide is {self.wide:g}; it should be a number above 0, such as 3")
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
-        return Distillation(self.temperature, self.kd_weight, tails=self.tails if self.degree == 2 else 0.0)
+        tails = self.tails if self.degree == 2 else 0.0
+        return Distillation(self.temperature, self.kd_weight, tails=tails, ce_weight=self.ce_weight)
 
     def search_training(self, training: Training) -> Training:
         return training.changed(lr=self.weight_lr, schedule="constant", clip=self.clip)
+
+
+def _changed(name: str, training: Training, given: Changes | None) -> Training:
+    """name: of the option, which a refusal begins with."""
+    try:
+        return training.changed(**(given or {}))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error

@@ -12,8 +12,8 @@ from parelu.errors import UserError
 from parelu.masks.projection import project
 from parelu.methods.base import Context, Method
 from parelu.methods.fixed import masked_jobs
-from parelu.methods.jobs import FROM_TEACHER
-from parelu.methods.learned import THIN, thinned
+from parelu.methods.jobs import FROM_TEACHER, FromJob
+from parelu.methods.learned import THIN, baseline_job
 from parelu.network.candidate import Candidate
 from parelu.training.objectives import Distillation
 
@@ -46,12 +46,19 @@ class Snip(Method):
             raise UserError(f"saliency_images is {self.saliency_images}; it should be a whole number, 1 or more")
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
-        plan = thinned(context.teacher, budgets) if self.thin else context.teacher.plan
+        plan, start = context.teacher.plan, FROM_TEACHER
+        if self.thin:
+            job = baseline_job(context, THIN, budgets)
+            (candidate,) = context.train([job])
+            plan, start = candidate.plan, FromJob(job.name)
         gradients = context.slope_gradients(self.saliency_images)
         scores = {name: gradients[name].abs().masked_fill(~site.mask, -inf) for name, site in plan.sites.items()}
         masks = {budget: project(scores, budget) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        jobs = masked_jobs(self.name, context, masks, objective, start=FROM_TEACHER)
+        jobs = masked_jobs(self.name, context, masks, objective, start=start)
         if self.thin:
-            jobs = [replace(j, name=f"snip-thin-{j.tags.budget}", tags=replace(j.tags, steps=THIN)) for j in jobs]
+            jobs = [
+                replace(j, name=f"snip-thin-{j.tags.budget}", tags=replace(j.tags, steps=THIN), teacher=start.name)
+                for j in jobs
+            ]
         return context.train(jobs)

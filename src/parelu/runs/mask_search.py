@@ -1,4 +1,4 @@
-"""A search for masks: the full-ReLU network trains while an optimizer takes its ReLUs away.
+"""A search for masks: a network trains while an optimizer takes its ReLUs away.
 
 searches/NAME/ in the run folder: metrics.jsonl, checkpoint/ while it runs, BUDGET/ with the candidate that it left as
 it passed that budget, or of its best epoch (`MaskOptions.keeps_best`), and search.json when it is done.
@@ -11,12 +11,13 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
-from parelu.methods.jobs import TEACHER, Search
+from parelu.methods.jobs import FROM_TEACHER, TEACHER, Search
 from parelu.network import storage
 from parelu.network.candidate import Candidate, load_weights
 from parelu.network.instrument import instrument
@@ -63,18 +64,23 @@ def identity(search: Search) -> str:
         "optimizer": [type(search.optimizer).__name__, settings(search.optimizer)],
         **({"leaves": "the best epoch"} if search.optimizer.keeps_best else {}),
     }
-    teacher = [] if search.teacher == TEACHER else [{"teacher": search.teacher}]
-    return storage.digest([search.spec.to_json(), search.plan.digest(), how, list(search.budgets), *teacher])
+    others: dict[str, Any] = {}
+    if search.teacher != TEACHER:
+        others["teacher"] = search.teacher
+    if search.start != FROM_TEACHER:
+        others["start"] = search.start.key
+    later = [others] if others else []
+    return storage.digest([search.spec.to_json(), search.plan.digest(), how, list(search.budgets), *later])
 
 
 def search(
     run: Run, search: Search, dataset: Dataset, seed: int, teacher: Teacher, watch: Callable[[Progress], None]
 ) -> None:
-    """Search from the full-ReLU network's weights; goes on from a checkpoint."""
+    """Search from a trained network's weights; goes on from a checkpoint."""
     folder, started = folder_of(run, search), time.perf_counter()
     torch.manual_seed(seed)  # what an optimizer draws
     network = instrument(search.spec.module(), search.spec.input)
-    load_weights(network, run.candidate(TEACHER).weights)
+    load_weights(network, Candidate.load(search.start.folder(run.path)).weights)
     search.plan.apply(network)
     optimizer = search.optimizer.build(network.to(device()))
 

@@ -37,11 +37,12 @@ class Names:
         return f"{name}-{self.label}" if self.label else name
 
     def of_search(self, search: Search) -> Search:
+        search = dataclasses.replace(search, start=self._start(search.start), teacher=self._here(search.teacher))
         return dataclasses.replace(search, name=self._shared(search.name, mask_search.identity(search)))
 
     def of_job(self, job: Job) -> Job:
         """With its name in the run, and what it starts from by that; a candidate's note tells label and teacher."""
-        job = dataclasses.replace(job, start=self._start(job.start))
+        job = dataclasses.replace(job, start=self._start(job.start), teacher=self._here(job.teacher))
         if job.role != "candidate":
             return dataclasses.replace(job, name=self._shared(job.name, identity(job)))
         self.own[job.name] = name = self.of(job.name)
@@ -54,10 +55,13 @@ class Names:
 
     def _start(self, start: Start) -> Start:
         if isinstance(start, FromJob):
-            return FromJob(self.own.get(start.name, start.name))
+            return FromJob(self._here(start.name))
         if isinstance(start, FromSearch):
-            return dataclasses.replace(start, search=self.own.get(start.search, start.search))
+            return dataclasses.replace(start, search=self._here(start.search))
         return start
+
+    def _here(self, name: str) -> str:
+        return self.own.get(name, name)
 
 
 def noted(tags: Tags, *words: str) -> Tags:

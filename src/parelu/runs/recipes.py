@@ -217,7 +217,7 @@ def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML is of a type: a class, a list or tuple of one type, a Literal, or a union of these."""
+    """Whether a value from YAML is of a type: a class, a list, tuple or mapping of types, a Literal, or a union of these."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _fits(value, inner[0])
@@ -227,6 +227,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in inner
     if origin in (list, tuple):
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_fits(a, inner[0]) and _fits(b, inner[1]) for a, b in value.items())
     if hint is float:
         return type(value) in (int, float) and abs(value) < math.inf  # NaN is not
     return type(value) is hint
@@ -241,5 +243,7 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(one) for one in inner if one is not NoneType)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
+    if origin is Mapping:
+        return "a mapping such as {epochs: 5, lr: 0.1}" if inner[0] is str else "a mapping such as {0.1: 40, 0.02: 80}"
     named = {str: "text, in quotes", int: "a whole number", float: "a number such as 0.1", bool: "true or false"}
     return named.get(hint, str(hint))
