@@ -126,7 +126,7 @@ def test_a_finetuning_of_no_epochs_is_none():
     bench = DryBench()
     SNL(finetune={"epochs": 0}).reduce(bench, (97,))
     assert [(job.training, job.start) for job in bench.jobs] == [(None, bench.searches[0].start_of(97))]
-    with pytest.raises(UserError, match="^gated moves γ in the finetuning, and finetune has epochs 0; give more$"):
+    with pytest.raises(UserError, match=r"^gated moves γ in the finetuning, and finetune has epochs 0; give more$"):
         Gated(finetune={"epochs": 0}).check(SPEC, Training())
 
 
@@ -176,7 +176,7 @@ def test_the_penaltys_weight_may_go_by_the_budget():
         ("autorep-60", (60,), 200.0),
     ]
     for bad in ({}, {-1.0: 3.0}, {0.0: 2.0}):
-        with pytest.raises(UserError, match="^mu has .* each key should be a budget above 0"):
+        with pytest.raises(UserError, match=r"^mu has .* each key should be a budget above 0"):
             AutoReP(mu=bad)
 
 

@@ -98,7 +98,10 @@ def interrupted_at(last: int):
 @pytest.mark.parametrize(
     ("name", "options"),
     [(name, {}) for name in LEARNED]
-    + [("snl", {"schedule": "paper", "slope_lr": 0.3}), ("autorep", {"fit": "public", "search": {"optimizer": "adam"}})],
+    + [
+        ("snl", {"schedule": "paper", "slope_lr": 0.3}),
+        ("autorep", {"fit": "public", "search": {"optimizer": "adam"}}),
+    ],
 )
 def test_an_interrupted_search_ends_in_the_same_bits(name, options, tmp_path):
     method = methods()[name](search_epochs=3, **options)

@@ -99,7 +99,9 @@ class MaskOptimizer(Callback):
     def plan(self, budget: int) -> Plan:
         """The projection onto a budget, with the gates' polynomials."""
         masks = self.project(budget)
-        return Plan({name: SitePlan(masks[name].cpu(), gate.polynomial().detach().cpu()) for name, gate in self.gates.items()})
+        return Plan(
+            {name: SitePlan(masks[name].cpu(), gate.polynomial().detach().cpu()) for name, gate in self.gates.items()}
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the state dict that the network has without its gates."""

@@ -38,7 +38,8 @@ def baseline_job(context: Context, steps: str, budgets: Sequence[int]) -> Job:
     plan = apply_steps(context.teacher.spec, steps).plan
     if max(budgets) > plan.relus:
         raise UserError(
-            f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that {steps!r} leaves; give a smaller one"
+            f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that {steps!r} leaves; "
+            "give a smaller one"
         )
     return Job(
         name=f"baseline-{slug(steps)}",
@@ -100,7 +101,9 @@ class LearnedMasks(Method):
                 if field not in CHANGEABLE:
                     raise UserError(f"{name} has no {field!r}; known are {', '.join(CHANGEABLE)}")
         if self.thin and self.baseline:
-            raise UserError(f"thin is short for the baseline {THIN!r}, and {self.baseline!r} is given too; leave one out")
+            raise UserError(
+                f"thin is short for the baseline {THIN!r}, and {self.baseline!r} is given too; leave one out"
+            )
 
     def check(self, spec: Spec, training: Training) -> None:
         """Refuses, before anything is trained, values that the search or the finetuning cannot have."""
@@ -112,7 +115,7 @@ class LearnedMasks(Method):
     def _check_baseline(self, spec: Spec) -> None:
         if apply_steps(spec, self.steps).spec != spec:
             raise UserError(
-                f"baseline {self.steps!r} makes another architecture; give steps that drop ReLUs alone, such as {THIN!r}"
+                f"baseline {self.steps!r} makes another architecture; give steps that only drop ReLUs, such as {THIN!r}"
             )
 
     @property
@@ -147,14 +150,13 @@ class LearnedMasks(Method):
         """How the weights are trained in the search; its epochs are set from `search_epochs`."""
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
-        plan, start = context.teacher.plan, FROM_TEACHER
-        if self.steps:
-            job = baseline_job(context, self.steps, budgets)
-            (candidate,) = context.train([job])
-            plan, start = candidate.plan, FromJob(job.name)
+        baseline = baseline_job(context, self.steps, budgets) if self.steps else None
+        plan, start = (baseline.plan, FromJob(baseline.name)) if baseline else (context.teacher.plan, FROM_TEACHER)
         descending = tuple(sorted(budgets, reverse=True))
         groups = [descending] if self.shares(budgets) else [(budget,) for budget in descending]
         searches = [self._search(context, self.start(context, plan, group), group, start) for group in groups]
+        if baseline:
+            context.train([baseline])
         jobs = {}
         for search, found in zip(searches, context.search(searches), strict=True):
             jobs |= {budget: self._finetuning(context, search, budget, found[budget]) for budget in search.budgets}

@@ -49,8 +49,8 @@ class Snip(Method):
         plan, start = context.teacher.plan, FROM_TEACHER
         if self.thin:
             job = baseline_job(context, THIN, budgets)
-            (candidate,) = context.train([job])
-            plan, start = candidate.plan, FromJob(job.name)
+            context.train([job])
+            plan, start = job.plan, FromJob(job.name)
         gradients = context.slope_gradients(self.saliency_images)
         scores = {name: gradients[name].abs().masked_fill(~site.mask, -inf) for name, site in plan.sites.items()}
         masks = {budget: project(scores, budget) for budget in budgets}

@@ -11,7 +11,8 @@ from parelu.errors import UserError
 from parelu.network.count import Counts, StageCount
 
 # "teacher": the full-ReLU network, whoever teaches; "outside": another architecture that teaches in its place;
-# "criticality": trained only to be measured; "baseline": searches start from it; "scaffold": candidates are cut out of it.
+# "criticality": trained only to be measured; "baseline": searches start from it; "scaffold": candidates are cut out of
+# it.
 Role = Literal["teacher", "outside", "criticality", "baseline", "scaffold", "candidate"]
 ROLES: tuple[Role, ...] = get_args(Role)
 T = TypeVar("T")

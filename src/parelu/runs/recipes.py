@@ -217,7 +217,7 @@ def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML is of a type: a class, a list, tuple or mapping of types, a Literal, or a union of these."""
+    """Whether a value from YAML is of a type: a class, a list, tuple or mapping, a Literal, or a union of these."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _fits(value, inner[0])
