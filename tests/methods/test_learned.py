@@ -59,7 +59,7 @@ def test_layer_budgets_reach_the_optimizer():
 @pytest.mark.parametrize("name", LEARNED)
 def test_options_reach_the_search_and_the_finetuning(name):
     options = {"search_epochs": 7, "finetune_epochs": 9, "finetune_lr": 0.7, "temperature": 3.0, "kd_weight": 0.6}
-    options |= {"weight_lr": 0.6}
+    options |= {"ce_weight": 0.8, "weight_lr": 0.6}
     if issubclass(LEARNED[name], Polynomials):
         options |= {"tails": 0.2, "clip": 0.3}
     if name in ("senet", "gated"):
@@ -70,7 +70,7 @@ def test_options_reach_the_search_and_the_finetuning(name):
     assert (search.training.epochs, search.training.lr, search.training.batch) == (7, 0.6, bench.training.batch)
     assert sum(job.training.epochs for job in jobs) == 9
     assert {(job.training.lr, job.training.schedule) for job in jobs} == {(0.7, bench.training.schedule)}
-    objective = Distillation(3.0, 0.6, tails=options.get("tails", 0.0))
+    objective = Distillation(3.0, 0.6, tails=options.get("tails", 0.0), ce_weight=0.8)
     assert search.objective == dataclasses.replace(objective, weight=options.get("search_kd_weight", 0.6))
     form = options.get("pram_form", objective.form)
     finetuning = dataclasses.replace(objective, mismatch=options.get("pram", 0.0), form=form)

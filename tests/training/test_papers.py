@@ -49,7 +49,7 @@ def test_the_full_networks_training_is_the_papers(name):
 def test_the_rates_of_shallow_again_at_each_epoch():
     """Section 5.1: 180 epochs from 0.01, a tenth of it from 90, 140 and 160 on; γ moves in the first 90."""
     training = papers.named("shallow")
-    finetuning = training.full.changed(**training.finetune)
+    finetuning = training.full.changed(**training.options["gated"]["finetune"])
     expected = [0.01] * 90 + [1e-3] * 50 + [1e-4] * 20 + [1e-5] * 20
     assert rates(finetuning) == pytest.approx(expected)
     gating = dataclasses.replace(finetuning, epochs=90, end=0.5)
@@ -119,3 +119,50 @@ def test_milestones_go_with_the_schedule_and_stay_with_other_changes():
     assert training.changed(schedule="cosine") == Training(schedule="cosine")
     assert training.changed(lr=0.5) == Training(lr=0.5, milestones=(60,))
     assert training.changed(milestones=[30, 90]).milestones == (30, 90)
+
+
+FIELDS = st.dictionaries(st.sampled_from(["epochs", "lr", "batch", "clip"]), st.integers(2, 9), max_size=3)
+GIVEN = st.fixed_dictionaries(
+    {},
+    optional={
+        "search": FIELDS,
+        "finetune": FIELDS,
+        "search_epochs": st.integers(1, 9),
+        "finetune_lr": st.floats(0.1, 1),
+        "kd_weight": st.floats(0, 1),
+        "lam": st.floats(0, 1),
+    },
+)
+
+
+@given(st.sampled_from(["short", "paper", "snl", "autorep", "deepreshape"]), GIVEN)
+def test_what_is_given_goes_before_what_a_training_says(training, given):
+    """Field by field: a short form takes the place of the field that it is short for."""
+    said, found = papers.options_of(training, "snl"), papers.merged(training, "snl", given)
+    for name in sorted({*said, *given} - {"search", "finetune"}):
+        assert found[name] == (given[name] if name in given else said[name])
+    for name in ("search", "finetune"):
+        expected = {**said.get(name, {})}
+        if name == "search" and "search_epochs" in given:
+            expected.pop("epochs", None)
+        if name == "finetune" and "finetune_lr" in given:
+            expected.pop("lr", None)
+        assert found.get(name, {}) == {**expected, **given.get(name, {})}
+    method = methods()["snl"](**found)
+    full = papers.named("snl" if training == "paper" else training).full
+    searching = method.searching(full)
+    assert searching.epochs == {**found, **found.get("search", {})}.get("epochs", given.get("search_epochs", 10))
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("name", papers.NAMES)
+def test_every_option_of_a_training_is_one_of_its_method(name, method):
+    """And its search and finetuning can be in a run whose networks train so."""
+    found = papers.merged(name, method, {})
+    chosen = methods()[method](**found)
+    paper = papers.named(papers.of_method(method) if name == "paper" else name)
+    if hasattr(chosen, "finetuning"):
+        after = chosen.finetuning(paper.full)
+        if found:
+            assert chosen.searching(paper.full).clip == 0
+            assert after is None or after.clip == 0

@@ -128,8 +128,8 @@ class LayerBudgets(LearnedMasks):
 
     def objective(self, *, finetuning: bool) -> Distillation:
         if not finetuning:
-            return Distillation(self.temperature, self.search_kd_weight)
-        return Distillation(self.temperature, self.kd_weight, self.pram, form=self.pram_form)
+            return Distillation(self.temperature, self.search_kd_weight, ce_weight=self.ce_weight)
+        return Distillation(self.temperature, self.kd_weight, self.pram, form=self.pram_form, ce_weight=self.ce_weight)
 
 
 @dataclasses.dataclass(frozen=True)

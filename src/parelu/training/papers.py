@@ -24,23 +24,13 @@ class PaperTraining:
     Attributes:
         source: where the values stand.
         full: of the full-ReLU network, and of every network that is trained from fresh weights.
-        search, finetune: of the methods that learn masks and are named in `options`: Training's fields that differ
-            from `full`'s there. `epochs: 0` of the finetuning: none.
-        options: method → its options in this paper.
+        options: method → its options in this paper; `search` and `finetune` of those that learn masks are the fields of
+            Training that differ from `full`'s there, and `epochs: 0` of a finetuning is none.
     """
 
     source: str
     full: Training
-    search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    finetune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-
-    def options_of(self, method: str) -> dict[str, Any]:
-        """What it says of a method's options, `search` and `finetune` among them; nothing of other papers' methods."""
-        if method not in self.options:
-            return {}
-        changes = {"search": self.search, "finetune": self.finetune}
-        return {**{name: dict(value) for name, value in changes.items() if value}, **self.options[method]}
 
 
 DEEPREDUCE = PaperTraining(
@@ -74,6 +64,8 @@ _SNL_FINETUNE = {
     "clip": 0.0,  # [code]
 }
 _SNL = {
+    "search": _SNL_SEARCH,
+    "finetune": _SNL_FINETUNE,
     "schedule": "paper",
     "lam": 1e-5,
     "slope_lr": 1e-3,
@@ -86,8 +78,6 @@ SNL = PaperTraining(
     full=Training(  # [code] train_unstructured.py
         epochs=160, batch=256, lr=0.1, schedule="step", milestones=(80, 120), weight_decay=5e-4
     ),
-    search=_SNL_SEARCH,
-    finetune=_SNL_FINETUNE,
     options={"snl": _SNL},
 )
 
@@ -100,21 +90,6 @@ _AUTOREP_FULL = Training(
     batch=256,  # [code] scripts_baseline.sh leaves the default
     weight_decay=5e-4,  # [code] likewise
 )
-_AUTOREP = {
-    "baseline": "stem linear",  # section 4.1: no ReLU after the first convolution
-    "degree": 2,
-    "threshold": 0.003,
-    "indicator_lr": 1e-3,
-    "spread": 1.0,  # [code] U(0, 1)
-    "anneal": False,
-    # μ by the share of ReLUs that stay. [code] for 6K, 9K, 12.9K, 15K, 25K and 50K of ResNet18's 491.52K on CIFAR-100.
-    "mu": {6 / 491.52: 200.0, 9 / 491.52: 140.0, 12.9 / 491.52: 80.0, 15 / 491.52: 60.0, 25 / 491.52: 40.0},
-    "wide": 1.0,  # eq. 13
-    "tails": 0.0,
-    "temperature": 4.0,  # [code]
-    "kd_weight": 1.0,  # [code] CE + KD; the paper's loss is "L" (eq. 5)
-    "ce_weight": 1.0,  # [code]
-}
 _AUTOREP_SEARCH = {
     "epochs": 150,
     "batch": 128,  # [code] scripts
@@ -124,20 +99,39 @@ _AUTOREP_SEARCH = {
     "weight_decay": 0.0,  # [code]
     "clip": 0.0,  # [code]
 }
-_NO_FINETUNING = {"epochs": 0}  # section 3: weights and indicators train until both have converged
+_AUTOREP = {
+    "search": _AUTOREP_SEARCH,
+    "finetune": {"epochs": 0},  # section 3: weights and indicators train until both have converged
+    "baseline": "stem linear",  # section 4.1: no ReLU after the first convolution
+    "degree": 2,
+    "threshold": 0.003,
+    "indicator_lr": 1e-3,
+    "spread": 1.0,  # [code] U(0, 1)
+    "anneal": False,
+    # μ by the share of ReLUs that stay, for 6K, 9K, 12.9K, 15K and 25K of ResNet18's 491.52K on CIFAR-100; 50K has
+    # that of 25K. [memory] but for 9K [code].
+    "mu": {6 / 491.52: 200.0, 9 / 491.52: 140.0, 12.9 / 491.52: 80.0, 15 / 491.52: 60.0, 25 / 491.52: 40.0},
+    "wide": 1.0,  # eq. 13
+    "tails": 0.0,
+    "temperature": 4.0,  # [code]
+    "kd_weight": 1.0,  # [code] CE + KD; the paper's loss is "L" (eq. 5)
+    "ce_weight": 1.0,  # [code]
+}
 AUTOREP = PaperTraining(
     source="Peng et al., AutoReP, ICCV 2023, section 4.1",
     full=_AUTOREP_FULL,
-    search=_AUTOREP_SEARCH,
-    finetune=_NO_FINETUNING,
     options={"autorep": _AUTOREP},
 )
 AUTOREP_PUBLIC = PaperTraining(
     source="AutoReP's public code: scripts/cifar100.sh and what it calls",
     full=_AUTOREP_FULL.changed(clip=5.0),
-    search={**_AUTOREP_SEARCH, "epochs": 200, "lr": 1e-3},  # one rate for weights and indicators
-    finetune=_NO_FINETUNING,
-    options={"autorep": {**_AUTOREP, "fit": "public"}},
+    options={
+        "autorep": {
+            **_AUTOREP,
+            "search": {**_AUTOREP_SEARCH, "epochs": 200, "lr": 1e-3},  # one rate for weights and indicators
+            "fit": "public",
+        }
+    },
 )
 
 # Kundu et al. 2023 is not among the texts at hand; Shallow-Again, section 5.1, takes its stages 1 and 2 from there.
@@ -162,31 +156,32 @@ _SHALLOW_FINETUNE = {  # Shallow-Again, section 5.1
     "milestones": (90, 140, 160),
     "clip": 0.0,  # [reading]
 }
-_STAGE_3 = {"temperature": 4.0, "kd_weight": 0.9, "pram": 1000.0}  # Shallow-Again, section 5.1: ρ, λ, β
+_SENET = {
+    "search": _SENET_SEARCH,
+    "finetune": _SHALLOW_FINETUNE,  # [reading] of SENet's own rate nothing is at hand: its successor's
+    "search_kd_weight": 0.5,  # [memory] stage 2
+    "temperature": 4.0,  # Shallow-Again, section 5.1: ρ
+    "kd_weight": 0.9,  # likewise λ
+    "pram": 1000.0,  # likewise β
+}
 SENET = PaperTraining(
     source="Kundu et al., SENet, ICLR 2023; Shallow-Again, section 5.1",
     full=_SENET_FULL,
-    search=_SENET_SEARCH,
-    finetune=_SHALLOW_FINETUNE,  # [reading] of its own rate nothing is at hand: the successor's
-    options={"senet": _STAGE_3},
+    options={"senet": _SENET},
 )
 SHALLOW = PaperTraining(
     source="Kundu et al., Making Models Shallow Again, 2023, section 5.1",
     full=_SENET_FULL,
-    search=_SENET_SEARCH,
-    finetune=_SHALLOW_FINETUNE,
-    options={"gated": {**_STAGE_3, "gate_epochs": 90, "gate_schedule": "linear"}, "senet": _STAGE_3},
+    options={"gated": {**_SENET, "gate_epochs": 90, "gate_schedule": "linear"}, "senet": _SENET},
 )
 
 DEEPRESHAPE = PaperTraining(
     source="Jha and Reagen, DeepReShape, TMLR 2024, Appendix J",
     full=Training(epochs=200, lr=0.1, batch=128, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
-    search=_SNL_SEARCH,  # "their default implementation" of SNL
-    finetune=_SNL_FINETUNE,
     options={
         "deepreshape": {"warmup_epochs": 20, "temperature": 4.0, "kd_weight": 0.9, "alpha": 1.0},
         "deepreduce": {},
-        "snl": _SNL,
+        "snl": _SNL,  # "we used their default implementation"
     },
 )
 
@@ -223,5 +218,39 @@ def of_method(method: str) -> str:
 
 
 def options_of(training: str, method: str) -> dict[str, Any]:
-    """What a training, by name, says of a method's options; `paper`: what the method's own paper says."""
-    return named(of_method(method) if training == PAPER else training).options_of(method)
+    """What a training, by name, says of a method's options, nothing of other papers' methods.
+
+    `paper`: what the method's own paper says.
+    """
+    options = named(of_method(method) if training == PAPER else training).options.get(method, {})
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in options.items()}
+
+
+# Options that a method has in short for a field of its search or finetuning.
+SHORT_FORMS = {
+    "search_epochs": ("search", "epochs"),
+    "weight_lr": ("search", "lr"),
+    "finetune_epochs": ("finetune", "epochs"),
+    "finetune_lr": ("finetune", "lr"),
+}
+
+
+def merged(training: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options under a training, by name: what is given, before what the training says.
+
+    Args:
+        given: options that a user or a recipe writes; fields of `search` and `finetune` one by one, and short forms of
+            them, go before the training's.
+    """
+    said = options_of(training, method)
+    for name in ("search", "finetune"):
+        fields = dict(said.get(name) or {})
+        for short, (where, field) in SHORT_FORMS.items():
+            if where == name and given.get(short) is not None:
+                fields.pop(field, None)
+        fields |= given.get(name) or {}
+        if fields:
+            said[name] = fields
+    if given.get("thin"):  # short for a baseline of its own
+        said.pop("baseline", None)
+    return {**said, **{name: value for name, value in given.items() if name not in ("search", "finetune")}}
