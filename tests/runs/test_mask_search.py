@@ -58,7 +58,8 @@ class SearchContext:
         """Each keeps the full network's weights."""
         found = [Candidate(job.spec, job.plan, self.teacher.weights) for job in jobs]
         for job, candidate in zip(jobs, found, strict=True):
-            candidate.save(self.run.folder(job.name))
+            if job.role == "baseline":
+                candidate.save(self.run.folder(job.name))
         return found
 
     def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:
