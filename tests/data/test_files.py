@@ -1,28 +1,28 @@
 """Sets that stay in files: the images that are in memory, the same crops whatever the threads, ImageNet's layout."""
 
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
 import numpy as np
+import photos
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import CLASSES, photo
 from PIL import Image
 from torch import Tensor
 
 from parelu.data.augmentation import Augmentation
 from parelu.data.batches import batches
 from parelu.data.dataset import Dataset, load
-from parelu.data.files import AREA, CENTRE, RATIO, TRIES, Files, random_box
-from parelu.data.images import centre
+from parelu.data.files import AHEAD, AREA, CENTRE, RATIO, TRIES, Files, random_box
+from parelu.data.images import centre, read_image
 from parelu.data.readers import folders
 from parelu.data.readers.base import Images, Split
 from parelu.errors import UserError
-
-CLASSES = ("n01440764", "n01443537", "n01484850")
-EXIF_ORIENTATION = 0x0112
 
 
 @pytest.fixture(autouse=True)
@@ -30,28 +30,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def photo(path: Path, seed: int, size: tuple[int, int], mode: str = "RGB", **options: object) -> None:
-    """Smooth random colours, so that a JPEG of it is about the same picture."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path, **options)
-
-
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/CLASS and val/CLASS of JPEGs of many sizes, some grey, some CMYK, some lying on their side."""
-    folder = tmp_path_factory.mktemp("data") / "imagenet"
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = 6
-    for part, count in (("train", 12), ("val", 4)):
-        for label, name in enumerate(CLASSES):
-            (folder / part / name).mkdir(parents=True)
-            for number in range(count):
-                seed = 100 * label + number
-                size = 40 + 13 * (seed % 5), 36 + 17 * (seed % 4)
-                mode = {1: "L", 2: "CMYK"}.get(number, "RGB")
-                options = {"exif": exif} if number == 3 else {}
-                photo(folder / part / name / f"{name}_{number}.JPEG", seed, size, mode, **options)
-    return folder
+    return photos.imagenet(tmp_path_factory.mktemp("data") / "imagenet")
 
 
 def drawn(split: Images, size: int = 8, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
@@ -103,32 +84,55 @@ def test_tiny_imagenet_in_a_large_shape_is_streamed(tmp_path: Path, monkeypatch:
 
 
 @pytest.fixture
-def photos(imagenet: Path) -> Dataset:
+def dataset(imagenet: Path) -> Dataset:
     return load("imagenet", folder=imagenet.parent, input_shape=(3, 32, 32), validation=6)
 
 
-def test_imagenet_is_read_as_it_is_laid_out(photos: Dataset, imagenet: Path):
-    assert (len(photos.train), len(photos.validation), len(photos.test), photos.classes) == (30, 6, 12, 3)
-    assert photos.test.labels.tolist() == sorted([0, 1, 2] * 4)
-    assert photos.mean == (0.485, 0.456, 0.406) and photos.augmentation == Augmentation(flip=True)
+def test_imagenet_is_read_as_it_is_laid_out(dataset: Dataset, imagenet: Path):
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test), dataset.classes) == (30, 6, 12, 3)
+    assert dataset.test.labels.tolist() == sorted([0, 1, 2] * 4)
+    assert dataset.mean == (0.485, 0.456, 0.406) and dataset.augmentation == Augmentation(flip=True)
     assert load("imagenet", folder=imagenet).input_shape == (3, 224, 224)
     grey = load("imagenet", folder=imagenet, input_shape=(1, 32, 32))
     assert grey.test.first(2).shape == (2, 1, 32, 32) and len(grey.mean) == 1
 
 
-def test_crops_are_of_the_seed_and_epoch_alone(photos: Dataset):
-    first, labels = drawn(photos.train)
+def test_crops_are_of_the_seed_and_epoch_alone(dataset: Dataset):
+    first, labels = drawn(dataset.train)
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
-    again, _ = drawn(photos.train)
+    again, _ = drawn(dataset.train)
     torch.set_num_threads(threads)
     assert torch.equal(first, again)
-    other, same = drawn(photos.train, epoch=1)
+    other, same = drawn(dataset.train, epoch=1)
     assert not torch.equal(other, first) and sorted(labels.tolist()) == sorted(same.tolist())
-    assert torch.equal(photos.train.first(30), photos.train.first(30))
+    assert torch.equal(dataset.train.first(30), dataset.train.first(30))
 
 
-def test_a_test_image_is_the_centre_and_upright(photos: Dataset, imagenet: Path, tmp_path: Path):
+def test_no_more_is_read_than_a_few_batches_ahead(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
+    decoded, used, image = [0], 0, Files._image
+
+    def counted(self: Files, path: Path, chances: list[list[float]] | None) -> Tensor:
+        decoded[0] += 1
+        return image(self, path, chances)
+
+    monkeypatch.setattr(Files, "_image", counted)
+    for images, _ in dataset.train.in_order(3):
+        used += len(images)
+        assert decoded[0] <= used + AHEAD * 3
+    assert decoded[0] == used == 30
+    assert len(list(zip(range(2), dataset.train.in_order(3), strict=False))) == 2, "who stops early ends the reading"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+def test_a_photo_is_read_as_a_test_image_is(dataset: Dataset):
+    assert isinstance(dataset.test, Files) and dataset.middle == CENTRE
+    for index in range(4):
+        alone = read_image(dataset.test.path(index), dataset.input_shape, dataset.middle)
+        assert torch.equal(alone, next(dataset.test.parts([torch.tensor([index])]))[0])
+
+
+def test_a_test_image_is_the_centre_and_upright(dataset: Dataset, imagenet: Path, tmp_path: Path):
     upright, lying = (imagenet / "val" / CLASSES[0] / f"{CLASSES[0]}_{number}.JPEG" for number in (0, 3))
     with Image.open(upright) as picture:
         width, height = picture.size
@@ -137,12 +141,12 @@ def test_a_test_image_is_the_centre_and_upright(photos: Dataset, imagenet: Path,
         )
         left, top = round((resized.width - 32) / 2), round((resized.height - 32) / 2)
         expected = np.array(resized.crop((left, top, left + 32, top + 32)))
-    assert np.array_equal(photos.test.first(1)[0].permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(dataset.test.first(1)[0].permute(1, 2, 0).numpy(), expected)
     with Image.open(lying) as picture:
         turned = picture.transpose(Image.Transpose.ROTATE_270)
         turned.save(tmp_path / "upright.png")
     expected = centre(tmp_path / "upright.png", (3, 32, 32), CENTRE)
-    assert torch.equal(photos.test.first(4)[3], expected)
+    assert torch.equal(dataset.test.first(4)[3], expected)
 
 
 @given(width=st.integers(1, 600), height=st.integers(1, 600), seed=st.integers(0, 2**31))

@@ -207,7 +207,7 @@ class Infer:
         from parelu import api
 
         with client_of(self, len(self.images)) as client:
-            images = [api.read_image(path, client.image_shape) for path in self.images]
+            images = [api.read_image(path, client.image_shape, client.middle) for path in self.images]
             ready = [client.fit(image) for image in images]
             started = time.perf_counter()
             missing = max(0, len(ready) - client.session.in_stock)

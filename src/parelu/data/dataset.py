@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from parelu.data.augmentation import Augmentation
-from parelu.data.files import Files
+from parelu.data.files import CENTRE, Files
 from parelu.data.readers import cifar, colour, digits, fashion, folders
 from parelu.data.readers.base import Images, Moments, Place, Raw, Shape, Split, check_bytes, spread
 from parelu.errors import UserError
@@ -39,6 +39,11 @@ class Dataset:
     def input_shape(self) -> Shape:
         """(C, H, W) of every image."""
         return self.train.shape
+
+    @property
+    def middle(self) -> float | None:
+        """The share of a file's smaller side that a test image is the centre of; None where it is the whole."""
+        return CENTRE if isinstance(self.test, Files) and self.test.crops else None
 
 
 @dataclass(frozen=True)

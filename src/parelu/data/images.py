@@ -31,13 +31,15 @@ MOST_PIXELS = 64 << 20  # of one image
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def read_image(path: Path, shape: Shape) -> Tensor:
-    """An image file as uint8 (1, C, H, W) of `shape`, (C, H, W); raises `UserError` as `read_images` does."""
-    return read_images([path], shape)
+def read_image(path: Path, shape: Shape, middle: float | None = None) -> Tensor:
+    """An image file as uint8 (1, C, H, W) of `shape`, (C, H, W); as `read_images` does."""
+    return read_images([path], shape, middle)
 
 
-def read_images(paths: Sequence[Path], shape: Shape) -> Tensor:
-    """Image files as uint8 (N, C, H, W), each brought to `shape`, (C, H, W).
+def read_images(paths: Sequence[Path], shape: Shape, middle: float | None = None) -> Tensor:
+    """Image files as uint8 (N, C, H, W), each brought to `shape`, (C, H, W): whole, or in part (`centre`).
+
+    middle: the share of its smaller side that is the centre; None for the whole image.
 
     Raises:
         UserError: a file is missing, no image, damaged, an animation, of more than 64 megapixels, or of numbers whose
@@ -46,7 +48,7 @@ def read_images(paths: Sequence[Path], shape: Shape) -> Tensor:
     images = torch.empty(len(paths), *shape, dtype=torch.uint8)
 
     def place(index: int) -> None:
-        images[index] = whole(paths[index], shape)
+        images[index] = whole(paths[index], shape) if middle is None else centre(paths[index], shape, middle)
 
     silence()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

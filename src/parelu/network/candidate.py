@@ -28,7 +28,8 @@ class Candidate:
         weights: state dict of the module that `spec` builds.
         metrics: of a network that a run trained, or of what a search left; None where nothing was measured.
         preprocessing: JSON values: data set, (C, H, W) of its images, mean and standard deviation a channel of an
-            image in [0, 1]. An image of another size than the network's is resized to it.
+            image in [0, 1]; where it is the centre of its file's, that share of it as "middle". An image of another
+            size than the network's is resized to it.
     """
 
     spec: Spec

@@ -158,6 +158,7 @@ def evaluated(
         "image": list(dataset.input_shape),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
+        **({"middle": dataset.middle} if dataset.middle else {}),
     }
     weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     return Candidate(job.spec, job.plan, weights, metrics, preprocessing)

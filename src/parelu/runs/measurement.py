@@ -89,7 +89,7 @@ def calibration_images(candidate: Candidate, folder: Path) -> Tensor:
     if not files:
         raise UserError(f"--calibrate {folder} holds no images ({', '.join(sorted(ENDINGS))})")
     step = -(-len(files) // CALIBRATION)  # of all of its folders some
-    return read_images(files[::step], candidate.spec.input)
+    return read_images(files[::step], candidate.spec.input, candidate.preprocessing.get("middle"))
 
 
 def lowered(

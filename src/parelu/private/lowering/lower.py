@@ -40,7 +40,8 @@ def lower(
     """Fuse and lower a network that follows its plan and has its weights.
 
     images: uint8 (N, *network.input_shape), training images that the ranges are calibrated on; a few hundred do.
-    preprocessing: of a candidate: mean, std, and image, (C, H, W) of the data set's images, else the network's input.
+    preprocessing: of a candidate: mean, std, and image, (C, H, W) of the data set's images, else the network's input;
+        middle where an image is the centre of its file's.
     cost: what fusion weighs; `fuse.nothing` for the layers as they are.
     ring: of the offline mode that is to run it (`Mode.ring_bits`).
 
@@ -61,6 +62,7 @@ def lower(
     fused = equalise(fused, normalise(images[:EQUALISED], mean, std))
     seen = calibrate(fused, images, mean, std)
     described = {"mean": list(mean), "std": list(std), "image": list(native)}
+    described |= {"middle": float(preprocessing["middle"])} if "middle" in preprocessing else {}
     tried: list[float] = []
     has_squares = any(size.count for size in seen.squares.values())
     least = LEAST_SQUARE_BITS if has_squares else WEIGHT_BITS

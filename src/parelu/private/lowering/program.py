@@ -57,7 +57,7 @@ class Program:
         ops: the last one makes the logits, of shape (classes,).
         layers: op → the module path in the network, for reports.
         preprocessing: JSON values: mean and std, one number a channel; image, (C, H, W) of the data set's images, which
-            a client resizes to input_shape.
+            a client resizes to input_shape; middle, where they are the centre of a file's, that share of it.
         ring: that both parties' shares add up in.
     """
 
@@ -167,7 +167,12 @@ def _shapes(program: Program) -> tuple[Shape, ...]:
         numbers = values.get(name)
         if not (isinstance(numbers, list) and len(numbers) == count and all(type(n) is kind for n in numbers)):
             raise ValueError(f"preprocessing {name} is not {count} numbers")
-    if set(values) != {"mean", "std", "image"} or not all(s > 0 and math.isfinite(s) for s in values["std"]):
+    middle = values.get("middle", 1.0)
+    if not (type(middle) is float and 0.5 <= middle <= 1):  # an image is enlarged by it
+        raise ValueError("preprocessing middle is not a share from 0.5")
+    if set(values) - {"middle"} != {"mean", "std", "image"} or not all(
+        s > 0 and math.isfinite(s) for s in values["std"]
+    ):
         raise ValueError("malformed preprocessing")
     if values["image"][0] != channels or not all(1 <= side <= 4096 for side in values["image"]):
         raise ValueError(f"images of shape {values['image']}")

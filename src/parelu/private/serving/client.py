@@ -123,6 +123,11 @@ class Client:
         channels, height, width = self.program.preprocessing["image"]
         return channels, height, width
 
+    @property
+    def middle(self) -> float | None:
+        """The share of an image file that is read, the centre of it (`data.images.read_image`); None for all of it."""
+        return self.program.preprocessing.get("middle")
+
     def fit(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) at the network's size; raises `UserError` where they cannot be brought to it."""
         takes, native = self.program.input_shape, self.image_shape
