@@ -19,9 +19,10 @@ from parelu.network.metrics import Metrics, Tags
 from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.published import find
-from parelu.report.beside import Beside, Ratio, _ratio, beside, beside_text, cells
+from parelu.report.beside import Beside, Pair, Ratio, _ratio, _ratios, beside, beside_text, cells
 from parelu.report.compared import beside_svg
 from parelu.report.page import write_report
+from parelu.report.standing import Point
 from parelu.runs.folder import Run
 
 SMALL, SHAPE = "resnet18 m=2", (3, 16, 16)
@@ -48,7 +49,7 @@ def keep(
     metrics = Metrics.of(
         tags,
         dataclasses.replace(whole, relus=relus or reduced.plan.relus, squares=squares),
-        role="teacher" if name == "teacher" else "candidate",
+        role="teacher" if name == "teacher" else "baseline" if name.startswith("baseline") else "candidate",
         seed=run.config["seed"],
         relus_full=whole.relus,
         stages_full={},
@@ -131,6 +132,34 @@ def test_masks_stand_for_rows_of_their_share(learned: Run):
     assert found.left_out > 0, "the rows of WRN-22-8"
     (ratio,) = [r for r in found.our_ratios if (r.method, r.other) == ("autorep", "snl")]
     assert ratio.points == pytest.approx((3.0, 6.0))
+
+
+def test_masks_of_a_network_that_was_thinned_first_change_from_it(tmp_path):
+    made = started(tmp_path, paper="DeepReShape Table 5")
+    keep(made, "teacher", 80.0, Tags("train"))
+    keep(made, "baseline-thin-all", 78.0, Tags("train", "thin all"))
+    kept = round(counts_of(SMALL, SHAPE).relus * 50_000 / 557_056)
+    keep(made, "snl", 75.0, Tags("snl", "", kept), kept)
+    keep(made, "snl-thin", 77.0, Tags("snl", "thin all", kept, "thin"), kept)
+    changes = {pair.what: pair.ours.change for pair in beside([made]).pairs if pair.ours}
+    assert changes == {
+        "resnet18 Vanilla Baseline": 0,
+        "resnet18 w/ Th. Baseline": -2,
+        "resnet18 Vanilla 50K": -5,
+        "resnet18 w/ Th. 50K": -1,
+    }
+
+
+def test_ratios_are_those_of_one_data_set():
+    """The second data set's points lie ten points lower; of both together neither method would be ahead."""
+    pairs = [
+        Pair(method, "", Point("n", relus, None, accuracy - lower + more, None), None, data)
+        for data, lower in (("cifar10", 0), ("cifar100", 10))
+        for method, more in (("autorep", 2), ("snl", 0))
+        for relus, accuracy in ((100, 50), (1000, 60))
+    ]
+    (ratio,) = _ratios(("autorep",), pairs, "paper")
+    assert ratio.points == pytest.approx((2, 2))
 
 
 def test_what_is_as_in_the_paper_is_compared_by_numbers(tmp_path):

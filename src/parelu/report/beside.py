@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from parelu.errors import UserError
 from parelu.published import Published, find
@@ -31,7 +31,7 @@ class Pair:
     """A row of a paper, a network of ours, or both.
 
     Attributes:
-        method: as the papers' rows name it; what: the row's name, or what ours is.
+        method: as the papers' rows name it; what: the row's name, or what ours is; dataset: the row's, "" for none.
         reasons: figure → why the network as we write it has another.
     """
 
@@ -39,6 +39,7 @@ class Pair:
     what: str
     paper: Point | None
     ours: Point | None
+    dataset: str = ""
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -123,8 +124,8 @@ def beside(runs: Sequence[Run], paper: str = "") -> Beside:
         source=paper if len({row.source for row in rows}) > 1 else rows[0].source,
         pairs=tuple(pairs),
         differences=() if alike else tuple(_differences(data.pop(), rows, bool(of_data), specs, stands)),
-        paper_ratios=tuple(_ratios(own, [(pair.method, pair.paper) for pair in pairs])),
-        our_ratios=tuple(_ratios(own, [(pair.method, pair.ours) for pair in pairs])),
+        paper_ratios=tuple(_ratios(own, pairs, "paper")),
+        our_ratios=tuple(_ratios(own, pairs, "ours")),
         claims=tuple(_claims(rows[0])),
         left_out=len(of_data or rows) - len(shown),
     )
@@ -139,7 +140,7 @@ def _pairs(rows: Sequence[Published], ours: Sequence[Ours], stands: Mapping[str,
         if point and row.network in stands:
             found = match(row, point, stands[row.network], ours, by_share=by_share)
         taken.add(id(found))
-        pairs.append(Pair(row.method, row.row, point, found.point if found else None, row.exception))
+        pairs.append(Pair(row.method, row.row, point, found.point if found else None, row.dataset, row.exception))
     for one in ours:
         if id(one) not in taken:
             what = ", ".join(filter(None, (one.steps if one.steps != "none" else "all ReLUs", one.note)))
@@ -186,17 +187,36 @@ def _claims(row: Published) -> list[str]:
     ]
 
 
-def _ratios(own: Sequence[str], points: Sequence[tuple[str, Point | None]]) -> list[Ratio]:
-    """Of the paper's methods against each of the others; the baselines are no method."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for method, point in points:
-        if point and point.relus and method not in ("baseline", "only-stage"):
-            curves.setdefault(method, []).append((point.relus, point.accuracy))
-    best = {method: [found[i] for i in pareto.frontier(found)] for method, found in curves.items()}
-    pairs = (
-        (a, b) for a, b in itertools.permutations(best, 2) if a in own and (b not in own or own.index(a) < own.index(b))
+def _ratios(own: Sequence[str], pairs: Sequence[Pair], side: Literal["paper", "ours"]) -> list[Ratio]:
+    """Of the paper's methods against each of the others, of one side; the baselines are no method.
+
+    Points of several data sets are never compared: ours are of one.
+    """
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for pair in pairs:
+        point: Point | None = getattr(pair, side)
+        if point and point.relus and pair.method not in ("baseline", "only-stage"):
+            of_data = curves.setdefault(pair.dataset if side == "paper" else "", {})
+            of_data.setdefault(pair.method, []).append((point.relus, point.accuracy))
+    found: dict[tuple[str, str], list[Ratio]] = {}
+    for of_data in curves.values():
+        best = {method: [points[i] for i in pareto.frontier(points)] for method, points in of_data.items()}
+        for a, b in itertools.permutations(best, 2):
+            if a in own and (b not in own or own.index(a) < own.index(b)):
+                found.setdefault((a, b), []).append(_ratio(a, b, best[a], best[b]))
+    joined = (_joined(ratios) for ratios in found.values())
+    return [ratio for ratio in joined if ratio.points or ratio.factor]
+
+
+def _joined(ratios: Sequence[Ratio]) -> Ratio:
+    """Of several data sets: the range over all."""
+    points = [end for ratio in ratios if ratio.points for end in ratio.points]
+    factors = [end for ratio in ratios if ratio.factor for end in ratio.factor]
+    return dataclasses.replace(
+        ratios[0],
+        points=(min(points), max(points)) if points else None,
+        factor=(min(factors), max(factors)) if factors else None,
     )
-    return [found for a, b in pairs if (found := _ratio(a, b, best[a], best[b])).points or found.factor]
 
 
 def _ratio(method: str, other: str, a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> Ratio:

@@ -21,7 +21,9 @@ from parelu.runs.folder import Record, Run
 
 CLOSE = 0.03  # of ReLUs: 49.9K and 50K are one budget
 CLOSE_SHARE = 0.1  # of shares: a narrower network has its own baseline, and budgets are rounded
+LOOSE = {"gated-branching": 0.35, "gated-branching+akd": 0.35}  # which ReLUs gating leaves is not asked for
 FACTORS = tuple(2.0**-halvings for halvings in range(8))
+KIND_OF_ROLE = {"teacher": "baseline", "baseline": "baseline", "criticality": "only-stage"}
 KINDS = {"gated": "gated-branching", "deepreshape": "hybrenet"}  # our methods' names in the rows, where they differ
 
 
@@ -98,9 +100,10 @@ def _grouped(network: str, records: Sequence[Record], entries: Sequence[Mapping[
     """Records of one name in several seeds are one network."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        if record.metrics.role in ("teacher", "criticality", "candidate"):
+        if record.metrics.role in KIND_OF_ROLE or record.metrics.role == "candidate":
             groups.setdefault(record.name, []).append(record)
-    baselines = {r.metrics.seed: r.metrics.test_accuracy for r in records if r.metrics.role == "teacher"}
+    of_full = [r.metrics for r in records if r.metrics.role in ("teacher", "baseline")]
+    baselines = {(m.steps, m.seed): m.test_accuracy for m in of_full}
     return [_one(network, group, _entry(group[0], entries), baselines) for group in groups.values()]
 
 
@@ -111,11 +114,15 @@ def _entry(record: Record, entries: Sequence[Mapping[str, Any]]) -> Mapping[str,
     return max(fitting, key=lambda entry: len(entry.get("label", "")), default={}).get("options", {})
 
 
-def _one(network: str, group: Sequence[Record], options: Mapping[str, Any], baselines: Mapping[int, float]) -> Ours:
-    """baselines: seed → accuracy of the full-ReLU network."""
-    m, is_full = group[0].metrics, group[0].metrics.role == "teacher"
+def _one(
+    network: str, group: Sequence[Record], options: Mapping[str, Any], baselines: Mapping[tuple[str, int], float]
+) -> Ours:
+    """baselines: steps, "" for none, and seed → accuracy of the network that a search started from."""
+    m, is_full = group[0].metrics, group[0].metrics.role in ("teacher", "baseline")
     accuracies = [record.metrics.test_accuracy for record in group]
-    of_seeds = [(r.metrics.test_accuracy, baselines[r.metrics.seed]) for r in group if r.metrics.seed in baselines]
+    start = m.steps if _is_mask(group[0]) and (m.steps, m.seed) in baselines else ""
+    known = [(r.metrics.test_accuracy, baselines.get((start, r.metrics.seed))) for r in group]
+    of_seeds = [(accuracy, baseline) for accuracy, baseline in known if baseline is not None]
     point = Point(
         network,
         m.relus_and_comparisons,
@@ -128,7 +135,7 @@ def _one(network: str, group: Sequence[Record], options: Mapping[str, Any], base
         len({record.metrics.seed for record in group}),
     )
     distillation = options.get("distillation") or ("none" if is_full or options.get("kd_weight") == 0 else "kd")
-    steps = "none" if is_full else "" if _is_mask(group[0]) else m.steps
+    steps = "" if _is_mask(group[0]) else m.steps or "none"
     return Ours(_kind(group[0], options), steps, str(distillation), m.note or "", point)
 
 
@@ -139,17 +146,17 @@ def _deviation(values: Sequence[float]) -> float:
 def _kind(record: Record, options: Mapping[str, Any]) -> str:
     m = record.metrics
     if m.role != "candidate":
-        return {"teacher": "baseline", "criticality": "only-stage"}[m.role]
+        return KIND_OF_ROLE[m.role]
     if m.method == "autorep":
         return "autorep" if m.squares else "autorep-linear"
     if options.get("auxiliary"):
         return f"{KINDS.get(m.method, m.method)}+akd"
-    return f"thin+{m.method}" if m.steps and _is_mask(record) else KINDS.get(m.method, m.method)
+    return f"thin+{m.method}" if m.steps == "thin all" and _is_mask(record) else KINDS.get(m.method, m.method)
 
 
 def _is_mask(record: Record) -> bool:
-    """Whether places were chosen one by one; of a network that was thinned before, its steps say no more."""
-    return bool(record.metrics.budget) and record.metrics.steps in ("", "thin all")
+    """Whether places were chosen within a budget; its steps are then those of the network that it started from."""
+    return record.metrics.role == "candidate" and record.metrics.budget is not None
 
 
 def spec_in(row: Published) -> Spec | None:
@@ -217,7 +224,7 @@ def match(row: Published, point: Point, own: str, candidates: Sequence[Ours], *,
     of_kind = [one for one in there if one.kind == row.method and ("exit" not in one.note or _same_exit(one.note, row))]
     near = [(gap, one) for one in of_kind if (gap := _gap(point, one.point, by_share)) is not None]
     gap, found = min(near, key=lambda pair: (pair[0], pair[1].note), default=(math.inf, None))
-    return found if gap <= (CLOSE_SHARE if by_share else CLOSE) else None
+    return found if gap <= LOOSE.get(row.method, CLOSE_SHARE if by_share else CLOSE) else None
 
 
 def _same_exit(note: str, row: Published) -> bool:
