@@ -51,12 +51,13 @@ from parelu.runs import measurement
 from parelu.runs.deployment import server_of
 from parelu.runs.dry_run import outlook
 from parelu.runs.executor import InProcess
-from parelu.runs.experiment import TRAININGS, Experiment, Reduction, parse_input, prepare, run_experiment
+from parelu.runs.experiment import Experiment, Reduction, parse_input, prepare, run_experiment
 from parelu.runs.folder import Record, Run
 from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
 from parelu.runs.measurement import Asked, measure_run
 from parelu.runs.merging import merge
 from parelu.runs.obstacles import WayOut, ways_out
+from parelu.runs.presets import training_of, under
 from parelu.runs.processes import Processes
 from parelu.runs.progress import TerminalProgress, bar, share
 from parelu.runs.recipes import read_recipe
@@ -66,7 +67,6 @@ from parelu.training.schedule import Training
 
 __all__ = [
     "REVEALS",
-    "TRAININGS",
     "TRUNCATIONS",
     "Asked",
     "Axis",
@@ -125,6 +125,8 @@ __all__ = [
     "subject",
     "sweep",
     "trained_workload",
+    "training_of",
+    "under",
     "untrained_workload",
     "ways_out",
 ]
@@ -253,8 +255,8 @@ def reduce(
         budget: ReLUs to keep, the comparisons of max-pools among them: 5000, "50k", or a fraction of the network's such
             as 0.1.
         run: the run folder.
-        training: of each network: "paper", the papers' 120 epochs; "short", some epochs of one-cycle training; or a
-            `Training`.
+        training: "paper", as the method's paper trains; "short", some epochs of one-cycle training; another paper's
+            name; or a `Training` of each network. A name has options of the method too, which go before its defaults.
         pretrained: whether the network's own weights are those of the trained full-ReLU network; else that is trained
             first, from fresh weights of the same scale. Left out, a module's are, and those that code of yours builds
             by its name are not.
@@ -273,8 +275,10 @@ def reduce(
     Raises:
         UserError: no data set, a module that cannot be traced, an unknown method, a budget that cannot be had.
     """
-    reduction = Reduction(_method(method), _budgets(budget))
-    schedule, seed = _training(training), _whole("seed", seed)
+    method = _method(method)
+    if isinstance(training, str):
+        method, training = under(method, training), training_of(training, method.name)
+    reduction, seed = Reduction(method, _budgets(budget)), _whole("seed", seed)
     if isinstance(dataset, str):
         source: Any = dataset
         own = data.load(dataset, input_shape=input_shape)
@@ -294,7 +298,7 @@ def reduce(
         model=network,
         data=source,
         reductions=(reduction,),
-        training=schedule,
+        training=training,
         seed=seed,
         input=input_shape,
         weights=given,
@@ -428,14 +432,6 @@ def _method(method: Method | str) -> Method:
     if name not in known:
         raise UserError(f"unknown method {method!r}; known are {', '.join(known)}")
     return known[name]()
-
-
-def _training(training: Training | str) -> Training:
-    if isinstance(training, Training):
-        return training
-    if training not in TRAININGS:
-        raise UserError(f"training is {training!r}; it should be one of {', '.join(TRAININGS)}, or a Training")
-    return TRAININGS[training]
 
 
 def _module(model: Any) -> nn.Module:

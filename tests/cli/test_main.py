@@ -267,7 +267,7 @@ def test_help_has_an_example(capsys, command):
 def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
     seen, measured = [], SimpleNamespace(test=SimpleNamespace(labels=[7]))
     monkeypatch.setattr(api.data, "available", lambda name, download: False)
-    monkeypatch.setattr(api, "run_experiment", lambda one, folder, progress: seen.append(one) or Run(folder, {}))
+    monkeypatch.setattr(api, "run_experiment", lambda one, folder, *_, **__: seen.append(one) or Run(folder, {}))
     monkeypatch.setattr(training, "print_frontier", lambda runs: None)
     monkeypatch.setattr(training, "save_report", lambda runs, path: None)
     monkeypatch.setattr(training, "measure_run", lambda run, asked: seen.append("measured") or measured)

@@ -134,3 +134,23 @@ def test_entries_whose_names_are_the_same_are_refused():
     for label in ("a/b", "..", "-a", " ", "a b"):
         with pytest.raises(UserError, match="is no part of a folder's name"):
             Reduction(DeepReDuce(), label=label)
+
+
+def test_a_network_that_another_run_trained_alike_is_taken(tmp_path: Path):
+    """The teacher of one network is another run's full-ReLU network, and the other way round; else it is trained."""
+    entry = Reduction(Random(), ("37",))
+    one = experiment(entry, teacher="resnet10 m=4")
+    other = experiment(entry, model="resnet10 m=4")
+    first, _ = conducted(one, tmp_path / "a")
+    for name, changes, read in (("b", {}, ["teacher"]), ("c", {"seed": 1}, []), ("d", {"images": 200}, [])):
+        watcher = Silent()
+        folders = [tmp_path / "none", first.path]
+        run = run_experiment(dataclasses.replace(other, **changes), tmp_path / name, watcher, InProcess(), folders)  # pyright: ignore
+        assert watcher.read == read
+        assert run.candidate(TEACHER).trained.role == "teacher"
+    watcher = Silent()
+    run = run_experiment(one, tmp_path / "e", watcher, InProcess(), [tmp_path / "b"])  # pyright: ignore
+    assert watcher.read == [OUTSIDE] and run.candidate(OUTSIDE).trained == first.candidate(OUTSIDE).trained
+    alone, _ = conducted(other, tmp_path / "f")
+    mine, its = (r.candidate(name).weights for r, name in ((first, OUTSIDE), (alone, TEACHER)))
+    assert all(torch.equal(mine[name], its[name]) for name in its), "what it would have trained by itself"

@@ -66,7 +66,7 @@ class Taken(Read):
         if self.data is None:
             raise UserError(f"{name} has weights: give --data, which the ranges of its numbers are calibrated on")
         shape = api.parse_input(input) if input else None
-        plain = api.Experiment(name, self.data, (), api.TRAININGS["paper"], 0, shape, data_folder=self.data_folder)
+        plain = api.Experiment(name, self.data, (), api.training_of("paper"), 0, shape, data_folder=self.data_folder)
         experiment = self.read(plain)
         if api.needs_training(self.replace):
             raise UserError("--replace changes what the network computes: parelu train --replace trains it first")

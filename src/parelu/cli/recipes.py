@@ -58,7 +58,8 @@ class Recipe:
             self._say_outlook(experiments, recipe.cost)
             return
         folder = self.run or Path("runs") / self._name
-        runs = [conduct(one, folder / recipe.folder(one)) for one in experiments]
+        folders = [folder / recipe.folder(one) for one in experiments]
+        runs = [conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)]
         print_frontier(runs)
         save_report(runs, folder / "report.html")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -12,6 +13,7 @@ from parelu.cli.bench import measure_run
 from parelu.cli.inspection import print_frontier, save_report
 from parelu.cli.output import say
 from parelu.cli.own import Read
+from parelu.errors import UserError
 
 if TYPE_CHECKING:
     from parelu.api import Experiment, Method, Reduction, Run
@@ -41,12 +43,21 @@ class _Common:
     """keep so many training images"""
     input: str | None = None
     """channels x height x width, such as 3x32x32; the data set's own if left out"""
-    training: Literal["paper", "short"] = "paper"
-    """the paper's schedule, or one-cycle training in a few epochs"""
+    training: str = "paper"
+    """a paper's, by name: deepreduce, deepreduce-cifar10, snl, autorep, autorep-public, senet, shallow, deepreshape;
+    paper is that of the first method. short: one-cycle training in a few epochs"""
     epochs: int | None = None
-    """instead of the training's own number"""
+    """of the networks that train from fresh weights, instead of the training's own number"""
     lr: float | None = None
-    """instead of the training's own learning rate"""
+    """likewise, the learning rate"""
+    batch: int | None = None
+    """likewise, images a step"""
+    lr_schedule: Literal["step", "cosine", "one-cycle", "constant"] | None = None
+    """likewise, how the learning rate falls"""
+    milestones: tuple[int, ...] = ()
+    """likewise, epochs after which the schedule step divides it by 10"""
+    weight_decay: float | None = None
+    """likewise, of the weights"""
     teacher: str | None = None
     """another network, by name, that all distillation learns from; it is trained first. The network's own full-ReLU
     version if left out"""
@@ -58,13 +69,21 @@ class _Common:
     def experiment(self, reductions: tuple[Reduction, ...] = ()) -> Experiment:
         from parelu import api
 
-        instead = {"epochs": self.epochs, "lr": self.lr}
+        instead = {
+            "epochs": self.epochs,
+            "lr": self.lr,
+            "batch": self.batch,
+            "schedule": self.lr_schedule,
+            "milestones": self.milestones or None,
+            "weight_decay": self.weight_decay,
+        }
         given: dict[str, Any] = {name: value for name, value in instead.items() if value is not None}
+        first = reductions[0].method.name if reductions else ""
         return api.Experiment(
             self.model,
             self.data,
             reductions,
-            api.TRAININGS[self.training].changed(**given),
+            api.training_of(self.training, first).changed(**given),
             self.seed,
             api.parse_input(self.input) if self.input else None,
             self.images,
@@ -117,7 +136,8 @@ class Reduce(_Common, Read):
     def __call__(self) -> None:
         from parelu import api
 
-        experiment = self.read(self.experiment((api.Reduction(self.method, self.budget, label=self.label),)))
+        method = api.under(self.method, self.training)
+        experiment = self.read(self.experiment((api.Reduction(method, self.budget, label=self.label),)))
         print_frontier([conduct(experiment, self.folder(self.method.name))])
 
 
@@ -134,7 +154,7 @@ class Sweep(_Common):
     multipliers: tuple[str, ...] = ("2x2x2x", "4x4x4x", "5x5x3x")
     """of the stages' widths, for each base width; the first three of four stages' are BaseCh, StageCh and a HybReNet"""
     methods: tuple[str, ...] = ("deepreshape",)
-    """with their default options"""
+    """with their default options, or the training's; without a name, the networks are trained and not reduced"""
     budget: tuple[str, ...] = ()
     """ReLUs to keep, as numbers; a network that has fewer is left out there"""
 
@@ -144,12 +164,19 @@ class Sweep(_Common):
 
         budgets = api.parse_budgets(self.budget)
         folder = self.folder("sweep")
-        swept = api.sweep(self.experiment(), self.m, self.multipliers, self.methods, budgets)
-        runs = [conduct(one, folder / str(one.model).replace(" ", "-")) for one in swept]
+        known = api.methods()
+        for name in self.methods:
+            if name not in known:
+                raise UserError(f"unknown method {name!r}; known are {', '.join(known)}")
+        chosen = [api.under(known[name](), self.training) for name in self.methods]
+        base = self.experiment(tuple(map(api.Reduction, chosen)))
+        swept = api.sweep(base, self.m, self.multipliers, chosen, budgets)
+        folders = [folder / str(one.model).replace(" ", "-") for one in swept]
+        runs = [conduct(one, place, folders) for one, place in zip(swept, folders, strict=True)]
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
         found = {record.metrics.relus_and_comparisons for run in runs for record in run.candidates()}
-        shown = budgets or sorted(found, reverse=True)[1::3]
+        shown = budgets or (sorted(found, reverse=True)[1::3] if chosen else [])
         print(sweep_text(runs, shown))
         say(f"picture: {folder / 'sweep.png'}")
 
@@ -181,14 +208,15 @@ class Quickstart:
         print(full_and_knee_text(run.candidates(), int(dataset.test.labels[0])))
 
 
-def conduct(experiment: Experiment, folder: Path) -> Run:
+def conduct(experiment: Experiment, folder: Path, lenders: Sequence[Path] = ()) -> Run:
+    """lenders: folders of other runs, whose networks with all ReLUs are taken where they are the same."""
     from parelu import api
     from parelu.report.inspection import notes_lines
 
     methods = "".join(f", {reduction.method.name}" for reduction in experiment.reductions)
     say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
     with api.TerminalProgress() as progress:
-        run = api.run_experiment(experiment, folder, progress)
+        run = api.run_experiment(experiment, folder, progress, lenders=lenders)
     has_full = (run.folder("teacher") / "candidate.json").exists()
     notes = getattr(run.candidate("teacher").spec, "notes", "") if has_full else ""  # of a network that was read
     for line in notes_lines(notes.splitlines()):

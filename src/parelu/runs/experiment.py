@@ -37,15 +37,13 @@ from parelu.runs.context import RunContext, in_run
 from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest, normalised
 from parelu.runs.executor import Executor, Watcher, Work
 from parelu.runs.folder import Run
-from parelu.runs.jobs import ORIGINAL, adopt, full_job, is_finished, outside_job
+from parelu.runs.jobs import ORIGINAL, adopt, borrow, full_job, is_finished, outside_job
 from parelu.runs.obstacles import WayOut, grouped, way_out
 from parelu.runs.processes import Processes
-from parelu.training import papers
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
 GIVEN = "given"  # in a run, the weights that training goes on from
-TRAININGS = {name: papers.named("deepreduce" if name == papers.PAPER else name).full for name in papers.NAMES}
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # of a method's entry, in names of folders
 
 
@@ -175,10 +173,18 @@ def _check_labels(reductions: Sequence[Reduction]) -> None:
             )
 
 
-def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, executor: Executor | None = None) -> Run:
+def run_experiment(
+    experiment: Experiment,
+    folder: Path,
+    watcher: Watcher,
+    executor: Executor | None = None,
+    lenders: Sequence[Path] = (),
+) -> Run:
     """Train all that an experiment asks for in a run folder; continues where the folder holds a part of it.
 
-    executor: `Processes` if left out.
+    Args:
+        executor: `Processes` if left out.
+        lenders: folders of other runs, whose full-ReLU networks and teachers are taken where they are the same.
 
     Raises:
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
@@ -203,7 +209,7 @@ def run_experiment(experiment: Experiment, folder: Path, watcher: Watcher, execu
     run = Run.start(folder, {**config, **_contents(prepared), **config})  # last, so that an option is named first
     work = Work(run, prepared.source, experiment.seed)
     with in_run(work, experiment.training, watcher, executor or Processes()) as context:
-        _train_teachers(context, experiment, prepared)
+        _train_teachers(context, experiment, prepared, lenders)
         counts: list[int] = []
         for reduction, given in zip(experiment.reductions, budgets, strict=True):
             wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
@@ -221,10 +227,12 @@ def _deciding(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     return config | ({"teacher_sha256": sha256} if sha256 else {})
 
 
-def _train_teachers(context: RunContext, experiment: Experiment, prepared: Prepared) -> None:
+def _train_teachers(context: RunContext, experiment: Experiment, prepared: Prepared, lenders: Sequence[Path]) -> None:
     """The full-ReLU network, trained or taken as it is, and the architecture that teaches in its place."""
     run, weights, job = context.work.run, prepared.weights, full_job(prepared.spec, experiment.training)
     jobs = [outside_job(prepared.teacher, experiment.training)] if prepared.teacher else []
+    for one in jobs if weights is not None else [job, *jobs]:
+        borrow(run, one, lenders)
     if weights is None:
         jobs = [job, *jobs]
     elif experiment.goes_on or prepared.original:

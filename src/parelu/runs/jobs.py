@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from parelu.training.objectives import CrossEntropy
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
 
+DATA = ("data", "data_sha256", "input", "mean", "std")  # of a run's configuration: what its images are
 ORIGINAL = "original"  # in a run, the full-ReLU network before its ops were replaced
 
 
@@ -75,7 +77,8 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
     teacher = None
     if job.training and not isinstance(job.objective, CrossEntropy):
         teacher = _original_of(run) if job.role == "teacher" else teacher_of(run, job.teacher)
-    torch.manual_seed(int(hashlib.sha256(f"{seed} {job.name}".encode()).hexdigest()[:15], 16))
+    seeded = TEACHER if job.role == "outside" else job.name  # it is the network that a run of its own would train
+    torch.manual_seed(int(hashlib.sha256(f"{seed} {seeded}".encode()).hexdigest()[:15], 16))
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
     network.to(device())
@@ -124,6 +127,25 @@ def adopt(run: Run, job: Job, dataset: Dataset, seed: int, weights: Mapping[str,
     network = instrument(job.spec.module(), job.spec.input)
     network.load_state_dict(fit_weights(network, weights)[0])
     evaluated(network, job, dataset, seed, [], None).save(run.folder(job.name))
+
+
+def borrow(run: Run, job: Job, lenders: Sequence[Path]) -> None:
+    """Take a full-ReLU network, unless it is there, from another run that trained it on the same data and seed.
+
+    lenders: folders of runs, which need not exist.
+    """
+    if (run.folder(job.name) / "candidate.json").exists():
+        return
+    for other in (Run.open(path) for path in lenders if path != run.path and (path / "config.json").exists()):
+        if any(other.config.get(key) != run.config.get(key) for key in ("seed", "images", *DATA)):
+            continue
+        for folder in (other.folder(TEACHER), other.folder(OUTSIDE)):
+            if (folder / "candidate.json").exists():
+                found = Candidate.load(folder)
+                if found.trained.job == identity(job):
+                    metrics = dataclasses.replace(found.trained, role=job.role)
+                    dataclasses.replace(found, metrics=metrics).save(run.folder(job.name))
+                    return
 
 
 def evaluated(

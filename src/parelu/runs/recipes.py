@@ -18,6 +18,7 @@ import yaml
 from parelu.errors import UserError
 from parelu.methods.base import methods
 from parelu.runs.experiment import Experiment, Reduction, parse_input
+from parelu.runs.presets import method_of, training_of
 from parelu.training import papers
 from parelu.training.schedule import Training
 
@@ -142,7 +143,8 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
         raise UserError("seeds is empty; it should have at least one, such as [0]")
     options = _checked(recipe.training, _Preset, Training, key="training.")
     preset = options.pop("preset", "paper")
-    training = _training(preset, recipe.methods).changed(**options)
+    first = str(recipe.methods[0].get("name")) if recipe.methods else ""
+    training = training_of(preset, first).changed(**options)
     one = Experiment(
         model="",
         data=recipe.data,
@@ -173,12 +175,6 @@ def _networks(recipe: _Recipe) -> list[str]:
     return names
 
 
-def _training(preset: str, entries: Sequence[Mapping[str, Any]]) -> Training:
-    """Of the full-ReLU network; `paper` is the paper of the first method."""
-    first = str(entries[0].get("name")) if entries else ""
-    return papers.named(papers.of_method(first) if preset == papers.PAPER else preset).full
-
-
 def _entry_networks(entry: Mapping[str, Any], networks: list[str]) -> list[str]:
     """Those of the recipe's networks that a method's entry is for."""
     given = entry.get("networks")
@@ -197,7 +193,7 @@ def _reduction(entry: dict[str, Any], preset: str) -> Reduction:
     options.pop("networks", None)
     budgets, match = tuple(map(str, options.pop("budgets", ()))), options.pop("match", 0)
     label = options.pop("label", "")
-    return Reduction(known[name](**{**papers.options_of(preset, name), **options}), budgets, match, label)
+    return Reduction(method_of(known[name], preset, options), budgets, match, label)
 
 
 def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:

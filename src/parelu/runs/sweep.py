@@ -7,38 +7,32 @@ import sys
 from collections.abc import Sequence
 
 from parelu.errors import UserError
-from parelu.methods.base import methods
+from parelu.methods.base import Method
 from parelu.methods.budget import parse_budget
 from parelu.network.count import count, skeleton
 from parelu.runs.experiment import Experiment, Reduction, prepare
 
 
 def sweep(
-    base: Experiment, m: Sequence[int], multipliers: Sequence[str], names: Sequence[str], budgets: Sequence[int]
+    base: Experiment, m: Sequence[int], multipliers: Sequence[str], chosen: Sequence[Method], budgets: Sequence[int]
 ) -> list[Experiment]:
-    """An experiment a network, each with the budgets that are at most its ReLUs.
+    """An experiment a network, each with the budgets that are at most its ReLUs; without methods, the networks alone.
 
     Args:
         base: all but the network and the methods; its model is the name of a ResNet without a width.
         m: base widths; multipliers: of the stages' widths, such as "4x4x4x", for each base width.
-        names: of methods, with their default options.
 
     Raises:
-        UserError: a network or a method is unknown.
+        UserError: a network is unknown.
     """
-    known = methods()
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown method {name!r}; known are {', '.join(known)}")
     networks = [f"{base.model} {multiplier} m={width}" for width in m for multiplier in multipliers]
-    return [_reduced(dataclasses.replace(base, model=network), names, budgets) for network in networks]
+    return [_reduced(dataclasses.replace(base, model=network), chosen, budgets) for network in networks]
 
 
-def _reduced(one: Experiment, names: Sequence[str], budgets: Sequence[int]) -> Experiment:
+def _reduced(one: Experiment, chosen: Sequence[Method], budgets: Sequence[int]) -> Experiment:
     full = count(skeleton(prepare(one).spec))
     within = tuple(str(b) for b in budgets if full.comparisons < b <= full.relus + full.comparisons)
-    chosen = [methods()[name] for name in names]
-    reductions = [Reduction(method(), within if method.needs_budget else ()) for method in chosen]
+    reductions = [Reduction(method, within if method.needs_budget else ()) for method in chosen]
     kept = tuple(r for r in reductions if r.budgets or not r.method.needs_budget)
     return dataclasses.replace(one, reductions=kept)
 
