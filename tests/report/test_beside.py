@@ -240,11 +240,15 @@ def test_runs_without_a_baseline_or_of_two_data_sets_are_refused(small: list[Run
         beside([small[0], started(tmp_path / "other", data="digits")], "DeepReDuce Table 4")
 
 
-def test_a_run_keeps_what_its_recipe_names(tmp_path):
-    text = "title: t\npaper: AutoReP Table 3\nmodel: resnet10\ndata: digits\nmethods: []\nseeds: [0, 1]\n"
-    (tmp_path / "mine.yaml").write_text(text)
-    recipe = api.read_recipe(str(tmp_path / "mine.yaml"))
-    assert [one.config()["paper"] for one in recipe.experiments] == ["AutoReP Table 3"] * 2
+def test_a_recipe_ends_with_the_table_that_it_names(tmp_path, capsys, in_process):
+    text = "title: t\npaper: AutoReP Table 3\nmodel: resnet10 m=2\ndata: digits\nimages: 384\nmethods: []\n"
+    (tmp_path / "mine.yaml").write_text(text + "training: {preset: short, epochs: 1}\n")
+    (one,) = api.read_recipe(str(tmp_path / "mine.yaml")).experiments
+    assert one.config()["paper"] == "AutoReP Table 3"
+    assert run("recipe", str(tmp_path / "mine.yaml"), "--run", str(tmp_path / "runs")) == 0
+    made = Run.open(tmp_path / "runs" / "seed0")
+    assert made.config["paper"] == "AutoReP Table 3"
+    assert f"AutoReP Table 3 beside these runs\n\n{beside_text(beside([made]))}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["AutoReP Table 4", "Shallow-Again Table 2", "DeepReShape Table 7", "DeepReShape"])

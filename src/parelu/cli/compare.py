@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from parelu.cli.inspection import open_runs
 from parelu.cli.output import say
+
+if TYPE_CHECKING:
+    from parelu.api import Run
 
 
 def resolve() -> None:
@@ -46,6 +49,17 @@ class Compare:
 
             save_beside(found, self.picture)
             say(f"picture: {self.picture}")
+
+
+def print_beside(runs: list[Run]) -> None:
+    """Runs beside the table that their recipe names, if it names one."""
+    from parelu.report.beside import Beside, beside_named, beside_text
+
+    found = beside_named(runs)
+    if isinstance(found, Beside):
+        print(f"\n{found.source} beside these runs\n\n{beside_text(found)}")
+    elif found:
+        say(found)
 
 
 COMMANDS: dict[str, type[Any]] = {"compare": Compare}

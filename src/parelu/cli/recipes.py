@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from parelu.cli.compare import print_beside
 from parelu.cli.inspection import print_frontier, save_report
 from parelu.cli.output import say
 from parelu.cli.training import conduct
@@ -61,6 +62,7 @@ class Recipe:
         folders = [folder / recipe.folder(one) for one in experiments]
         runs = [conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)]
         print_frontier(runs)
+        print_beside(runs)
         save_report(runs, folder / "report.html")
 
     @property

@@ -131,6 +131,15 @@ def beside(runs: Sequence[Run], paper: str = "") -> Beside:
     )
 
 
+def beside_named(runs: Sequence[Run]) -> Beside | str:
+    """Runs beside the table that their recipe names; else why that cannot be, "" where it names none."""
+    paper = table_of(runs)
+    try:
+        return beside(runs, paper) if paper else ""
+    except UserError as error:
+        return f"{paper}: {error}"
+
+
 def _pairs(rows: Sequence[Published], ours: Sequence[Ours], stands: Mapping[str, str], *, by_share: bool) -> list[Pair]:
     """The rows in the paper's order, then what of ours stands for none."""
     pairs, taken = [], set()

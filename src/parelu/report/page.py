@@ -15,7 +15,7 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.metrics import ROLES
 from parelu.report import engines, latency, plots, tables
-from parelu.report.beside import Beside, beside, cells, ratio_lines, table_of
+from parelu.report.beside import Beside, beside_named, cells, ratio_lines
 from parelu.report.compared import beside_svg
 from parelu.report.private import PARTS, PARTS_NOTE, duration, size
 from parelu.report.tables import Row
@@ -49,7 +49,7 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         part_heads=[head for head, *_ in latency.PART_HEADS],
         parts=list(PARTS.values()),
         parts_note=PARTS_NOTE,
-        beside=(found := _beside(runs)),
+        beside=(found := beside_named(runs)),
         beside_cells=cells(found) if isinstance(found, Beside) else [],
         beside_ratios=ratio_lines(found) if isinstance(found, Beside) else [],
         beside_svg=Markup(beside_svg(found)) if isinstance(found, Beside) else "",
@@ -69,15 +69,6 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     )
     storage.write_atomic(path, page.encode())
     return path
-
-
-def _beside(runs: Sequence[Run]) -> Beside | str:
-    """The table that the runs' recipe names beside them; else why it is not there, "" where none is named."""
-    paper = table_of(runs)
-    try:
-        return beside(runs, paper) if paper else ""
-    except UserError as error:
-        return f"{paper}: {error}"
 
 
 def headline(rows: Sequence[Row]) -> list[str]:
