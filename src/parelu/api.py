@@ -61,6 +61,7 @@ from parelu.runs.presets import training_of, under
 from parelu.runs.processes import Processes
 from parelu.runs.progress import TerminalProgress, bar, share
 from parelu.runs.recipes import read_recipe
+from parelu.runs.scale import difference, small
 from parelu.runs.sweep import parse_budgets, sweep
 from parelu.runs.workload import Workload, trained_workload, untrained_workload, workload_on
 from parelu.training.schedule import Training
@@ -96,6 +97,7 @@ __all__ = [
     "count",
     "data",
     "designs",
+    "difference",
     "instrument",
     "is_trained",
     "link_of",
@@ -121,6 +123,7 @@ __all__ = [
     "serve",
     "server_of",
     "share",
+    "small",
     "spec_of",
     "subject",
     "sweep",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -28,7 +28,9 @@ class Recipe:
 
     parelu recipe colour-fashion
 
-    parelu recipe learned-masks-cifar100 --dry-run
+    parelu recipe deepreduce/table4 --dry-run
+
+    parelu recipe deepreduce/table4 --scale small --seeds 0 1 2
     """
 
     recipe: tyro.conf.Positional[str] = ""
@@ -37,10 +39,16 @@ class Recipe:
     """folder of the run folders; runs/NAME if left out"""
     data_folder: Path | None = None
     """where the data set's files are"""
+    weights: Path | None = None
+    """of the trained network, where it is not to be trained: a safetensors file or a checkpoint of torch"""
     networks: tuple[str, ...] = ()
     """these of the recipe's networks alone, such as one a machine"""
+    methods: tuple[str, ...] = ()
+    """these of the recipe's methods alone"""
     seeds: tuple[int, ...] = ()
     """instead of the recipe's own"""
+    scale: Literal["full", "small"] = "full"
+    """small: the same with narrower networks, fewer images and epochs, on colour-fashion: minutes on two cores"""
     dry_run: bool = False
     """say what would be trained, and whether the data is there"""
 
@@ -51,10 +59,15 @@ class Recipe:
         if not self.recipe:
             print(listed_text())
             return
-        recipe = api.read_recipe(self.recipe).only(self.networks, self.seeds)
+        whole = api.read_recipe(self.recipe)
+        recipe = whole.only(self.networks, self.methods, self.seeds)
         for line in filter(None, (recipe.title, recipe.paper)):
             say(line)
-        experiments = [dataclasses.replace(one, data_folder=self.data_folder) for one in recipe.experiments]
+        given = {"data_folder": self.data_folder, "weights": self.weights}
+        experiments = [dataclasses.replace(one, **given) for one in recipe.experiments]
+        if self.scale == "small":
+            experiments, full = api.small(experiments, whole.experiments), experiments
+            say(api.difference(full, experiments))
         if self.dry_run:
             self._say_outlook(experiments, recipe.cost)
             return
@@ -67,9 +80,10 @@ class Recipe:
 
     @property
     def _name(self) -> str:
-        """Of the run folders' folder."""
+        """Of the run folders' folder; a recipe of another scale has another."""
         name = Path(self.recipe)
-        return name.stem if name.suffix in (".yaml", ".yml") else self.recipe
+        plain = name.stem if name.suffix in (".yaml", ".yml") else self.recipe
+        return plain if self.scale == "full" else f"{plain}-{self.scale}"
 
     def _say_outlook(self, experiments: list[Experiment], cost: str) -> None:
         """Of one seed: the others do the same."""

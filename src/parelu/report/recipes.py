@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from parelu import data
 from parelu.data.dataset import ENTRIES, Dataset
+from parelu.methods.jobs import Search
 from parelu.report.tables import aligned
 from parelu.runs.dry_run import Outlook
 from parelu.runs.experiment import Experiment
@@ -32,7 +33,8 @@ def outlook_text(ahead: Outlook) -> str:
     rows = [("ReLUs", "multiply-adds", "epochs", "")]
     for one in ahead.planned:
         epochs = one.task.training.epochs if one.task.training else 0
-        rows.append((f"{one.relus:,}", f"{one.counts.macs / 1e6:,.1f}M", f"{epochs:,}", one.task.name))
+        name = f"search {one.task.name}" if isinstance(one.task, Search) else one.task.name
+        rows.append((f"{one.relus:,}", f"{one.counts.macs / 1e6:,.1f}M", f"{epochs:,}", name))
     return "\n".join([head, *(f"  {line}" for line in aligned(rows, 1).splitlines()), ""])
 
 

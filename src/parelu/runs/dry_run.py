@@ -113,7 +113,8 @@ class DryContext:
     its optimizer as it starts.
 
     Attributes:
-        planned: the trainings by their names in the run, in the order in which they were asked for.
+        planned: the trainings in the order in which they were asked for, each by whether it is a search, and its name
+            in the run.
     """
 
     def __init__(self, spec: Spec, training: Training, seed: int, images: int, outside: Spec | None) -> None:
@@ -121,7 +122,7 @@ class DryContext:
         self.full, self._weights = counts(spec), FreshWeights(spec)
         self._teacher_macs = counts(outside or spec).macs
         self._names = Names()
-        self.planned: dict[str, Planned] = {}
+        self.planned: dict[tuple[bool, str], Planned] = {}
         self.teacher = self._candidate(full_job(spec, training))
 
     def labelled(self, label: str) -> DryContext:
@@ -179,7 +180,9 @@ class DryContext:
         found, taught = counts(task.spec), not isinstance(task.objective, CrossEntropy)
         passes = 3 * found.macs + (self._teacher_macs if taught else 0)
         epochs = task.training.epochs if task.training else 0
-        self.planned[task.name] = Planned(task, found, plan.relus, float(epochs * self.images * passes))
+        self.planned[isinstance(task, Search), task.name] = Planned(
+            task, found, plan.relus, float(epochs * self.images * passes)
+        )
 
 
 class FreshWeights(Mapping[str, Tensor]):

@@ -52,17 +52,24 @@ class Recipe:
     cost: str = ""
     several: bool = False
 
-    def only(self, networks: Sequence[str], seeds: Sequence[int]) -> Recipe:
-        """With these of its networks alone, and these seeds; all, or its own, where none are given.
+    def only(self, networks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Recipe:
+        """With these of its networks and methods alone, and these seeds; all, or its own, where none are given.
 
         Raises:
-            UserError: it has no such network.
+            UserError: it has no such network or method.
         """
         known = list(dict.fromkeys(str(one.model) for one in self.experiments))
         for name in networks:
             if name not in known:
                 raise UserError(f"the recipe has no network {name!r}; it has {', '.join(map(repr, known))}")
+        has = list(dict.fromkeys(r.method.name for one in self.experiments for r in one.reductions))
+        for name in methods:
+            if name not in has:
+                raise UserError(f"the recipe has no method {name!r}; it has {', '.join(has) or 'none'}")
         kept = [one for one in self.experiments if not networks or one.model in networks]
+        if methods:
+            wanted = [tuple(r for r in one.reductions if r.method.name in methods) for one in kept]
+            kept = [dataclasses.replace(one, reductions=those) for one, those in zip(kept, wanted, strict=True)]
         if seeds:
             first = [one for one in kept if one.seed == kept[0].seed]
             kept = [dataclasses.replace(one, seed=seed) for one in first for seed in dict.fromkeys(seeds)]
@@ -89,6 +96,7 @@ class _Recipe:
     model: str | None = None
     networks: Annotated[list[str], 'a list such as ["resnet18 m=16", "resnet18 m=32"]'] | None = None
     teacher: str | None = None
+    replace: str = ""
     paper: str = ""
     cost: str = ""
     images: int | None = None
@@ -154,6 +162,7 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
         images=recipe.images,
         teacher=recipe.teacher,
         paper=recipe.paper,
+        replace=recipe.replace,
     )
     networks = _networks(recipe)
     entries = [(_reduction(entry, preset), _entry_networks(entry, networks)) for entry in recipe.methods]
@@ -193,7 +202,8 @@ def _reduction(entry: dict[str, Any], preset: str) -> Reduction:
     options.pop("networks", None)
     budgets, match = tuple(map(str, options.pop("budgets", ()))), options.pop("match", 0)
     label = options.pop("label", "")
-    return Reduction(method_of(known[name], preset, options), budgets, match, label)
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return Reduction(method_of(known[name], preset, given), budgets, match, label)
 
 
 def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:

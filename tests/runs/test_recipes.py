@@ -1,0 +1,171 @@
+"""The recipes that come with parelu: what they would train against what the papers print, and a few steps of each."""
+
+import dataclasses
+import re
+
+import pytest
+from conftest import Silent
+
+from parelu import published
+from parelu.data.dataset import ENTRIES
+from parelu.errors import UserError
+from parelu.methods.jobs import Job
+from parelu.methods.steps import Steps
+from parelu.network.spec import spec_of
+from parelu.network.steps import apply_steps
+from parelu.report.recipes import listed_text
+from parelu.runs import dry_run, scale
+from parelu.runs.dry_run import outlook
+from parelu.runs.executor import InProcess
+from parelu.runs.experiment import run_experiment
+from parelu.runs.recipes import read_recipe, recipes
+
+NAMES = list(recipes())
+OF_PAPERS = [name for name in NAMES if "/" in name]
+PAPERS = {"deepreduce": "DeepReDuce", "autorep": "AutoReP", "shallow": "Shallow-Again", "deepreshape": "DeepReShape"}
+DATA = {"cifar10": "cifar10", "cifar100": "cifar100", "tinyimagenet": "tiny-imagenet", "imagenet": "imagenet"}
+
+
+def one_seed_of(recipe):
+    """Its experiments of one seed."""
+    return [one for one in recipe.experiments if one.seed == recipe.experiments[0].seed]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_what_it_is(name):
+    recipe = read_recipe(name)
+    assert recipe.title and len(recipe.title) < 130
+    assert len({(str(one.model), one.seed) for one in recipe.experiments}) == len(recipe.experiments) >= 1
+    assert all(one.data in ENTRIES for one in recipe.experiments)
+    if "/" in name:
+        folder, _, table = name.partition("/")
+        assert recipe.paper.startswith(PAPERS[folder])
+        assert published.find(recipe.paper)
+        if table.startswith("table"):
+            assert recipe.paper.endswith(" Table " + re.sub(r"table(\d+).*", r"\1", table))
+
+
+def test_the_list_has_every_recipe_by_paper():
+    lines = listed_text().splitlines()
+    assert [line.split()[0] for line in lines if line] == NAMES
+    assert lines.count("") == len(PAPERS)
+
+
+def printed_unit(row):
+    """The last digit that a count is printed to, in ReLUs."""
+    match = re.fullmatch(r"(\d+)(?:\.(\d+))?K", row.printed)
+    return 1 if match is None else 1000 // 10 ** len(match[2] or "")
+
+
+def trained(name):
+    """(network, steps, distillation) → ReLUs of what a recipe trains by steps; "none" is the network as it is."""
+    found = {}
+    for one in one_seed_of(read_recipe(name)):
+        ahead = outlook(one)
+        found[one.model, "none", "none"] = ahead.full.relus
+        kinds = {r.label: r.method.distillation for r in one.reductions if isinstance(r.method, Steps)}
+        for planned in ahead.planned:
+            task = planned.task
+            if isinstance(task, Job) and task.tags.method == "steps":
+                label = max((label for label in kinds if task.name.endswith(label)), key=len)
+                found[one.model, task.tags.steps, kinds[label]] = planned.relus
+    return found
+
+
+def rows_of(name):
+    """The published rows of a recipe's table on its data set that name a network and steps, and can be reproduced."""
+    recipe = read_recipe(name)
+    if not re.search(r" Table \d+$", recipe.paper):
+        return []
+    data = recipe.experiments[0].data
+    return [
+        row
+        for row in published.find(recipe.paper)
+        if DATA.get(row.dataset) == data and row.network and row.steps and row.relus is not None and not row.exception
+    ]
+
+
+def is_written(row):
+    """Whether a row's steps are in our language; those of learned masks are words."""
+    try:
+        apply_steps(spec_of(row.network, (3, 32, 32), 10), row.steps)
+    except UserError:
+        return False
+    return True
+
+
+def check_rows(name):
+    found = trained(name)
+    rows = [row for row in rows_of(name) if is_written(row)]
+    for row in rows:
+        steps = row.steps if row.steps != "none" else "none"
+        kind = "none" if steps == "none" else row.distillation
+        assert (row.network, steps, kind) in found, f"{name} does not train {row.row!r}"
+        assert abs(found[row.network, steps, kind] - row.relus) <= printed_unit(row), row.row
+    return rows
+
+
+FEW = ["deepreduce/table4", "autorep/table3", "deepreshape/table6"]
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_table_is_trained_with_its_counts(name):
+    assert len(check_rows(name)) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in OF_PAPERS if name not in FEW])
+def test_every_table_is_trained_with_its_counts(name):
+    check_rows(name)
+
+
+def test_budgets_of_learned_masks_are_the_tables():
+    """Each of its rows with a budget has an entry with that budget for that network."""
+    methods = {"autorep": "autorep", "snl": "snl", "senet": "senet", "thin+snl": "snl"}
+    for name in OF_PAPERS:
+        for row in published.find(paper) if " Table " in (paper := read_recipe(name).paper) else ():
+            for one in one_seed_of(read_recipe(name)):
+                if row.method in methods and row.relus and row.network == one.model and DATA[row.dataset] == one.data:
+                    budgets = [b for r in one.reductions if r.method.name == methods[row.method] for b in r.budgets]
+                    assert f"{row.relus / 1000:g}k" in budgets, (name, row.row)
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """The small scale in two steps an epoch, of noise."""
+    monkeypatch.setattr(scale, "FULL", scale.FULL.changed(epochs=2, batch=16))
+    monkeypatch.setattr(scale, "SEARCH", 1)
+    monkeypatch.setattr(scale, "FINETUNE", 2)
+    monkeypatch.setattr(scale, "INPUT", (3, 8, 8))
+    monkeypatch.setattr(scale, "MACS", 1e6)
+
+
+def brief(one):
+    """One step or budget of each entry, on 30 images."""
+    noise = dry_run.blank_images("noise", one.input, 10, each=3)
+    reductions = []
+    for reduction in one.reductions:
+        method = reduction.method
+        if isinstance(method, Steps):
+            method = dataclasses.replace(method, steps=method.steps[-1:])
+        reductions.append(dataclasses.replace(reduction, method=method, budgets=reduction.budgets[:1]))
+    return dataclasses.replace(one, data=noise, images=None, reductions=tuple(reductions))
+
+
+def check_steps(name, folder):
+    whole = one_seed_of(read_recipe(name))
+    (first,) = scale.small(whole[:1], whole)
+    one = brief(first)
+    run = run_experiment(one, folder, Silent(), InProcess())  # pyright: ignore[reportArgumentType]
+    planned = {p.task.name: p.relus for p in outlook(one).planned}
+    for record in run.candidates():
+        assert planned[record.name] == record.metrics.relus
+
+
+FEW_RUNS = ["deepreduce/table7", "autorep/figure8-cifar100", "shallow/table1-cifar100", "deepreshape/table5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_PAPERS)
+def test_every_recipe_runs(name, few_steps, tmp_path):
+    check_steps(name, tmp_path / "run")
