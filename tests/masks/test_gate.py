@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parelu.masks import gate as gates_module
 from parelu.masks.gate import Gate, gated
 from parelu.masks.optimizer import put_gates
-from parelu.masks.polynomials import dapa
+from parelu.masks.polynomials import dapa, public_dapa
 from parelu.network.instrument import instrument
 from parelu.network.sites import Site
 from parelu.network.spec import spec_of
@@ -218,3 +218,43 @@ def test_every_gate_of_a_network_gets_a_gradient():
     gates = put_gates(network)
     network(torch.randn(4, 1, 8, 8)).square().sum().backward()
     assert all(gate.open.grad is not None and gate.open.grad.abs().sum() > 0 for gate in gates.values())
+
+
+def test_the_public_codes_fit_takes_the_variance_and_shrinks_squares():
+    """HarveyP123/AutoReP, approx_2rd_torch and approx_1rd_torch at a variance of 2 and a mean of 1; half at least."""
+    mean, variance = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.01])
+    for degree in (1, 2):
+        whole = dapa(mean, torch.tensor([2.0, 0.5]), degree)
+        found = public_dapa(mean, variance, degree)
+        torch.testing.assert_close(found, whole * torch.tensor([[0.2], [1.0], [0.1]]))
+    u, v = 1.0, 2.0  # written out as there
+    bell = math.exp(-(u**2) / (2 * v**2)) * math.sqrt(2)
+    c2 = bell / (4 * math.sqrt(math.pi) * v) / 10
+    c1 = 1 - u * bell / (2 * math.sqrt(math.pi) * v) - math.erfc(math.sqrt(2) * u / (2 * v)) / 2
+    c0 = (u**2 * bell / (4 * math.sqrt(math.pi) * v) + v * bell / (4 * math.sqrt(math.pi))) / 5
+    assert public_dapa(mean, variance, 2)[:, 0].tolist() == pytest.approx([c0, c1, c2])
+
+
+def test_trained_polynomials_are_fitted_every_tenth_batch_at_first_and_learn_between():
+    site = Site("site", (2, 3, 3))
+    gate = Gate(site).train()
+    gate.open.data.zero_()
+    gate.follow_inputs(2, fit="public")
+    optimizer = torch.optim.Adam([gate.trained], lr=1e-3)
+    fitted, draw = [], torch.Generator().manual_seed(0)
+    for batch in range(1, 531):
+        before = gate.trained.detach().clone()
+        y = gate(1 + 2 * torch.randn(8, 2, 3, 3, generator=draw))
+        if not torch.equal(before, gate.trained):
+            torch.testing.assert_close(gate.trained.detach(), public_dapa(gate.mean, gate.std, 2))
+            fitted.append(batch)
+        optimizer.zero_grad()
+        y.square().mean().backward()
+        assert gate.trained.grad is not None and bool((gate.trained.grad != 0).all())
+        optimizer.step()
+    assert fitted == list(range(10, 501, 10)), "the 508th is the last that may be"
+    assert gate.std.tolist() == pytest.approx([4.0, 4.0], rel=0.5), "the variance"
+    x = torch.randn(4, 2, 3, 3, generator=draw)
+    c0, c1, c2 = (c.view(-1, 1, 1) for c in gate.polynomial())
+    torch.testing.assert_close(gate.eval()(x), c0 + c1 * x + c2 * x**2)
+    torch.testing.assert_close(gate.polynomial()[2], 0.1 * gate.trained[2])

@@ -18,6 +18,7 @@ from parelu.methods.safenet import SAFENet
 from parelu.methods.senet import SENet
 from parelu.methods.snl import SNL, Slopes
 from parelu.network.steps import apply_steps
+from parelu.runs import mask_search
 from parelu.training import papers
 from parelu.training.objectives import CrossEntropy, Distillation
 from parelu.training.schedule import Training
@@ -241,3 +242,18 @@ def test_a_note_says_what_is_not_usual(method, note):
     bench = DryBench()
     method.reduce(bench, (97,))
     assert {job.tags.note for job in bench.jobs if job.role == "candidate"} == {note}
+
+
+def test_searches_from_before_the_papers_trainings_are_found_again():
+    """By their identities of then; DryBench's network, 97 and 200 ReLUs."""
+    known = {
+        "snl": "4500ac70a2d33c4d",
+        "fisher": "9d40471aafaa4ae6",
+        "autorep": "7c0590e1ef6c63fb",
+        "delphi": "797edeb7f2993b39",
+        "safenet": "1f5c6ea8b2c59d75",
+    }
+    for name, first in known.items():
+        bench = DryBench()
+        LEARNED[name]().reduce(bench, (97, 200))
+        assert [mask_search.identity(search)[:16] for search in bench.searches] == [first]
