@@ -24,6 +24,7 @@ from parelu.methods.snl import Slopes
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network, observed
 from parelu.network.spec import spec_of
+from parelu.network.steps import apply_steps
 from parelu.training.callback import Step
 
 
@@ -151,6 +152,18 @@ def test_polynomials_are_fitted_where_there_is_a_degree(options):
     optimizer.network(step(0).images)
     for gate in optimizer.gates.values():
         assert gate.coefficients.T.tolist() == [[0, 1, 0]] * gate.shape[0]
+
+
+@pytest.mark.parametrize("fit", ["paper", "public"])
+def test_a_site_that_never_has_a_relu_gets_no_squares(fit):
+    network, steps = resnet(), "stem linear"
+    plan = apply_steps(spec_of("resnet10 m=2", (1, 8, 8), 10), steps).plan
+    plan.apply(network)
+    optimizer = Indicators(100, degree=2, fit=fit).build(network)
+    optimizer.network(step(0).images)
+    left = optimizer.plan(100)
+    assert (left.relus, left.squares + left.relus) == (100, plan.relus if fit == "paper" else 100)
+    assert optimizer.gates["relu"].polynomial().T.tolist() == [[0, 1, 0]] * 2
 
 
 @pytest.mark.parametrize("granularity", ["pixel", "channel", "layer"])

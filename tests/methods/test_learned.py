@@ -236,6 +236,7 @@ def test_only_squares_are_trained_against_tails(name):
         (SNL(thin=True, search_epochs=3, finetune_epochs=4), ""),
         (SNL(lam=0.5, finetune_lr=0.1), "finetune lr 0.1, lam 0.5"),
         (Gated(gate_epochs=2, d_th=0.1), "d th 0.1"),
+        (AutoReP(mu={0.1: 5.0}, search={"epochs": 3}, baseline="stem linear", ce_weight=1.0), "ce weight 1.0"),
     ],
 )
 def test_a_note_says_what_is_not_usual(method, note):

@@ -201,12 +201,12 @@ class LearnedMasks(Method):
         return f"-{slug(self.steps.removesuffix(' all'))}" if self.steps else ""
 
     def _note(self) -> str:
-        """The options that are not their defaults and change what the method is, for tables."""
+        """The options that are not their defaults and change what the method is, for tables; mappings are too long."""
         changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.unnoted}
         words = [
             f"{f.name} {changed[f.name]}"
             for f in dataclasses.fields(self)
-            if f.name in changed and changed[f.name] != f.default
+            if f.name in changed and changed[f.name] != f.default and not isinstance(changed[f.name], Mapping)
         ]
         return ", ".join(words).replace("_", " ")
 
