@@ -150,6 +150,19 @@ def test_masks_of_a_network_that_was_thinned_first_change_from_it(tmp_path):
     }
 
 
+def test_networks_taught_and_not_are_told_apart_by_their_entries(tmp_path):
+    entries = [
+        {"method": "steps", "label": label, "options": {"distillation": kind}}
+        for label, kind in (("alone", "none"), ("kd", "kd"))
+    ]
+    made = started(tmp_path, paper="DeepReDuce Table 2", reductions=entries)
+    keep(made, "teacher", 80.0, Tags("train"))
+    keep(made, "cull-S1-alone", 70.0, Tags("steps", "cull S1", note="alone, no distillation"))
+    keep(made, "cull-S1-kd", 75.0, Tags("steps", "cull S1", note="kd"))
+    found = {pair.what: pair.ours.accuracy for pair in beside([made]).pairs if pair.ours and pair.paper}
+    assert found == {"S2+S3+S4 w/o KD": 70.0, "S2+S3+S4 w/ KD": 75.0}
+
+
 def test_ratios_are_those_of_one_data_set():
     """The second data set's points lie ten points lower; of both together neither method would be ahead."""
     pairs = [
