@@ -302,9 +302,27 @@ def test_a_threshold_that_removes_every_block_is_refused_before_the_search(optio
     assert not bench.searches and not bench.jobs
 
 
+def test_the_published_densities_can_be_given():
+    """The split has exactly the budget's ReLUs, the blocks are those of the densities, and the record says so."""
+    densities = (0.02, 0.02, 0.05, 0.03, 0.05, 0.3, 0.3, 0.6, 0.6)
+    bench, _ = jobs_of(Gated(densities=" ".join(map(str, densities))), 97)
+    split = bench.searches[0].optimizer.layers
+    sizes = {name: site.relus for name, site in bench.teacher.plan.sites.items()}
+    whole = sum(share * size for share, size in zip(densities, sizes.values(), strict=True))
+    for (name, size), share in zip(sizes.items(), densities, strict=True):
+        assert split[name] == pytest.approx(97 * share * size / whole, abs=2)
+    assert sum(split.values()) == 97 and bench.records["senet-97"]["budgets"] == split
+    inner = {block: split[name] / sizes[name] for name, block in bench.teacher.spec.inner.items()}
+    assert bench.records["gated-97"]["shallow"] == [block for block, share in inner.items() if share < 0.05] != []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--densities", "0.1 0.2"], "densities '0.1 0.2' are not 9 numbers from 0 to 1, a share for each layer with"),
+        (["--densities", "0.1 " * 8 + "x"], "densities '0.1 0.1"),
+        (["--densities", "0 " * 9], "densities '0 0 0"),
+        (["--densities", "0.1 " * 8 + "nan"], "densities '0.1 0.1"),
         (
             ["--gate-epochs", "5"],
             "γ moves for 5 of 5 finetuning epochs; it takes at least 1 and leaves at least 1: "

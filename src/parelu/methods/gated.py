@@ -12,7 +12,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.methods.base import Context
 from parelu.methods.jobs import FromJob, Job
-from parelu.methods.senet import LayerBudgets, allocate, sensitivities
+from parelu.methods.senet import LayerBudgets, allocate, sizes_of
 from parelu.models.branches import Branched
 from parelu.models.resnet import BasicBlocks
 from parelu.network.candidate import Candidate
@@ -112,10 +112,10 @@ class Gated(LayerBudgets):
 
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Refuses, before the searches, a threshold that would leave no block."""
-        sensitivity = sensitivities(context.teacher.network(), self.density)
-        sizes = {name: site.relus for name, site in plan.sites.items()}
+        weights = self.weights(context, plan)
         for budget in budgets:
-            self._shallow(_branched(context.teacher), context.teacher.plan, allocate(sensitivity, sizes, budget))
+            kept = allocate(weights, sizes_of(plan), budget)
+            self._shallow(_branched(context.teacher), context.teacher.plan, kept)
         return plan
 
     def finetuned(self, context: Context, jobs: Sequence[Job]) -> list[Candidate]:

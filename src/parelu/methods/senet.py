@@ -9,12 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from parelu.errors import UserError
 from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network import nodes
+from parelu.network.count import skeleton
 from parelu.network.plan import Plan
+from parelu.network.settings import younger
 from parelu.network.sites import Network, Site, observed
+from parelu.network.spec import Spec
 from parelu.training.callback import Step
 from parelu.training.losses import PramForm
 from parelu.training.objectives import Distillation
@@ -101,6 +105,8 @@ class LayerBudgets(LearnedMasks):
 
     Attributes:
         density: of the proxy that the sensitivity is read from: the weights of largest magnitude of all layers.
+        densities: instead of sensitivities, the share of ReLUs that each layer keeps, in order of execution, such as
+            "0.02 0.05 0.1"; what they leave of the budget or lack is spread in their proportions.
         pram: β, the weight of the mismatch of post-ReLU maps in finetuning; pram_form: see `losses.pram`.
         weight_lr: of SGD in the search; search_kd_weight: `kd_weight` there.
     """
@@ -112,16 +118,29 @@ class LayerBudgets(LearnedMasks):
     kd_weight: float = 0.9  # λ of stage 3
     search_kd_weight: float = 0.5  # stage 2
     density: float = 0.1
+    densities: str = younger("")
     pram: float = 1000.0  # β of shallow-again, eq. 2
     pram_form: PramForm = "attention"  # a reading, see `losses.pram`
     weight_lr: float = 0.05  # stage 2
 
     def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Mismatch:
-        sensitivity = sensitivities(context.teacher.network(), self.density)
-        sizes = {name: site.relus for name, site in plan.sites.items()}
-        split = allocate(sensitivity, sizes, budgets[0])
-        context.record(f"{self.searches_as}-{budgets[0]}", {"sensitivity": sensitivity, "budgets": split})
+        weights = self.weights(context, plan)
+        split = allocate(weights, sizes_of(plan), budgets[0])
+        what = "weights" if self.densities else "sensitivity"
+        context.record(f"{self.searches_as}-{budgets[0]}", {what: weights, "budgets": split})
         return Mismatch(budgets[0], layers=split)
+
+    def weights(self, context: Context, plan: Plan) -> dict[str, float]:
+        """Site → what its share of a budget is proportional to."""
+        if not self.densities:
+            return sensitivities(context.teacher.network(), self.density)
+        shares = parse_densities(self.densities, len(plan.sites))
+        return {name: share * size for share, (name, size) in zip(shares, sizes_of(plan).items(), strict=True)}
+
+    def check(self, spec: Spec, training: Training) -> None:
+        super().check(spec, training)
+        if self.densities:
+            parse_densities(self.densities, len(skeleton(spec).sites))
 
     def search_training(self, training: Training) -> Training:
         return training.changed(lr=self.weight_lr, schedule="cosine")
@@ -138,6 +157,26 @@ class SENet(LayerBudgets):
 
     name: ClassVar[str] = "senet"
     source: ClassVar[str] = "Kundu et al., SENet, ICLR 2023"
+
+
+def sizes_of(plan: Plan) -> dict[str, int]:
+    """Site → ReLUs that it may have."""
+    return {name: site.relus for name, site in plan.sites.items()}
+
+
+def parse_densities(text: str, layers: int) -> list[float]:
+    """Shares from "0.02 0.05 0.1"; raises `UserError` unless each layer has one, from 0 to 1, and not all are 0."""
+    words = text.replace(",", " ").split()
+    try:
+        shares = [float(word) for word in words]
+    except ValueError:
+        shares = [-1.0]
+    if len(words) != layers or not all(0 <= share <= 1 for share in shares) or not any(shares):
+        raise UserError(
+            f"densities {text[:40]!r} are not {layers} numbers from 0 to 1, a share for each layer with ReLUs; "
+            f"there are {len(words)}"
+        )
+    return shares
 
 
 def sensitivities(network: Network, density: float) -> dict[str, float]:
