@@ -133,6 +133,9 @@ def test_distillation_adds_what_it_reads_of_the_maps():
     for form in get_args(PramForm):
         found = dataclasses.replace(objective, form=form)(x, batch)["pram"]
         torch.testing.assert_close(found, 500 * pram(mine, theirs, form))
+        ends = dataclasses.replace(objective, form=form)(x, dataclasses.replace(batch, ends=("b",)))["pram"]
+        kept = {"b": mine["b"]} if form == "attention" else mine
+        torch.testing.assert_close(ends, 500 * pram(kept, theirs, form))
 
 
 def test_pram_is_the_distance_of_normalised_maps():

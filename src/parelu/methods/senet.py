@@ -120,7 +120,7 @@ class LayerBudgets(LearnedMasks):
     density: float = 0.1
     densities: str = younger("")
     pram: float = 1000.0  # β of shallow-again, eq. 2
-    pram_form: PramForm = "attention"  # a reading, see `losses.pram`
+    pram_form: PramForm = younger("elements")  # ours; the authors' later code has "attention"
     weight_lr: float = 0.05  # stage 2
 
     def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Mismatch:

@@ -121,6 +121,7 @@ class _Loop:
         per_epoch = len(self.dataset.train) // self.training.batch
         teacher = self.teacher
         answers = teacher.logits(self.dataset, self.training, self.seed, epoch) if teacher else None
+        ends = tuple({site.stage: name for name, site in self.network.sites.items() if site.stage != "stem"}.values())
         batches = normalised_batches(self.dataset, self.training, self.seed, epoch)
         for number, (images, labels) in enumerate(batches):
             done, steps = epoch * per_epoch + number, self.training.epochs * per_epoch
@@ -134,6 +135,7 @@ class _Loop:
                 teacher and partial(teacher.maps, images),
                 (done + 1) / steps,
                 auxiliary,
+                ends,
             )
             terms = self.objective(logits, batch)
             loss = self._step(terms, epoch)

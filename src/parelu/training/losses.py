@@ -52,9 +52,9 @@ def pram(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], form: Pra
     """Mismatch of post-ReLU maps: the sum over sites of the mean over the batch of a distance of unit vectors.
 
     "literal" is the formula as it is printed (shallow-again, eq. 2): ‖ψ_s/‖ψ_s‖₂ − ψ_t/‖ψ_t‖₂‖₂ of the flattened maps.
-    Formula and β = 1000 are those of attention transfer (Zagoruyko & Komodakis 2017, eq. 2 and section 4.1), which has
-    ‖·‖²₂ / (H·W), and for ψ an image's mean over channels of the squares: "attention". "elements" is its mean of
-    squares of whole maps, ‖·‖²₂ / (C·H·W).
+    Formula and β = 1000 are those of attention transfer (Zagoruyko & Komodakis 2017), which has ‖·‖²₂ / (H·W), and for
+    ψ an image's mean over channels of the squares: "attention", as the authors' later code has it too (RLNet, of the
+    last map of each stage). "elements" is the mean of squares of whole maps, ‖·‖²₂ / (C·H·W), which weighs least.
 
     Args:
         student, teacher: site → (N, C, H, W), or (N, features), which have no channels to take the mean over.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ class Batch:
         teacher: gives the teacher's logits, (N, classes); teacher_maps: its outputs of sites; None without a teacher.
         progress: share of the training's steps that are done with this one, in (0, 1].
         auxiliary: logits of the auxiliary classifier, (N, classes); None unless the objective `reads_auxiliary`.
+        ends: the last site of each stage.
     """
 
     labels: Tensor
@@ -31,6 +32,7 @@ class Batch:
     teacher_maps: Callable[[], Mapping[str, Tensor]] | None = None
     progress: float = 1.0
     auxiliary: Tensor | None = None
+    ends: Sequence[str] = ()
 
 
 class Objective(Protocol):
@@ -65,7 +67,8 @@ class CrossEntropy(Objective):
 class Distillation(Objective):
     """ce_weight·CE + weight·KD + ½·mismatch·PRAM + tails·tails + auxiliary·AKD, with a frozen teacher.
 
-    ce_weight: 1 − weight where it is left out; form: of PRAM, see `losses.pram`.
+    ce_weight: 1 − weight where it is left out; form: of PRAM, see `losses.pram`;
+    "attention" is of the stages' last maps, the others of all.
     """
 
     temperature: float = 4.0  # DeepReDuce, section 4
@@ -91,7 +94,9 @@ class Distillation(Objective):
         hard = 1 - self.weight if self.ce_weight is None else self.ce_weight
         terms = {"ce": hard * F.cross_entropy(logits, batch.labels), "kd": self.weight * soft}
         if self.mismatch:
-            terms["pram"] = self.mismatch / 2 * pram(batch.maps, batch.teacher_maps(), self.form)
+            ends = batch.ends if self.form == "attention" else ()
+            mine = {name: batch.maps[name] for name in ends or batch.maps}
+            terms["pram"] = self.mismatch / 2 * pram(mine, batch.teacher_maps(), self.form)
         if self.tails:
             terms["tails"] = self.tails * tails(batch.maps)
         if self.auxiliary:

@@ -163,6 +163,7 @@ _SENET = {
     "temperature": 4.0,  # Shallow-Again, section 5.1: ρ
     "kd_weight": 0.9,  # likewise λ
     "pram": 1000.0,  # likewise β
+    "pram_form": "attention",  # [code] of the authors' later RLNet (sreetamasarkar/rlnet)
 }
 SENET = PaperTraining(
     source="Kundu et al., SENet, ICLR 2023; Shallow-Again, section 5.1",
