@@ -38,7 +38,7 @@ def test_one_network_is_one_job_however_it_is_written():
         ({}, Distillation(), FRESH, ""),
         ({"distillation": "none"}, CrossEntropy(0.1), FRESH, "no distillation"),
         ({"from_teacher": True}, Distillation(), FROM_TEACHER, "from the full network's weights"),
-        ({"distillation": "dkd", "beta": 2.0}, DecoupledDistillation(beta=2.0), FRESH, "dkd"),
+        ({"distillation": "dkd", "beta": 2.0}, DecoupledDistillation(beta=2.0), FRESH, "dkd, beta 2"),
         ({"kd_weight": 1.0, "ce_weight": 1.0}, Distillation(weight=1.0, ce_weight=1.0), FRESH, ""),
     ],
 )

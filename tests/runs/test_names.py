@@ -17,6 +17,7 @@ from parelu.methods.senet import SENet
 from parelu.methods.snl import SNL
 from parelu.methods.steps import Steps
 from parelu.network.spec import spec_of
+from parelu.report.page import write_report
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import Experiment, Reduction, run_experiment
 from parelu.runs.folder import Run
@@ -154,3 +155,14 @@ def test_a_network_that_another_run_trained_alike_is_taken(tmp_path: Path):
     alone, _ = conducted(other, tmp_path / "f")
     mine, its = (r.candidate(name).weights for r, name in ((first, OUTSIDE), (alone, TEACHER)))
     assert all(torch.equal(mine[name], its[name]) for name in its), "what it would have trained by itself"
+
+
+def test_the_report_has_the_records_of_every_label(tmp_path: Path):
+    entry = Reduction(Random(), ("37",))
+    run, _ = conducted(experiment(entry), tmp_path)
+    for name, order in (("criticality", ["S1", "S2"]), ("criticality-w0", ["S2", "S1"])):
+        row = {"relus": 1, "accuracy": 50.0, "criticality": 1.0}
+        run.record(name, {"w": 0.07, "stages": dict.fromkeys(order, row), "order": order})
+    run.record("skipped-b", {"channels 0.5": "it is a graph"})
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert '<th class="text">run</th>' in page and '<th class="text">run w0</th>' in page and "it is a graph" in page

@@ -138,7 +138,7 @@ class Reduce(_Common, Read):
 
         method = api.under(self.method, self.training)
         experiment = self.read(self.experiment((api.Reduction(method, self.budget, label=self.label),)))
-        print_frontier([conduct(experiment, self.folder(self.method.name))])
+        print_frontier([conduct(experiment, self.folder("-".join(filter(None, (self.method.name, self.label)))))])
 
 
 @dataclasses.dataclass(frozen=True)

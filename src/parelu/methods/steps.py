@@ -85,7 +85,8 @@ class Steps(Method):
     def _job(self, context: Context, steps: str) -> Job:
         training, objective = self._trained(context.training)
         job = stepped_job(self.name, context, steps, objective, prefix=f"{self.name}-")
-        note = ", ".join(filter(None, (NOTES[self.distillation], self.from_teacher * FULL_WEIGHTS)))
+        beta = f"beta {self.beta:g}" if self.distillation == "dkd" and self.beta != 1 else ""
+        note = ", ".join(filter(None, (NOTES[self.distillation], beta, self.from_teacher * FULL_WEIGHTS)))
         start = FROM_TEACHER if self.from_teacher else FRESH
         return dataclasses.replace(job, training=training, start=start, tags=dataclasses.replace(job.tags, note=note))
 

@@ -43,8 +43,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         seeds=max(row.seeds for row in rows),
         spread=tables.plus_minus,
         compared=tables.compare(records),
-        criticality=[(run, c) for run in runs if (c := run.records().get("criticality"))],
-        skipped=[(run, s) for run in runs if (s := run.records().get("skipped"))],
+        criticality=_labelled(runs, "criticality"),
+        skipped=_labelled(runs, "skipped"),
         measured=(measured := latency.measured_rows(records)),
         part_heads=[head for head, *_ in latency.PART_HEADS],
         parts=list(PARTS.values()),
@@ -69,6 +69,16 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     )
     storage.write_atomic(path, page.encode())
     return path
+
+
+def _labelled(runs: Sequence[Run], name: str) -> list[tuple[str, Any]]:
+    """A record of a method in all its entries, those with a label too, by what tells them apart."""
+    found = ((run, key, value) for run in runs for key, value in run.records().items())
+    return [
+        (" ".join((run.path.name, key.removeprefix(name).removeprefix("-"))).strip(), value)
+        for run, key, value in found
+        if key == name or key.startswith(f"{name}-")
+    ]
 
 
 def headline(rows: Sequence[Row]) -> list[str]:

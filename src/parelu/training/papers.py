@@ -181,6 +181,7 @@ DEEPRESHAPE = PaperTraining(
     full=Training(epochs=200, lr=0.1, batch=128, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
     options={
         "deepreshape": {"warmup_epochs": 20, "temperature": 4.0, "kd_weight": 0.9, "alpha": 1.0},
+        "steps": {"warmup_epochs": 20, "temperature": 4.0, "kd_weight": 0.9, "alpha": 1.0},
         "deepreduce": {},
         "snl": _SNL,  # "we used their default implementation"
     },
