@@ -12,11 +12,12 @@ from parelu.methods.bcd import BCD, Blocks
 from parelu.methods.delphi import Delphi
 from parelu.methods.fisher import Fisher, Ranked
 from parelu.methods.gated import Gated
-from parelu.methods.jobs import FromJob
+from parelu.methods.jobs import FROM_TEACHER, FromJob
 from parelu.methods.learned import LearnedMasks, Polynomials
 from parelu.methods.safenet import SAFENet
 from parelu.methods.senet import SENet
 from parelu.methods.snl import SNL, Slopes
+from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.runs import mask_search
 from parelu.training import papers
@@ -163,6 +164,14 @@ def test_a_search_starts_from_a_baseline_that_was_trained(name):
     assert not any(site.relus for n, site in search.plan.sites.items() if not plan.sites[n].relus)
     assert {job.tags.steps for job in bench.jobs} == {"stem linear"}
     assert [job.name for job in bench.jobs[1:]] == [f"{name}-stem-linear-{budget}" for budget in (97, 200)]
+
+
+def test_a_baseline_that_drops_nothing_is_the_full_network():
+    """AutoReP's paper has no ReLU after the stem; a wide ResNet has none there."""
+    bench = DryBench(spec=spec_of("wrn-16-1 m=4", (1, 8, 8), 10))
+    AutoReP(baseline="stem linear").reduce(bench, (97,))
+    assert [job.role for job in bench.jobs] == ["candidate"]
+    assert bench.searches[0].start == FROM_TEACHER
 
 
 def test_the_penaltys_weight_may_go_by_the_budget():

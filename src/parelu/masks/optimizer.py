@@ -61,9 +61,7 @@ class MaskOptimizer(Callback):
         self.positions = sum(int(gate.allowed.count_nonzero()) for gate in self.gates.values())
         for gate in self.gates.values():
             gate.open.requires_grad_(False)
-            if (
-                options.degree and gate.allowed.any()
-            ):  # a ReLU that is gone already is no square
+            if options.degree and gate.allowed.any():  # a ReLU that is gone already is no square
                 gate.follow_inputs(options.degree, options.wide, options.fit)
 
     def parameters(self) -> Iterable[nn.Parameter]:

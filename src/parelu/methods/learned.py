@@ -151,6 +151,8 @@ class LearnedMasks(Method):
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         baseline = baseline_job(context, self.steps, budgets) if self.steps else None
+        if baseline and baseline.plan == context.teacher.plan:  # nothing to drop: no second training of the same
+            baseline = None
         plan, start = (baseline.plan, FromJob(baseline.name)) if baseline else (context.teacher.plan, FROM_TEACHER)
         descending = tuple(sorted(budgets, reverse=True))
         groups = [descending] if self.shares(budgets) else [(budget,) for budget in descending]
