@@ -167,6 +167,26 @@ def test_what_is_replaced_learns_from_what_it_was(capsys, in_process, net, tmp_p
     )
 
 
+def test_a_smooth_activation_runs_privately_without_training(capsys, in_process, net, tmp_path):
+    smooth, weights = f"{net}:smooth", ("--weights", str(net.with_suffix(".safetensors")))
+    assert run("inspect", smooth, "--input", "1x8x8") == 0
+    told = capsys.readouterr().out
+    command = f"parelu train --model {smooth} --input 1x8x8 --replace silu=relus --weights WEIGHTS --data DATA"
+    assert f"  {command}\n  which counts {29 * 256 + 256:,} ReLUs, 0 squares" in told
+    arguments = ("--data", "digits", "--replace", "silu=relus", "--offline", "dealer", "--images", "2", "--json")
+    assert run("bench", smooth, *weights, *arguments, "--run", str(tmp_path / "taken")) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["relus"] == 29 * 256 + 256 and row["agreement"] == 1.0
+    taken = Run.open(tmp_path / "taken").candidate("teacher")
+    assert taken.trained.epochs == 0
+    names: dict = {}
+    exec(PART + NET.replace("from part import Block", ""), names)
+    module, images = names["smooth"]().eval(), torch.randn(9, 1, 8, 8)
+    module.load_state_dict(load_file(net.with_suffix(".safetensors")))
+    with torch.no_grad():
+        assert (taken.network()(images) - module(images)).abs().max() < 0.01
+
+
 def test_one_of_several_outputs(capsys, in_process, net, tmp_path):
     arguments = ("--model", f"{net}:two", *BRIEF, "--run", str(tmp_path / "run"))
     assert "--output" in refused(capsys, "train", *arguments)
