@@ -383,3 +383,37 @@ def test_a_layer_takes_the_place_of_the_module_that_owned_its_weight():
     network = run_both(nn.Sequential(Owning(), nn.Flatten()), (1, 5, 5))
     assert list(network.state_dict()) == ["0.weight", "0.gain"]
     assert list(network.sites) == ["0.act"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 2, "stride": 2},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1, "bias": False},
+        {"kernel_size": (3, 1), "stride": (1, 3), "padding": (2, 0), "groups": 2},
+        {"kernel_size": 2, "stride": 3, "padding": 2, "dilation": 2, "groups": 2},
+        {"kernel_size": 1, "stride": 2, "padding": 1, "output_padding": 1},
+    ],
+)
+@pytest.mark.parametrize("as_module", [True, False])
+def test_transposed_convolutions(options, as_module):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(4, 6, **options)
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if as_module:
+                return self.act(self.up(x)).flatten(1)
+            names = ("stride", "padding", "output_padding", "groups", "dilation")
+            given = [getattr(self.up, name) for name in names]
+            return self.act(F.conv_transpose2d(x, self.up.weight, self.up.bias, *given)).flatten(1)
+
+    torch.manual_seed(0)
+    module = Net().eval()
+    network = instrument(module, (4, 5, 6))
+    assert not ops.unsupported(network)
+    images = torch.randn(3, 4, 5, 6)
+    assert torch.allclose(network(images), module(images), atol=1e-5)
+    assert "up.weight" in dict(network.named_parameters())

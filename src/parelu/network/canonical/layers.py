@@ -258,6 +258,57 @@ def _functional_line(node: fx.Node, builder: Builder) -> fx.Node | None:
     return _on_rows(node, builder, builder.layer_path(weight, "conv"), _described(layer))
 
 
+def _transposed_module(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """The rule of nn.ConvTranspose2d, but for one that is told its output's size."""
+    layer = builder.module(node)
+    assert isinstance(layer, nn.ConvTranspose2d)
+    if len(node.args) + len(node.kwargs) > 1:
+        return None
+    options = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+    return _transposed(builder, node, str(node.target), layer.weight, layer.bias, *options)
+
+
+def _transposed_call(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """The rule of F.conv_transpose2d."""
+    _, weight, bias, *options = builder.arguments(
+        node, ("input", None), ("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("output_padding", 0),
+        ("groups", 1), ("dilation", 1),
+    )  # fmt: skip
+    kernel, offset = builder.constant(weight), builder.constant(bias)
+    if kernel is None or (offset is None) != (bias is None):
+        return None
+    return _transposed(builder, node, builder.layer_path(weight, "conv"), kernel, offset, *options)
+
+
+def _transposed(
+    builder: Builder,
+    node: fx.Node,
+    path: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> fx.Node:
+    """A transposed convolution as a convolution of the map with zeros between and around; its weight is turned."""
+    source, (inputs, outputs, *kernel) = node.all_input_nodes[0], weight.shape
+    options = zip(kernel, *map(two, (stride, padding, output_padding, dilation)), strict=True)
+    for axis, (size, step, cut, more, spread) in enumerate(options, 1):
+        around = spread * (size - 1) - cut
+        places = [functions.ZERO] * ((source.meta["shape"][axis] - 1) * step + 1)
+        places[::step] = range(source.meta["shape"][axis])
+        for added in (around, around + more):  # in front, and then, turned, behind
+            places = places[-added:] if added < 0 else [functions.ZERO] * added + places
+            places.reverse()
+        source = moves.select(builder, source, axis, tuple(places))
+    turned = weight.detach().view(groups, inputs // groups, outputs, *kernel).transpose(1, 2).flip(3, 4)
+    own = nn.Parameter(turned.reshape(groups * outputs, inputs // groups, *kernel), weight.requires_grad)
+    builder.note("a transposed convolution became a convolution of the map with zeros between, its weight turned")
+    return builder.layer(path, _described(_convolution(own, bias, (1, 1), two(dilation), groups)), source)
+
+
 def _parameter(tensor: Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
 
@@ -267,6 +318,8 @@ LAYERS: Mapping[Any, Rule] = {
     **dict.fromkeys((F.conv1d, torch.conv1d), _functional_line),
     nn.Conv2d: _convolution_module,
     nn.Conv1d: _line_module,
+    nn.ConvTranspose2d: _transposed_module,
+    **dict.fromkeys((F.conv_transpose2d, torch.conv_transpose2d), _transposed_call),
     nn.BatchNorm1d: _norm_of_lines,
     F.linear: multiplied_by_matrix,
     **dict.fromkeys((torch.matmul, operator.matmul, "matmul", torch.mm, "mm"), _matrix_product),
