@@ -33,10 +33,7 @@ RELUS = {
 SIGMOIDS = (aten.sigmoid, aten.sigmoid_)
 PRODUCTS = (aten.mul, aten.mul_, aten.hardswish, aten.hardswish_)
 # What is smooth: no number of ReLUs is the same.
-SMOOTH = (
-    *(aten.silu, aten.silu_, aten.gelu, aten.mish, aten.elu, aten.tanh, aten.softplus, aten._softmax, aten.exp),
-    *SIGMOIDS,
-)
+SMOOTH = (aten.silu, aten.silu_, aten.gelu, aten.mish, aten.elu, aten.tanh, aten.softplus, aten._softmax, aten.exp)
 
 
 @dataclasses.dataclass
@@ -47,16 +44,16 @@ class Cost:
         relus: ReLUs that the activations are exactly; comparisons: of max-pools, rows and columns one after the other.
         macs: multiply-adds of matrices and of convolutions whose filter is a parameter, or made of one.
         filtered: multiply-adds of convolutions with a filter that is no parameter, such as a blur.
-        gates: elements of sigmoids of one number a channel; products: of products of two tensors that depend on the
+        sigmoids: elements of sigmoids, and of softmaxes of two; products: of products of two tensors that depend on the
             image.
-        smooth: elements of each other activation, by name.
+        smooth: elements of each other activation, by name; "gelu tanh" is the one approximated by a tanh.
     """
 
     relus: int = 0
     comparisons: int = 0
     macs: int = 0
     filtered: int = 0
-    gates: int = 0
+    sigmoids: int = 0
     products: int = 0
     smooth: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
@@ -131,12 +128,13 @@ class _Counter(TorchDispatchMode):
             cost.macs += elements * args[0].shape[-1]
         elif op in (aten.addmm, aten.baddbmm):
             cost.macs += elements * args[1].shape[-1]
-        elif op in SIGMOIDS and elements == max(made[0].shape):
-            cost.gates += elements
+        elif op in SIGMOIDS:
+            cost.sigmoids += elements
         elif op is aten._softmax and args[0].shape[args[1]] == 2:  # the sigmoid of a difference, and the rest to 1
-            cost.gates += elements // 2
+            cost.sigmoids += elements // 2
         elif op in SMOOTH:
-            cost.smooth[str(op).split(".")[-1]] += elements
+            by_tanh = " tanh" if "tanh" in (*args[1:], *kwargs.values()) else ""
+            cost.smooth[str(op).split(".")[-1].strip("_") + by_tanh] += elements
         elif op is aten.constant_pad_nd and len(args) > 2 and args[2] == -math.inf:
             self.padded[made[0]] = args[1]
         else:

@@ -35,7 +35,7 @@ from parelu.registry import is_own
 HERE = Path(__file__).parent
 ROWS = HERE / "zoo.csv"
 OURS = (3, 32, 32)
-COUNTED = ("relus", "comparisons", "macs", "counted", "in_the_way", "replaced")
+COUNTED = ("relus", "comparisons", "macs", "counted", "in_the_way", "replaced", "pieces", "pieces_relus")
 RING = ("side", "images", "agreement", "error", "seconds", "ring")
 FIELDS = ("name", *COUNTED, *RING)
 BEFORE = (
@@ -110,7 +110,7 @@ def measure(only: str, again: bool, ring: bool, seconds: int) -> None:
     rows = read()
     for name in [name for name, _ in zoo_list.builders() if only in name]:
         known = rows.setdefault(name, {"name": name})
-        if again or not known.get("relus"):
+        if again or not (runs(known) or known.get("pieces") or known.get("pieces_relus")):
             known.update(dict.fromkeys(COUNTED, "") | tried(name, seconds))
         if ring and runs(known) and (again or not known.get("side")):
             known.update(dict.fromkeys(RING, "") | tried(name, seconds, "--ring"))
@@ -127,6 +127,11 @@ def runs(found: Row) -> bool:
     return bool(found.get("relus")) and not found.get("in_the_way")
 
 
+def runs_in_pieces(found: Row) -> bool:
+    """As it is, or without training: with piecewise linear functions for its smooth activations, counted exactly."""
+    return runs(found) or (bool(found.get("pieces_relus")) and not found.get("pieces"))
+
+
 def runs_replaced(found: Row) -> bool:
     return bool(found.get("relus")) and not (found.get("in_the_way") and found.get("replaced"))
 
@@ -138,7 +143,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
     for label, holds in (
         ("counted exactly", is_exact),
         ("run as they are", runs),
-        ("run after `--replace all`", runs_replaced),
+        ("run without training, by `--replace …=relus`", runs_in_pieces),
+        ("run after `--replace all` and training", runs_replaced),
     ):
         shares = [(sum(map(holds, part)), len(part)) for part in libraries]
         lines.append(f"| {label} | " + " | ".join(f"{n} ({100 * n / max(of, 1):.0f} %)" for n, of in shares) + " |")
@@ -147,16 +153,19 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Iterable[Row]) -> list[str]:
     lines = [
-        "| network, 3×224×224 | counted | runs | replaced | ReLUs | comparisons | MACs | ring | in the way |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network, 3×224×224 | counted | runs | pieces | replaced | ReLUs | comparisons | MACs | ring | in the way |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in rows:
-        passes = (is_exact(found), runs(found), runs_replaced(found))
+        in_pieces = f"{int(found['pieces_relus']):,}" if found.get("pieces_relus") and not found.get("pieces") else "no"
         relus, comparisons, macs = (int(found[key] or 0) for key in ("relus", "comparisons", "macs"))
         way = re.sub(r" \(.*?: .*?\)(?=;|$)", "", found["in_the_way"])
         cells = [
             f"`{found['name']}`",
-            *("yes" if holds else "no" for holds in passes),
+            "yes" if is_exact(found) else "no",
+            "yes" if runs(found) else "no",
+            "–" if runs(found) else in_pieces,
+            "yes" if runs_replaced(found) else "no",
             f"{relus:,} | {comparisons:,} | {macs / 1e6:,.1f} M",
             _ring(found),
             _cell(way or found["counted"]),
@@ -182,7 +191,7 @@ def main() -> None:
     if arguments.write is None:
         measure(arguments.only, arguments.again, arguments.ring, arguments.limit)
         return
-    rows = list(read().values())
+    rows = [{**dict.fromkeys(FIELDS, ""), **found} for found in read().values()]
     lines = "\n".join([*summary(rows), "", *table(rows)])
     text, changed = re.subn(
         r"(<!-- theirs -->\n).*?(\n<!-- /theirs -->)",

@@ -1,7 +1,8 @@
-"""One network of another's library, tried: is it counted exactly, does it run as it is, and after `--replace all`?
+"""One network of another's library, tried: is it counted exactly, does it run as it is, or after replacements?
 
     python benchmarks/zoo_try.py timm:resnet18            one line of JSON: the counts at 3×224×224, on the meta device
     python benchmarks/zoo_try.py timm:resnet18 --ring     ring against float, at the smallest of SIDES that it takes
+    python benchmarks/zoo_try.py timm:efficientnet_b0 --ring --replace silu=relus
 
 benchmarks/zoo.py runs it as a process for each network.
 """
@@ -58,29 +59,49 @@ def counted(name: str) -> dict[str, Any]:
     found = {"relus": _relus(cost), "comparisons": cost.comparisons, "macs": cost.macs}
     try:
         network = instrument(copy.deepcopy(module), SHAPE)
-        found |= {"counted": _difference(network, cost), "in_the_way": _in_the_way(network)}
+        found |= {"counted": _difference(network, cost, found["relus"]), "in_the_way": _in_the_way(network)}
     except UserError as error:
         line = str(error).splitlines()[0]
         found |= {"counted": line, "in_the_way": line}
     except Exception as error:  # the row says so, and the others go on
         found |= {"counted": "traceback", "in_the_way": _place(error)}
-    found["replaced"] = _replaced(module) if found["in_the_way"] else ""
+    if found["in_the_way"]:
+        found |= {"replaced": _after(copy.deepcopy(module), replacements.parsed("all"))} | _pieces(module, cost)
     return found
 
 
 def _relus(cost: aten.Cost) -> int:
-    """With those that the sigmoids of gates are made of."""
-    return cost.relus + len(smooth.knots_of("sigmoid").places) * cost.gates
+    """With those that sigmoids are made of."""
+    return cost.relus + len(smooth.knots_of("sigmoid").places) * cost.sigmoids
 
 
-def _difference(network: Network, cost: aten.Cost) -> str:
+def _pieces(module: nn.Module, cost: aten.Cost) -> dict[str, Any]:
+    """What is in the way where every smooth activation is piecewise linear; the ReLUs and how they differ from ours."""
+    kinds = {kind: other for kind, other in replacements.REPLACEMENTS if other == "relus"}
+    try:
+        network = instrument(copy.deepcopy(module), SHAPE, kinds)
+        way = _in_the_way(network)
+    except UserError as error:
+        return {"pieces": str(error).splitlines()[0]}
+    except Exception as error:
+        return {"pieces": _place(error)}
+    if way:
+        return {"pieces": way}
+    known = {"gelu tanh": ("gelu", "tanh")}
+    relus = _relus(cost)
+    for name, elements in cost.smooth.items():
+        relus += len(smooth.knots_of(*known.get(name, (name,))).places) * elements
+    return {"pieces_relus": relus, "pieces": _difference(network, cost, relus)}
+
+
+def _difference(network: Network, cost: aten.Cost, relus: int) -> str:
     """How the network's counts differ from those dispatched; "" where they are the same."""
     try:
         counts = count(network, skips=True)
     except UserError as error:
         return str(error).splitlines()[0]
     pairs = {
-        "ReLUs": (counts.relus, _relus(cost)),
+        "ReLUs": (counts.relus, relus),
         "comparisons": (counts.comparisons, cost.comparisons),
         "MACs": (counts.macs, cost.macs),
     }
@@ -95,24 +116,24 @@ def _in_the_way(network: Network) -> str:
     return "; ".join(f"{op} × {n} ({first[op].path}: {first[op].remedy})" for op, n in often.items())
 
 
-def _replaced(module: nn.Module) -> str:
-    """What is in the way after `--replace all`."""
+def _after(module: nn.Module, kinds: dict[str, str]) -> str:
+    """What is in the way after replacements."""
     try:
-        return _in_the_way(instrument(module, SHAPE, replacements.parsed("all")))
+        return _in_the_way(instrument(copy.deepcopy(module), SHAPE, kinds))
     except UserError as error:
         return str(error).splitlines()[0]
     except Exception as error:
         return _place(error)
 
 
-def ring(name: str) -> dict[str, Any]:
+def ring(name: str, replace: str = "") -> dict[str, Any]:
     """A row: logits in the ring against those of float, for fresh weights; images are smooth noise."""
     began = time.perf_counter()
     found: dict[str, Any] = {"images": IMAGES}
     try:
         module, side = _fresh(name)
         found["side"] = side
-        network = instrument(module, (3, side, side))
+        network = instrument(module, (3, side, side), replacements.parsed(replace))
         lowered = lower(network, pictures(CALIBRATION, side, seed=1), {"mean": MEAN, "std": STD})
         images = pictures(IMAGES, side, seed=2)
         with torch.no_grad():
@@ -168,9 +189,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--ring", action="store_true")
+    parser.add_argument("--replace", default="", help="before ring against float")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # torchvision's and timm's own
-    print(json.dumps((ring if arguments.ring else counted)(arguments.name)))
+    print(json.dumps(ring(arguments.name, arguments.replace) if arguments.ring else counted(arguments.name)))
 
 
 if __name__ == "__main__":

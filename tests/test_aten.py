@@ -78,3 +78,14 @@ def test_infinity_around_a_map_is_padding(aten):
 def test_a_fixed_filter_is_apart(aten):
     cost = Called(lambda m, x: F.conv2d(x, m.blur, groups=4)).counted(aten)
     assert (cost.macs, cost.filtered) == (3 * PIXELS, 4 * 4 * 6 * 8)
+
+
+def test_sigmoids_and_what_is_smooth(aten):
+    """Of a map each number is counted, and of two branches the difference alone; others by their names."""
+    assert aten.count(Called(lambda m, x: x + x.sigmoid()), (3, 7, 9)).sigmoids == PIXELS
+    assert aten.count(Called(lambda m, x: x.view(-1, 2, 2, 7, 9).softmax(1)), (3, 7, 9)).sigmoids == PIXELS // 2
+
+    def call(m, x):
+        return F.silu(x) + F.silu(x, inplace=True) + F.gelu(x) + F.gelu(x, approximate="tanh")
+
+    assert aten.count(Called(call), (3, 7, 9)).smooth == {"silu": 2 * PIXELS, "gelu": PIXELS, "gelu tanh": PIXELS}

@@ -417,3 +417,43 @@ def test_transposed_convolutions(options, as_module):
     images = torch.randn(3, 4, 5, 6)
     assert torch.allclose(network(images), module(images), atol=1e-5)
     assert "up.weight" in dict(network.named_parameters())
+
+
+MASK = (torch.arange(20).view(4, 5) % 3 == 0) & (torch.arange(5) != 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, mask: x.masked_fill(mask, 0.0),
+        lambda x, mask: torch.masked_fill(x, mask, -1.5),
+        lambda x, mask: x.clone().masked_fill_(mask[:1], 2.0),
+        lambda x, mask: torch.where(mask, x, x.flip(1)),
+        lambda x, mask: torch.where(mask, x, torch.zeros(())),
+        lambda x, mask: torch.where(mask[0], 3.0, x[:, :1]),
+        lambda x, mask: x.where(mask, torch.arange(5.0)),
+    ],
+)
+def test_what_a_constant_mask_chooses(call):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 1)
+            self.register_buffer("mask", MASK)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return call(self.conv(x), self.mask).flatten(1)
+
+    module, images = Net().eval(), torch.randn(3, 2, 4, 5)
+    network = instrument(module, (2, 4, 5))
+    assert not ops.unsupported(network)
+    assert torch.allclose(network(images), module(images), atol=1e-6)
+
+
+def test_infinity_by_a_mask_is_refused():
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.masked_fill(MASK, -torch.inf).flatten(1)
+
+    (problem,) = ops.unsupported(instrument(Net(), (2, 4, 5)))
+    assert problem.op == "masked_fill"

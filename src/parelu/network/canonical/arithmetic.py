@@ -114,6 +114,46 @@ def _interpolated(node: fx.Node, builder: Builder) -> fx.Node | None:
     return builder.call(torch.add, start, builder.call(torch.mul, builder.call(torch.sub, end, start), weight))
 
 
+def _filled(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """Tensor.masked_fill by a mask that is a constant, with a number."""
+    source, mask, value = builder.arguments(node, ("input", None), ("mask", None), ("value", None))
+    return _chosen(node, builder, mask, value, source)
+
+
+def _where(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """torch.where by a condition that is a constant."""
+    first, second, other = builder.arguments(node, ("condition", None), ("input", None), ("other", None))
+    if node.op == "call_method":  # of the tensor that is chosen
+        first, second = node.args[1] if len(node.args) > 1 else node.kwargs.get("condition"), first
+    return _chosen(node, builder, first, second, other)
+
+
+def _chosen(node: fx.Node, builder: Builder, mask: Any, chosen: Any, other: Any) -> fx.Node | None:
+    """mask · chosen + (1 − mask) · other, each a tensor, a constant or a number."""
+    held = builder.constant(mask)
+    if held is None or held.dtype != torch.bool:
+        return None
+    total: fx.Node | None = None
+    constant = torch.zeros((), device=builder.device)
+    for term, factor in ((chosen, held.float()), (other, (~held).float())):
+        if _is_image(term):
+            part = multiply_constant(builder, term, factor, node.meta["shape"])
+            total = part if part is None or total is None else add(builder, total, part)
+            if total is None:
+                return None
+            continue
+        known = builder.constant(term)
+        if isinstance(known, nn.Parameter) or (known is None and not isinstance(term, int | float)):
+            return None
+        numbers = torch.as_tensor(float(term), device=builder.device) if known is None else known
+        if not numbers.is_meta and not bool(numbers.isfinite().all()):
+            return None
+        constant = constant + torch.where(factor.bool(), numbers, 0.0)
+    if total is None:
+        return None
+    return add_constant(builder, total, constant.float(), node.meta["shape"])
+
+
 def broadcast(builder: Builder, source: fx.Node, shape: Sequence[int]) -> fx.Node:
     """A tensor repeated along its dimensions of size 1."""
     for axis, (have, want) in enumerate(zip(source.meta["shape"], shape, strict=True)):
@@ -248,4 +288,6 @@ ARITHMETIC: dict[Any, Rule] = {
     **_named(_squared, "square"),
     **_named(_added_product, "addcmul"),
     **_named(_interpolated, "lerp"),
+    **_named(_filled, "masked_fill"),
+    **_named(_where, "where"),
 }

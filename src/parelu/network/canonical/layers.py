@@ -265,7 +265,7 @@ def _transposed_module(node: fx.Node, builder: Builder) -> fx.Node | None:
     if len(node.args) + len(node.kwargs) > 1:
         return None
     options = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
-    return _transposed(builder, node, str(node.target), layer.weight, layer.bias, *options)
+    return _turned_convolution(builder, node, str(node.target), layer.weight, layer.bias, *options)
 
 
 def _transposed_call(node: fx.Node, builder: Builder) -> fx.Node | None:
@@ -277,10 +277,10 @@ def _transposed_call(node: fx.Node, builder: Builder) -> fx.Node | None:
     kernel, offset = builder.constant(weight), builder.constant(bias)
     if kernel is None or (offset is None) != (bias is None):
         return None
-    return _transposed(builder, node, builder.layer_path(weight, "conv"), kernel, offset, *options)
+    return _turned_convolution(builder, node, builder.layer_path(weight, "conv"), kernel, offset, *options)
 
 
-def _transposed(
+def _turned_convolution(
     builder: Builder,
     node: fx.Node,
     path: str,
