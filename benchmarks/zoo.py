@@ -110,7 +110,7 @@ def measure(only: str, again: bool, ring: bool, seconds: int) -> None:
     rows = read()
     for name in [name for name, _ in zoo_list.builders() if only in name]:
         known = rows.setdefault(name, {"name": name})
-        if again or not (runs(known) or known.get("pieces") or known.get("pieces_relus")):
+        if again or not is_tried(known):
             known.update(dict.fromkeys(COUNTED, "") | tried(name, seconds))
         if ring and runs(known) and (again or not known.get("side")):
             known.update(dict.fromkeys(RING, "") | tried(name, seconds, "--ring"))
@@ -127,6 +127,10 @@ def runs(found: Row) -> bool:
     return bool(found.get("relus")) and not found.get("in_the_way")
 
 
+def is_tried(found: Row) -> bool:
+    return runs(found) or bool(found.get("pieces") or found.get("pieces_relus"))
+
+
 def runs_in_pieces(found: Row) -> bool:
     """As it is, or without training: with piecewise linear functions for its smooth activations, counted exactly."""
     return runs(found) or (bool(found.get("pieces_relus")) and not found.get("pieces"))
@@ -140,14 +144,17 @@ def summary(rows: Sequence[Row]) -> list[str]:
     lines = ["| | torchvision | timm | all |", "|---|---|---|---|"]
     libraries = [[found for found in rows if found["name"].startswith(name)] for name in ("torchvision", "timm", "")]
     lines.append("| networks | " + " | ".join(str(len(part)) for part in libraries) + " |")
-    for label, holds in (
+    shown = [
         ("counted exactly", is_exact),
         ("run as they are", runs),
         ("run without training, by `--replace …=relus`", runs_in_pieces),
         ("run after `--replace all` and training", runs_replaced),
-    ):
+    ]
+    for label, holds in shown:
+        if holds is runs_in_pieces and not all(map(is_tried, rows)):
+            continue
         shares = [(sum(map(holds, part)), len(part)) for part in libraries]
-        lines.append(f"| {label} | " + " | ".join(f"{n} ({100 * n / max(of, 1):.0f} %)" for n, of in shares) + " |")
+        lines.append(f"| {label} | " + " | ".join(f"{n} ({100 * n / max(of, 1):.3g} %)" for n, of in shares) + " |")
     return [*lines, "", BEFORE]
 
 
@@ -157,14 +164,14 @@ def table(rows: Iterable[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in rows:
-        in_pieces = f"{int(found['pieces_relus']):,}" if found.get("pieces_relus") and not found.get("pieces") else "no"
+        in_pieces = f"{int(found['pieces_relus']):,}" if runs_in_pieces(found) and not runs(found) else "no"
         relus, comparisons, macs = (int(found[key] or 0) for key in ("relus", "comparisons", "macs"))
         way = re.sub(r" \(.*?: .*?\)(?=;|$)", "", found["in_the_way"])
         cells = [
             f"`{found['name']}`",
             "yes" if is_exact(found) else "no",
             "yes" if runs(found) else "no",
-            "–" if runs(found) else in_pieces,
+            "–" if runs(found) else in_pieces if is_tried(found) else "not tried",
             "yes" if runs_replaced(found) else "no",
             f"{relus:,} | {comparisons:,} | {macs / 1e6:,.1f} M",
             _ring(found),
