@@ -72,12 +72,15 @@ def knots(function: Callable[[Array], Array], left: Line, right: Line, largest_e
     """
     seen = _Seen(function, left, right, largest_error)
     fewest = seen.pieces(largest_error, MOST)
-    for number in () if fewest is None else range(len(fewest) + 1, MOST + 1):
+    for number in range(1 if fewest is None else len(fewest) + 1, MOST + 1):
         low, high = 0.0, largest_error
         for _ in range(20):
             middle = (low + high) / 2
             low, high = (middle, high) if seen.pieces(middle, number) is None else (low, middle)
-        found = _joined(seen.pieces(high, number) or [], left, right, kept)
+        pieces = seen.pieces(high, number)
+        if pieces is None:
+            continue
+        found = _joined(pieces, left, right, kept)
         error = _error(found, function, seen.bound)
         if error <= largest_error:
             return dataclasses.replace(found, error=error)
