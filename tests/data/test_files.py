@@ -4,6 +4,7 @@ import shutil
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import photos
@@ -107,20 +108,26 @@ def test_crops_are_of_the_seed_and_epoch_alone(dataset: Dataset):
     other, same = drawn(dataset.train, epoch=1)
     assert not torch.equal(other, first) and sorted(labels.tolist()) == sorted(same.tolist())
     assert torch.equal(dataset.train.first(30), dataset.train.first(30))
+    one = dataset.train.take(1)
+    seen = {
+        next(batches(one, 1, seed=seed, epoch=epoch, augmentation=Augmentation()))[0].numpy().tobytes()
+        for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))
+    }
+    assert len(seen) == 3
 
 
 def test_no_more_is_read_than_a_few_batches_ahead(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
-    decoded, used, image = [0], 0, Files._image
+    begun, used, begin = [0], 0, Files._begun
 
-    def counted(self: Files, path: Path, chances: list[list[float]] | None) -> Tensor:
-        decoded[0] += 1
-        return image(self, path, chances)
+    def counted(self: Files, pool: Any, indices: Tensor, draws: Any) -> Any:
+        begun[0] += len(indices)
+        return begin(self, pool, indices, draws)
 
-    monkeypatch.setattr(Files, "_image", counted)
+    monkeypatch.setattr(Files, "_begun", counted)
     for images, _ in dataset.train.in_order(3):
         used += len(images)
-        assert decoded[0] <= used + AHEAD * 3
-    assert decoded[0] == used == 30
+        assert begun[0] <= used + AHEAD * 3
+    assert begun[0] == used == 30
     assert len(list(zip(range(2), dataset.train.in_order(3), strict=False))) == 2, "who stops early ends the reading"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 

@@ -120,8 +120,8 @@ class Raw:
 def spread(labels: Tensor, count: int, *, seed: int, proportional: bool) -> Tensor:
     """Indices, ascending, of `count` of the `labels` (int64 (N,)), chosen by `seed` alone.
 
-    proportional: each class gives its share of the whole, within one; otherwise all classes give equally many, as
-    far as they last. A smaller choice is contained in a larger one of the same seed.
+    proportional: each class gives the same share of itself, rounded to the nearest; otherwise all classes give equally
+    many, as far as they last. A smaller choice is contained in a larger one of the same seed.
     """
     labels = labels.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
