@@ -1,5 +1,6 @@
 """Sets that stay in files: the images that are in memory, the same crops whatever the threads, ImageNet's layout."""
 
+import dataclasses
 import shutil
 import threading
 import warnings
@@ -10,6 +11,7 @@ import numpy as np
 import photos
 import pytest
 import torch
+from hand_programs import Hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import CLASSES, photo
@@ -202,3 +204,14 @@ def test_warnings_of_pillow_end_nothing(tmp_path: Path, imagenet: Path):
         drawn(data.train)
         with pytest.raises(UserWarning, match="of another's"):
             warnings.warn("of another's", stacklevel=1)
+
+
+@pytest.mark.parametrize("middle", [0.001, 1.5, float("nan"), 1, "0.9"])
+def test_a_program_asks_for_no_image_far_larger_than_it_takes(middle: Any):
+    hand = Hand((1, 4, 4))
+    hand.linear(0, 2)
+    program = hand.lowered().program
+    kept = {**program.preprocessing, "middle": CENTRE}
+    assert dataclasses.replace(program, preprocessing=kept).preprocessing["middle"] == CENTRE
+    with pytest.raises(ValueError, match="middle is not a share"):
+        dataclasses.replace(program, preprocessing={**kept, "middle": middle})
