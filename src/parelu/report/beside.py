@@ -119,14 +119,14 @@ def beside(runs: Sequence[Run], paper: str = "") -> Beside:
     shown = [row for row in of_data or rows if row.network in stands or not spec_in(row)]
     alike = bool(of_data) and all(spec_in(row) == specs[stands[row.network]] for row in shown if row.network in stands)
     pairs = _pairs(shown, ours, stands, by_share=not alike)
-    own = OF_PAPER[rows[0].paper]
+    own, is_whole = OF_PAPER[rows[0].paper], len({row.source for row in rows}) > 1
     return Beside(
-        source=paper if len({row.source for row in rows}) > 1 else rows[0].source,
+        source=paper if is_whole else rows[0].source,
         pairs=tuple(pairs),
         differences=() if alike else tuple(_differences(data.pop(), rows, bool(of_data), specs, stands)),
         paper_ratios=tuple(_ratios(own, pairs, "paper")),
         our_ratios=tuple(_ratios(own, pairs, "ours")),
-        claims=tuple(_claims(rows[0])),
+        claims=() if is_whole else tuple(_claims(rows[0])),
         left_out=len(of_data or rows) - len(shown),
     )
 
