@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import queue
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -87,6 +89,23 @@ def compiled() -> None:
         with Pair(lowered, relu, offline, timeout=1200) as pair:
             pair.infer(images_of(1, (1, 6, 6))[0])
         assert pair.server_error is None
+
+
+@pytest.fixture
+def parties_as_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both parties of a measurement in this process: to start two costs more than these networks."""
+    from parelu.private.engines import delphi
+
+    def run_parties(folder, options):
+        ports = queue.SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            server = pool.submit(delphi._server, folder, options, ports.put)
+            server.add_done_callback(lambda _: ports.put(None))  # where it fails before it listens
+            port = ports.get()
+            client = delphi._client(folder, options, port) if port else None
+            return server.result(), client
+
+    monkeypatch.setattr(delphi, "_run_parties", run_parties)
 
 
 @pytest.fixture

@@ -58,7 +58,9 @@ PHASE = {"seconds", "bytes_to_client", "bytes_to_server", "rounds", "cpu_client"
         ("fss", "hints", "loopback"),
     ],
 )
-def test_bench_prints_a_row(capsys, relu, offline, network):
+def test_bench_prints_a_row(capsys, request, relu, offline, network):
+    if (relu, offline) != ("sign", "hints"):
+        request.getfixturevalue("parties_as_threads")
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "2", "--batch", "2", "--json"]
     assert run("bench", *arguments, "--relu", relu, "--offline", offline, "--link", network) == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -90,7 +92,7 @@ def test_bench_prints_a_row(capsys, relu, offline, network):
         assert row["parts"]["online"]["relu"]["seconds"] > sites * (0.5e-3 if network == "lan" else 2e-3)
 
 
-def test_bench_with_exact_truncation_is_the_reference(capsys):
+def test_bench_with_exact_truncation_is_the_reference(capsys, parties_as_threads):
     """With all ReLUs; a row says so, and a protocol that has it not is refused before anything starts."""
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--images", "2", "--offline", "dealer", "--truncation", "exact"]
     assert run("bench", *arguments, "--json") == 0
@@ -100,7 +102,7 @@ def test_bench_with_exact_truncation_is_the_reference(capsys):
     assert "ReLU fss does not truncate exactly: give --relu full or sign" in capsys.readouterr().err
 
 
-def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, study):
+def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, study, parties_as_threads):
     assert run("bench", str(study.path), "--offline", "dealer") == 0
     shown = capsys.readouterr()
     assert "ring %" in shown.out and "no privacy against it" in shown.out and "linear     ReLUs" in shown.out
@@ -158,7 +160,7 @@ def two_engines(monkeypatch):
     monkeypatch.setattr(engines, "engines", lambda: {"delphi": delphi, "clear": InTheClear()})
 
 
-def test_bench_puts_engines_side_by_side(capsys, two_engines):
+def test_bench_puts_engines_side_by_side(capsys, two_engines, parties_as_threads):
     arguments = ["resnet10 m=2", "--input", "1x8x8", "--keep", "0.3", "--images", "4", "--offline", "dealer"]
     assert run("bench", *arguments, "--engine", "delphi,clear,delphi") == 0
     text = capsys.readouterr().out
@@ -178,7 +180,7 @@ def test_bench_puts_engines_side_by_side(capsys, two_engines):
     assert re.search(r"^  total +2 s +1 s +0 ms +3 MB +0 B +7$", text, re.MULTILINE) and "layer by layer" not in text
 
 
-def test_the_report_draws_a_runs_engines(capsys, study, two_engines):
+def test_the_report_draws_a_runs_engines(capsys, study, two_engines, parties_as_threads):
     own = [str(study.path), "--offline", "dealer"]
     assert run("bench", *own) == 0
     assert "clear, whole" not in capsys.readouterr().out

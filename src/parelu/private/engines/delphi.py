@@ -7,6 +7,7 @@ message there and one back.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,14 @@ class Delphi(Engine):
 
 
 def _run_parties(folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    link = options.link
-    with _party("server", folder, options.relu, options.offline, link, options.truncation) as server:
+    """What `_server` and `_client` find, each in a process of its own."""
+    asked = json.dumps(dataclasses.asdict(options))
+    with _party("server", folder, asked) as server:
         assert server.stdout is not None
         first = server.stdout.readline()
         if not first:
             raise UserError(f"the server's process failed: {_last_line(server)}")
-        port = str(json.loads(first)["port"])
-        with _party("client", folder, port, options.offline, options.relu, link, str(options.queries)) as client:
+        with _party("client", folder, asked, json.loads(first)) as client:
             out, error = client.communicate()
         rest = server.stdout.readline()
         if not rest:
@@ -116,7 +117,7 @@ def _run_parties(folder: Path, options: Options) -> tuple[dict[str, Any], dict[s
 
 
 @contextlib.contextmanager
-def _party(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+def _party(*arguments: str | int | Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "parelu.private.engines.delphi", *map(str, arguments)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}
@@ -231,39 +232,49 @@ def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _server(folder: Path, relu: str, offline: str, link: str, truncation: str) -> None:
-    model = Model(Lowered.load(folder), relus()[relu], Exact(), truncation)
-    modes()[offline].make(model, Keep(folder=folder / "hints of the server"))
+def _server(folder: Path, options: Options, listening: Callable[[int], None]) -> dict[str, Any]:
+    """Serve one connection; `listening` is told the port."""
+    mode = modes()[options.offline]
+    model = Model(Lowered.load(folder), relus()[options.relu], Exact(), options.truncation)
+    mode.make(model, Keep(folder=folder / "hints of the server"))
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
     server = Server(
         model,
-        modes()[offline],
+        mode,
         ("127.0.0.1", 0),
-        options=ServerOptions(link=link_of(link), timeout=TIMEOUT, budget=0, audit=0.0),
+        options=ServerOptions(link=link_of(options.link), timeout=TIMEOUT, budget=0, audit=0.0),
         log=failures.append,
         finished=lambda traffic: runs.append(_entries(traffic)),
     )
-    print(json.dumps({"port": server.port}), flush=True)
+    listening(server.port)
     server.run(connections=1)
-    print(json.dumps({"runs": runs, "peak_mb": peak_mb(), "log": failures}), flush=True)
+    return {"runs": runs, "peak_mb": peak_mb(), "log": failures}
 
 
-def _client(folder: Path, port: str, offline: str, relu: str, link: str, queries: str) -> None:
+def _client(folder: Path, options: Options, port: int) -> dict[str, Any]:
+    """Ask for each query of the images in the folder."""
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
-    keep = Keep(int(queries), folder / "hints")
-    with Client(
-        "127.0.0.1", int(port), offline=offline, relu=relu, keep=keep, link=link_of(link), timeout=TIMEOUT
-    ) as client:
+    keep, link = Keep(options.queries, folder / "hints"), link_of(options.link)
+    offered = {"offline": options.offline, "relu": options.relu}
+    with Client("127.0.0.1", port, **offered, keep=keep, link=link, timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()
             runs.append(_entries(client.session.channel.traffic))
             client.session.channel.traffic.clear()
-    print(json.dumps({"runs": runs, "logits": logits, "peak_mb": peak_mb()}), flush=True)
+    return {"runs": runs, "logits": logits, "peak_mb": peak_mb()}
+
+
+def _main(role: str, folder: str, asked: str, *port: str) -> None:
+    def tell(value: Any) -> None:
+        print(json.dumps(value), flush=True)
+
+    torch.set_num_threads(1)
+    options = Options(**json.loads(asked))
+    tell(_client(Path(folder), options, int(*port)) if role == "client" else _server(Path(folder), options, tell))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    {"server": _server, "client": _client}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    _main(*sys.argv[1:])
