@@ -25,6 +25,12 @@ settings.register_profile("parelu", deadline=None)
 settings.load_profile("parelu")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: the last file keeps one of two workers waiting for the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Silent:
     """A watcher that remembers what it was told."""
 
@@ -65,14 +71,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Silent]:
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return experiment.run_experiment(tiny_experiment(*ALL), folder, watcher), watcher
+        return experiment.run_experiment(tiny_experiment(*ALL), folder, watcher, InProcess()), watcher
     shared = tmp_path_factory.getbasetemp().parent / "finished"
     shared.mkdir(exist_ok=True)
     told = shared / "told.json"
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not told.exists():
-            experiment.run_experiment(tiny_experiment(*ALL), shared / "run", watcher)
+            experiment.run_experiment(tiny_experiment(*ALL), shared / "run", watcher, InProcess())
             told.write_text(json.dumps(vars(watcher)))
     vars(watcher).update(json.loads(told.read_text()))
     shutil.copytree(shared / "run", folder)
@@ -109,7 +115,15 @@ def parties_as_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    """Jobs in this process, one after another: starting workers takes longer than these networks."""
+def worker_processes() -> None:
+    """Jobs in processes of their own, as users have them."""
+
+
+@pytest.fixture(autouse=True)
+def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs in this process, one after another, unless a test asks for `worker_processes`: starting those takes longer
+    than these networks."""
+    if "worker_processes" in request.fixturenames:
+        return
     monkeypatch.setattr(experiment, "Processes", InProcess)
     monkeypatch.setattr(merging, "Processes", InProcess)

@@ -258,7 +258,7 @@ def test_count_takes_whatever_is_a_network(own):
 
 
 @pytest.mark.slow
-def test_bench_measures_what_was_reduced(own):
+def test_bench_measures_what_was_reduced(own, parties_as_threads):
     _, result = own
     row = parelu.bench(result.candidate("snl-20"), lights(), offline="dealer", images=2)
     assert row.relus == 20 and row.images == 2 and row.costs.online and row.costs.online.seconds > 0

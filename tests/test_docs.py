@@ -51,7 +51,7 @@ PAGES = [*generate.pages(), *(ROOT / name for name in ("CONTRIBUTING.md", "CHANG
 
 
 @pytest.mark.slow
-def test_the_example_of_a_users_own_network_runs(capsys, tmp_path, monkeypatch):
+def test_the_example_of_a_users_own_network_runs(capsys, parties_as_threads, tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(import parelu.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line for line in example.splitlines() if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 10
@@ -69,7 +69,7 @@ def test_the_example_of_a_users_own_network_runs(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_guide_to_the_api_runs(capsys, tmp_path, monkeypatch):
+def test_the_guide_to_the_api_runs(capsys, parties_as_threads, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -183,7 +183,7 @@ def test_a_disk_that_cannot_be_written(capsys, tmp_path, monkeypatch, code):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_while_training(capsys, tmp_path):
+def test_a_disk_that_fills_up_while_training(capsys, worker_processes, tmp_path):
     """A file system of 200 KB: the run stops with one line, and goes on when there is space."""
     folder = tmp_path / "small"
     folder.mkdir()
@@ -246,7 +246,7 @@ def test_a_users_network_goes_through_inspect(capsys):
 
 
 @pytest.mark.slow
-def test_a_users_network_goes_through_reduce(capsys, in_process, tmp_path):
+def test_a_users_network_goes_through_reduce(capsys, tmp_path):
     folder = tmp_path / "run"
     command = ["reduce", "deepreduce", *TINY, "--run", str(folder)]
     command[command.index("resnet10 m=2")] = "torchvision_style:build"

@@ -88,7 +88,7 @@ def gone(net: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_a_file_of_code_to_an_answer(capsys, in_process, net, tmp_path):
+def test_from_a_file_of_code_to_an_answer(capsys, parties_as_threads, net, tmp_path):
     folder = tmp_path / "run"
     assert run("inspect", f"{net}:build", "--input", "1x8x8", "--json") == 0
     assert json.loads(capsys.readouterr().out)["relus"] == 512
@@ -110,7 +110,7 @@ def test_from_a_file_of_code_to_an_answer(capsys, in_process, net, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trained_network_is_measured_by_its_name(capsys, net, tmp_path):
+def test_a_trained_network_is_measured_by_its_name(capsys, parties_as_threads, net, tmp_path):
     name, weights = f"{net}:build", str(net.with_suffix(".safetensors"))
     common = (name, "--weights", weights, "--input", "1x8x8", "--images", "1", "--offline", "dealer", "--json")
     assert "has weights: give --data" in refused(capsys, "bench", *common)
@@ -122,7 +122,7 @@ def test_a_trained_network_is_measured_by_its_name(capsys, net, tmp_path):
     assert (taken.preprocessing["mean"], taken.preprocessing["std"]) == ([0.25], [0.5])
 
 
-def test_training_goes_on_from_weights(capsys, in_process, net, tmp_path):
+def test_training_goes_on_from_weights(capsys, net, tmp_path):
     arguments = ("--model", f"{net}:build", "--data", "digits", "--images", "300", "--training", "short")
     weights = ("--weights", str(net.with_suffix(".safetensors")))
     assert run("train", *arguments, *weights, "--run", str(tmp_path / "taken")) == 0
@@ -132,7 +132,7 @@ def test_training_goes_on_from_weights(capsys, in_process, net, tmp_path):
     assert not torch.equal(taken.weights["conv.weight"], on.weights["conv.weight"])
 
 
-def test_a_network_that_is_taken_says_what_it_is_and_what_was_done_to_its_weights(capsys, in_process, net, tmp_path):
+def test_a_network_that_is_taken_says_what_it_is_and_what_was_done_to_its_weights(capsys, net, tmp_path):
     weights = load_file(net.with_suffix(".safetensors"))
     save_file({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "wrapped.safetensors")
     arguments = ("--model", f"{net}:build", *BRIEF[:-2], "--weights", str(tmp_path / "wrapped.safetensors"))
@@ -141,7 +141,7 @@ def test_a_network_that_is_taken_says_what_it_is_and_what_was_done_to_its_weight
     assert "teacher: 512 ReLUs, " in shown and "note: the prefix 'module.' of the weights' names was taken off" in shown
 
 
-def test_what_is_replaced_learns_from_what_it_was(capsys, in_process, net, tmp_path):
+def test_what_is_replaced_learns_from_what_it_was(capsys, net, tmp_path):
     smooth, weights = f"{net}:smooth", ("--weights", str(net.with_suffix(".safetensors")))
     line = refused(capsys, "train", "--model", smooth, *BRIEF, *weights, "--run", str(tmp_path / "no"))
     assert "silu is not supported; --replace silu=relu" in line
@@ -167,7 +167,7 @@ def test_what_is_replaced_learns_from_what_it_was(capsys, in_process, net, tmp_p
     )
 
 
-def test_a_smooth_activation_runs_privately_without_training(capsys, in_process, net, tmp_path):
+def test_a_smooth_activation_runs_privately_without_training(capsys, net, tmp_path):
     smooth, weights = f"{net}:smooth", ("--weights", str(net.with_suffix(".safetensors")))
     assert run("inspect", smooth, "--input", "1x8x8") == 0
     told = capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_a_smooth_activation_runs_privately_without_training(capsys, in_process,
         assert (taken.network()(images) - module(images)).abs().max() < 0.01
 
 
-def test_one_of_several_outputs(capsys, in_process, net, tmp_path):
+def test_one_of_several_outputs(capsys, net, tmp_path):
     arguments = ("--model", f"{net}:two", *BRIEF, "--run", str(tmp_path / "run"))
     assert "--output" in refused(capsys, "train", *arguments)
     assert run("train", *arguments, "--output", "aux") == 0
@@ -195,7 +195,7 @@ def test_one_of_several_outputs(capsys, in_process, net, tmp_path):
 
 
 @pytest.mark.slow
-def test_data_in_memory_is_calibrated_on_a_folder_or_from_python(capsys, net, tmp_path):
+def test_data_in_memory_is_calibrated_on_a_folder_or_from_python(capsys, parties_as_threads, net, tmp_path):
     digits = data.load("digits")
     images, labels = digits.train.images[:200], digits.train.labels[:200]
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(72, 10))

@@ -291,13 +291,10 @@ def said(server):
 
 
 @pytest.mark.slow
-def test_stocks_of_two_processes(capsys, study, tmp_path):
+def test_stocks_of_two_processes(capfd, study, tmp_path):
     """Two server processes and two of the client's fill a stock, which then serves images."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from parelu.cli.main import main; main()"]
-
-    def parelu(*arguments):
-        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -313,16 +310,17 @@ def test_stocks_of_two_processes(capsys, study, tmp_path):
         )
         assert lines.count("hints") == 3, "by one of the two processes"
         address, ours = f"localhost:{port}", tmp_path / "client"
-        assert "the server keeps 6 inferences" in refused(capsys, "prepare", address, "7", "--stock-dir", str(ours))
-        done = parelu("prepare", address, "6", "--stock-dir", ours, "--jobs", "2")
-        assert done.returncode == 0 and f"6 in {ours}, 6 made in" in done.stderr, done.stderr
-        assert done.stderr.count("hints from the server, once: ") == 1, "for both processes"
+        assert "the server keeps 6 inferences" in refused(capfd, "prepare", address, "7", "--stock-dir", str(ours))
+        assert run("prepare", address, "6", "--stock-dir", str(ours), "--jobs", "2") == 0
+        said_once = capfd.readouterr().err
+        assert f"6 in {ours}, 6 made in" in said_once
+        assert said_once.count("hints from the server, once: ") == 1, "for both processes"
         assert run("prepare", address, "6", "--stock-dir", str(ours)) == 0
-        assert "0 made in" in capsys.readouterr().err
+        assert "0 made in" in capfd.readouterr().err
         image = tmp_path / "0.png"
         Image.fromarray(data.load("digits").test.images[0, 0].numpy()).save(image)
         assert run("infer", address, str(image), "--stock-dir", str(ours)) == 0
-        assert "0 prepared" in capsys.readouterr().err
+        assert "0 prepared" in capfd.readouterr().err
         pieces = [
             len([p for p in (tmp_path / party).rglob("*") if len(p.name) == 32 and p.is_file()])
             for party in ("client", "server")

@@ -108,7 +108,7 @@ def test_small_is_the_sum_of_magnitudes():
 
 @with_torch_pruning
 @pytest.mark.slow
-def test_an_experiment_finetunes_what_is_left(in_process, tmp_path):
+def test_an_experiment_finetunes_what_is_left(tmp_path):
     training = Training(epochs=1, batch=128, lr=0.05)
     one = Experiment("resnet10 m=4", "digits", (Reduction(methods()["channels"](), ("0.5",)),), training, images=384)
     run = experiment.run_experiment(one, tmp_path / "run", Silent())

@@ -343,7 +343,7 @@ def test_what_cannot_be_gated_is_refused_before_anything_is_trained(capsys, tmp_
 
 
 @pytest.mark.slow
-def test_a_shallow_network_is_a_candidate_like_any_other(in_process, tmp_path):
+def test_a_shallow_network_is_a_candidate_like_any_other(tmp_path):
     """Trained on digits: rebuilt, counted, lowered, run in the ring; the frontier has it and not its scaffolds."""
     options = {"search_epochs": 1, "finetune_epochs": 3}
     methods = SENet(**options), Gated(d_th=0.1, auxiliary=True, **options)

@@ -34,7 +34,7 @@ def fisher(name, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SECURE)
-def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
+def test_from_a_name_to_secure_inference(name, tmp_path):
     done = fisher(name, tmp_path)
     (record,) = [r for r in done.candidates() if r.metrics.method == "fisher"]
     assert record.metrics.relus == round(0.3 * record.metrics.relus_full)
@@ -51,7 +51,7 @@ def test_from_a_name_to_secure_inference(name, in_process, tmp_path):
             assert np.array_equal(result, reference.replay(lowered, image, shares, "sign"))
 
 
-def test_what_cannot_run_privately_is_counted_but_not_trained(capsys, in_process, tmp_path, monkeypatch):
+def test_what_cannot_run_privately_is_counted_but_not_trained(capsys, tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"
         "def build():\n"

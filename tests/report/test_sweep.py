@@ -32,7 +32,7 @@ TINY = [
 ]
 
 
-def test_a_sweep_and_its_second_run(capsys, in_process, tmp_path):
+def test_a_sweep_and_its_second_run(capsys, tmp_path):
     command = ["sweep", *TINY, "--run", str(tmp_path)]
     assert run(*command) == 0
     first = capsys.readouterr().out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run as parelu
 from conftest import ALL, TINY, Silent, tiny_experiment
 
 from parelu import data
@@ -18,6 +19,7 @@ from parelu.errors import UserError
 from parelu.methods.deepreduce import criticality
 from parelu.network.candidate import Candidate
 from parelu.runs import experiment
+from parelu.runs.executor import InProcess
 from parelu.runs.experiment import spread
 from parelu.runs.folder import Run
 from parelu.runs.recipes import read_recipe, recipes
@@ -109,7 +111,7 @@ def test_a_search_serves_all_its_budgets_and_is_not_repeated(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in weights(run.folder("fisher-37")).items())
 
 
-def test_squares_are_counted_and_their_ranges_kept(in_process, tmp_path):
+def test_squares_are_counted_and_their_ranges_kept(tmp_path):
     run = experiment.run_experiment(tiny_experiment("safenet"), tmp_path / "run", Silent())
     for record in run.candidates():
         if record.metrics.role == "candidate":
@@ -136,7 +138,7 @@ def test_matching_budgets_are_spread_evenly_by_rank():
     assert spread(counts, 0) == spread([], 3) == []
 
 
-def test_matching_takes_the_counts_of_the_methods_before(in_process, tmp_path):
+def test_matching_takes_the_counts_of_the_methods_before(tmp_path):
     first, second = (tiny_experiment(name).reductions[0] for name in ("random", "uniform"))
     two = dataclasses.replace(
         tiny_experiment(training=dataclasses.replace(TINY, epochs=1)),
@@ -210,23 +212,38 @@ def test_bad_recipes(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def command(folder: Path) -> list[str]:
-    code = "from parelu.cli.main import main; main()"
-    options = "reduce random --model resnet10\x00m=4 --data digits --training short --epochs 10 --budget 200 100"
-    arguments = [part.replace("\x00", " ") for part in options.split(" ")]
-    return [sys.executable, "-c", code, *arguments, "--run", str(folder)]
+OPTIONS = ("--data", "digits", "--training", "short", "--epochs", "10", "--budget", "200", "100")
+
+
+def arguments(folder: Path) -> list[str]:
+    return ["reduce", "random", "--model", "resnet10 m=4", *OPTIONS, "--run", str(folder)]
+
+
+def finish(folder: Path) -> Path:
+    """The run to its end, in this process."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "Processes", InProcess)
+        assert parelu(*arguments(folder)) == 0
+    return folder
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(folder),
+        [sys.executable, "-c", "from parelu.cli.main import main; main()", *arguments(folder)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Where the tests run in the background of a shell they ignore interrupts, and a child would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_on_one_core,
     )
+
+
+def _on_one_core() -> None:
+    """One worker of one thread, as in this process: equal numbers of threads give equal bits."""
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    # Where the tests run in the background of a shell they ignore interrupts, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(condition, seconds: float) -> None:
@@ -258,9 +275,7 @@ def in_group(group: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert subprocess.run(command(folder), capture_output=True, text=True, timeout=300).returncode == 0
-    return folder
+    return finish(tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.mark.slow
@@ -276,7 +291,7 @@ def test_kill_9_and_the_same_weights_after_all(tmp_path, uninterrupted, whole_gr
     process.communicate()
     wait_for(lambda: not in_group(process.pid), 20)
     assert 3 <= epochs_done(folder, "random-200") < 10, "killed in the middle"
-    assert subprocess.run(command(folder), capture_output=True, timeout=300).returncode == 0
+    finish(folder)
     for name in ("teacher", "random-200", "random-100"):
         assert same(folder / "candidates" / name, uninterrupted / "candidates" / name), name
 
@@ -292,5 +307,5 @@ def test_interrupt_ends_cleanly_and_the_run_goes_on(tmp_path, uninterrupted):
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("parelu: interrupted; run the same command again")
     wait_for(lambda: not in_group(process.pid), 20)
-    assert subprocess.run(command(folder), capture_output=True, timeout=300).returncode == 0
+    finish(folder)
     assert same(folder / "candidates" / "random-100", uninterrupted / "candidates" / "random-100")

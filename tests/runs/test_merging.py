@@ -109,7 +109,7 @@ def test_finetuning_needs_a_run_and_something_to_merge(capsys, finished, tmp_pat
     assert "epochs is 0" in refused(capsys, "fuse", str(thinned), "--finetune", "0")
 
 
-def test_a_merged_candidate_is_finetuned_in_its_run(capsys, finished, in_process, tmp_path):
+def test_a_merged_candidate_is_finetuned_in_its_run(capsys, finished, tmp_path):
     shutil.copytree(finished[0].path, tmp_path / "run")
     folder = next(path for path in (tmp_path / "run" / "candidates").iterdir() if path.name.count("_") == 1)
     assert run("fuse", str(folder), "--finetune", "1") == 0

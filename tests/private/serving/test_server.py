@@ -23,6 +23,7 @@ from two_parties import Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering import reference
+from parelu.private.offline.dealer import Dealt
 from parelu.private.offline.mode import modes
 from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.protocol.delphi import Model
@@ -445,7 +446,7 @@ def test_keys_that_nobody_makes_are_refused_before_listening(monkeypatch):
 
 
 def test_a_server_killed_between_preparing_and_using_repeats_nothing():
-    """Material lives in memory, from fresh seeds: after a kill, another process makes other material."""
+    """Material lives in memory, from fresh seeds: after a kill, another process (this one) makes other material."""
     import subprocess
     import sys
 
@@ -458,16 +459,21 @@ def test_a_server_killed_between_preparing_and_using_repeats_nothing():
         "print(package.dealer.mirror.seed.hex(), package.dealer.seed.hex(), package.dealer.key.hex(), flush=True)\n"
         "import time; time.sleep(60)\n"
     )
-    seeds = []
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
-        )
-        assert process.stdout is not None
-        seeds += process.stdout.readline().split()
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert process.stdout is not None
+    seeds = process.stdout.readline().split()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    dealer = (
+        Dealt().package(Model(lowered_of(ready(Residual(), (1, 6, 6))), relus()["sign"], reveal_of("exact"))).dealer
+    )
+    seeds += [secret.hex() for secret in (dealer.mirror.seed, dealer.seed, dealer.key)]
     assert len(seeds) == len(set(seeds)) == 6
     assert all(len(seed) == 32 for seed in seeds)
 
