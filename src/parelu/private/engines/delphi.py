@@ -247,8 +247,9 @@ def _server(folder: Path, options: Options, listening: Callable[[int], None]) ->
         log=failures.append,
         finished=lambda traffic: runs.append(_entries(traffic)),
     )
-    listening(server.port)
-    server.run(connections=1)
+    with contextlib.closing(server):
+        listening(server.port)
+        server.run(connections=1)
     return {"runs": runs, "peak_mb": peak_mb(), "log": failures}
 
 
