@@ -159,10 +159,8 @@ def check_steps(name, folder):
     run = run_experiment(one, folder, Silent(), InProcess())  # pyright: ignore[reportArgumentType]
     planned = {p.task.name: p.relus for p in outlook(one).planned}
     for record in run.candidates():
-        assert planned[record.name] == record.metrics.relus
-
-
-FEW_RUNS = ["deepreduce/table7", "autorep/figure8-cifar100", "shallow/table1-cifar100", "deepreshape/table5"]
+        if record.metrics.method != "gated":  # which blocks go hangs on the trained weights
+            assert planned[record.name] == record.metrics.relus
 
 
 @pytest.mark.slow

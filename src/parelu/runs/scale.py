@@ -38,10 +38,19 @@ MACS = 6e6  # an image, the mean over a recipe's networks; a teacher of its own 
 LEAST, LEAST_REUSED = 4, 8  # channels of the first stage; ReLU-reuse by 16 needs 16 in the second
 
 
+OURS = {"torchvision:efficientnet_b2": "efficientnet-b2 (relu)"}  # networks of others that have one of ours like them
+
+
 def small(experiments: Sequence[Experiment], whole: Sequence[Experiment]) -> list[Experiment]:
     """Experiments of one recipe, smaller; whole: all of it, which decides by how much."""
-    factor = _factor(whole)
-    return [_small(one, factor) for one in experiments]
+    factor = _factor([_own(one) for one in whole])
+    return [_small(_own(one), factor) for one in experiments]
+
+
+def _own(one: Experiment) -> Experiment:
+    """Of a network of ours, from fresh weights."""
+    name = OURS.get(str(one.model))
+    return one if name is None else dataclasses.replace(one, model=name, replace="", weights=None)
 
 
 def difference(before: Sequence[Experiment], after: Sequence[Experiment]) -> str:
