@@ -195,10 +195,14 @@ def _annealed(method: AutoReP, search: Mapping[str, Any]) -> dict[str, Any]:
     """AutoReP's options for a search that is too short to come down to a budget by its penalty alone.
 
     The indicators move as in the method's defaults, the threshold is as many of their steps as in the paper, and one
-    search passes through all budgets, so that each is finetuned after it.
+    search passes through all budgets, so that each is finetuned after it. Rates this high need what keeps squares in a
+    row from a blow-up: the clipped gradient, and the loss term against images that stand out.
     """
     plain = AutoReP()
+    search = {**search, "clip": plain.clip}
     return {
+        "search": search,
+        "tails": plain.tails,
         "indicator_lr": plain.indicator_lr,
         "threshold": method.threshold * plain.indicator_lr / method.indicator_lr,
         "spread": plain.spread,
