@@ -167,7 +167,7 @@ def test_what_is_replaced_learns_from_what_it_was(capsys, net, tmp_path):
     )
 
 
-def test_a_smooth_activation_runs_privately_without_training(capsys, net, tmp_path):
+def test_a_smooth_activation_runs_privately_without_training(capsys, parties_as_threads, net, tmp_path):
     smooth, weights = f"{net}:smooth", ("--weights", str(net.with_suffix(".safetensors")))
     assert run("inspect", smooth, "--input", "1x8x8") == 0
     told = capsys.readouterr().out
