@@ -99,10 +99,10 @@ def check_rows(name):
     found = trained(name)
     rows = [row for row in rows_of(name) if is_written(row)]
     for row in rows:
-        steps = row.steps if row.steps != "none" else "none"
-        kind = "none" if steps == "none" else row.distillation
-        assert (row.network, steps, kind) in found, f"{name} does not train {row.row!r}"
-        assert abs(found[row.network, steps, kind] - row.relus) <= printed_unit(row), row.row
+        kinds = ("none",) if row.steps == "none" else (row.distillation,) if row.distillation else ("none", "kd", "dkd")
+        relus = [found[key] for kind in kinds if (key := (row.network, row.steps, kind)) in found]
+        assert relus, f"{name} does not train {row.row!r}"
+        assert abs(relus[0] - row.relus) <= printed_unit(row), row.row
     return rows
 
 
@@ -162,7 +162,7 @@ def check_steps(name, folder):
     run = run_experiment(one, folder, Silent(), InProcess())  # pyright: ignore[reportArgumentType]
     planned = {p.task.name: p.relus for p in outlook(one).planned}
     for record in run.candidates():
-        if record.metrics.method != "gated":  # which blocks go hangs on the trained weights
+        if record.metrics.method not in ("gated", "deepreduce"):  # their blocks and order hang on trained weights
             assert planned[record.name] == record.metrics.relus
 
 
