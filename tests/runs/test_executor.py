@@ -18,7 +18,7 @@ from parelu import data
 from parelu.errors import UserError
 from parelu.methods.deepreduce import criticality
 from parelu.network.candidate import Candidate
-from parelu.runs import experiment
+from parelu.runs import experiment, jobs
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import spread
 from parelu.runs.folder import Run
@@ -118,6 +118,12 @@ def test_squares_are_counted_and_their_ranges_kept(tmp_path):
             assert record.metrics.relus <= record.metrics.budget
             assert record.metrics.squares == 608 - record.metrics.relus
             assert all(low < high for low, high in record.metrics.ranges.values())
+
+
+def test_squares_that_overflow_on_unseen_images_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "ranges", lambda network, split, dataset: {"stem": (float("-inf"), float("nan"))})
+    with pytest.raises(UserError, match=r"safenet-\d+: .* until stem is not finite; give --degree 1"):
+        experiment.run_experiment(tiny_experiment("safenet"), tmp_path / "run", Silent())
 
 
 def test_a_trained_network_can_be_given(finished: Finished, tmp_path):

@@ -1,6 +1,7 @@
 """Accuracy, ranges, slopes' gradients and recalibrated batch-norms, each against its definition written out."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -64,6 +65,14 @@ def test_ranges_are_those_of_the_inputs_of_squares(digits):
     for name, (low, high) in found.items():
         assert (low, high) == pytest.approx(expected[name], rel=1e-4)
     assert all(len(site._forward_pre_hooks) == 1 for site in net.sites.values()), "it leaves nothing behind"
+
+
+def test_a_range_that_is_not_finite_in_one_batch_is_not(digits):
+    net, calls = quadratic(network()), iter(range(99))
+    conv = next(module for module in net.modules() if isinstance(module, torch.nn.Conv2d))
+    conv.register_forward_hook(lambda module, args, out: out * (torch.nan if next(calls) == 1 else 1))
+    found = ranges(net, digits.validation, digits, batch=50)
+    assert all(math.isnan(low) and math.isnan(high) for low, high in found.values())
 
 
 def test_recalibrated_statistics_do_not_follow_one_image(digits):

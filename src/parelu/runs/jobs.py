@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -148,6 +149,17 @@ def borrow(run: Run, job: Job, lenders: Sequence[Path]) -> None:
                     return
 
 
+def _finite(job: Job, found: Mapping[str, tuple[float, float]]) -> Mapping[str, tuple[float, float]]:
+    """The ranges of a network with squares; training images may have stayed finite where others do not."""
+    for site, (low, high) in found.items():
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(
+                f"{job.name}: on images that it was not trained on, its squares feed on each other until {site} is not "
+                "finite; give --degree 1, or train with a lower rate, in a new run folder"
+            )
+    return found
+
+
 def evaluated(
     network: Network,
     job: Job,
@@ -173,7 +185,7 @@ def evaluated(
         epochs=len(history),
         seconds=sum(epoch.seconds for epoch in history),
         job=identity(job),
-        ranges=ranges(network, dataset.validation, dataset) if job.plan.squares else None,
+        ranges=_finite(job, ranges(network, dataset.validation, dataset)) if job.plan.squares else None,
     )
     preprocessing = {
         "dataset": dataset.name,

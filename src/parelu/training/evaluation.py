@@ -57,12 +57,12 @@ def recalibrate(network: Network, dataset: Dataset, training: Training, seed: in
 
 def ranges(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> dict[str, tuple[float, float]]:
     """Site with squares → least and greatest input over the images of a split, in evaluation mode."""
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def extend(site: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        low, high = (float(value) for value in torch.aminmax(inputs[0]))
+        low, high = torch.aminmax(inputs[0])
         before = found.get(str(site.name), (low, high))
-        found[str(site.name)] = (min(before[0], low), max(before[1], high))
+        found[str(site.name)] = (torch.minimum(before[0], low), torch.maximum(before[1], high))  # NaN stays
 
     plan = Plan.of(network)
     squared = [site for name, site in network.sites.items() if plan.sites[name].squares]
@@ -70,7 +70,7 @@ def ranges(network: Network, split: Images, dataset: Dataset, batch: int = 512) 
     accuracy(network, split, dataset, batch)
     for hook in hooks:
         hook.remove()
-    return found
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 
 
 def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, batch: int = 128) -> dict[str, Tensor]:
