@@ -227,8 +227,9 @@ def test_the_workflow_runs_what_is_run_here():
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
-def test_results_name_recipes_that_exist():
-    named = set(re.findall(r"parelu recipe ([\w-]+)", (ROOT / "docs/results.md").read_text()))
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/paper-tables.md"])
+def test_recipes_that_are_named_exist(page):
+    named = set(re.findall(r"parelu recipe ([\w/-]*\w)", (ROOT / page).read_text()))
     assert named
     assert named <= set(recipes())
 
