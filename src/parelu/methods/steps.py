@@ -74,7 +74,7 @@ class Steps(Method):
                 raise UserError(f"steps {steps!r}: {error}") from error
             if self.from_teacher and {name: tensor.shape for name, tensor in reduced.items()} != full:
                 raise UserError(
-                    f"steps {steps!r}: the full network's weights do not fit its layers; give weights fresh"
+                    f"steps {steps!r}: the full network's weights do not fit its layers; leave out from_teacher"
                 )
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
