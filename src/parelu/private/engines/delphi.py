@@ -258,8 +258,8 @@ def _client(folder: Path, options: Options, port: int) -> dict[str, Any]:
     header, tensors = storage.read(folder, "images")
     runs, logits = [], []
     keep, link = Keep(options.queries, folder / "hints"), link_of(options.link)
-    offered = {"offline": options.offline, "relu": options.relu}
-    with Client("127.0.0.1", port, **offered, keep=keep, link=link, timeout=TIMEOUT) as client:
+    offline, relu = options.offline, options.relu
+    with Client("127.0.0.1", port, offline=offline, relu=relu, keep=keep, link=link, timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))
             logits += client.predict(images, len(images)).tolist()
