@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -96,6 +97,11 @@ def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
         ("training: {lr: .nan}", "training.lr is nan; it should be a number such as 0.1"),
         ("training: {epoch: 5}", "unknown key 'training.epoch'; known are preset, epochs, batch"),
         ("3: x", "unknown key '3'; known are title, data, methods"),
+        ("training: {milestones: [a]}", "training.milestones is ['a']; it should be a list such as [30, 60, 90]"),
+        ("paper: DeepReduce Table 99", "Table 99 of DeepReDuce has no published rows here; there are Table 1"),
+        ("paper: SENet", "no paper 'SENet'; known are DeepReDuce, AutoReP"),
+        ("methods: [{name: steps, steps: none}]", "methods.steps.steps is 'none'; it should be a list such as"),
+        ("methods: [{name: random, budgets: [5], networks: []}]", "methods.random.networks is empty; leave it out"),
         ("methods: random", "methods is 'random'; it should be a list such as [{name: random, budgets: [50k]}]"),
         ("methods: [random]", "methods is ['random']; it should be a list such as [{name: random, budgets: [50k]}]"),
         ("methods: [{budgets: [5]}]", "unknown method None; known are autorep, bcd"),
@@ -115,6 +121,13 @@ def test_bad_recipes(capsys, tmp_path, line, message):
     said = refused(capsys, "recipe", str(recipe), "--dry-run")
     assert said.startswith(str(recipe))
     assert message in said
+
+
+def test_a_recipes_second_network_is_refused_before_the_first_trains(capsys, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{title: x, networks: [resnet10 m=2, resnet99], data: digits, methods: []}")
+    assert "unknown network 'resnet99'" in refused(capsys, "recipe", str(recipe), "--run", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -236,6 +249,18 @@ def test_frontier_and_report(capsys, finished: tuple[Run, Silent], tmp_path):
     assert "has a measured latency; run parelu bench RUN first" in refused(capsys, "frontier", folder, "--x", "latency")
     assert run("report", folder, "--out", str(tmp_path / "page.html")) == 0
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_recipes_folder_stands_for_the_runs_in_it(capsys, finished: tuple[Run, Silent], tmp_path):
+    run, _ = finished
+    shutil.copytree(run.path, tmp_path / "recipe" / "resnet10-m=2" / "seed0")
+    cli.main(["frontier", str(run.path)])
+    alone = capsys.readouterr().out
+    for given in (["recipe"], ["recipe/resnet10-m=2", "recipe", "recipe/resnet10-m=2/seed0"]):
+        cli.main(["frontier", *(str(tmp_path / folder) for folder in given)])
+        assert capsys.readouterr().out == alone, "each run once"
+    cli.main(["report", str(tmp_path / "recipe")])
+    assert (tmp_path / "recipe" / "report.html").exists()
 
 
 def test_a_users_network_goes_through_inspect(capsys):

@@ -295,6 +295,25 @@ def test_comparison_takes_one_network_for_all_seeds():
     assert tables.compare([*RECORDS, *alone])[0].label == "cull S1", "more seeds say more"
 
 
+def test_networks_of_several_runs_are_told_apart():
+    """Equal counts of two networks are neither one row nor a pair."""
+    here, there = ([dataclasses.replace(r, network=name) for r in RECORDS] for name in ("resnet18", "wrn-22-8"))
+    rows, alone = tables.frontier_rows([*here, *there]), tables.frontier_rows(RECORDS)
+    assert len(rows) == 2 * len(alone) and {row.label.split(": ")[0] for row in rows} == {"resnet18", "wrn-22-8"}
+    compared = tables.compare([*here, *(changed(r, test_accuracy=0.0) for r in there)])
+    for name, difference in (("resnet18", tables.compare(RECORDS)[0].difference), ("wrn-22-8", 0.0)):
+        (mine, *_) = [one for one in compared if one.network == name and one.other == "random"]
+        assert mine.difference == difference and mine.label.startswith(f"{name}: ")
+    assert "random, wrn-22-8" in tables.frontier_text([*here, *there])
+
+
+def test_runs_of_one_network_do_not_name_it(finished: tuple[Run, Silent], tmp_path: Path):
+    one, _ = finished
+    assert {record.network for record in tables.records_of([one, one])} == {""}
+    other = dataclasses.replace(one, config={**one.config, "model": {"family": "vgg16", "stem": 8}})
+    assert {record.network for record in tables.records_of([one, other])} == {"resnet10 m=2", "vgg16 m=8"}
+
+
 def test_comparison_without_ours_takes_the_first_method():
     others = [r for r in RECORDS if r.metrics.method != "deepreduce"] + [record("uniform", "", 100, 62, 0)]
     (row,) = tables.compare(others)

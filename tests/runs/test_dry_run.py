@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import pytest
 from conftest import ALL, tiny_experiment
 
+from parelu.errors import UserError
+from parelu.methods.random import Random
 from parelu.report.recipes import data_text, outlook_text, work_text
 from parelu.runs.dry_run import outlook
 from parelu.runs.experiment import Experiment, Reduction
 from parelu.training.schedule import Training
+
+BRIEF = Training(epochs=4)
 
 
 def test_a_dry_run_asks_for_what_a_run_trains(finished):
@@ -43,3 +48,14 @@ def test_what_a_recipe_would_do_is_said(monkeypatch, tmp_path):
     )
     assert "data: cifar100: no " in data_text(one) and "https://" in data_text(one)
     assert data_text(dataclasses.replace(one, data="digits")) == "data: digits is here"
+
+
+def test_a_dry_run_refuses_what_a_run_refuses():
+    senet = tiny_experiment("senet").reductions[0]
+    for one, message in (
+        (Experiment("resnet10 m=2", "digits", (senet,), BRIEF, teacher="resnet10 m=4"), "compares the maps"),
+        (Experiment("resnet10 m=2", "digits", (Reduction(Random()),), BRIEF), "random needs a budget"),
+        (Experiment("resnet10 m=2", "digits", (Reduction(Random(), match=3),), BRIEF), "and there is none; give budg"),
+    ):
+        with pytest.raises(UserError, match=message):
+            outlook(one)

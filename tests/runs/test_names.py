@@ -11,6 +11,7 @@ from conftest import TINY, Silent, tiny_experiment
 from parelu.errors import UserError
 from parelu.methods.base import methods
 from parelu.methods.deepreduce import DeepReDuce
+from parelu.methods.gated import Gated
 from parelu.methods.jobs import OUTSIDE, TEACHER
 from parelu.methods.random import Random
 from parelu.methods.senet import SENet
@@ -18,6 +19,7 @@ from parelu.methods.snl import SNL
 from parelu.methods.steps import Steps
 from parelu.network.spec import spec_of
 from parelu.report.page import write_report
+from parelu.runs.dry_run import outlook
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import Experiment, Reduction, run_experiment
 from parelu.runs.folder import Run
@@ -166,3 +168,24 @@ def test_the_report_has_the_records_of_every_label(tmp_path: Path):
     run.record("skipped-b", {"channels 0.5": "it is a graph"})
     page = write_report([run], tmp_path / "report.html").read_text()
     assert '<th class="text">run</th>' in page and '<th class="text">run w0</th>' in page and "it is a graph" in page
+
+
+def test_a_name_that_two_entries_have_is_refused_before_anything_is_trained(tmp_path: Path):
+    """The first entry's budget ends as the second one's label."""
+    one = experiment(
+        Reduction(Steps(("none",)), label="a"), Reduction(Steps(("none",), distillation="none"), label="b")
+    )
+    assert {planned.task.name for planned in outlook(one).planned} == {"teacher", "steps-none-a", "steps-none-b"}
+    gated = {"d_th": 1.0, "finetune_epochs": 4}
+    clash = (
+        Reduction(Gated(auxiliary=True, **gated), ("0.5",)),
+        Reduction(Gated(**gated), ("0.5",), label="auxiliary"),
+    )
+    with pytest.raises(UserError, match="two entries make networks called 'gated-304-auxiliary'; give them other"):
+        outlook(experiment(*clash))
+    for entry in (
+        Reduction(Random(), ("37",), label="a" * 200),
+        Reduction(Steps(("; ".join(["channels 2", "channels 0.5"] * 9),))),
+    ):
+        with pytest.raises(UserError, match=r"is a name of \d+ letters, the longest is 200"):
+            outlook(experiment(entry))

@@ -175,8 +175,8 @@ class Frontier:
 
         runs = open_runs(self.runs, "frontier")
         if self.json:
-            records = [record for run in runs for record in run.candidates()]
-            print(json.dumps([row.to_json() for row in tables.frontier_rows(records, self.x)], indent=1))
+            rows = tables.frontier_rows(tables.records_of(runs), self.x)
+            print(json.dumps([row.to_json() for row in rows], indent=1))
         else:
             print_frontier(runs, self.x)
 
@@ -198,19 +198,28 @@ class Report:
 
 
 def open_runs(paths: tuple[Path, ...], command: str) -> list[Run]:
-    """The runs that a command was given."""
+    """The runs that a command was given, each once; of a recipe's folder, all that are in it."""
     from parelu import api
 
     if not paths:
         raise UserError(f"no run folder given; name one or more, for example parelu {command} runs/quickstart")
-    return [api.Run.open(path) for path in paths]
+    folders = [folder for path in paths for folder in _run_folders(path)]
+    return [api.Run.open(path) for path in {folder.resolve(): folder for folder in folders}.values()]
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """The folder itself, or those below it of a recipe's seeds, and of its networks' seeds."""
+    if (path / "config.json").exists():
+        return [path]
+    found = [config.parent for depth in ("*", "*/*") for config in path.glob(f"{depth}/config.json")]
+    return sorted(found) or [path]
 
 
 def print_frontier(runs: list[Run], x: Axis = "relus") -> None:
     """The table of a frontier, on standard output."""
     from parelu.report import tables
 
-    print(tables.frontier_text([record for run in runs for record in run.candidates()], x))
+    print(tables.frontier_text(tables.records_of(runs), x))
 
 
 def save_report(runs: list[Run], path: Path) -> None:

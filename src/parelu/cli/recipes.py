@@ -11,7 +11,7 @@ import tyro
 from parelu.cli.compare import print_beside
 from parelu.cli.inspection import print_frontier, save_report
 from parelu.cli.output import say
-from parelu.cli.training import conduct
+from parelu.cli.training import conduct_all
 
 if TYPE_CHECKING:
     from parelu.api import Experiment
@@ -73,7 +73,7 @@ class Recipe:
             return
         folder = self.run or Path("runs") / self._name
         folders = [folder / recipe.folder(one) for one in experiments]
-        runs = [conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)]
+        runs = conduct_all(experiments, folders)
         print_frontier(runs)
         print_beside(runs)
         save_report(runs, folder / "report.html")

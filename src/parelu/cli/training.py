@@ -172,7 +172,7 @@ class Sweep(_Common):
         base = self.experiment(tuple(map(api.Reduction, chosen)))
         swept = api.sweep(base, self.m, self.multipliers, chosen, budgets)
         folders = [folder / str(one.model).replace(" ", "-") for one in swept]
-        runs = [conduct(one, place, folders) for one, place in zip(swept, folders, strict=True)]
+        runs = conduct_all(swept, folders)
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
         found = {record.metrics.relus_and_comparisons for run in runs for record in run.candidates()}
@@ -208,12 +208,23 @@ class Quickstart:
         print(full_and_knee_text(run.candidates(), int(dataset.test.labels[0])))
 
 
+def conduct_all(experiments: Sequence[Experiment], folders: Sequence[Path]) -> list[Run]:
+    """Run after run; what one of the later ones cannot do is refused before the first trains."""
+    from parelu import api
+
+    for one in experiments:
+        if one.seed == experiments[0].seed:
+            api.outlook(one)
+    return [conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)]
+
+
 def conduct(experiment: Experiment, folder: Path, lenders: Sequence[Path] = ()) -> Run:
     """lenders: folders of other runs, whose networks with all ReLUs are taken where they are the same."""
     from parelu import api
     from parelu.report.inspection import notes_lines
 
-    methods = "".join(f", {reduction.method.name}" for reduction in experiment.reductions)
+    entries = ("-".join(filter(None, (one.method.name, one.label))) for one in experiment.reductions)
+    methods = "".join(f", {entry}" for entry in entries)
     say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
     with api.TerminalProgress() as progress:
         run = api.run_experiment(experiment, folder, progress, lenders=lenders)

@@ -31,7 +31,7 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     data = _distinct(runs, "data")
     if len(data) > 1:
         raise UserError(f"these runs are of different data ({', '.join(data)}); give runs of one data set")
-    records = [record for run in runs for record in run.candidates()]
+    records = tables.records_of(runs)
     rows = tables.frontier_rows(records)
     # Without script: everything that a run's files say is text, and is escaped.
     environment = Environment(loader=PackageLoader("parelu.report", "."), autoescape=True, trim_blocks=True)

@@ -89,8 +89,7 @@ def ours_of(runs: Sequence[Run]) -> tuple[dict[str, Spec], list[Ours]]:
         if full is None:
             raise UserError(f"{of_model[0].path} has no full-ReLU network yet; run the same command again to go on")
         spec = spec_from_json(storage.read_header(of_model[0].folder(full.name), "candidate")["spec"])
-        model = of_model[0].config.get("model")
-        name = model if isinstance(model, str) else f"{spec.family} m={getattr(spec, 'stem', '?')}"
+        name = of_model[0].network
         specs[name] = spec
         found += _grouped(name, records, of_model[0].config.get("reductions", []))
     return specs, found

@@ -13,7 +13,7 @@ from parelu.network.metrics import Metrics
 from parelu.private.rows import Cost
 from parelu.report.private import duration, size
 from parelu.runs import pareto
-from parelu.runs.folder import Record
+from parelu.runs.folder import Record, Run
 
 OURS = "deepreduce"
 Axis = Literal["relus", "macs", "depth", "latency", "bytes"]
@@ -63,10 +63,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Test accuracy of a method's network less another method's at equal ReLUs, in points, paired by seed.
+    """Test accuracy of a method's network less another method's, of one network at equal ReLUs, paired by seed.
 
     Attributes:
-        label: of the method's network.
+        label: of the method's network; network: that both were made of, where there are several.
         ours, theirs: mean test accuracies in percent over the seeds that have both.
         difference: their mean difference; spread: the standard deviation of the differences, 0 for one seed.
     """
@@ -80,12 +80,21 @@ class Comparison:
     difference: float
     spread: float
     seeds: int
+    network: str = ""
+
+
+def records_of(runs: Sequence[Run]) -> list[Record]:
+    """The finished networks of runs; where these are about several networks, each record says about which."""
+    several = len({run.network for run in runs}) > 1
+    found = [(run, record) for run in runs for record in run.candidates()]
+    return [dataclasses.replace(record, network=run.network) if several else record for run, record in found]
 
 
 def label_of(record: Record) -> str:
     m = record.metrics
     note = f", {m.note}" if m.note else ""
-    return (m.steps or (f"{m.method} mask" if m.budget else "all ReLUs")) + note
+    network = f"{record.network}: " if record.network else ""
+    return network + (m.steps or (f"{m.method} mask" if m.budget else "all ReLUs")) + note
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
@@ -168,17 +177,18 @@ def compare(records: Sequence[Record], ours: str = OURS) -> list[Comparison]:
     Where a method has several networks of one ReLU count, the one stands for it that shares the most seeds with the
     other, then the best validated. Where no network is of `ours`, the first method by name takes its place.
     """
-    found: dict[tuple[str, int], dict[str, dict[int, Record]]] = {}
+    found: dict[tuple[str, int, str], dict[str, dict[int, Record]]] = {}
     for record in (r for r in records if r.metrics.role == "candidate"):
         m = record.metrics
-        found.setdefault((m.method, m.relus_and_comparisons), {}).setdefault(label_of(record), {})[m.seed] = record
-    methods = sorted({method for method, _ in found})
+        key = (m.method, m.relus_and_comparisons, record.network)
+        found.setdefault(key, {}).setdefault(label_of(record), {})[m.seed] = record
+    methods = sorted({method for method, _, _ in found})
     first = ours if ours in methods or not methods else methods[0]
     rows = []
-    for (other, relus), theirs in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
+    for (other, relus, network), theirs in sorted(found.items(), key=lambda one: (one[0][0], -one[0][1], one[0][2])):
         pairs = [
             (label, [(mine[seed], its[seed]) for seed in sorted(mine.keys() & its.keys())])
-            for (label, mine), its in itertools.product(found.get((first, relus), {}).items(), theirs.values())
+            for (label, mine), its in itertools.product(found.get((first, relus, network), {}).items(), theirs.values())
         ]
         if other != first and any(shared for _, shared in pairs):
             label, shared = max(
@@ -187,7 +197,7 @@ def compare(records: Sequence[Record], ours: str = OURS) -> list[Comparison]:
             mine, its = _means(shared, lambda m: m.test_accuracy)
             differences = [a.metrics.test_accuracy - b.metrics.test_accuracy for a, b in shared]
             spread = _deviation(differences)
-            rows.append(Comparison(first, other, relus, label, mine, its, mine - its, spread, len(shared)))
+            rows.append(Comparison(first, other, relus, label, mine, its, mine - its, spread, len(shared), network))
     return rows
 
 
@@ -224,7 +234,8 @@ def frontier_text(records: Sequence[Record], x: Axis = "relus") -> str:
         cells = [["ReLUs", compared[0].method, "other", "difference", "seeds", "method"]]
         for c in compared:
             difference = f"{c.difference:+.1f}" + (f" ± {c.spread:.1f}" if c.seeds > 1 else "")
-            cells.append([f"{c.relus:,}", f"{c.ours:.1f}", f"{c.theirs:.1f}", difference, str(c.seeds), c.other])
+            other = f"{c.other}, {c.network}" if c.network else c.other
+            cells.append([f"{c.relus:,}", f"{c.ours:.1f}", f"{c.theirs:.1f}", difference, str(c.seeds), other])
         text += "\n\nat equal ReLUs, test accuracy in percent, paired by seed\n" + aligned(cells, left=1)
     return text
 

@@ -15,7 +15,7 @@ from parelu import data
 from parelu.data.augmentation import Augmentation
 from parelu.data.dataset import Dataset
 from parelu.data.readers.base import Split
-from parelu.methods.budget import charged, parse_budget
+from parelu.methods.budget import charged
 from parelu.methods.jobs import TEACHER, FromKept, Job, Search, Task
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, count, skeleton
@@ -23,7 +23,7 @@ from parelu.network.instrument import instrument
 from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
-from parelu.runs.experiment import Experiment, prepare, spread
+from parelu.runs.experiment import Experiment, check, prepare, spread
 from parelu.runs.jobs import full_job, outside_job
 from parelu.runs.names import Names
 from parelu.training.objectives import CrossEntropy
@@ -91,15 +91,13 @@ def outlook(experiment: Experiment) -> Outlook:
     """
     blank, images = _without_images(experiment)
     prepared = prepare(blank)
-    spec, training = prepared.spec, experiment.training
+    spec, training, budgets = prepared.spec, experiment.training, check(experiment, prepared)
     context = DryContext(spec, training, experiment.seed, images, prepared.teacher)
     context.train([full_job(spec, training)])
     if prepared.teacher:
         context.train([outside_job(prepared.teacher, training)])
     relus: list[int] = []
-    for one in experiment.reductions:
-        one.method.check(spec, training)
-        given = [parse_budget(text, context.full.relus, context.full.comparisons) for text in one.budgets]
+    for one, given in zip(experiment.reductions, budgets, strict=True):
         found = one.method.reduce(context.labelled(one.label), list(dict.fromkeys([*given, *spread(relus, one.match)])))
         relus += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     name = experiment.model if isinstance(experiment.model, str) else spec.family

@@ -17,6 +17,7 @@ from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import charged, parse_budget
 from parelu.methods.jobs import Job
+from parelu.methods.options import check_options
 from parelu.models import external, libraries
 from parelu.models.external import Reading
 from parelu.models.graph import Graph
@@ -44,6 +45,7 @@ from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
 GIVEN = "given"  # in a run, the weights that training goes on from
+SEEDS = 2**32  # what all generators take
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # of a method's entry, in names of folders
 
 
@@ -63,6 +65,7 @@ class Reduction:
     label: str = ""
 
     def __post_init__(self) -> None:
+        check_options(self.method)
         if self.match < 0:
             raise UserError(f"match is {self.match}; it should be a whole number, 0 or more")
         if self.label and not LABEL.fullmatch(self.label):
@@ -122,6 +125,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _check_labels(self.reductions)
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"seed is {self.seed}; it should be a whole number, 0 or more and below 2^32")
         if isinstance(self.data, Dataset) and (self.images is not None or self.data_folder):
             raise UserError("images and data folder are of a data set's name; this one is in memory: take part of it")
 
@@ -190,6 +195,22 @@ def run_experiment(
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
     """
     prepared = prepare(experiment)
+    spec, budgets = prepared.spec, check(experiment, prepared)
+    config = _deciding(experiment, prepared)
+    run = Run.start(folder, {**config, **_contents(prepared), **config})  # last, so that an option is named first
+    work = Work(run, prepared.source, experiment.seed)
+    with in_run(work, experiment.training, watcher, executor or Processes()) as context:
+        _train_teachers(context, experiment, prepared, lenders)
+        counts: list[int] = []
+        for reduction, given in zip(experiment.reductions, budgets, strict=True):
+            wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
+            found = reduction.method.reduce(context.labelled(reduction.label), wanted)
+            counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
+    return run
+
+
+def check(experiment: Experiment, prepared: Prepared) -> list[list[int]]:
+    """The budgets of each of its reductions, in ReLUs; refuses what can be seen before anything is trained."""
     spec = prepared.spec
     network = skeleton(spec)
     if unsupported := problems(network):
@@ -205,17 +226,9 @@ def run_experiment(
         _check(reduction, given, spec, experiment.training)
     if prepared.teacher:
         _check_teacher(experiment.reductions)
-    config = _deciding(experiment, prepared)
-    run = Run.start(folder, {**config, **_contents(prepared), **config})  # last, so that an option is named first
-    work = Work(run, prepared.source, experiment.seed)
-    with in_run(work, experiment.training, watcher, executor or Processes()) as context:
-        _train_teachers(context, experiment, prepared, lenders)
-        counts: list[int] = []
-        for reduction, given in zip(experiment.reductions, budgets, strict=True):
-            wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
-            found = reduction.method.reduce(context.labelled(reduction.label), wanted)
-            counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
-    return run
+    if experiment.reductions and experiment.reductions[0].match:
+        raise UserError("match takes the counts of the methods before its own, and there is none; give budgets")
+    return budgets
 
 
 def _deciding(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Record:
     Attributes:
         metrics: of the candidate; history: its epochs.
         private: what `parelu bench RUN` measured of this network; None where it did not.
+        network: that its run is about, where records of several networks are told apart; "" where they are not.
     """
 
     run: str
@@ -51,6 +52,7 @@ class Record:
     metrics: Metrics
     history: tuple[Epoch, ...]
     private: PrivateInference | None = None
+    network: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,14 @@ class Run:
 
     def candidate(self, name: str) -> Candidate:
         return Candidate.load(self.folder(name))
+
+    @property
+    def network(self) -> str:
+        """What the network is called that the run is about."""
+        model = self.config.get("model", "")
+        if isinstance(model, str):
+            return model
+        return f"{model['family']} m={model['stem']}" if "stem" in model else model["family"]
 
     @property
     def outside_teacher(self) -> str:

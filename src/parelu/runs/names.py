@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from parelu.errors import UserError
 from parelu.methods.jobs import OUTSIDE, FromJob, FromSearch, Job, Search, Start
 from parelu.network.metrics import Tags
 from parelu.runs import mask_search
 from parelu.runs.jobs import identity
+
+LONGEST = 200  # bytes of a folder's name, of 255 on most systems: files in it have theirs and an ending
+SHORTER = "give a shorter label, or fewer steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +25,14 @@ class Names:
         label: "" for none.
         teacher: what the architecture is called that teaches in the full-ReLU network's place; "" for none.
         known: what entries of the run have asked for, by its name there and its identity → its name in the run.
+        candidates: name in the run → identity, of what its entries have asked for.
         own: name, as this entry's method has it → in the run.
     """
 
     label: str = ""
     teacher: str = ""
     known: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    candidates: dict[str, str] = dataclasses.field(default_factory=dict)
     own: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def labelled(self, label: str) -> Names:
@@ -34,7 +40,11 @@ class Names:
         return dataclasses.replace(self, label=label, own={})
 
     def of(self, name: str) -> str:
-        return f"{name}-{self.label}" if self.label else name
+        """Raises `UserError` for one that is too long for a folder."""
+        name = f"{name}-{self.label}" if self.label else name
+        if len(name.encode()) > LONGEST:
+            raise UserError(f"{name[:60]}… is a name of {len(name):,} letters, the longest is {LONGEST}; {SHORTER}")
+        return name
 
     def of_search(self, search: Search) -> Search:
         search = dataclasses.replace(search, start=self._start(search.start), teacher=self._here(search.teacher))
@@ -47,7 +57,10 @@ class Names:
             return dataclasses.replace(job, name=self._shared(job.name, identity(job)))
         self.own[job.name] = name = self.of(job.name)
         taught = f"taught by {self.teacher}" if job.teacher == OUTSIDE else ""
-        return dataclasses.replace(job, name=name, tags=noted(job.tags, self.label, taught))
+        named = dataclasses.replace(job, name=name, tags=noted(job.tags, self.label, taught))
+        if self.candidates.setdefault(name, identity(named)) != identity(named):
+            raise UserError(f"two entries make networks called {name!r}; give them other labels, or steps of their own")
+        return named
 
     def _shared(self, name: str, identity: str) -> str:
         self.own[name] = self.known.setdefault((name, identity), self.of(name))

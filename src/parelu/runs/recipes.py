@@ -17,6 +17,7 @@ import yaml
 
 from parelu.errors import UserError
 from parelu.methods.base import methods
+from parelu.published import find
 from parelu.runs.experiment import Experiment, Reduction, parse_input
 from parelu.runs.presets import method_of, training_of
 from parelu.training import papers
@@ -141,6 +142,8 @@ def read_recipe(name: str) -> Recipe:
         raise UserError(f"{path} is not a recipe, a mapping of keys; compare {recipes()['quickstart']}")
     try:
         recipe = _Recipe(**_checked(content, _Recipe))
+        if recipe.paper:
+            find(recipe.paper)
         return Recipe(recipe.title, _experiments(recipe), recipe.paper, recipe.cost, recipe.networks is not None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -187,6 +190,8 @@ def _networks(recipe: _Recipe) -> list[str]:
 def _entry_networks(entry: Mapping[str, Any], networks: list[str]) -> list[str]:
     """Those of the recipe's networks that a method's entry is for."""
     given = entry.get("networks")
+    if given == []:
+        raise UserError(f"methods.{entry['name']}.networks is empty; leave it out, or the method")
     for name in given or ():
         if name not in networks:
             raise UserError(f"methods.{entry['name']}.networks has {name!r}; the recipe's are {', '.join(networks)}")
@@ -251,5 +256,7 @@ def _words(hint: Any) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if origin is Mapping:
         return "a mapping such as {epochs: 5, lr: 0.1}" if inner[0] is str else "a mapping such as {0.1: 40, 0.02: 80}"
+    if origin in (list, tuple):
+        return "a list such as [30, 60, 90]" if inner[0] is int else 'a list such as ["cull S1; thin all", none]'
     named = {str: "text, in quotes", int: "a whole number", float: "a number such as 0.1", bool: "true or false"}
     return named.get(hint, str(hint))
