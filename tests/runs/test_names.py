@@ -89,6 +89,19 @@ def test_another_architecture_teaches(tmp_path: Path):
         conducted(dataclasses.replace(one, teacher=None), tmp_path)
 
 
+def test_an_entry_keeps_its_own_teacher(tmp_path: Path):
+    """Where another architecture teaches the run's others; it trains what a run without that one does."""
+    steps, snl = Reduction(Steps(steps=("cull all",))), Reduction(SNL(search_epochs=1), ("37",), own_teacher=True)
+    run, _ = conducted(experiment(steps, snl, teacher="resnet18 m=2"), tmp_path)
+    notes = {record.name: record.metrics.note for record in run.candidates()}
+    assert not notes["snl-37"] and notes["steps-cull-all"] == "taught by resnet18 m=2"
+    alone, _ = conducted(experiment(dataclasses.replace(snl, own_teacher=False)), tmp_path / "alone")
+    assert run.candidate("snl-37").trained.job == alone.candidate("snl-37").trained.job
+    mine, its = (r.candidate("snl-37").weights for r in (run, alone))
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    assert run.config["reductions"][1]["own_teacher"] and "own_teacher" not in alone.config["reductions"][0]
+
+
 def test_a_network_is_its_own_teacher_by_name(tmp_path: Path):
     """So that one recipe has the teacher's architecture among its networks."""
     run, _ = conducted(experiment(Reduction(Random(), ("37",)), teacher="resnet10 m=2"), tmp_path)

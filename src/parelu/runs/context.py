@@ -105,9 +105,10 @@ class RunContext:
     def record(self, name: str, value: Any) -> None:
         self.work.run.record(self.names.of(name), value)
 
-    def labelled(self, label: str) -> RunContext:
-        """For another entry of the same run."""
-        return dataclasses.replace(self, names=self.names.labelled(label))
+    def labelled(self, label: str, *, own_teacher: bool = False) -> RunContext:
+        """For another entry of the same run; own_teacher: taught by the full-ReLU network, whoever else is there."""
+        names = self.names.labelled(label)
+        return dataclasses.replace(self, names=dataclasses.replace(names, teacher="") if own_teacher else names)
 
 
 @contextmanager

@@ -98,7 +98,8 @@ def outlook(experiment: Experiment) -> Outlook:
         context.train([outside_job(prepared.teacher, training)])
     relus: list[int] = []
     for one, given in zip(experiment.reductions, budgets, strict=True):
-        found = one.method.reduce(context.labelled(one.label), list(dict.fromkeys([*given, *spread(relus, one.match)])))
+        of_entry = context.labelled(one.label, own_teacher=one.own_teacher)
+        found = one.method.reduce(of_entry, list(dict.fromkeys([*given, *spread(relus, one.match)])))
         relus += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     name = experiment.model if isinstance(experiment.model, str) else spec.family
     return Outlook(name, spec, context.full, images, tuple(context.planned.values()))
@@ -123,10 +124,12 @@ class DryContext:
         self.planned: dict[tuple[bool, str], Planned] = {}
         self.teacher = self._candidate(full_job(spec, training))
 
-    def labelled(self, label: str) -> DryContext:
-        """For an entry of the run with this label."""
+    def labelled(self, label: str, *, own_teacher: bool = False) -> DryContext:
+        """For an entry of the run with this label; own_teacher: taught by the full-ReLU network."""
         other = copy.copy(self)
         other._names = self._names.labelled(label)
+        if own_teacher:
+            other._teacher_macs = self.full.macs
         return other
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:

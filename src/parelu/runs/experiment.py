@@ -57,12 +57,14 @@ class Reduction:
         budgets: as on the command line ("50k", "0.1").
         match: so many further budgets, taken from the ReLU counts of the experiment's methods before this one.
         label: ends the names of what it trains, so that a run holds a method several times, with other options.
+        own_teacher: what it distils learns from the network's own full-ReLU version, whoever teaches the run's others.
     """
 
     method: Method
     budgets: tuple[str, ...] = ()
     match: int = 0
     label: str = ""
+    own_teacher: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.method)
@@ -75,9 +77,9 @@ class Reduction:
 
     def config(self) -> dict[str, Any]:
         """As JSON values."""
-        label = {"label": self.label} if self.label else {}
+        younger = {name: value for name in ("label", "own_teacher") if (value := getattr(self, name))}
         options, budgets = settings(self.method), list(self.budgets)
-        return {"method": self.method.name, "options": options, "budgets": budgets, "match": self.match, **label}
+        return {"method": self.method.name, "options": options, "budgets": budgets, "match": self.match, **younger}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +206,8 @@ def run_experiment(
         counts: list[int] = []
         for reduction, given in zip(experiment.reductions, budgets, strict=True):
             wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
-            found = reduction.method.reduce(context.labelled(reduction.label), wanted)
+            of_entry = context.labelled(reduction.label, own_teacher=reduction.own_teacher)
+            found = reduction.method.reduce(of_entry, wanted)
             counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     return run
 
@@ -259,7 +262,7 @@ def _train_teachers(context: RunContext, experiment: Experiment, prepared: Prepa
 
 
 def _check_teacher(reductions: Sequence[Reduction]) -> None:
-    for method in (reduction.method for reduction in reductions):
+    for method in (reduction.method for reduction in reductions if not reduction.own_teacher):
         if method.compares_maps:
             raise UserError(
                 f"{method.name} compares the maps of a network with its own full-ReLU version's; another architecture "

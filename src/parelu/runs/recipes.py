@@ -124,6 +124,7 @@ class _Entry:
     match: int = 0
     label: str = ""
     networks: Annotated[list[str], "a list of some of the recipe's networks"] | None = None
+    teacher: Annotated[Literal["own"], "own, the network's full-ReLU version"] | None = None
 
 
 def read_recipe(name: str) -> Recipe:
@@ -206,9 +207,9 @@ def _reduction(entry: dict[str, Any], preset: str) -> Reduction:
     del options["name"]
     options.pop("networks", None)
     budgets, match = tuple(map(str, options.pop("budgets", ()))), options.pop("match", 0)
-    label = options.pop("label", "")
+    label, own_teacher = options.pop("label", ""), options.pop("teacher", None) == "own"
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return Reduction(method_of(known[name], preset, given), budgets, match, label)
+    return Reduction(method_of(known[name], preset, given), budgets, match, label, own_teacher)
 
 
 def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:
