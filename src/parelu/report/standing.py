@@ -219,7 +219,7 @@ def match(row: Published, point: Point, own: str, candidates: Sequence[Ours], *,
     by_steps = [one for one in there if one.steps and one.steps.split() == row.steps.split()]
     by_steps = [one for one in by_steps if row.distillation in ("", one.distillation)]
     if by_steps:
-        return min(by_steps, key=lambda one: (one.kind != row.method, one.note))
+        return min(by_steps, key=lambda one: (one.kind != row.method, len(one.note), one.note))  # the plainest
     of_kind = [one for one in there if one.kind == row.method and ("exit" not in one.note or _same_exit(one.note, row))]
     near = [(gap, one) for one in of_kind if (gap := _gap(point, one.point, by_share)) is not None]
     gap, found = min(near, key=lambda pair: (pair[0], pair[1].note), default=(math.inf, None))
