@@ -7,6 +7,7 @@ from conftest import ALL, tiny_experiment
 
 from parelu.errors import UserError
 from parelu.methods.random import Random
+from parelu.models import libraries
 from parelu.report.recipes import data_text, outlook_text, work_text
 from parelu.runs.dry_run import outlook
 from parelu.runs.experiment import Experiment, Reduction
@@ -35,6 +36,16 @@ def test_work_grows_with_epochs_images_and_what_teaches():
     assert outlook(dataclasses.replace(one, training=Training(epochs=6), images=450)).work * 50 == first.work
     taught = dataclasses.replace(one, reductions=(Reduction(tiny_experiment("random").reductions[0].method, ("0.5",)),))
     assert outlook(taught).work - first.work == 3 * 45_000 * 4 * first.full.macs
+
+
+def test_a_dry_run_reads_no_trained_weights(monkeypatch, tmp_path):
+    """They may have to be downloaded."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU())\n"
+    )
+    monkeypatch.setattr(libraries, "trained_weights", lambda name: pytest.fail("read"))
+    one = Experiment(f"{tmp_path / 'net.py'}:build", "digits", (), Training(), pretrained=True)
+    assert outlook(one).full.relus == 10
 
 
 def test_what_a_recipe_would_do_is_said(monkeypatch, tmp_path):

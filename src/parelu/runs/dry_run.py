@@ -90,7 +90,7 @@ def outlook(experiment: Experiment) -> Outlook:
         UserError: a method refuses, as it would in a run.
     """
     blank, images = _without_images(experiment)
-    prepared = prepare(blank)
+    prepared = prepare(dataclasses.replace(blank, pretrained=False))  # whose file may not be there
     spec, training, budgets = prepared.spec, experiment.training, check(experiment, prepared)
     context = DryContext(spec, training, experiment.seed, images, prepared.teacher)
     context.train([full_job(spec, training)])

@@ -97,6 +97,7 @@ class _Recipe:
     model: str | None = None
     networks: Annotated[list[str], 'a list such as ["resnet18 m=16", "resnet18 m=32"]'] | None = None
     teacher: str | None = None
+    pretrained: bool = False
     replace: str = ""
     paper: str = ""
     cost: str = ""
@@ -165,6 +166,7 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
         input=parse_input(recipe.input) if recipe.input is not None else None,
         images=recipe.images,
         teacher=recipe.teacher,
+        pretrained=recipe.pretrained,
         paper=recipe.paper,
         replace=recipe.replace,
     )

@@ -50,7 +50,7 @@ def small(experiments: Sequence[Experiment], whole: Sequence[Experiment]) -> lis
 def _own(one: Experiment) -> Experiment:
     """Of a network of ours, from fresh weights."""
     name = OURS.get(str(one.model))
-    return one if name is None else dataclasses.replace(one, model=name, replace="", weights=None)
+    return one if name is None else dataclasses.replace(one, model=name, replace="", weights=None, pretrained=False)
 
 
 def difference(before: Sequence[Experiment], after: Sequence[Experiment]) -> str:
