@@ -123,6 +123,13 @@ def test_bad_recipes(capsys, tmp_path, line, message):
     assert message in said
 
 
+def test_a_batch_that_is_not_filled_leaves_no_run_behind(capsys, tmp_path):
+    folder = tmp_path / "run"
+    said = refused(capsys, "train", *TINY, "--images", "100", "--batch", "128", "--run", str(folder))
+    assert "100 training images do not fill one batch of 128; give a smaller batch, or more images" in said
+    assert not folder.exists()
+
+
 def test_a_recipes_second_network_is_refused_before_the_first_trains(capsys, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("{title: x, networks: [resnet10 m=2, resnet99], data: digits, methods: []}")

@@ -273,3 +273,12 @@ def test_every_table_is_shown_or_says_why_not(small: list[Run], source: str):
         assert "no accuracies" in str(error)
     else:
         assert isinstance(found, Beside) and sum(pair.ours is not None for pair in found.pairs) >= 11
+
+
+def test_what_stands_for_no_row_is_named_by_its_network(tmp_path):
+    runs = [started(tmp_path / name, model=model) for name, model in (("a", SMALL), ("b", "resnet10 m=8"))]
+    for made in runs:
+        keep(made, "teacher", 90.0, Tags("train"))
+        keep(made, "steps-cull-S2", 80.0, Tags("steps", "cull S2"))
+    found = {pair.what for pair in beside(runs, "DeepReDuce Table 4").pairs if pair.paper is None}
+    assert {f"{SMALL}: cull S2", "resnet10 m=8: cull S2"} <= found

@@ -7,6 +7,7 @@ from conftest import ALL, tiny_experiment
 
 from parelu.errors import UserError
 from parelu.methods.random import Random
+from parelu.methods.snl import SNL
 from parelu.models import libraries
 from parelu.report.recipes import data_text, outlook_text, work_text
 from parelu.runs.dry_run import outlook
@@ -62,9 +63,15 @@ def test_what_a_recipe_would_do_is_said(monkeypatch, tmp_path):
 
 
 def test_a_dry_run_refuses_what_a_run_refuses():
+    big = Reduction(SNL(search={"batch": 9999}), ("0.5",))
     senet = tiny_experiment("senet").reductions[0]
     for one, message in (
         (Experiment("resnet10 m=2", "digits", (senet,), BRIEF, teacher="resnet10 m=4"), "compares the maps"),
+        (
+            Experiment("resnet10 m=2", "digits", (), BRIEF, images=100),
+            "100 training images do not fill one batch of 128",
+        ),
+        (Experiment("resnet10 m=2", "digits", (big,), BRIEF), "1,294 training images do not fill one batch of 9999"),
         (Experiment("resnet10 m=2", "digits", (Reduction(Random()),), BRIEF), "random needs a budget"),
         (Experiment("resnet10 m=2", "digits", (Reduction(Random(), match=3),), BRIEF), "and there is none; give budg"),
     ):

@@ -150,10 +150,11 @@ def _pairs(rows: Sequence[Published], ours: Sequence[Ours], stands: Mapping[str,
             found = match(row, point, stands[row.network], ours, by_share=by_share)
         taken.add(id(found))
         pairs.append(Pair(row.method, row.row, point, found.point if found else None, row.dataset, row.exception))
+    several = len({one.point.network for one in ours}) > 1
     for one in ours:
         if id(one) not in taken:
-            what = ", ".join(filter(None, (one.steps if one.steps != "none" else "all ReLUs", one.note)))
-            pairs.append(Pair(one.kind, what or "mask", None, one.point))
+            what = ", ".join(filter(None, (one.steps if one.steps != "none" else "all ReLUs", one.note))) or "mask"
+            pairs.append(Pair(one.kind, f"{one.point.network}: {what}" if several else what, None, one.point))
     return pairs
 
 

@@ -91,7 +91,8 @@ def outlook(experiment: Experiment) -> Outlook:
     """
     blank, images = _without_images(experiment)
     prepared = prepare(dataclasses.replace(blank, pretrained=False))  # whose file may not be there
-    spec, training, budgets = prepared.spec, experiment.training, check(experiment, prepared)
+    budgets = check(experiment, dataclasses.replace(prepared, images=images))
+    spec, training = prepared.spec, experiment.training
     context = DryContext(spec, training, experiment.seed, images, prepared.teacher)
     context.train([full_job(spec, training)])
     if prepared.teacher:
@@ -181,6 +182,8 @@ class DryContext:
         found, taught = counts(task.spec), not isinstance(task.objective, CrossEntropy)
         passes = 3 * found.macs + (self._teacher_macs if taught else 0)
         epochs = task.training.epochs if task.training else 0
+        if task.training:
+            task.training.check_images(self.images)
         self.planned[isinstance(task, Search), task.name] = Planned(
             task, found, plan.relus, float(epochs * self.images * passes)
         )

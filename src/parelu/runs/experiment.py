@@ -215,6 +215,8 @@ def run_experiment(
 def check(experiment: Experiment, prepared: Prepared) -> list[list[int]]:
     """The budgets of each of its reductions, in ReLUs; refuses what can be seen before anything is trained."""
     spec = prepared.spec
+    if prepared.weights is None:
+        experiment.training.check_images(prepared.images)
     network = skeleton(spec)
     if unsupported := problems(network):
         raise UserError("\n".join([*grouped(unsupported), *_advice(way_out(spec, experiment.replace))]))
@@ -303,6 +305,7 @@ class Prepared:
         weights: of the trained full-ReLU network; None where it is to be trained.
         original: a trained network before its ops were replaced; None where none was.
         teacher: the architecture that teaches in the full-ReLU network's place; None where that teaches.
+        images: training images that there are.
     """
 
     source: DataSource
@@ -310,6 +313,7 @@ class Prepared:
     weights: Mapping[str, Tensor] | None
     original: Candidate | None = None
     teacher: Spec | None = None
+    images: int = 0
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -338,9 +342,10 @@ def prepare(experiment: Experiment) -> Prepared:
         )
     teacher = _teacher(experiment.teacher, spec, dataset.name)
     if original is None or _ops(original.spec) == _ops(spec):
-        return Prepared(source, spec, weights, None, teacher)
+        return Prepared(source, spec, weights, None, teacher, len(dataset.train))
     plan = Plan.of(skeleton(original.spec))
-    return Prepared(source, spec, weights, Candidate(original.spec, plan, original.weights), teacher)
+    before = Candidate(original.spec, plan, original.weights)
+    return Prepared(source, spec, weights, before, teacher, len(dataset.train))
 
 
 def _teacher(given: str | Spec | None, spec: Spec, dataset: str) -> Spec | None:

@@ -66,11 +66,10 @@ def train(
         Its finished epochs, those before the checkpoint included.
 
     Raises:
-        UserError: the loss is not finite, or the data set does not fit the network.
+        UserError: the loss is not finite, or the data set fills no batch or does not fit the network.
     """
+    training.check_images(len(dataset.train))
     per_epoch = len(dataset.train) // training.batch
-    if per_epoch == 0:
-        raise UserError(f"{len(dataset.train)} training images do not fill one batch of {training.batch}")
     network.to(device(), memory_format=memory_format(network))  # pyright: ignore[reportCallIssue]
     callback = callback or Still()
     optimizers = _optimizers(network, training, callback)

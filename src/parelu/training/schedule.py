@@ -75,6 +75,14 @@ class Training:
             given["milestones"] = tuple(given["milestones"])
         return dataclasses.replace(self, **given)
 
+    def check_images(self, number: int) -> None:
+        """Raises `UserError` where so many training images are not a batch."""
+        if number < self.batch:
+            raise UserError(
+                f"{number:,} training images do not fill one batch of {self.batch}; give a smaller batch, or more "
+                "images"
+            )
+
     def shape(self, progress: float) -> float:
         """Learning rate as a share of `lr` where `progress`, in [0, 1), of all steps are done."""
         progress = self.begin + (self.end - self.begin) * progress
