@@ -176,6 +176,15 @@ def of_the_disk() -> Samples:
     yield "images_of_idx", "labels", b"\0" + struct.pack(">2I", 0x801, 4) + bytes(4)
     yield "images_of_idx", "compressed", b"\5" + gzip.compress(images, mtime=0)
     yield "images_of_cifar", "one", b"\3" + bytes(3072)
+    yield "images_of_cifar_in_python", "one", _pickled_image()
+
+
+def _pickled_image() -> bytes:
+    """{"data": one image as numpy pickled it in Python 2, "labels": [3]}."""
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85U\1btR"
+    dtype = b"cnumpy\ndtype\nU\2u1K\0K\1\x87R(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    state = b"(K\1K\1M\0\x0c\x86" + dtype + b"\x89T" + struct.pack("<I", 3072) + bytes(3072) + b"tb"
+    return b"\x80\2}(U\4data" + array + state + b"U\6labels]K\3au."
 
 
 def of_old_failures() -> Samples:

@@ -407,7 +407,9 @@ def images_of_idx(data: bytes) -> None:
 
 @target(UserError)
 def images_of_cifar(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "data_batch_1.bin"
-        path.write_bytes(data)
-        cifar._records(path, label=0, labels=1, classes=10)
+    cifar._records(Path("data_batch_1.bin"), data, cifar._TEN)
+
+
+@target(UserError)
+def images_of_cifar_in_python(data: bytes) -> None:
+    cifar._batch(Path("data_batch_1"), data, cifar._TEN)
