@@ -331,7 +331,7 @@ def test_the_published_densities_can_be_given():
         (["--gate-epochs", "9"], "γ moves for 9 of 5 finetuning epochs"),
         (["--gate-epochs", "0"], "gated: gate_epochs is 0; it should be a whole number, 1 or more"),
         (["--finetune-epochs", "1"], "γ moves for 0 of 1 finetuning epochs"),
-        (["--training", "paper", "--finetune-epochs", "3"], "γ moves for 90 of 3 finetuning epochs"),
+        (["--training", "paper", "--finetune-epochs", "3"], "finetune: milestones end at 160, and there are 3 epochs"),
         (["--model", "wrn-10-2 m=2", "--auxiliary"], "an auxiliary classifier is for basic blocks (ResNets), not for"),
         (["--model", "torchvision_style:build"], "gated branching rebuilds the blocks of our ResNets, not"),
     ],
