@@ -292,7 +292,7 @@ def test_bench_measures_what_was_reduced(own, parties_as_threads):
         ({"budget": ()}, "random needs a budget; give --budget, for example --budget 0.1"),
         ({"budget": "many"}, "budget 'many' is not a number of ReLUs"),
         ({"budget": 1000}, "budget '1000' is more than the network's 144 ReLUs"),
-        ({"training": "long"}, "training is 'long'; it should be one of paper, short, or a Training"),
+        ({"training": "long"}, "no training 'long'; known are paper, short, deepreduce,"),
         ({"input_shape": (6, 6)}, "input shape (6, 6) is not (channels, height, width)"),
         ({"weights": {"fc.weight": torch.zeros(3, 3)}}, "the weights lack"),
     ],
@@ -337,8 +337,9 @@ def test_other_verbs_refuse_in_one_line(own, tmp_path):
         parelu.bench(own[1].best())
     with pytest.raises(UserError, match="the candidate is a Own; give one of a run"):
         parelu.bench(own[0], lights())  # pyright: ignore[reportArgumentType]
-    for name, what in (("relu", "ReLU protocol"), ("offline", "offline mode"), ("link", "link")):
-        with pytest.raises(UserError, match=f"unknown {what} 'x'; known are"):
+    unknown = {"relu": "unknown ReLU protocol 'x'; known are", "offline": "unknown offline mode 'x'; known are"}
+    for name, message in {**unknown, "link": "link 'x': it is no known one; give loopback, lan, wan, or"}.items():
+        with pytest.raises(UserError, match=message):
             parelu.bench(own[1].best(), lights(), **dict[str, Any]({name: "x"}))
     with pytest.raises(UserError, match="a batch of 0 images; it should be 1 or more"):
         parelu.bench(own[1].best(), lights(), batch=0)
