@@ -44,7 +44,9 @@ def test_reports_have_the_sum_and_say_what_is_compared(run):
 
 def test_a_budget_that_max_pools_eat_up_is_refused_before_training(tmp_path):
     least = count(skeleton(SPEC)).comparisons + 1
-    one = Experiment(SPEC, "digits", (Reduction(methods()["uniform"](), ("100",)),), Training(epochs=1, batch=32), images=64)
+    one = Experiment(
+        SPEC, "digits", (Reduction(methods()["uniform"](), ("100",)),), Training(epochs=1, batch=32), images=64
+    )
     with pytest.raises(UserError, match=rf"give {least:,} or more, or --replace maxpool=avgpool"):
         run_experiment(one, tmp_path / "run", Silent())
     assert not (tmp_path / "run").exists()
