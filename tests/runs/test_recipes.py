@@ -185,7 +185,9 @@ def cover():
     kinds = {name: set().union(*map(kinds_of, one_seed_of(read(name)))) for name in RUN}
     left, chosen = set().union(*kinds.values()), []
     while left:
-        best = max(kinds, key=lambda name: len(kinds[name] & left) / (1 + len(kinds[name])))
+        best = max(
+            kinds, key=lambda name: len(kinds[name] & left) / (1 + len(kinds[name]) + len(read(name).experiments))
+        )
         chosen.append(best)
         left -= kinds[best]
     return chosen

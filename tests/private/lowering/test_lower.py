@@ -474,8 +474,8 @@ def test_both_sets_of_kernels_give_the_same_products(seed, stride, padding):
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "steps"),
     [
-        ("wrn-22-8", (3, 32, 32), 100, "none"),
-        ("resnet34", (3, 32, 32), 100, "cull S1+S4; thin S2+S3"),
+        pytest.param("wrn-22-8", (3, 32, 32), 100, "none", marks=pytest.mark.long),
+        pytest.param("resnet34", (3, 32, 32), 100, "cull S1+S4; thin S2+S3", marks=pytest.mark.long),
         ("resnet18", (3, 64, 64), 200, "none"),
     ],
 )
