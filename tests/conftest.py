@@ -68,6 +68,7 @@ def one_thread_and_an_own_cache(tmp_path_factory: pytest.TempPathFactory, monkey
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Silent]:
     """A finished experiment of all methods on digits, 8×8; pytest's worker processes train it once, and copy it."""
+    torch.set_num_threads(1)  # it may come before the fixtures of a test: other threads would give other bits
     watcher = Silent()
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     if "PYTEST_XDIST_WORKER" not in os.environ:
