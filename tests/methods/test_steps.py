@@ -65,8 +65,6 @@ def test_the_warmup_of_dkd_can_be_epochs_on_top():
         ({"steps": ("channels 0.5",), "from_teacher": True}, "full network's weights do not fit"),
         ({"steps": ("reuse 4",), "from_teacher": True}, "full network's weights do not fit"),
         ({"steps": ()}, "steps names no network"),
-        ({"warmup": 2.0}, "warmup is 2.0; it should be a share"),
-        ({"warmup_epochs": -1}, "warmup_epochs is -1; it should be a whole number, 0 or more"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(options, message):

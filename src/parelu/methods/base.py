@@ -121,6 +121,19 @@ def slug(steps: str) -> str:
     return steps.replace("; ", "_").replace(" ", "-").replace("+", "")
 
 
+def decoupled(
+    training: Training, temperature: float, alpha: float, beta: float, warmup: float, warmup_epochs: int | None
+) -> tuple[Training, DecoupledDistillation]:
+    """A training with decoupled distillation, whose weight grows in the first epochs.
+
+    warmup: their share of the training as it is; warmup_epochs: so many, by which the training is longer, instead.
+    """
+    if warmup_epochs is not None:
+        training = training.changed(epochs=training.epochs + warmup_epochs)
+        warmup = warmup_epochs / training.epochs
+    return training, DecoupledDistillation(temperature, alpha, beta, warmup)
+
+
 def methods() -> dict[str, type[Method]]:
     """Method name → class: those in `parelu.methods`, one file a paper, and those of plugins."""
     return registry.classes(Method, "parelu.methods")

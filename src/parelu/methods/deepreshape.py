@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Method, stepped_job
+from parelu.methods.base import Context, Method, decoupled, stepped_job
 from parelu.methods.budget import fitting
 from parelu.methods.deepreduce import DeepReDuce
 from parelu.methods.jobs import Job
@@ -24,7 +24,7 @@ from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.settings import younger
 from parelu.network.steps import stage_order, stages_of
-from parelu.training.objectives import DecoupledDistillation, Distillation
+from parelu.training.objectives import Distillation
 
 RESHAPINGS = ("", "; channels 0.5", "; reuse 4", "; reuse 8", "; reuse 16")  # Algorithm 2, lines 5 to 9
 LEAST = 2  # the smallest multiplier (section 4.1)
@@ -169,12 +169,6 @@ class DeepReShape(Method):
     temperature: float = 4.0  # Appendix J
     kd_weight: float = 0.9  # Appendix J: "relative weight to cross-entropy loss"; a reading, on the soft loss
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"warmup is {self.warmup}; it should be a share of the training, from 0 to 1")
-        if self.warmup_epochs is not None and self.warmup_epochs < 0:
-            raise UserError(f"warmup_epochs is {self.warmup_epochs}; it should be a whole number, 0 or more")
-
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         jobs, skipped = [], {}
         for steps in self._steps(context):
@@ -202,16 +196,14 @@ class DeepReShape(Method):
         return [before, *(f"{thin}{reshaping}" for reshaping in RESHAPINGS)]
 
     def _job(self, context: Context, steps: str) -> Job:
-        epochs, warmup = context.training.epochs, self.warmup
-        if self.warmup_epochs is not None and self.distillation == "dkd":
-            epochs += self.warmup_epochs
-            warmup = self.warmup_epochs / epochs
+        training = context.training
         if self.distillation == "dkd":
-            objective = DecoupledDistillation(self.temperature, self.alpha, self.beta, warmup)
+            training, objective = decoupled(
+                training, self.temperature, self.alpha, self.beta, self.warmup, self.warmup_epochs
+            )
             note = f"beta {self.beta:g}" if self.beta != 1 else ""
         else:
             objective, note = Distillation(self.temperature, self.kd_weight), "kd"
         prefix = "-".join([self.name, *note.split(), ""])
         job = stepped_job(self.name, context, steps, objective, prefix=prefix)
-        training = dataclasses.replace(context.training, epochs=epochs)
         return dataclasses.replace(job, training=training, tags=dataclasses.replace(job.tags, note=note))

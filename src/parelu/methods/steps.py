@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Method, stepped_job
+from parelu.methods.base import Context, Method, decoupled, stepped_job
 from parelu.methods.budget import fitting
 from parelu.methods.fixed import FULL_WEIGHTS
 from parelu.methods.jobs import FRESH, FROM_TEACHER, Job
@@ -59,10 +59,6 @@ class Steps(Method):
     def __post_init__(self) -> None:
         if not self.steps:
             raise UserError('steps names no network; give some, such as "cull S1; thin all"')
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"warmup is {self.warmup}; it should be a share of the training, from 0 to 1")
-        if self.warmup_epochs is not None and self.warmup_epochs < 0:
-            raise UserError(f"warmup_epochs is {self.warmup_epochs}; it should be a whole number, 0 or more")
 
     def check(self, spec: Spec, training: Training) -> None:
         """Refuses steps that the network cannot take, and weights that would not fit."""
@@ -95,8 +91,4 @@ class Steps(Method):
             return training, CrossEntropy(training.label_smoothing)
         if self.distillation == "kd":
             return training, Distillation(self.temperature, self.kd_weight, ce_weight=self.ce_weight)
-        warmup = self.warmup
-        if self.warmup_epochs is not None:
-            training = training.changed(epochs=training.epochs + self.warmup_epochs)
-            warmup = self.warmup_epochs / training.epochs
-        return training, DecoupledDistillation(self.temperature, self.alpha, self.beta, warmup)
+        return decoupled(training, self.temperature, self.alpha, self.beta, self.warmup, self.warmup_epochs)

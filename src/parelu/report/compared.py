@@ -9,14 +9,12 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from parelu.errors import UserError
 from parelu.report.beside import Beside
-from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, short, svg_text
+from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, save_figure, short, svg_text
 from parelu.report.standing import Point
 from parelu.report.tables import plus_minus
 
@@ -32,12 +30,7 @@ def beside_svg(found: Beside) -> str:
 
 def save_beside(found: Beside, path: Path) -> None:
     """The same as .png or .svg; raises `UserError` for another ending."""
-    if path.suffix not in (".png", ".svg"):
-        raise UserError(f"{path} is neither .png nor .svg; give a path with one of these endings")
-    with mpl.rc_context(STYLE):
-        figure, _ = _figure(found)
-        FigureCanvasAgg(figure)
-        figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_figure(path, lambda: _figure(found)[0])
 
 
 def _figure(found: Beside) -> tuple[Figure, list[Tip]]:

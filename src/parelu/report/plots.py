@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,15 @@ def frontier_svg(records: Sequence[Record]) -> str:
 
 def save_frontier(records: Sequence[Record], path: Path) -> None:
     """The frontier's figure as a picture, .png or .svg; raises `UserError` for another ending."""
+    save_figure(path, lambda: _frontier(records)[0])
+
+
+def save_figure(path: Path, draw: Callable[[], Figure]) -> None:
+    """What is drawn as a picture, .png or .svg; raises `UserError` for another ending."""
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"{path} is neither .png nor .svg; give a path with one of these endings")
     with mpl.rc_context(STYLE):
-        figure, _ = _frontier(records)
+        figure = draw()
         FigureCanvasAgg(figure)
         figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from parelu.errors import UserError
 from parelu.network.count import stage_shares
-from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, short
+from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, save_figure, short
 from parelu.report.tables import aligned
 from parelu.runs.folder import Record, Run
 
@@ -75,26 +72,26 @@ def _first_share(record: Record) -> float:
 
 def save_sweep(runs: Sequence[Run], path: Path) -> None:
     """Test accuracy over ReLUs and over FLOPs, a line for each network and method, as .png or .svg."""
-    if path.suffix not in (".png", ".svg"):
-        raise UserError(f"{path} is neither .png nor .svg; give a path with one of these endings")
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 5.4), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        methods = sorted({method for run in runs for method in _by_method(run)})
-        for run, colour in zip(runs, _colours(len(runs)), strict=True):
-            full, *_ = [r for r in run.candidates() if r.metrics.role == "teacher"]
-            for axes, cost in ((left, "relus_and_comparisons"), (right, "flops")):
-                axes.plot(getattr(full.metrics, cost), full.metrics.test_accuracy, "*", color=colour, markersize=12)
-            for method, candidates in _by_method(run).items():
-                marker = MARKERS[methods.index(method) % len(MARKERS)]
-                _line(left, candidates, "relus_and_comparisons", colour, marker)
-                _line(right, candidates, "flops", colour, marker)
-        _axis(left, "ReLUs an image")
-        _axis(right, "FLOPs an image")
-        left.set_ylabel("test accuracy, %")
-        figure.legend(handles=_legend(runs, methods), loc="outside upper left", ncols=3, frameon=False)
-        FigureCanvasAgg(figure)
-        figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_figure(path, lambda: _figure(runs))
+
+
+def _figure(runs: Sequence[Run]) -> Figure:
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    methods = sorted({method for run in runs for method in _by_method(run)})
+    for run, colour in zip(runs, _colours(len(runs)), strict=True):
+        full, *_ = [r for r in run.candidates() if r.metrics.role == "teacher"]
+        for axes, cost in ((left, "relus_and_comparisons"), (right, "flops")):
+            axes.plot(getattr(full.metrics, cost), full.metrics.test_accuracy, "*", color=colour, markersize=12)
+        for method, candidates in _by_method(run).items():
+            marker = MARKERS[methods.index(method) % len(MARKERS)]
+            _line(left, candidates, "relus_and_comparisons", colour, marker)
+            _line(right, candidates, "flops", colour, marker)
+    _axis(left, "ReLUs an image")
+    _axis(right, "FLOPs an image")
+    left.set_ylabel("test accuracy, %")
+    figure.legend(handles=_legend(runs, methods), loc="outside upper left", ncols=3, frameon=False)
+    return figure
 
 
 def _colours(number: int) -> list[str]:
