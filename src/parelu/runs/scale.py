@@ -28,12 +28,13 @@ from parelu.runs.dry_run import stated
 from parelu.runs.experiment import Experiment, Reduction, spread
 from parelu.training.schedule import SHORT
 
-DATA, INPUT, CLASSES, IMAGES = "colour-fashion", (3, 16, 16), 10, 10_000
+DATA, INPUT, CLASSES, IMAGES = "colour-fashion", (3, 16, 16), 10, 6_000
 OWN_DATA = ("digits", "fashion-mnist", DATA)  # which stay what they are
-FULL = SHORT.changed(epochs=8, batch=128, lr=0.2)  # of what starts from fresh weights
-SEARCH, FINETUNE = 8, 4  # epochs
+# From fresh weights: so long that what goes on from a trained network gains little by mere epochs.
+FULL = SHORT.changed(epochs=20, batch=128, lr=0.4)
+SEARCH, FINETUNE = 12, 6  # epochs
 BUDGETS = 3  # of an entry, at the most
-FASTER = 10  # rates of Adam: 600 steps instead of the 50,000 and more of the papers' searches
+FASTER = 10  # rates of Adam: 450 steps instead of the 50,000 and more of the papers' searches
 MACS = 6e6  # an image, the mean over a recipe's networks; a teacher of its own at most twice as many
 LEAST, LEAST_REUSED = 4, 8  # channels of the first stage; ReLU-reuse by 16 needs 16 in the second
 
