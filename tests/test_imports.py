@@ -28,7 +28,19 @@ ORDER = (
     "__main__",
 )
 # Of private inference likewise, which knows the network and fusion alone.
-PRIVATE = ("crypto", "transport", "lowering", "fresh", "protocol", "offline", "serving", "rows", "engines", "bench")
+PRIVATE = (
+    "crypto",
+    "transport",
+    "lowering",
+    "fresh",
+    "protocol",
+    "offline",
+    "serving",
+    "rows",
+    "engines",
+    "cost",
+    "bench",
+)
 GROUND = {"errors", "registry", "network", "fusion"}
 
 

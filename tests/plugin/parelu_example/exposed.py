@@ -31,9 +31,18 @@ class Exposed(Relu):
     def prepare_server(self, offline, number, first, count, bits, cut, ring):
         return _Server(ring)
 
+    def prepare_traffic(self, offline, count, bits, cut, ring):
+        return []
+
+    def material_bytes(self, count, bits, cut, ring):
+        return 2 * 8 * count, 0
+
     def open(self, channel, material, share):
         channel.send("xpos")
         return share
+
+    def open_bytes(self, count, bits, cut, ring):
+        return 0
 
     def answer(self, channel, material):
         channel.receive("xpos", 0)

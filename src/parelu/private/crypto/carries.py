@@ -130,6 +130,12 @@ def client_pads(hash: Hash, first: int, labels: Blocks, bits: int, cut: int) -> 
     return _pads(hash, first, labels, np.zeros((1, 2), np.uint64), bits, cut)
 
 
+def pad_planes(bits: int, cut: int) -> tuple[int, int]:
+    """Of `client_pads` and of `server_pads`."""
+    done = steps(bits, cut)
+    return sum(step.pad for step in done), sum(step.rows for step in done)
+
+
 def _pads(hash: Hash, first: int, labels: Blocks, offsets: Blocks, bits: int, cut: int) -> Planes:
     count, done = labels.shape[1], steps(bits, cut)
     choices = [min(len(offsets), 1 << step.width) for step in done]

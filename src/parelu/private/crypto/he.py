@@ -92,6 +92,7 @@ CHOICES = (
     Parameters((48, 56), 60),
     Parameters((56, 56), 60),
 )
+USUAL = CHOICES[2]  # of networks of the zoo
 
 
 def parameters(norm: int, coefficients: int) -> Parameters:

@@ -14,6 +14,7 @@ The work doubles with each bit, so there is a limit of `MOST_BITS`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from parelu.private.crypto.ot_extension import ExtensionReceiver, ExtensionSende
 from parelu.private.crypto.prg import Blocks, Stream
 from parelu.private.crypto.ring import Elements
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages, to_client, to_server
 
 MOST_BITS = 16
 MEMORY = 1 << 26  # bytes of the lowest level of the trees that are grown together
@@ -62,14 +64,34 @@ def make(
     top = transfers.times(slice(levels, bits), slice(0, count), TOP_BIT, one_and_r[None])[0]
     betas = one_and_r - np.uint64(2) * top
     corrections = np.empty((correction_blocks(levels, count), 2), np.uint64)
-    together, hash = max(1, MEMORY >> levels + 4), Hash(permutation)
+    hash = Hash(permutation)
     for part in chunks(count, CHUNK):
         each = parts(corrections, levels, part)
-        for few in chunks(part.stop - part.start, together):
+        for few in chunks(part.stop - part.start, _together(levels)):
             trees = slice(part.start + few.start, part.start + few.stop)
             grown = _Trees(offline, party, hash, transfers, trees, roots[trees], betas[trees])
             each[:, :, few] = grown.corrections(levels)
     return Key(permutation, party, levels, roots, corrections), r, top
+
+
+def _together(levels: int) -> int:
+    """Trees that are grown at a time."""
+    return max(1, MEMORY >> levels + 4)
+
+
+def traffic(count: int, bits: int) -> Iterator[Messages]:
+    """What the two send each other in `make`."""
+    levels = bits - 1
+    lengths = [message_bytes(bits * count), 16 * bits * count, 16 * count]
+    for part in chunks(count, CHUNK):
+        for few in chunks(part.stop - part.start, _together(levels)):
+            trees = few.stop - few.start
+            of_level = [16 * trees] * 4  # sides, payload, node, and the correction
+            signed = [message_bytes((levels + 1) * trees), *[16 * (levels + 1) * trees] * 2]
+            lengths += [*of_level * (levels - 1), 16 * trees, *signed]
+    for length in lengths:
+        yield to_client(length)
+        yield to_server(length)
 
 
 class _Transfers:

@@ -7,6 +7,7 @@ would have received from a protocol otherwise, it draws from the seed, and the d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -18,11 +19,14 @@ from parelu.private.crypto.garbling import with_colour
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import SEED_BYTES, Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Elements
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Op
+from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import UNASKED, Keep, Mode, Package
-from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
 from parelu.private.protocol.delphi import OUTPUT, Material, Model, Terms, prepare_client, prepare_server
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages, to_client
 
 
 class DealtClient(ClientOffline):
@@ -185,6 +189,37 @@ def deal(model: Model) -> tuple[Dealer, Material]:
     return dealer, prepare_server(model, dealer)
 
 
+class _Traffic(OfflineTraffic):
+    """Seeds and tables: all else is drawn from them."""
+
+    def connection(self) -> list[tuple[str, str, Messages]]:
+        return []
+
+    def inference(self) -> Iterator[tuple[str, Messages]]:
+        yield "seed", to_client(2 * SEED_BYTES)
+
+    def linear(self, number: int, count: int) -> list[Messages]:
+        return []
+
+    def labels(self, wires: int, count: int) -> list[Messages]:
+        return []
+
+    def random_ot(self, count: int) -> list[Messages]:
+        return []
+
+    def tables(self, blocks: int) -> list[Messages]:
+        return [to_client(16 * blocks)]
+
+    def product(self, count: int) -> list[Messages]:
+        return []
+
+    def square(self, count: int) -> list[Messages]:
+        return []
+
+    def comparison(self, count: int, bits: int) -> list[Messages]:
+        return self.tables(correction_blocks(bits - 1, count))
+
+
 class Dealt(Mode):
     name: ClassVar[str] = "dealer"
     threat_model: ClassVar[str] = "semi-honest, with a trusted dealer in the server's process: no privacy against it"
@@ -194,6 +229,9 @@ class Dealt(Mode):
 
     def package(self, model: Model) -> Package:
         return _Dealt(*deal(model))
+
+    def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> _Traffic:
+        return _Traffic()
 
     def server(self, channel: Channel, context: bytes, model: Model) -> None:
         return None

@@ -16,6 +16,7 @@ from parelu.private.offline.hint_folder import file_of, make_room, temporary, to
 from parelu.private.offline.hint_sets import DIGEST_BYTES, Hints, Made, Use, hashed, is_whole, loaded, read, uses
 from parelu.private.offline.mode import Keep
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages, to_client, to_server
 
 LARGEST = 8 << 30  # bytes of a client's memory that a set may take
 MOST = 8  # sets of a model
@@ -31,6 +32,13 @@ def send(channel: Channel, sets: Sequence[Made]) -> Made:
     for body in sets[which].body() if not has else ():
         channel.send("hint", body)
     return sets[which]
+
+
+def traffic(sets: int, use: Use) -> Iterator[Messages]:
+    """What the two ends send each other, of so many sets; use: of the one that comes."""
+    yield to_client(DIGEST_BYTES * (1 + sets))
+    yield to_server(WANT.size)
+    yield to_client(use.bytes, len(use.chunks))
 
 
 def root(weights: str, digests: Sequence[bytes]) -> str:

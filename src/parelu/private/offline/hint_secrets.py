@@ -8,6 +8,7 @@ is asked and stops is counted as one who did not answer an audit.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -22,6 +23,7 @@ from parelu.private.offline.ahead import ahead
 from parelu.private.offline.hint_sets import Use
 from parelu.private.offline.mode import Deviation, Unanswered
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages, to_client, to_server
 
 CANDIDATES = 8
 HASH_BYTES = 32
@@ -35,6 +37,18 @@ def _made(use: Use, seed: bytes) -> tuple[Secrets, bytes]:
 def public_part(secrets: Secrets) -> bytes:
     """β as it is sent."""
     return pack(np.stack(secrets.beta()).reshape(len(PRIMES), -1), PRIMES)
+
+
+def traffic(use: Use) -> Iterator[Messages]:
+    """What the two ends send each other."""
+    yield to_server(HASH_BYTES * CANDIDATES)
+    yield to_client(1)
+    yield to_server(SEED_BYTES * (CANDIDATES - 1))
+    yield to_server(_part_bytes(use))
+
+
+def _part_bytes(use: Use) -> int:
+    return packed_bytes(PRIMES, DEGREE * RANK * len(use.plan.public_parts))
 
 
 def offer(channel: Channel, use: Use, seed: bytes) -> tuple[bytes, Secrets]:
@@ -69,7 +83,7 @@ def chosen(channel: Channel, use: Use, seed: bytes, asking: AbstractContextManag
         checks = [ahead(_check, use, shown.tobytes(), other) for shown, other in zip(seeds, others, strict=True)]
         for check in checks:  # before β: who has seen what was chosen, and goes away now, is found out as well
             check.result()
-    body = channel.receive("beta", packed_bytes(PRIMES, DEGREE * RANK * len(use.plan.public_parts)))
+    body = channel.receive("beta", _part_bytes(use))
     _compare(body.tobytes(), commitments[which])
     return body
 

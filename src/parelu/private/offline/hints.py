@@ -16,6 +16,7 @@ import functools
 import math
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import ClassVar
@@ -24,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
-from parelu.fusion.hint_layout import Reader
+from parelu.fusion.hint_layout import Reader, Upload
+from parelu.fusion.hint_plan import best, plans
 from parelu.private.crypto.lattice.parameters import DEGREE, KEPT, PRIMES, RANK, holds
 from parelu.private.crypto.lattice.residues import (
     answer,
@@ -49,17 +51,22 @@ from parelu.private.crypto.lattice.scheme import (
 )
 from parelu.private.crypto.prg import SEED_BYTES, Stream
 from parelu.private.crypto.ring import Elements, encode
+from parelu.private.lowering.layers import layers
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Op
+from parelu.private.lowering.program import Program
+from parelu.private.offline import hint_exchange, hint_secrets
 from parelu.private.offline.ahead import ahead
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.hint_convolution import convolved
 from parelu.private.offline.hint_exchange import fetched, root, send
 from parelu.private.offline.hint_secrets import chosen, offer, public_part
-from parelu.private.offline.hint_sets import Made, Use, sets, uses
+from parelu.private.offline.hint_sets import DIGEST_BYTES, Made, Use, sets, uses
 from parelu.private.offline.mode import UNASKED, Deviation, Keep, Mode
-from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
+from parelu.private.offline.transfers import USUAL_WIDTH, ObliviousClient, ObliviousServer, ObliviousTraffic, width
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages, to_client, to_server
 
 WIDTH = struct.Struct("<B")  # bits of the largest factor of a single value
 
@@ -220,6 +227,38 @@ def _reduced(residues: Residues, primes: range) -> Residues:
     return np.stack([reduce(residues[k], k) for k in primes])
 
 
+def _upload_bytes(upload: Upload) -> int:
+    return packed_bytes(PRIMES, upload.tiles * upload.parts * len(upload.coefficients))
+
+
+class _Traffic(ObliviousTraffic):
+    """use: of the set of hints that the client takes."""
+
+    digest = "0" * 2 * DIGEST_BYTES
+
+    def __init__(self, program: Program, queries: int, lowered: Lowered | None) -> None:
+        super().__init__(program.ring, width(lowered) if lowered else USUAL_WIDTH)
+        offered = plans(layers(program))
+        self.sets, self.use = len(offered), Use("", "", offered[best(offered, queries)])
+
+    def connection(self) -> Iterator[tuple[str, str, Messages]]:
+        yield from super().connection()
+        for messages in (to_client(WIDTH.size), *hint_exchange.traffic(self.sets, self.use)):
+            yield "setup", "hints", messages
+
+    def inference(self) -> Iterator[tuple[str, Messages]]:
+        for messages in hint_secrets.traffic(self.use):
+            yield "keys", messages
+
+    def linear(self, number: int, count: int) -> list[Messages]:
+        reader = self.use.plan.readers.get(number)
+        if reader is None:
+            return super().linear(number, count)
+        is_first = number == min(layer.number for layer in reader.upload.layers)
+        uploads = [to_server(_upload_bytes(reader.upload))] if is_first else []
+        return [*uploads, to_client(packed_bytes(KEPT, count))]
+
+
 class Hints(Mode):
     name: ClassVar[str] = "hints"
     threat_model: ClassVar[str] = "semi-honest; no third party"
@@ -255,6 +294,9 @@ class Hints(Mode):
         except ValueError as error:
             reason = f"offline mode {self.name} cannot run this network: {error}, or give --offline seal"
             raise UserError(reason) from error
+
+    def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> _Traffic:
+        return _Traffic(program, queries, lowered)
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model, model.made[self.name])

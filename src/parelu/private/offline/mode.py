@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 from parelu import registry
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import Ring
+from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Activation
 from parelu.private.lowering.program import Program
-from parelu.private.protocol.correlations import ClientOffline
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic
 from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
@@ -127,6 +128,14 @@ class Mode(abc.ABC):
     def sizes(self, model: Model) -> tuple[int, ...]:
         """Bytes of what `make` makes for clients, of which each gets one: for the fewest queries first."""
         return ()
+
+    @abc.abstractmethod
+    def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> OfflineTraffic:
+        """What it sends, of a client that expects so many inferences.
+
+        lowered: with it the bytes are exact; else weights are as large as they mostly are. Raises ValueError where the
+        mode cannot run the program.
+        """
 
     @abc.abstractmethod
     def server(self, channel: Channel, context: bytes, model: Model) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
@@ -30,9 +31,10 @@ from parelu.private.lowering.ops import Op
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.mode import UNASKED, Deviation, Keep, Mode
-from parelu.private.offline.transfers import ObliviousClient, ObliviousServer, width
+from parelu.private.offline.transfers import USUAL_WIDTH, ObliviousClient, ObliviousServer, ObliviousTraffic, width
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages, to_client, to_server
 
 SIZES = struct.Struct("<BB")  # the choice of parameters, and the bits of the largest factor of a single value
 
@@ -154,6 +156,27 @@ class _Client(ObliviousClient):
         return out
 
 
+class _Traffic(ObliviousTraffic):
+    def __init__(self, program: Program, lowered: Lowered | None) -> None:
+        self.packings = packings(program)
+        self.parameters = parameters(lowered, self.packings) if lowered else he.USUAL
+        super().__init__(program.ring, width(lowered) if lowered else USUAL_WIDTH)
+
+    def connection(self) -> Iterator[tuple[str, str, Messages]]:
+        yield from super().connection()
+        yield "offline", "keys", to_client(SIZES.size)
+
+    def inference(self) -> Iterator[tuple[str, Messages]]:
+        yield "keys", to_server(self.parameters.upload_bytes)
+
+    def linear(self, number: int, count: int) -> list[Messages]:
+        if number not in self.packings:
+            return super().linear(number, count)
+        packed, up = self.packings[number], self.parameters.upload_bytes
+        answers = (packed.downloads - 1) * self.parameters.answer_bytes(0) + self.parameters.answer_bytes(count)
+        return [to_server(packed.uploads * up, packed.uploads), to_client(answers, packed.downloads)]
+
+
 class HomomorphicEncryption(Mode):
     name: ClassVar[str] = "seal"
     threat_model: ClassVar[str] = "semi-honest; no third party"
@@ -169,6 +192,9 @@ class HomomorphicEncryption(Mode):
         except ValueError as error:
             raise UserError(f"offline mode {self.name} cannot run this network: {error}") from error
         parameters(model.lowered, packed)
+
+    def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> _Traffic:
+        return _Traffic(program, lowered)
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model)

@@ -29,12 +29,15 @@ from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Conv, Linear
+from parelu.private.lowering.writer import WEIGHT_BITS
 from parelu.private.offline import comparisons
-from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
 from parelu.private.transport.channel import Channel, elements_of
+from parelu.private.transport.messages import Messages, to_client, to_server
 
 BITS_TIMES, INTEGERS_TIMES = OT_DOMAIN + 1, OT_DOMAIN + 2  # uses of a transfer, for its tweak
 AT_ONCE = 1 << 18  # transfers of a product of integers
+USUAL_WIDTH = WEIGHT_BITS + 1  # of `width`, for weights as lowering writes them
 
 
 def width(lowered: Lowered) -> int:
@@ -210,6 +213,52 @@ class ObliviousClient(_Inferences, ClientOffline):
         both = np.concatenate([np.uint64(2) * share, share * share])
         twice, squared = np.split(self.multiply(both, self.width), 2)
         return twice, times_share + squared
+
+
+class ObliviousTraffic(OfflineTraffic):
+    """What `ObliviousClient` and `ObliviousServer` send each other; ring, width: as theirs."""
+
+    def __init__(self, ring: Ring, width: int) -> None:
+        self.ring, self.width = ring, width
+
+    def connection(self) -> Iterator[tuple[str, str, Messages]]:
+        """The base transfers."""
+        responses = RESPONSE_BYTES * BASE
+        for messages in (
+            to_server(POINT_BYTES),
+            to_client(responses + POINT_BYTES),
+            to_server(responses + trees_bytes()),
+            to_client(trees_bytes()),
+        ):
+            yield "offline", "base OTs", messages
+
+    def linear(self, number: int, count: int) -> list[Messages]:
+        return self._multiplied(count, self.width)
+
+    def labels(self, wires: int, count: int) -> list[Messages]:
+        return [to_server(message_bytes(wires * count))]
+
+    def random_ot(self, count: int) -> list[Messages]:
+        return [to_server(message_bytes(count))]
+
+    def tables(self, blocks: int) -> list[Messages]:
+        return [to_client(16 * blocks)]
+
+    def product(self, count: int) -> list[Messages]:
+        return [to_client(message_bytes(count)), to_server(8 * count)]
+
+    def square(self, count: int) -> list[Messages]:
+        return self._multiplied(count, self.ring.bits) + self._multiplied(2 * count, self.width)
+
+    def comparison(self, count: int, bits: int) -> list[Messages]:
+        return [*comparisons.traffic(count, bits), to_server(8 * count)]
+
+    def _multiplied(self, count: int, width: int) -> list[Messages]:
+        return [
+            messages
+            for part in _parts(count, width)
+            for messages in self.product(width * (min(part.stop, count) - part.start))
+        ]
 
 
 def _delta() -> NDArray[np.uint8]:

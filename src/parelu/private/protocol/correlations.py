@@ -2,12 +2,14 @@
 
 Both parties walk the program in the same order and make the same calls, each on its side; `number` is that of the
 value being made, `first` the number of the call's first ReLU under the inference's key. An offline mode
-is a pair of these classes: with a trusted dealer, by oblivious transfer, by homomorphic encryption.
+is a pair of these classes, with a trusted dealer, by oblivious transfer, by homomorphic encryption, and a third that
+tells what their calls send.
 """
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks, Stream
 from parelu.private.crypto.ring import Elements
 from parelu.private.lowering.ops import Op
+from parelu.private.transport.messages import Messages
 
 
 class ClientOffline(abc.ABC):
@@ -109,3 +112,42 @@ class ServerOffline(abc.ABC):
     @abc.abstractmethod
     def comparison(self, number: int, count: int, bits: int) -> tuple[Elements, Key, Elements, Elements]:
         """(shift, …): x + r = x_s + shift for the server's share x_s of x; the rest as `ClientOffline.comparison`."""
+
+
+class OfflineTraffic(abc.ABC):
+    """What each call of `ClientOffline` and `ServerOffline` sends, before any is made, in the client's order.
+
+    digest: as long as that of `offline.mode.Mode.make`.
+    """
+
+    digest: str = ""
+
+    @abc.abstractmethod
+    def connection(self) -> Iterable[tuple[str, str, Messages]]:
+        """(phase, layer, messages) of a connection before its first inference."""
+
+    @abc.abstractmethod
+    def inference(self) -> Iterable[tuple[str, Messages]]:
+        """(layer, messages) of an inference before its program."""
+
+    @abc.abstractmethod
+    def linear(self, number: int, count: int) -> Sequence[Messages]:
+        """Of an op that makes value `number`, of so many elements. To be asked in the order of the program."""
+
+    @abc.abstractmethod
+    def labels(self, wires: int, count: int) -> Sequence[Messages]: ...
+
+    @abc.abstractmethod
+    def random_ot(self, count: int) -> Sequence[Messages]: ...
+
+    @abc.abstractmethod
+    def tables(self, blocks: int) -> Sequence[Messages]: ...
+
+    @abc.abstractmethod
+    def product(self, count: int) -> Sequence[Messages]: ...
+
+    @abc.abstractmethod
+    def square(self, count: int) -> Sequence[Messages]: ...
+
+    @abc.abstractmethod
+    def comparison(self, count: int, bits: int) -> Sequence[Messages]: ...

@@ -20,8 +20,9 @@ from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.prg import Blocks, Stream
 from parelu.private.crypto.ring import Elements, Ring
-from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages
 
 Circuit = Callable[[Machine, Sequence[Any], Sequence[Any]], list[Any]]  # (client's wires, server's wires) → outputs
 
@@ -52,9 +53,21 @@ class Relu(abc.ABC):
         """The server's material for the same ReLUs."""
 
     @abc.abstractmethod
+    def prepare_traffic(self, offline: OfflineTraffic, count: int, bits: int, cut: int, ring: Ring) -> list[Messages]:
+        """What the two send each other there."""
+
+    @abc.abstractmethod
+    def material_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> tuple[int, int]:
+        """Of the arrays of the client's and of the server's material."""
+
+    @abc.abstractmethod
     def open(self, channel: Channel, material: Any, share: Elements) -> Any:
         """Server → client, given the server's share (n,); then its own work, while the client is at its. Returns what
         `close` takes."""
+
+    @abc.abstractmethod
+    def open_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> int:
+        """Length of the message that opens."""
 
     @abc.abstractmethod
     def answer(self, channel: Channel, material: Any) -> tuple[Any, ...]:
@@ -124,7 +137,7 @@ def garble(
     return tables, np.concatenate(found, axis=1)
 
 
-def open_bytes(count: int, server_wires: int) -> int:
+def label_bytes(count: int, server_wires: int) -> int:
     """Length of the server's active labels."""
     return 16 * count * server_wires
 
@@ -155,7 +168,7 @@ def evaluate(
     found, position = [], 0
     for part in chunks(count, chunk):
         size = part.stop - part.start
-        labels = channel.receive_part(open_bytes(size, server_wires)).view(np.uint64).reshape(server_wires, size, 2)
+        labels = channel.receive_part(label_bytes(size, server_wires)).view(np.uint64).reshape(server_wires, size, 2)
         end = position + _blocks(circuit, client_wires, server_wires, size)
         machine = Evaluator(hash, first + part.start, tables[position:end])
         outputs = circuit(machine, list(client_labels[:, part]), list(labels))

@@ -29,11 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parelu.private.crypto.codec import Encodable
-from parelu.private.crypto.dcf import Key
+from parelu.private.crypto.dcf import Key, correction_blocks
 from parelu.private.crypto.ring import Elements, Ring
-from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel, elements_of
+from parelu.private.transport.messages import Messages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,10 +80,20 @@ class Fss(Relu):
     ) -> _Server:
         return _Server(*offline.comparison(number, count, bits))
 
+    def prepare_traffic(self, offline: OfflineTraffic, count: int, bits: int, cut: int, ring: Ring) -> list[Messages]:
+        return [*offline.comparison(count, bits)]
+
+    def material_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> tuple[int, int]:
+        key = 16 * (count + correction_blocks(bits - 1, count))
+        return key + 40 * count, key + 32 * count
+
     def open(self, channel: Channel, material: _Server, share: Elements) -> Elements:
         opened = share + material.shift
         channel.send("open", opened)
         return _relu(1, material.key, material.r, material.top, opened, share)
+
+    def open_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> int:
+        return 8 * count
 
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
         opened = elements_of(channel.receive("open", 8 * len(material.share)))

@@ -21,20 +21,21 @@ from parelu.private.crypto.garbling import Machine, masked_relu
 from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks
 from parelu.private.crypto.ring import Elements, Ring
-from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
 from parelu.private.protocol.relu import (
     Circuit,
     Relu,
     evaluate,
     garble,
     halved,
-    open_bytes,
+    label_bytes,
     open_labels,
     planes,
     table_blocks,
     words,
 )
 from parelu.private.transport.channel import Channel, elements_of
+from parelu.private.transport.messages import Messages
 
 
 @functools.cache
@@ -43,6 +44,10 @@ def _circuit(ring: Ring, cut: int) -> Circuit:
         return masked_relu(machine, client[: ring.bits], server, client[ring.bits :], cut)
 
     return circuit
+
+
+def _blocks(count: int, ring: Ring, cut: int) -> int:
+    return table_blocks(_circuit(ring, cut), 2 * ring.bits, ring.bits, count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +81,7 @@ class Full(Relu):
         mask = offline.stream(number, "mask").elements(len(share))
         inputs = np.concatenate([planes(share, ring.bits), planes(mask, ring.bits)])
         labels = offline.labels(number, first, inputs)
-        tables = offline.tables(number, table_blocks(_circuit(ring, cut), 2 * ring.bits, ring.bits, len(share)))
+        tables = offline.tables(number, _blocks(len(share), ring, cut))
         return _Client(offline.hash, first, ring, cut, mask, labels, tables)
 
     def prepare_server(
@@ -87,15 +92,25 @@ class Full(Relu):
         offline.send_tables(number, tables)
         return _Server(offline.seed, number, ring, cut, offline.delta, words(permutation))
 
+    def prepare_traffic(self, offline: OfflineTraffic, count: int, bits: int, cut: int, ring: Ring) -> list[Messages]:
+        return [*offline.labels(2 * ring.bits, count), *offline.tables(_blocks(count, ring, cut))]
+
+    def material_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> tuple[int, int]:
+        client = 8 * count + 16 * (2 * ring.bits * count + _blocks(count, ring, cut))
+        return client, 16 + 8 * count
+
     def open(self, channel: Channel, material: _Server, share: Elements) -> None:
         bits = material.ring.bits
-        channel.announce("full", open_bytes(len(share), bits))
+        channel.announce("full", label_bytes(len(share), bits))
         rounded = halved(share, material.cut)
         open_labels(channel, material.seed, material.number, material.delta, rounded, bits)
 
+    def open_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> int:
+        return label_bytes(count, ring.bits)
+
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
         bits = material.ring.bits
-        channel.expect("full", open_bytes(len(material.mask), bits))
+        channel.expect("full", label_bytes(len(material.mask), bits))
         circuit = _circuit(material.ring, material.cut)
         output = evaluate(circuit, material.hash, channel, material.first, material.labels, bits, material.tables)
         return (words(output),)

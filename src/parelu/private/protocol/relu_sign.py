@@ -37,9 +37,10 @@ from parelu.private.crypto import carries
 from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import Elements, Ring
-from parelu.private.protocol.correlations import ClientOffline, ServerOffline
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
 from parelu.private.protocol.relu import Relu, halved, planes
 from parelu.private.transport.channel import Channel, bits_of, elements_of, pack_bits
+from parelu.private.transport.messages import Messages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +81,11 @@ def _exclusive_or(bit: NDArray[np.uint8], product: Elements) -> Elements:
     return bit - np.uint64(2) * product
 
 
+def _open_bytes(count: int, added: int, cut: int) -> int:
+    """added: the bits of the program."""
+    return sum(carries.part_bytes(count, added, cut)) + 8 * count
+
+
 class Sign(Relu):
     name: ClassVar[str] = "sign"
     resists: ClassVar[bool] = True
@@ -117,9 +123,19 @@ class Sign(Relu):
         carry = _exclusive_or(permutation[1], *rest) if cut else None
         return _Server(offline.seed, number, bits, ring, cut, pads, permutation, difference, constant, carry)
 
+    def prepare_traffic(self, offline: OfflineTraffic, count: int, bits: int, cut: int, ring: Ring) -> list[Messages]:
+        wires, outputs = carries.wires(min(bits + cut, ring.bits), cut), 2 if cut else 1
+        return [*offline.labels(wires, count), *offline.random_ot(count), *offline.product(outputs * count)]
+
+    def material_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> tuple[int, int]:
+        outputs, added = 2 if cut else 1, min(bits + cut, ring.bits)
+        client, server = (planes * -(-count // 8) for planes in carries.pad_planes(added, cut))
+        each = outputs + 8 * (outputs - 1)  # bits of the party's own, and what it has of τ
+        return client + added * -(-count // 8) + (32 + each) * count, server + (16 + each) * count
+
     def open(self, channel: Channel, material: _Server, share: Elements) -> Elements:
         """Returns the server's share without its lowest bits."""
-        channel.announce("sign", sum(carries.part_bytes(len(share), material.bits, material.cut)) + 8 * len(share))
+        channel.announce("sign", _open_bytes(len(share), material.bits, material.cut))
         rounded = halved(share, material.cut)
         permutation = np.packbits(material.permutation, axis=1, bitorder="little")
         own = Stream(material.seed, "carries", material.number)
@@ -131,10 +147,13 @@ class Sign(Relu):
         channel.send_part(material.difference + _signed(material.permutation[0]) * share)
         return share
 
+    def open_bytes(self, count: int, bits: int, cut: int, ring: Ring) -> int:
+        return _open_bytes(count, min(bits + cut, ring.bits), cut)
+
     def answer(self, channel: Channel, material: _Client) -> tuple[Any, ...]:
         count = len(material.share)
         lengths = list(carries.part_bytes(count, material.bits, material.cut))
-        channel.expect("sign", sum(lengths) + 8 * count)
+        channel.expect("sign", _open_bytes(count, material.bits, material.cut))
         message = map(channel.receive_part, lengths)
         found = carries.decode(message, material.planes, material.pads, material.bits, material.cut)
         decided = np.unpackbits(found, axis=1, count=count, bitorder="little")

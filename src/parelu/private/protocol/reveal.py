@@ -30,9 +30,10 @@ from parelu.private.crypto.hash import Hash
 from parelu.private.crypto.prg import Blocks, Stream
 from parelu.private.crypto.ring import Elements, encode
 from parelu.private.lowering.program import Program
-from parelu.private.protocol.correlations import ClientOffline, ServerOffline
-from parelu.private.protocol.relu import evaluate, garble, open_bytes, open_labels, planes, table_blocks, words
+from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
+from parelu.private.protocol.relu import evaluate, garble, label_bytes, open_labels, planes, table_blocks, words
 from parelu.private.transport.channel import Channel, bits_of, elements_of, pack_bits
+from parelu.private.transport.messages import Messages
 
 RANGE_STEPS = 11  # of an output of n bits the low n − 11 are cut unless a step is given
 LEAST_RANGE = 3  # and never more than the low n − 3
@@ -79,8 +80,20 @@ class Reveal(abc.ABC):
     def prepare_server(self, offline: ServerOffline, number: int, first: int, classes: int, bits: int) -> Any: ...
 
     @abc.abstractmethod
+    def prepare_traffic(self, offline: OfflineTraffic, classes: int, bits: int) -> list[Messages]:
+        """What the two send each other there."""
+
+    @abc.abstractmethod
+    def material_bytes(self, classes: int, bits: int) -> tuple[int, int]:
+        """Of the arrays of the client's and of the server's material."""
+
+    @abc.abstractmethod
     def open(self, channel: Channel, material: Any, share: Elements) -> None:
         """Server → client, given the server's share of the last value, reduced to the program's ring."""
+
+    @abc.abstractmethod
+    def open_bytes(self, classes: int, bits: int) -> int:
+        """Length of that message."""
 
     @abc.abstractmethod
     def answer(self, channel: Channel, material: Any) -> Elements:
@@ -105,8 +118,17 @@ class Exact(Reveal):
     def prepare_server(self, offline: ServerOffline, number: int, first: int, classes: int, bits: int) -> None:
         return None
 
+    def prepare_traffic(self, offline: OfflineTraffic, classes: int, bits: int) -> list[Messages]:
+        return []
+
+    def material_bytes(self, classes: int, bits: int) -> tuple[int, int]:
+        return 8 * classes, 0
+
     def open(self, channel: Channel, material: None, share: Elements) -> None:
         channel.send("outp", share)
+
+    def open_bytes(self, classes: int, bits: int) -> int:
+        return 8 * classes
 
     def answer(self, channel: Channel, material: Elements) -> Elements:
         return material + elements_of(channel.receive("outp", 8 * len(material)))
@@ -158,17 +180,27 @@ class Logits(Reveal):
         offline.send_tables(number, tables)
         return _Server(offline.seed, number, bits, offline.delta, permutation[self.cut :])
 
+    def prepare_traffic(self, offline: OfflineTraffic, classes: int, bits: int) -> list[Messages]:
+        return [*offline.labels(bits, classes), *offline.tables(table_blocks(total, bits, bits, classes))]
+
+    def material_bytes(self, classes: int, bits: int) -> tuple[int, int]:
+        client = 16 * (bits * classes + table_blocks(total, bits, bits, classes))
+        return client, 16 + (bits - self.cut) * classes
+
     def open(self, channel: Channel, material: _Server, share: Elements) -> None:
         decoding = pack_bits(material.permutation.reshape(-1))
         dithered = share + dither(material.seed, material.number, len(share), self.cut)
-        channel.announce("logi", open_bytes(len(share), material.bits) + len(decoding))
+        channel.announce("logi", self.open_bytes(len(share), material.bits))
         open_labels(channel, material.seed, material.number, material.delta, dithered, material.bits)
         channel.send_part(decoding)
+
+    def open_bytes(self, classes: int, bits: int) -> int:
+        return label_bytes(classes, bits) + -(-(bits - self.cut) * classes // 8)
 
     def answer(self, channel: Channel, material: _Client) -> Elements:
         bits, count = material.bits, material.labels.shape[1]
         high = (bits - self.cut) * count
-        channel.expect("logi", open_bytes(count, bits) + -(-high // 8))
+        channel.expect("logi", self.open_bytes(count, bits))
         output = evaluate(total, material.hash, channel, material.first, material.labels, bits, material.tables)
         decoding = bits_of(channel.receive_part(-(-high // 8)), high).reshape(-1, count)
         quotients = words(output[self.cut :] ^ decoding).view(np.int64)
@@ -207,19 +239,31 @@ class Label(Reveal):
         offline.send_tables(number, tables)
         return _Server(offline.seed, number, bits, offline.delta, permutation[:, :1])
 
+    def prepare_traffic(self, offline: OfflineTraffic, classes: int, bits: int) -> list[Messages]:
+        count, bits = _padded(classes), self._width(bits)
+        return [*offline.labels(bits, count), *offline.tables(table_blocks(argmax, bits, bits, count, count))]
+
+    def material_bytes(self, classes: int, bits: int) -> tuple[int, int]:
+        count, bits = _padded(classes), self._width(bits)
+        client = 16 * (bits * count + table_blocks(argmax, bits, bits, count, count))
+        return client, 16 + _levels(count)
+
     def open(self, channel: Channel, material: _Server, share: Elements) -> None:
         count = _padded(len(share))
         padded = np.full(count, encode(np.array(-(1 << (material.bits - 2))))[()], np.uint64)  # loses to every logit
         padded[: len(share)] = share + dither(material.seed, material.number, len(share), self.cut)
         decoding = pack_bits(material.permutation[:, 0])
-        channel.announce("labl", open_bytes(count, material.bits) + len(decoding))
+        channel.announce("labl", _open_bytes(count, material.bits))
         open_labels(channel, material.seed, material.number, material.delta, padded, material.bits, count)
         channel.send_part(decoding)
 
+    def open_bytes(self, classes: int, bits: int) -> int:
+        return _open_bytes(_padded(classes), self._width(bits))
+
     def answer(self, channel: Channel, material: _Client) -> Elements:
         count = material.labels.shape[1]
-        levels = count.bit_length() - 1
-        channel.expect("labl", open_bytes(count, material.bits) + -(-levels // 8))
+        levels = _levels(count)
+        channel.expect("labl", _open_bytes(count, material.bits))
         output = evaluate(
             argmax, material.hash, channel, material.first, material.labels, material.bits, material.tables, count
         )[:, 0]
@@ -234,6 +278,15 @@ class Label(Reveal):
 def _padded(classes: int) -> int:
     """The tournament's size: a power of two."""
     return 1 << (classes - 1).bit_length()
+
+
+def _levels(padded: int) -> int:
+    """Of the tournament: bits of the index."""
+    return padded.bit_length() - 1
+
+
+def _open_bytes(padded: int, width: int) -> int:
+    return label_bytes(padded, width) + -(-_levels(padded) // 8)
 
 
 REVEALS: dict[str, type[Reveal]] = {reveal.name: reveal for reveal in (Label, Logits, Exact)}

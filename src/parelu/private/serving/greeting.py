@@ -14,22 +14,24 @@ import dataclasses
 import hashlib
 import json
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from parelu.errors import ProtocolError, UserError
-from parelu.private.crypto.prg import fresh_seed
+from parelu.private.crypto.prg import SEED_BYTES, fresh_seed
 from parelu.private.lowering.program import LARGEST_PROGRAM, Program
 from parelu.private.offline.mode import Mode, modes
 from parelu.private.protocol.delphi import Model, Terms
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
+from parelu.private.transport.messages import Messages, to_client, to_server
 
 FORMAT = "parelu-session-4"
 ENGINE = "delphi"
 LARGEST_HELLO = 4096
-PIN_DIGITS = 64
+HASH_BYTES = 32  # SHA-256
+PIN_DIGITS = 2 * HASH_BYTES
 NO_LIMIT = 999_999_999  # inferences, where the server has no budget
 CHOICES = ("relu", "offline", "reveal", "truncation")
 
@@ -150,8 +152,7 @@ class Greeted:
 
 def greet_server(channel: Channel, accepted: Accepted, stock: str) -> Greeted:
     """The client's end; stock: the identity of its stock. Raises ProtocolError where the offer is not accepted."""
-    hello = {"format": FORMAT, "nonce": fresh_seed().hex(), "pin": accepted.pin or "", "stock": stock}
-    ours = _dump(hello)
+    ours = _client_hello(fresh_seed().hex(), accepted.pin or "", stock)
     channel.send("helo", ours)
     theirs = channel.receive_up_to("helo", LARGEST_HELLO)
     offer_fields = tuple(field.name for field in dataclasses.fields(Offer))
@@ -179,10 +180,7 @@ def greet_client(channel: Channel, model: Model, mode: Mode, standing: Callable[
     theirs = channel.receive_up_to("helo", LARGEST_HELLO)
     hello = _load(theirs, ("nonce", "pin", "stock"))
     offer, own = Offer.of(model, mode), standing(hello["stock"])
-    fields = {name: str(value) for name, value in dataclasses.asdict(own).items()}
-    ours = _dump(
-        {"format": FORMAT, "nonce": fresh_seed().hex(), "engine": ENGINE, **dataclasses.asdict(offer), **fields}
-    )
+    ours = _server_hello(fresh_seed().hex(), offer, own)
     channel.send("helo", ours)
     if hello["pin"] not in ("", offer.pin):
         raise ProtocolError(f"the client pins {hello['pin'][:16]!r}, this server offers {offer.pin[:16]}")
@@ -192,6 +190,16 @@ def greet_client(channel: Channel, model: Model, mode: Mode, standing: Callable[
     if channel.receive("redy", len(context)).tobytes() != context:
         raise ProtocolError("the client read another greeting than the server sent")
     return Greeted(offer, model.terms, mode, context, own)
+
+
+def traffic(terms: Terms, mode: Mode, digest: str) -> Iterator[Messages]:
+    """What both ends send, without a stock, a pin and a budget; digest: of `Mode.make`, or as long."""
+    nonce, hashed = "0" * 2 * SEED_BYTES, "0" * 2 * HASH_BYTES
+    offer = Offer(hashed, hashed, digest, terms.relu.name, mode.name, terms.reveal.text, terms.truncation)
+    yield to_server(len(_client_hello(nonce, "", "")))
+    yield to_client(len(_server_hello(nonce, offer, Standing(left=NO_LIMIT))))
+    yield to_client(len(terms.program.to_bytes()))
+    yield to_server(HASH_BYTES)
 
 
 def use(server: str, offer: Offer) -> str:
@@ -218,6 +226,15 @@ def _terms(program: Program, offer: Offer) -> tuple[Terms, Mode]:
 def _context(*parts: bytes) -> bytes:
     """SHA-256 of the parts, each with its length."""
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "little") + part for part in parts)).digest()
+
+
+def _client_hello(nonce: str, pin: str, stock: str) -> bytes:
+    return _dump({"format": FORMAT, "nonce": nonce, "pin": pin, "stock": stock})
+
+
+def _server_hello(nonce: str, offer: Offer, standing: Standing) -> bytes:
+    fields = {name: str(value) for name, value in dataclasses.asdict(standing).items()}
+    return _dump({"format": FORMAT, "nonce": nonce, "engine": ENGINE, **dataclasses.asdict(offer), **fields})
 
 
 def _dump(value: dict[str, Any]) -> bytes:

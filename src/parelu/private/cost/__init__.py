@@ -1,0 +1,1 @@
+"""What private inference will take, said before anything runs."""
