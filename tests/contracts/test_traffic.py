@@ -14,7 +14,7 @@ from parelu.private.cost.traffic import once, total, traffic
 from parelu.private.crypto.codec import LENGTH, dump
 from parelu.private.lowering.ops import Activation
 from parelu.private.offline.mode import Keep, modes
-from parelu.private.protocol.delphi import TRUNCATIONS, Model
+from parelu.private.protocol.delphi import TRUNCATIONS, Model, Terms
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving import session
@@ -152,16 +152,30 @@ TERMS = [
 ]
 
 
-@pytest.mark.parametrize("name", modes())
-@pytest.mark.parametrize("reveal", REVEALS.values())
-@pytest.mark.parametrize(("relu", "truncation"), TERMS)
+def reveals():
+    """For every mode, with all terms and all reveals; what is left of each with each."""
+    kinds = list(REVEALS.values())
+    for (at, (relu, truncation)), kind, (number, name) in itertools.product(
+        enumerate(TERMS), kinds, enumerate(modes())
+    ):
+        marks = [] if kinds[(at + number) % len(kinds)] is kind else [pytest.mark.long]
+        reveal = kind(0 if kind.name == "exact" else CUT)
+        yield pytest.param(relu, truncation, reveal, name, marks=marks, id=f"{relu}-{truncation}-{reveal.name}-{name}")
+
+
+@pytest.mark.parametrize(("relu", "truncation", "reveal", "name"), list(reveals()))
 def test_messages_are_as_they_are_said(relu, truncation, reveal, name, monkeypatch):
-    cut = 0 if reveal.name == "exact" else CUT
-    check(small(), relu, name, reveal(cut), truncation, monkeypatch)
+    check(small(), relu, name, reveal, truncation, monkeypatch)
 
 
-@pytest.mark.parametrize("queries", [1, 1000])
 @pytest.mark.parametrize("network", [residual, large])
 @pytest.mark.parametrize("name", modes())
-def test_messages_of_linear_layers(name, network, queries, monkeypatch):
-    check(network(), "sign", name, REVEALS["exact"](), "exact", monkeypatch, batches=(1, 1), queries=queries)
+def test_messages_of_linear_layers(name, network, monkeypatch):
+    check(network(), "sign", name, REVEALS["exact"](), "exact", monkeypatch, batches=(1, 1))
+
+
+def test_messages_of_a_client_that_asks_once(monkeypatch):
+    """It takes another set of hints."""
+    terms, mode = Terms(residual().program, relus()["sign"], REVEALS["exact"]()), modes()["hints"]
+    assert total(once(terms, mode, 1), "setup") != total(once(terms, mode, 1000), "setup")
+    check(residual(), "sign", "hints", REVEALS["exact"](), "local", monkeypatch, batches=(1, 1), queries=1)
