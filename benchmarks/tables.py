@@ -69,14 +69,14 @@ CLAIMS = (
     Claim(
         "deepreshape/table5",
         "thinning before SNL gains",
-        (Contrast("thinned SNL − SNL", ": snl-thin$", ": snl$"),),
+        (Contrast("thinned SNL − SNL", ": snl-thin-thin$", ": snl$"),),
         networks=("resnet18",),
     ),
     Claim(
         "deepreshape/table6",
         "DKD gains over KD, teacher ResNet18",
         tuple(
-            Contrast(f"DKD, β = {beta} − KD", f": .*{label}$", ": .*-kd$")
+            Contrast(f"DKD, β = {beta} − KD", f": steps.*{label}$", ": steps.*-kd$")
             for beta, label in ((1, "-dkd"), (0.8, "-dkd-0.8"), (2, "-dkd-2"), (6, "-dkd-6"))
         ),
         networks=("hrn-2x5x3x m=8",),
@@ -85,9 +85,9 @@ CLAIMS = (
         "autorep/figure8-cifar100",
         "quadratic over linear over SNL",
         (
-            Contrast("quadratic − linear", "autorep-quadratic$", "autorep-linear$"),
-            Contrast("quadratic − SNL", "autorep-quadratic$", ": snl$"),
-            Contrast("linear − SNL", "autorep-linear$", ": snl$"),
+            Contrast("quadratic − linear", "autorep.*-quadratic$", "autorep.*-linear$"),
+            Contrast("quadratic − SNL", "autorep.*-quadratic$", ": snl"),
+            Contrast("linear − SNL", "autorep.*-linear$", ": snl"),
         ),
     ),
     Claim(
@@ -122,7 +122,7 @@ CLAIMS = (
     Claim(
         "deepreshape/figure13",
         "ReLU-reuse over channel and map scaling, 1 to 3 points",
-        (Contrast("ReLU-reuse − scaling", r"thin \S+( reuse \d+)?$", r"thin \S+( (channels|fmap).*)?$", "fewest"),),
+        (Contrast("ReLU-reuse − scaling", r"s4(-reuse-\d+)?$", r"s4(-(channels|fmap).*)?$", "fewest"),),
         networks=("hrn-2x5x3x m=16",),
         methods=("steps",),
     ),
@@ -190,9 +190,7 @@ def collect(arguments: argparse.Namespace) -> None:
 def rows_of(one: Run, recipe: str) -> Iterable[Trained]:
     for record in one.candidates():
         m = record.metrics
-        entry = re.sub(r"-\d+$", "", record.name) if m.budget else record.name
-        if m.steps and m.method == "steps":
-            entry = f"{m.method}: {m.steps}"
+        entry = record.name.replace(f"-{m.budget}", "", 1) if m.budget else record.name
         accuracies = round(m.validation_accuracy, 2), round(m.test_accuracy, 2)
         yield Trained(recipe, one.network, m.seed, entry, m.relus_and_comparisons, m.squares, *accuracies)
 

@@ -125,6 +125,15 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
     assert "private inference of test image 0" in text and "online time" in text
 
 
+def test_bench_of_a_recipes_folder_measures_its_runs(capsys, study, tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "seed0").symlink_to(study.path)
+    before = {record.name: record.private for record in study.candidates()}
+    assert run("bench", str(tmp_path / "recipe"), "--offline", "dealer") == 0  # measured before, in the run's own name
+    assert "linear     ReLUs" in capsys.readouterr().out
+    assert {record.name: record.private for record in study.candidates()} == before
+
+
 def test_a_network_that_cannot_be_measured_keeps_no_other_from_it(capsys, study, monkeypatch):
     known = {record.name: record.private for record in study.candidates() if record.private}
 

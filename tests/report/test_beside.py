@@ -245,6 +245,15 @@ def test_what_cannot_be_compared_is_one_line(small: list[Run], paper: tuple[str,
     assert message in refused(capsys, "compare", str(small[0].path), *paper)
 
 
+@pytest.mark.parametrize(
+    ("picture", "message"), [("table.gif", "is neither .png nor .svg"), ("nowhere/table.png", "is no folder")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_first(learned, picture, message, tmp_path, capsys):
+    assert run("compare", str(learned.path), "--picture", str(tmp_path / picture)) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and not shown.out
+
+
 def test_runs_without_a_baseline_or_of_two_data_sets_are_refused(small: list[Run], tmp_path):
     empty = started(tmp_path / "empty")
     with pytest.raises(UserError, match="no full-ReLU network yet"):

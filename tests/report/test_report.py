@@ -373,6 +373,24 @@ def test_headline_compares_with_the_full_network():
     assert sentences[1].startswith("2.0× fewer ReLUs at −1.5 points: cull S1, 100 ReLUs")
 
 
+def test_headline_compares_each_network_with_its_own_full_one():
+    narrow = [dataclasses.replace(one, network="resnet10 m=8") for one in RECORDS]
+    wide = [
+        dataclasses.replace(
+            one, network="resnet10 m=16", metrics=dataclasses.replace(one.metrics, relus=10 * one.metrics.relus)
+        )
+        for one in RECORDS
+    ]
+    sentences = headline(tables.frontier_rows([*narrow, *wide]))
+    assert [sentence.partition(":")[0] for sentence in sentences if "all ReLUs" in sentence] == [
+        "resnet10 m=16",
+        "resnet10 m=8",
+    ]
+    gains = [sentence for sentence in sentences if "fewer" in sentence]
+    assert len(gains) == 2 and all(sentence.startswith("2.0× fewer ReLUs at −1.5 points") for sentence in gains)
+    assert "resnet10 m=16: cull S1, 1,000 ReLUs" in gains[0] and "resnet10 m=8: cull S1, 100 ReLUs" in gains[1]
+
+
 def test_short_numbers():
     assert [plots.short(n) for n in (7, 999, 1000, 30_272, 2_000_000)] == ["7", "999", "1k", "30.3k", "2M"]
 

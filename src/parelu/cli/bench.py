@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from parelu.cli.inspection import open_runs, run_folders
 from parelu.cli.output import say
 from parelu.cli.own import Taken
 from parelu.errors import UserError
@@ -44,8 +45,8 @@ class Bench(Taken):
 
     network_or_candidate: tyro.conf.Positional[str]
     """a network's name, which gets fresh weights and a random mask unless it has --weights; a candidate's folder; or a
-    run's folder: then the networks on its frontier, with their accuracy in the ring over the test set, kept there for
-    the report; what was measured so before is not measured again"""
+    run's or recipe's folder: then the networks on its frontier, with their accuracy in the ring over the test set, kept
+    there for the report; what was measured so before is not measured again"""
     all: bool = False
     """of a run's folder: every candidate, not the frontier's alone"""
     keep: float = 1.0
@@ -93,26 +94,27 @@ class Bench(Taken):
         link = str(api.link_of(self.link))
         options = api.Options(self.relu, self.offline, link, self.batch, self.truncation, self.queries)
         api.chosen(names, options)
-        if (Path(self.network_or_candidate) / "config.json").exists():
+        if folders := run_folders(Path(self.network_or_candidate)):
             others = [name for name in names if name != "delphi"]
-            self._measure_run(api.Asked(options, others, self.images))
+            self._measure_runs(open_runs(folders, "bench"), api.Asked(options, others, self.images))
         elif self.all:
             raise UserError(f"--all is of a run's folder; {self.network_or_candidate} is none")
         else:
             self._measure(options, names)
 
-    def _measure_run(self, asked: Asked) -> None:
+    def _measure_runs(self, runs: list[Run], asked: Asked) -> None:
         """Print what was measured before what could not be."""
-        from parelu import api
         from parelu.report.engines import engines_text
         from parelu.report.latency import measured_text
+        from parelu.report.tables import records_of
 
-        run, problem = api.Run.open(Path(self.network_or_candidate)), None
+        problem = None
         try:
-            measure_run(run, asked, every=self.all)
+            for run in runs:
+                measure_run(run, asked, every=self.all)
         except UserError as error:
             problem = error
-        records = run.candidates()
+        records = records_of(runs)
         rows = [row.to_json() for record in records if record.private for row in record.private.rows]
         if rows:
             print(json.dumps(rows, indent=1) if self.json else measured_text(records) + engines_text(records))

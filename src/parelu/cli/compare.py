@@ -41,7 +41,10 @@ class Compare:
     def __call__(self) -> None:
         from parelu import api
         from parelu.report.beside import beside_text
+        from parelu.report.plots import check_picture
 
+        if self.picture is not None:
+            check_picture(self.picture)
         found = api.compare(open_runs(self.runs, "compare"), self.paper)
         print(json.dumps(found.to_json(), indent=1) if self.json else beside_text(found))
         if self.picture is not None:

@@ -203,16 +203,15 @@ def open_runs(paths: tuple[Path, ...], command: str) -> list[Run]:
 
     if not paths:
         raise UserError(f"no run folder given; name one or more, for example parelu {command} runs/quickstart")
-    folders = [folder for path in paths for folder in _run_folders(path)]
+    folders = [folder for path in paths for folder in run_folders(path) or (path,)]
     return [api.Run.open(path) for path in {folder.resolve(): folder for folder in folders}.values()]
 
 
-def _run_folders(path: Path) -> list[Path]:
-    """The folder itself, or those below it of a recipe's seeds, and of its networks' seeds."""
+def run_folders(path: Path) -> tuple[Path, ...]:
+    """The folder itself, or those below it of a recipe's seeds, and of its networks' seeds; none where it has none."""
     if (path / "config.json").exists():
-        return [path]
-    found = [config.parent for depth in ("*", "*/*") for config in path.glob(f"{depth}/config.json")]
-    return sorted(found) or [path]
+        return (path,)
+    return tuple(sorted(config.parent for depth in ("*", "*/*") for config in path.glob(f"{depth}/config.json")))
 
 
 def print_frontier(runs: list[Run], x: Axis = "relus") -> None:

@@ -82,14 +82,23 @@ def _labelled(runs: Sequence[Run], name: str) -> list[tuple[str, Any]]:
 
 
 def headline(rows: Sequence[Row]) -> list[str]:
-    """What the frontier says, in a sentence each."""
+    """What the frontier says, in a sentence each; of several networks, each beside its own full-ReLU network."""
+    networks = list(dict.fromkeys(row.network for row in rows))
+    if len(networks) == 1:
+        return _sentences(rows, losses=(2, 5, 15))
+    apart = [[row for row in rows if row.network == network] for network in networks]
+    return [sentence for group in apart for sentence in _sentences(group, losses=(2,))]
+
+
+def _sentences(rows: Sequence[Row], losses: Sequence[float]) -> list[str]:
+    """losses: points of validation accuracy below the full network's that the least network may have."""
     full = max(rows, key=lambda row: row.relus)
     accuracy = tables.plus_minus(full.test, full.spread, full.seeds)
     sentences = [f"{full.label}: {full.relus:,} ReLUs{tables.with_comparisons(full)}, {accuracy} % test accuracy."]
-    for points, squares in itertools.product((2, 5, 15), (False, True)):
-        good = [row for row in rows if row.on_frontier and row.validation >= full.validation - points]
+    for points, squares in itertools.product(losses, (False, True)):
+        good = [row for row in rows if row.validation >= full.validation - points]
         within = [row for row in good if bool(row.squares) == squares]
-        least = min(within, key=lambda row: row.relus, default=full)
+        least = min(within, key=lambda row: (row.relus, -row.validation), default=full)
         if least.relus < full.relus:
             with_squares = f" and {least.squares:,} squares" if squares else ""
             fewer = f"{full.relus / least.relus:.1f}× fewer ReLUs" if least.relus else "No ReLU"

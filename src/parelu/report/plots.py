@@ -58,10 +58,17 @@ def save_frontier(records: Sequence[Record], path: Path) -> None:
     save_figure(path, lambda: _frontier(records)[0])
 
 
-def save_figure(path: Path, draw: Callable[[], Figure]) -> None:
-    """What is drawn as a picture, .png or .svg; raises `UserError` for another ending."""
+def check_picture(path: Path) -> None:
+    """Raises `UserError` where a picture cannot be written there."""
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"{path} is neither .png nor .svg; give a path with one of these endings")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; make it, or give a path in another one")
+
+
+def save_figure(path: Path, draw: Callable[[], Figure]) -> None:
+    """What is drawn as a picture, .png or .svg; raises `UserError` as `check_picture` does."""
+    check_picture(path)
     with mpl.rc_context(STYLE):
         figure = draw()
         FigureCanvasAgg(figure)

@@ -35,6 +35,7 @@ class Row:
             measured; None where none was.
         on_frontier: by validation accuracy and the axis asked for. A square costs a secure multiplication, so networks
             with squares are compared with each other, unless the axis is measured and has paid for them.
+        network: that it was made of, where there are several.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Row:
     latency: float | None
     bytes: float | None
     on_frontier: bool
+    network: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -158,6 +160,7 @@ def _row(group: Sequence[Record]) -> Row:
         latency=_online(group, lambda online: online.seconds),
         bytes=_online(group, lambda online: online.bytes),
         on_frontier=False,
+        network=group[0].network,
     )
 
 
