@@ -14,11 +14,15 @@ import pytest
 
 from parelu import registry
 from parelu.methods.base import Method, methods
-from parelu.network.spec import families
+from parelu.network.spec import families, spec_of
+from parelu.private.cost.traffic import total, traffic
 from parelu.private.engines.base import engines
 from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Terms
 from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import Exact
 from parelu.runs.folder import Run
+from parelu.runs.workload import untrained_workload
 
 PACKAGE = Path(__file__).parent / "plugin"
 SOURCES = Path(registry.__file__).parents[1]
@@ -116,6 +120,12 @@ def test_a_protocol_an_offline_mode_and_an_engine_by_the_command_line(installed)
     rows = json.loads(parelu("bench", "tinynet m=2", *options, "--engine", "delphi,cleartext").stdout)
     assert [row["engine"] for row in rows] == ["delphi", "cleartext"]
     assert (rows[0]["relu"], rows[0]["offline_mode"]) == ("exposed", "again")
+    lowered = untrained_workload(spec_of("tinynet m=2", (1, 8, 8), 10), 1.0, 2, 0, "again").lowered
+    told = traffic(Terms(lowered.program, relus()["exposed"], Exact()), modes()["again"])
+    for phase in ("offline", "online"):
+        sent = total(told, phase)
+        assert rows[0][phase]["bytes_to_client"] == sent.to_client
+        assert rows[0][phase]["bytes_to_server"] == sent.to_server
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ class Again(Mode):
     def __init__(self):
         self.dealer = Dealt()
 
+    def traffic(self, program, queries, lowered=None):
+        return self.dealer.traffic(program, queries, lowered)
+
     def server(self, channel, context, model):
         return self.dealer.server(channel, context, model)
 
