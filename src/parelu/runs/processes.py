@@ -19,8 +19,8 @@ import torch
 
 from parelu.errors import UserError
 from parelu.methods.jobs import Task
+from parelu.network.machine import cores
 from parelu.runs.data_source import DataSource
-from parelu.runs.environment import cores
 from parelu.runs.executor import Do, Executor, Watcher, Work
 from parelu.runs.folder import Run
 from parelu.training.loop import Progress
