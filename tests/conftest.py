@@ -101,18 +101,18 @@ def compiled() -> None:
 @pytest.fixture
 def parties_as_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both parties of a measurement in this process: to start two costs more than these networks."""
-    from parelu.private.engines import delphi
+    from parelu.private.engines import parties
 
-    def run_parties(folder, options):
+    def run(self, folder, options):
         ports = queue.SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
-            server = pool.submit(delphi._server, folder, options, ports.put)
+            server = pool.submit(parties._server, folder, options, ports.put)
             server.add_done_callback(lambda _: ports.put(None))  # where it fails before it listens
             port = ports.get()
-            client = delphi._client(folder, options, port) if port else None
+            client = parties._client(folder, options, port) if port else None
             return server.result(), client
 
-    monkeypatch.setattr(delphi, "_run_parties", run_parties)
+    monkeypatch.setattr(parties.Parties, "run", run)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from parelu.private.transport.channel import Channel, elements_of
 
 Measure = Callable[[str], contextlib.AbstractContextManager[None]]  # of a layer's name
 INPUT, OUTPUT = "input", "output"
+LOCAL = "local"  # the layer of all that a party does on its own between the others
 TRUNCATIONS = ("local", "exact")
 _GONE = np.zeros(0, np.uint64)
 MOST_PREPARED, PREPARED_RELUS = 256, 1_000_000  # each of these ReLUs takes some 50 to 130 B of the server's memory
@@ -207,7 +208,8 @@ class _ClientWalk:
     def material(self) -> Material:
         program, reveal = self.terms.program, self.terms.reveal
         mask = self.offline.stream(0, "mask").elements(1, *program.input_shape)
-        last = program.ring.reduce(_walk(program, mask, self._share))[0]
+        with self.measure(LOCAL):
+            last = program.ring.reduce(_walk(program, mask, self._share))[0]
         with self.measure(OUTPUT):
             first = self.offline.numbers(reveal.instances(program.classes))
             number = len(program.ops) + 1
@@ -339,7 +341,8 @@ def infer_server(channel: Channel, model: Model, materials: Sequence[Material]) 
             product = ahead.pop(number) if number in ahead else model.maps[number](source)
             return product + np.stack([content.summands[number] for content in contents])
 
-    last = program.ring.reduce(_walk(program, share, make))
+    with channel.measured("online", LOCAL):
+        last = program.ring.reduce(_walk(program, share, make))
     with channel.measured("online", OUTPUT):
         for content, values in zip(contents, last, strict=True):
             terms.reveal.open(channel, content.output, values)
