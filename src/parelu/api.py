@@ -33,6 +33,10 @@ from parelu.network.count import count as count_network
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
+from parelu.private.cost.calibrate import calibrated
+from parelu.private.cost.calibration import Calibration
+from parelu.private.cost.calibration import own_file as own_calibration
+from parelu.private.cost.measure import LINKS, cases, observe
 from parelu.private.engines.base import Options, chosen
 from parelu.private.offline.mode import DEFAULT, Keep, modes
 from parelu.private.protocol.delphi import TRUNCATIONS
@@ -92,6 +96,7 @@ __all__ = [
     "bar",
     "bench",
     "cache_folder",
+    "calibrate",
     "chosen",
     "compare",
     "count",
@@ -111,6 +116,7 @@ __all__ = [
     "named",
     "needs_training",
     "outlook",
+    "own_calibration",
     "parse_budgets",
     "parse_input",
     "prepare",
@@ -357,6 +363,16 @@ def bench(
     else:
         known = from_memory(dataset)
     return workload_on(candidate, known, images, offline).run(options, engine)
+
+
+def calibrate(links: Sequence[str] | None = None) -> Calibration:
+    """Measure what private inference takes on this machine, in minutes, between two processes.
+
+    links: to measure on as well, as `link_of` reads them; left out, LAN and WAN. Raises UserError for another.
+    """
+    found = cases(LINKS if links is None else [str(link_of(link)) for link in links])
+    with bar("calibration", len(found)) as progress:
+        return calibrated(observe(found, lambda _: progress(1)))
 
 
 def serve(

@@ -24,13 +24,20 @@ def folder() -> Path:
 
     Raises UserError for a user who has neither that nor a home folder.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return _folder("XDG_CACHE_HOME", ".cache", "the cache")
+
+
+def data_folder() -> Path:
+    """$XDG_DATA_HOME/parelu (or ~/.local/share/parelu), of what a user made and wants to keep; as `folder`."""
+    return _folder("XDG_DATA_HOME", ".local/share", "what is kept")
+
+
+def _folder(variable: str, below_home: str, what: str) -> Path:
+    base = Path(os.environ.get(variable, ""))
     try:
-        return (base if base.is_absolute() else Path.home() / ".cache") / "parelu"
+        return (base if base.is_absolute() else Path.home() / below_home) / "parelu"
     except RuntimeError as error:
-        raise UserError(
-            "this user has no home folder: set XDG_CACHE_HOME to an absolute path, for the cache"
-        ) from error
+        raise UserError(f"this user has no home folder: set {variable} to an absolute path, for {what}") from error
 
 
 def tensors(stem: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

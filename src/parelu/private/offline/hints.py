@@ -62,8 +62,15 @@ from parelu.private.offline.hint_convolution import convolved
 from parelu.private.offline.hint_exchange import fetched, root, send
 from parelu.private.offline.hint_secrets import chosen, offer, public_part
 from parelu.private.offline.hint_sets import DIGEST_BYTES, Made, Use, sets, uses
-from parelu.private.offline.mode import UNASKED, Deviation, Keep, Mode
-from parelu.private.offline.transfers import USUAL_WIDTH, ObliviousClient, ObliviousServer, ObliviousTraffic, width
+from parelu.private.offline.mode import UNASKED, Deviation, Features, Keep, Mode
+from parelu.private.offline.transfers import (
+    USUAL_WIDTH,
+    ObliviousClient,
+    ObliviousServer,
+    ObliviousTraffic,
+    multiplied,
+    width,
+)
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
 from parelu.private.transport.messages import Messages, to_client, to_server
@@ -297,6 +304,25 @@ class Hints(Mode):
 
     def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> _Traffic:
         return _Traffic(program, queries, lowered)
+
+    def work(self, program: Program, queries: int) -> tuple[Features, Features]:
+        offered = plans(layers(program))
+        plan = offered[best(offered, queries)]
+        client, server = Counter[str](multiplied(program)), Counter[str](multiplied(program))
+        client["hints: public part"] = server["hints: public part"] = len(plan.public_parts)
+        for upload in plan.uploads:
+            client["hints: polynomial"] += upload.polynomials * upload.tiles
+            server["hints: coefficient"] += len(upload.coefficients) * upload.parts * upload.tiles
+            client["hints: coefficient"] += len(upload.coefficients) * upload.parts * upload.tiles
+            for reader in upload.readers:
+                rows = upload.tiles * reader.rows
+                for features in (client, server):
+                    features["hints: row"] += rows
+                    features["hints: transform"] += rows * upload.points * (2 * upload.points).bit_length()
+                    features["hints: output"] += reader.count
+                server["hints: multiply-add"] += reader.macs
+                server["hints: column"] += reader.gathered
+        return client, server
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model, model.made[self.name])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 from parelu import registry
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import Ring
+from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Activation
 from parelu.private.lowering.program import Program
@@ -20,6 +22,8 @@ from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic
 from parelu.private.protocol.delphi import Material, Model, Terms
 from parelu.private.protocol.relu import Relu
 from parelu.private.transport.channel import Channel
+
+Features = Mapping[str, float]  # kind of work → how much of it
 
 UNASKED = contextlib.nullcontext()
 DEFAULT = "hints"
@@ -128,6 +132,14 @@ class Mode(abc.ABC):
     def sizes(self, model: Model) -> tuple[int, ...]:
         """Bytes of what `make` makes for clients, of which each gets one: for the fewest queries first."""
         return ()
+
+    def work(self, program: Program, queries: int) -> tuple[Features, Features]:
+        """What the client and the server do in one offline phase but for the ReLUs, by names of the mode's own: seconds
+        are predicted from it (`parelu.private.cost`). queries: that the client expects to ask for."""
+        outputs = sum(math.prod(program.shapes[n]) for n, op in enumerate(program.ops, start=1) if op.is_secret)
+        both = {f"{self.name}: square": float(program.squares), f"{self.name}: output": float(outputs)}
+        macs = sum(layer.shape.macs for layer in layers(program))
+        return both, {**both, f"{self.name}: multiply-add": float(macs)}
 
     @abc.abstractmethod
     def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> OfflineTraffic:

@@ -30,8 +30,15 @@ from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Op
 from parelu.private.lowering.program import Program
 from parelu.private.offline.comparisons import MOST_BITS
-from parelu.private.offline.mode import UNASKED, Deviation, Keep, Mode
-from parelu.private.offline.transfers import USUAL_WIDTH, ObliviousClient, ObliviousServer, ObliviousTraffic, width
+from parelu.private.offline.mode import UNASKED, Deviation, Features, Keep, Mode
+from parelu.private.offline.transfers import (
+    USUAL_WIDTH,
+    ObliviousClient,
+    ObliviousServer,
+    ObliviousTraffic,
+    multiplied,
+    width,
+)
 from parelu.private.protocol.delphi import Material, Model, Terms, prepare_server
 from parelu.private.transport.channel import Channel
 from parelu.private.transport.messages import Messages, to_client, to_server
@@ -195,6 +202,17 @@ class HomomorphicEncryption(Mode):
 
     def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> _Traffic:
         return _Traffic(program, lowered)
+
+    def work(self, program: Program, queries: int) -> tuple[Features, Features]:
+        packed = packings(program).values()
+        uploads, downloads = (float(sum(getattr(how, name) for how in packed)) for name in ("uploads", "downloads"))
+        answered = float(sum(how.layer.outputs * how.positions for how in packed))
+        both = {"seal: upload": uploads, "seal: download": downloads, "seal: output": answered, **multiplied(program)}
+        products = {
+            "seal: product": float(sum(how.products for how in packed)),
+            "seal: weight": float(sum(how.products // how.tiles for how in packed)),
+        }
+        return both, both | products
 
     def server(self, channel: Channel, context: bytes, model: Model) -> _Server:
         return _Server(channel, context, model)

@@ -8,6 +8,7 @@ under Δ even if two keys are equal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,6 +30,7 @@ from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Elements, Ring
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.ops import Conv, Linear
+from parelu.private.lowering.program import Program
 from parelu.private.lowering.writer import WEIGHT_BITS
 from parelu.private.offline import comparisons
 from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
@@ -48,6 +50,16 @@ def width(lowered: Lowered) -> int:
             integers = lowered.weights.get(number, {})
             single += [int(np.abs(integers[name]).max(initial=0)) for name in ("weight", "c2") if name in integers]
     return max(single).bit_length() + 1
+
+
+def multiplied(program: Program) -> dict[str, float]:
+    """What `multiply` does in one phase, for the squares and the weights of single positions: by transfers, with
+    factors as wide as lowering makes them."""
+    singles = 0
+    for number, op in enumerate(program.ops, start=1):
+        if op.is_secret and not isinstance(op, (Conv, Linear)):
+            singles += math.prod(program.shapes[number])
+    return {"transfers: factor": float((program.ring.bits + 2 * USUAL_WIDTH) * program.squares + USUAL_WIDTH * singles)}
 
 
 class _Inferences:

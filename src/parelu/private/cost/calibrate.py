@@ -1,0 +1,83 @@
+"""From measurements to a calibration."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+
+from parelu.private.cost.calibration import Calibration, Point, this_machine
+from parelu.private.cost.fit import Fit, fitted
+from parelu.private.cost.measure import Observation
+from parelu.private.cost.predict import PHASES, busy, estimate
+from parelu.private.cost.traffic import total
+from parelu.private.cost.waiting import LINK, parts, steps, summed
+from parelu.private.cost.work import ALL
+from parelu.private.offline.mode import Features
+from parelu.private.rows import Cost, Costs
+from parelu.private.transport.link import Link
+
+PARTIES = ("client", "server")
+Rows = list[tuple[Features, float]]
+
+
+def calibrated(observations: Sequence[Observation]) -> Calibration:
+    work = {(phase, party): fitted(_cpu_rows(observations, phase, party)) for phase in PHASES for party in PARTIES}
+    waiting = {phase: _waiting(observations, phase, work) for phase in PHASES}
+    made = datetime.date.today().isoformat()
+    calibration = Calibration(this_machine(), made, work, waiting, ())
+    points = tuple(
+        Point(each.case.name, phase, cost_of(each.costs, phase).seconds, _predicted(each, phase, calibration))
+        for each in observations
+        for phase in PHASES
+    )
+    return Calibration(this_machine(), made, work, waiting, points)
+
+
+def cost_of(costs: Costs, phase: str) -> Cost:
+    found = costs.offline if phase == "offline" else costs.online
+    assert found is not None, "the engine has both phases"
+    return found
+
+
+def _predicted(observation: Observation, phase: str, calibration: Calibration) -> float:
+    return estimate(phase, observation.query, calibration).seconds
+
+
+def _cpu_rows(observations: Sequence[Observation], phase: str, party: str) -> Rows:
+    """What a party did in a layer, or offline in all of the phase, and its CPU seconds."""
+    return [row for each in observations for row in _of_observation(each, phase, party)]
+
+
+def _of_observation(observation: Observation, phase: str, party: str) -> Iterator[tuple[Features, float]]:
+    does: dict[str, list[Features]] = {}
+    for each in observation.query.work:
+        if each.phase == phase:
+            does.setdefault(each.layer, []).append(getattr(each, party))
+    if list(does) == [ALL]:
+        yield summed(does[ALL]), cost_of(observation.costs, phase).cpu[party]
+        return
+    for layer in observation.costs.layers or ():
+        measured = getattr(layer, f"cpu_{party}")
+        if layer.phase == phase and measured is not None and layer.layer in does:
+            yield summed(does[layer.layer]), measured
+
+
+def _waiting(observations: Sequence[Observation], phase: str, work: Mapping[tuple[str, str], Fit]) -> Fit:
+    """By what was measured without a link; then, over links, the share of the shorter that is not hidden."""
+    rows: Rows = []
+    for each in observations:
+        if each.query.link == Link():
+            layers = busy(phase, each.query, work)
+            features = [features for _, features in steps(layers, each.query.how[phase])]
+            rows.append((summed(features), cost_of(each.costs, phase).seconds))
+    fit = fitted(rows)
+    seen: Rows = []
+    for each in observations:
+        if each.query.link != Link():
+            rounds = total(each.query.sent, phase).rounds
+            layers = busy(phase, each.query, work)
+            longer, shorter = parts(layers, each.query.how[phase], fit, each.query.link, rounds)
+            seen.append(({LINK: shorter}, max(0.0, cost_of(each.costs, phase).seconds - longer)))
+    beside = fitted(seen) if seen else Fit({}, {})
+    share = {name: min(1.0, each) for name, each in beside.coefficients.items()}
+    return Fit({**fit.coefficients, **share}, {**fit.errors, **beside.errors})

@@ -1,0 +1,118 @@
+"""What a calibration measures: small programs, run by two processes as any network is, and what each took."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from parelu.private.cost.predict import Query, query
+from parelu.private.cost.programs import Layer, lowered
+from parelu.private.engines.base import Options
+from parelu.private.engines.delphi import Delphi
+from parelu.private.engines.parties import Parties
+from parelu.private.fresh import noise
+from parelu.private.offline.mode import Mode, modes, ring_for
+from parelu.private.protocol.relu import Relu, relus
+from parelu.private.rows import Costs
+
+QUERIES = 5  # of each program, after one that warms up
+NODES = 1 << 24  # of the trees of comparisons that both parties grow, in one program
+LINKS = ("lan", "wan")
+
+LINEAR: dict[str, tuple[tuple[int, int, int], tuple[Layer, ...], int]] = {
+    "few channels": ((3, 32, 32), (Layer(16), Layer(16)), 10),
+    "16 channels": ((16, 32, 32), (Layer(16), Layer(32, stride=2), Layer(32)), 10),
+    "64 channels": ((64, 8, 8), (Layer(64), Layer(128, stride=2), Layer(128)), 10),
+    "pointwise": ((64, 16, 16), (Layer(128, kernel=1), Layer(64, kernel=1)), 100),
+    "depthwise": ((32, 32, 32), (Layer(32, groups=32), Layer(64, kernel=1)), 10),
+    "small maps": ((128, 4, 4), (Layer(128), Layer(256)), 100),
+    "large maps": ((3, 64, 64), (Layer(16, kernel=7, stride=2), Layer(16, stride=2)), 10),
+    "matrix": ((512, 1, 1), (), 512),
+}
+SITES, COUNTS, WIDTHS = (16, 32, 32), (16000, 4000, 500), (7, 10, 14, 20)
+SQUARES = {(1, 32, 32): 500, (2, 16, 16): 400}
+MIXED = (
+    (3, 32, 32),
+    (Layer(16, relus=16000, bits=14), Layer(32, stride=2, relus=2000, bits=12), Layer(32, relus=300, bits=16)),
+    10,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A program under some options, by a name for people."""
+
+    name: str
+    shape: tuple[int, int, int]
+    layers: tuple[Layer, ...]
+    classes: int
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a case's query does, and what that took."""
+
+    case: Case
+    query: Query
+    costs: Costs
+
+
+def cases(links: Sequence[str] = LINKS) -> list[Case]:
+    """Every ReLU protocol and offline mode that is there, plugins among them, and all that a layer can be."""
+    return [*_linear(), *_relus(), *_squares(), *_mixed(("loopback", *links))]
+
+
+def _linear() -> Iterator[Case]:
+    for name, (shape, layers, classes) in LINEAR.items():
+        for offline in modes():
+            yield Case(f"{name}, {offline}", shape, layers, classes, Options(offline=offline))
+
+
+def _relus() -> Iterator[Case]:
+    """Of each protocol, where all correlations come from transfers, and where they come from elsewhere."""
+    for relu in relus().values():
+        for mode in modes().values():
+            if mode.name == "seal":
+                continue
+            for bits in WIDTHS:
+                for truncation in ("local", "exact") if relu.truncates and not mode.third_party else ("local",):
+                    layers = _sites(relu, mode, bits, truncation)
+                    options = Options(relu.name, mode.name, truncation=truncation)
+                    yield Case(f"{relu.name} {bits}, {mode.name}", SITES, layers, 10, options)
+
+
+def _sites(relu: Relu, mode: Mode, bits: int, truncation: str) -> tuple[Layer, ...]:
+    grown = relu.compares and not mode.third_party
+    bits = min(bits, mode.most_bits) if relu.compares else bits
+    most = NODES >> bits if grown else max(COUNTS)
+    scale = min(1.0, most / max(COUNTS))
+    outputs = 16 if truncation == "exact" else 0
+    return tuple(Layer(outputs, kernel=1, groups=16, relus=int(scale * count), bits=bits) for count in COUNTS)
+
+
+def _squares() -> Iterator[Case]:
+    for mode in modes().values():
+        for shape, count in SQUARES.items():
+            layers = (Layer(singles=True, squares=count),)
+            yield Case(f"{count} squares, {mode.name}", shape, layers, 10, Options(offline=mode.name))
+
+
+def _mixed(links: Sequence[str]) -> Iterator[Case]:
+    shape, layers, classes = MIXED
+    for link in links:
+        for offline in modes():
+            yield Case(f"mixed, {offline}, {link}", shape, layers, classes, Options(offline=offline, link=link))
+
+
+def observe(found: Sequence[Case], progress: Callable[[Observation], None]) -> list[Observation]:
+    """Measure them one after another, in two processes. progress: is told of each."""
+    observations: list[Observation] = []
+    with Parties() as parties:
+        for case in found:
+            options = case.options
+            ready = lowered(case.shape, case.layers, ring_for(options.offline), case.classes)
+            measured = Delphi().measure(parties, ready, noise(QUERIES, case.shape, seed=0), options)
+            observations.append(Observation(case, query(ready.program, options, ready), measured.costs))
+            progress(observations[-1])
+    return observations

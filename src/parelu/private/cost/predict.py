@@ -1,0 +1,129 @@
+"""What a query will take, before anything runs: seconds by a calibration, bytes and rounds exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from parelu.errors import UserError
+from parelu.private.cost.calibration import Calibration, Point
+from parelu.private.cost.fit import Fit
+from parelu.private.cost.traffic import LayerTraffic, total, traffic
+from parelu.private.cost.waiting import Busy, seconds
+from parelu.private.cost.work import ALL, Work, work
+from parelu.private.engines.base import Options
+from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.program import Program
+from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import Terms
+from parelu.private.protocol.relu import relus
+from parelu.private.protocol.reveal import Exact
+from parelu.private.transport.link import Link, link_of
+
+PHASES = ("offline", "online")
+SHARE = 0.9  # of the calibration's own measurements that lie within an interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one query in one phase. seconds: that the client waits, from `low` to `high` with probability `SHARE`;
+    cpu: party → seconds of its process; sent: party → bytes that it is sent."""
+
+    seconds: float
+    low: float
+    high: float
+    cpu: Mapping[str, float]
+    sent: Mapping[str, float]
+    rounds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Of a query of `batch` images."""
+
+    online: Estimate
+    offline: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What a query does and what it sends, without a machine. how: phase → by what it differs what is hidden of a
+    party's work, the offline mode or the ReLU protocol."""
+
+    work: Sequence[Work]
+    sent: Sequence[LayerTraffic]
+    how: Mapping[str, str]
+    link: Link
+
+
+def query(program: Program, options: Options, lowered: Lowered | None = None) -> Query:
+    """Of a program as measurements run it; raises UserError where the offline mode cannot.
+
+    lowered: with it bytes are exact that depend on how large weights are.
+    """
+    mode, relu = modes()[options.offline], relus()[options.relu]
+    mode.check_terms(program, relu)
+    terms = Terms(program, relu, Exact(), options.truncation)
+    try:
+        sent = traffic(terms, mode, options.batch, options.queries, lowered)
+        does = work(terms, mode, options.batch, options.queries)
+    except ValueError as error:
+        raise UserError(f"offline mode {options.offline} cannot run this network: {error}") from error
+    return Query(does, sent, {"offline": options.offline, "online": options.relu}, link_of(options.link))
+
+
+def predict(program: Program, options: Options, calibration: Calibration, lowered: Lowered | None = None) -> Prediction:
+    """Raises UserError where the offline mode cannot run the program, or the calibration lacks what is asked for.
+
+    lowered: as `query` takes it.
+    """
+    asked = query(program, options, lowered)
+    online, offline = (estimate(phase, asked, calibration) for phase in ("online", "offline"))
+    return Prediction(online, offline)
+
+
+def estimate(phase: str, asked: Query, calibration: Calibration) -> Estimate:
+    layers, whole = busy(phase, asked, calibration.work), total(asked.sent, phase)
+    try:
+        found = seconds(layers, asked.how[phase], calibration.waiting[phase], asked.link, whole.rounds)
+    except KeyError as error:
+        raise _lacking(error) from error
+    low, high = spread(calibration.points, phase)
+    return Estimate(
+        seconds=found,
+        low=low * found,
+        high=high * found,
+        cpu={"client": sum(each.client for each in layers), "server": sum(each.server for each in layers)},
+        sent={"client": whole.to_client, "server": whole.to_server},
+        rounds=whole.rounds,
+    )
+
+
+def busy(phase: str, asked: Query, fits: Mapping[tuple[str, str], Fit]) -> list[Busy]:
+    """Each layer's CPU seconds and bytes."""
+    layers = {layer.layer: layer for layer in asked.sent if layer.phase == phase}
+    whole = total(asked.sent, phase)
+    found = []
+    for each in asked.work:
+        if each.phase != phase:
+            continue
+        try:
+            client, server = (fits[phase, party].seconds(getattr(each, party)) for party in ("client", "server"))
+        except KeyError as error:
+            raise _lacking(error) from error
+        sent = whole if each.layer == ALL else layers.pop(each.layer, None)
+        found.append(Busy(each, client, server, *((sent.to_client, sent.to_server) if sent else (0, 0))))
+    return found
+
+
+def spread(points: Sequence[Point], phase: str) -> tuple[float, float]:
+    """(low, high): quotients of measured and predicted between which `SHARE` of the calibration's are."""
+    ratios = [point.ratio for point in points if point.phase == phase]
+    low, high = np.quantile(ratios, [(1 - SHARE) / 2, (1 + SHARE) / 2]) if ratios else (1.0, 1.0)
+    return min(1.0, float(low)), max(1.0, float(high))
+
+
+def _lacking(error: KeyError) -> UserError:
+    return UserError(f"the calibration has nothing of {error.args[0]!r}; `parelu calibrate` measures all that is there")

@@ -1,0 +1,127 @@
+"""What the parties have to do for one query, as amounts of kinds of work: the features that seconds are fitted on.
+
+All of it follows from a program's shapes, masks and widths; no weight is read. Online each layer stands for itself, in
+order; offline, where a party works ahead of its turn on other threads, a phase is one piece of work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from parelu.private.crypto.kernels import kernels
+from parelu.private.lowering.layers import convolution
+from parelu.private.lowering.ops import Activation, Conv, Linear, Op
+from parelu.private.lowering.program import Program
+from parelu.private.offline.mode import Features, Mode
+from parelu.private.protocol.delphi import INPUT, LOCAL, OUTPUT, Terms
+
+ALL = "all"  # the layer of an offline phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Of one layer in one phase, both parties' amounts.
+
+    together: whether both are at work at once; else one waits for the other. beside: the activation during whose round
+    the server does it, "" where the client waits for it.
+    """
+
+    phase: str
+    layer: str
+    client: Features
+    server: Features
+    together: bool = False
+    beside: str = ""
+
+
+def work(terms: Terms, mode: Mode, batch: int = 1, queries: int = 1) -> list[Work]:
+    """Of a query of `batch` images; queries: as `engines.base.Options` has them."""
+    found = [_offline(terms, mode, batch, queries), *_online(terms)]
+    return [found[0], *(_times(each, batch) for each in found[1:])]
+
+
+def _times(work: Work, batch: int) -> Work:
+    client, server = ({name: batch * n for name, n in of.items()} for of in (work.client, work.server))
+    return dataclasses.replace(work, client=client, server=server)
+
+
+def _offline(terms: Terms, mode: Mode, batch: int, queries: int) -> Work:
+    client, server = (dict(features) for features in mode.work(terms.program, queries))
+    maker = mode.name if mode.third_party else "transfers"
+    for op in terms.program.ops:
+        if isinstance(op, Activation) and len(op.relus):
+            for name, amount in _relus(terms, op).items():
+                for features in (client, server):
+                    features[f"{maker}: {name}"] = features.get(f"{maker}: {name}", 0) + amount
+            if terms.relu.compares and not mode.third_party:  # both parties grow whole trees
+                for features in (client, server):
+                    features["transfers: node"] = features.get("transfers: node", 0) + len(op.relus) * 2.0**op.bits
+    local = sum(map(math.prod, terms.program.shapes))
+    client = {**client, f"{mode.name}: query": 1, "value": local}
+    server = {**server, f"{mode.name}: query": 1}
+    return _times(Work("offline", ALL, client, server, together=True), batch)
+
+
+def _relus(terms: Terms, op: Activation) -> dict[str, float]:
+    """A polynomial of the bits that a ReLU works on, by protocol."""
+    count, (_, cut) = len(op.relus), terms.reads(op)
+    name, bits = terms.relu.name + (", exact" if cut else ""), min(op.bits + cut, terms.program.ring.bits)
+    return {f"{name}": count, f"{name} by bits": count * bits, f"{name} by bits²": count * bits**2}
+
+
+def _online(terms: Terms) -> list[Work]:
+    program = terms.program
+    beside = _beside(program)
+    elements = math.prod(program.input_shape)
+    found = [Work("online", INPUT, {"message": 1, "input": elements}, {"message": 1, "input": elements})]
+    for number, (op, layer) in enumerate(zip(program.ops, program.layers, strict=True), start=1):
+        if isinstance(op, Activation):
+            amounts = {"message": 1, "square": len(op.squares), "position": math.prod(program.shapes[number])}
+            relus = _relus(terms, op) if len(op.relus) else {}
+            client = {name: n for name, n in amounts.items() if name != "position"}
+            found.append(Work("online", layer, {**client, **relus}, {**amounts, **relus}, together=True))
+        elif op.is_secret:
+            near = beside.get(number)
+            of = {"layer": 1, **_linear(program, number, op), **_again(program, op, near)}
+            found.append(Work("online", layer, {}, of, beside=program.layers[near - 1] if near else ""))
+    local = sum(
+        math.prod(program.shapes[number])
+        for number, op in enumerate(program.ops, start=1)
+        if not (op.is_secret or isinstance(op, Activation))
+    )
+    found.append(Work("online", LOCAL, {}, {"value": local, "op": len(program.ops)}))
+    found.append(Work("online", OUTPUT, {"message": 1}, {"message": 1}))
+    return found
+
+
+def _beside(program: Program) -> dict[int, int]:
+    """A convolution → the sparse activation before it, in whose round the server applies most of it."""
+    sparse = {
+        number
+        for number, op in enumerate(program.ops, start=1)
+        if isinstance(op, Activation)
+        and len(op.relus) + len(op.squares) <= kernels.SPARSE * math.prod(program.shapes[number])
+    }
+    numbered = enumerate(program.ops, start=1)
+    return {n: op.source for n, op in numbered if isinstance(op, Conv) and op.groups == 1 and op.source in sparse}
+
+
+def _linear(program: Program, number: int, op: Op) -> dict[str, float]:
+    outputs = math.prod(program.shapes[number])
+    if not isinstance(op, Conv | Linear):
+        return {"single": outputs}
+    shape = convolution(op, program.shapes[op.source])
+    columns = math.prod(shape.kernel) * math.prod(shape.output_size) * shape.inputs
+    return {"multiply-add": shape.macs, "column": columns, "output": outputs}
+
+
+def _again(program: Program, op: Op, near: int | None) -> Mapping[str, float]:
+    """What a convolution that was applied before its sparse input was there adds for the rest of it."""
+    if near is None:
+        return {}
+    activation = program.ops[near - 1]
+    assert isinstance(activation, Activation) and isinstance(op, Conv), "they are chosen so"
+    positions = len(activation.relus) + len(activation.squares)
+    return {"sparse multiply-add": positions * op.outputs * math.prod(op.kernel) / math.prod(op.stride)}

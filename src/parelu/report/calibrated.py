@@ -1,0 +1,100 @@
+"""A calibration for people: how far its own measurements are from what it predicts, as text and as a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from parelu.private.cost.calibration import Calibration, Point
+from parelu.private.cost.predict import spread
+from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, save_figure, svg_text
+from parelu.report.private import duration
+
+PHASES = ("offline", "online")
+WORST = 5  # measurements that are named
+
+
+def calibration_text(calibration: Calibration) -> str:
+    """On what it was made, how well it fits, and what each kind of work takes."""
+    lines = [f"made {calibration.made} on {calibration.machine}", ""]
+    for phase in PHASES:
+        points = _of(calibration, phase)
+        errors = [abs(point.ratio - 1) for point in points]
+        low, high = spread(calibration.points, phase)
+        lines.append(
+            f"{phase}: {len(points)} measurements, error of the fit {statistics.median(errors):.1%} in the median, "
+            f"{max(errors):.1%} at most; nine of ten are {low:.2f} to {high:.2f} times what is predicted"
+        )
+    worst = sorted(calibration.points, key=lambda point: abs(point.ratio - 1), reverse=True)[:WORST]
+    lines += ["", "furthest off", *(f"  {_text(point)}" for point in worst), "", "CPU seconds of one, by kind of work"]
+    for (phase, party), fit in calibration.work.items():
+        lines.append(f"  {phase}, {party}")
+        for name, each in fit.coefficients.items():
+            if each:
+                lines.append(f"    {name:<28}{each:>10.3g} ± {fit.errors[name]:.2g}")
+    return "\n".join(lines)
+
+
+def _of(calibration: Calibration, phase: str) -> list[Point]:
+    return [point for point in calibration.points if point.phase == phase]
+
+
+def _text(point: Point) -> str:
+    return (
+        f"{point.what}, {point.phase}: {duration(point.measured)} measured, {duration(point.predicted)} predicted "
+        f"({point.ratio:.2f} times)"
+    )
+
+
+def calibration_svg(calibration: Calibration) -> str:
+    with mpl.rc_context(STYLE):
+        figure, tips = _figure(calibration)
+        return svg_text(figure, tips, "calibration")
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """The same as .png or .svg; raises `UserError` for another ending."""
+    save_figure(path, lambda: _figure(calibration)[0])
+
+
+def _figure(calibration: Calibration) -> tuple[Figure, list[Tip]]:
+    """Above, measured over predicted seconds; below, their quotient."""
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    rows = figure.subplots(2, 2, sharex="col", height_ratios=(3, 2))
+    tips: list[Tip] = []
+    for column, phase in enumerate(PHASES):
+        above, below = rows[0][column], rows[1][column]
+        points = _of(calibration, phase)
+        low, high = spread(calibration.points, phase)
+        _measured(above, points, COLOURS[column], MARKERS[column])
+        _quotients(below, points, COLOURS[column], MARKERS[column], (low, high))
+        tips += [(above, point.predicted, point.measured, _text(point)) for point in points]
+        tips += [(below, point.predicted, point.ratio, _text(point)) for point in points]
+        above.set_title(f"{phase}: nine of ten are {low:.2f} to {high:.2f} times what is predicted")
+    rows[0][0].set_ylabel("seconds, measured")
+    rows[1][0].set_ylabel("measured ÷ predicted")
+    figure.suptitle(f"{calibration.machine}, {calibration.made}", x=0.01, ha="left", fontsize=10)
+    return figure, tips
+
+
+def _measured(axes: Axes, points: Sequence[Point], colour: str, marker: str) -> None:
+    ends = [pick(seconds for point in points for seconds in (point.measured, point.predicted)) for pick in (min, max)]
+    axes.plot(ends, ends, color=INK, linewidth=1, zorder=1)
+    axes.plot([p.predicted for p in points], [p.measured for p in points], marker, color=colour, markersize=5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.grid(color=FAINT, linewidth=0.6)
+
+
+def _quotients(axes: Axes, points: Sequence[Point], colour: str, marker: str, interval: tuple[float, float]) -> None:
+    axes.axhspan(*interval, color=FAINT, zorder=0)
+    axes.axhline(1, color=INK, linewidth=1)
+    axes.plot([p.predicted for p in points], [p.ratio for p in points], marker, color=colour, markersize=5)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds, predicted")
+    axes.grid(color=FAINT, linewidth=0.6)
