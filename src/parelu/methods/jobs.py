@@ -90,6 +90,7 @@ class Job:
         start: whose weights it starts from; of another architecture it takes the layers that have the same names.
         callback: moves something beside the weights, such as a buffer of the network.
         teacher: the job whose network teaches; a run with another architecture for it says which.
+        drawn_as: what draws its fresh weights, with the run's seed; its name if left out.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Job:
     start: Start = FRESH
     callback: CallbackOptions | None = None
     teacher: str = TEACHER
+    drawn_as: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

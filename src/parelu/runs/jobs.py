@@ -72,14 +72,14 @@ def is_finished(run: Run, job: Job) -> bool:
 def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[Progress], None]) -> Candidate:
     """Train a job's network, unless it has no training, and write its candidate, then drop its checkpoint.
 
-    seed: of the order of the images, and with the job's name of fresh weights.
+    seed: of the order of the images, and with `Job.drawn_as` of fresh weights.
     """
     folder = run.folder(job.name)
     teacher = None
     if job.training and not isinstance(job.objective, CrossEntropy):
         teacher = _original_of(run) if job.role == "teacher" else teacher_of(run, job.teacher)
-    seeded = TEACHER if job.role == "outside" else job.name  # it is the network that a run of its own would train
-    torch.manual_seed(int(hashlib.sha256(f"{seed} {seeded}".encode()).hexdigest()[:15], 16))
+    drawn_as = TEACHER if job.role == "outside" else job.drawn_as or job.name  # as a run of its own would train it
+    torch.manual_seed(int(hashlib.sha256(f"{seed} {drawn_as}".encode()).hexdigest()[:15], 16))
     network = instrument(job.spec.module(), job.spec.input)
     job.plan.apply(network)
     network.to(device())

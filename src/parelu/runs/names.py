@@ -51,8 +51,13 @@ class Names:
         return dataclasses.replace(search, name=self._shared(search.name, mask_search.identity(search)))
 
     def of_job(self, job: Job) -> Job:
-        """With its name in the run, and what it starts from by that; a candidate's note tells label and teacher."""
-        job = dataclasses.replace(job, start=self._start(job.start), teacher=self._here(job.teacher))
+        """With its name in the run, and what it starts from by that; a candidate's note tells label and teacher.
+
+        Its fresh weights are those of any label: entries that differ in one thing differ in nothing else.
+        """
+        job = dataclasses.replace(
+            job, start=self._start(job.start), teacher=self._here(job.teacher), drawn_as=job.drawn_as or job.name
+        )
         if job.role != "candidate":
             return dataclasses.replace(job, name=self._shared(job.name, identity(job)))
         self.own[job.name] = name = self.of(job.name)
