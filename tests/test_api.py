@@ -277,7 +277,10 @@ def test_bench_measures_what_was_reduced(own, parties_as_threads):
         ({"model": "resnet19"}, "unknown network 'resnet19'; known are"),
         ({"model": Choosy()}, "cannot be traced"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(9, 3))}, "the network does not take an input of shape 1x6x6"),
-        ({"model": nn.Sequential(nn.GELU(), nn.Flatten(), nn.Linear(36, 3))}, "0: gelu is not supported; --replace"),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.LayerNorm(36), nn.Linear(36, 3))},
+            "1: layer_norm is not supported; --replace",
+        ),
         ({"model": Pair()}, "the network returns a tuple, not one tensor (batch, classes); choose one with --output"),
         ({"model": Own(2)}, "Own gives 2 outputs for an image, not 3: build it for 3 classes"),
         ({"seed": 1.5}, "seed is 1.5; it should be a whole number"),

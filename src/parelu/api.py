@@ -60,7 +60,7 @@ from parelu.runs.folder import Record, Run
 from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
 from parelu.runs.measurement import Asked, measure_run
 from parelu.runs.merging import merge
-from parelu.runs.obstacles import WayOut, ways_out
+from parelu.runs.obstacles import WayOut, way_out
 from parelu.runs.presets import training_of, under
 from parelu.runs.processes import Processes
 from parelu.runs.progress import TerminalProgress, bar, share
@@ -137,7 +137,7 @@ __all__ = [
     "training_of",
     "under",
     "untrained_workload",
-    "ways_out",
+    "way_out",
 ]
 
 Shape = tuple[int, int, int]
@@ -300,8 +300,8 @@ def reduce(
         own_weights = pretrained is not False or weights is not None
         shape, kinds = _shape(input_shape or own.input_shape), replacements.parsed(replace)
         found = _read(_module(model), shape, own.classes, given, own_weights, output, kinds)
-        if replacements.need_training(kinds) and own_weights:
-            original = _read(_module(model), shape, own.classes, given, True, output, {})
+        if found.is_replaced and own_weights:
+            original = _read(_module(model), shape, own.classes, given, True, output, {}, keeps_smooth=True)
         network, given, pretrained = found.spec, found.weights if own_weights else None, False
     experiment = Experiment(
         model=network,
@@ -432,6 +432,8 @@ def _read(
     is_trained: bool,
     output: int | str | None,
     replace: Mapping[str, str],
+    *,
+    keeps_smooth: bool = False,
 ) -> Reading:
     """A module as a graph, which is left as it is; what it computes and trains, also of frozen parts, is a copy's."""
     if any(isinstance(tensor, UninitializedParameter) for tensor in module.parameters()):
@@ -440,7 +442,8 @@ def _read(
         module = fresh_copy(module)
     elif weights is not None:
         module = copied(module)
-    return read(module, shape, classes, type(module).__qualname__, weights, output, replace)
+    name = type(module).__qualname__
+    return read(module, shape, classes, name, weights, output, replace, keeps_smooth=keeps_smooth)
 
 
 def _method(method: Method | str) -> Method:

@@ -143,8 +143,6 @@ def test_a_network_that_is_taken_says_what_it_is_and_what_was_done_to_its_weight
 
 def test_what_is_replaced_learns_from_what_it_was(capsys, net, tmp_path):
     smooth, weights = f"{net}:smooth", ("--weights", str(net.with_suffix(".safetensors")))
-    line = refused(capsys, "train", "--model", smooth, *BRIEF, *weights, "--run", str(tmp_path / "no"))
-    assert "silu is not supported; --replace silu=relu" in line
     assert run("inspect", smooth, "--input", "1x8x8", "--replace", "silu=relu") == 0
     assert "note: " in capsys.readouterr().out
     assert run("inspect", smooth, "--input", "1x8x8") == 0
@@ -171,9 +169,9 @@ def test_a_smooth_activation_runs_privately_without_training(capsys, parties_as_
     smooth, weights = f"{net}:smooth", ("--weights", str(net.with_suffix(".safetensors")))
     assert run("inspect", smooth, "--input", "1x8x8") == 0
     told = capsys.readouterr().out
-    command = f"parelu train --model {smooth} --input 1x8x8 --replace silu=relus --weights WEIGHTS --data DATA"
-    assert f"  {command}\n  which counts {29 * 256 + 256:,} ReLUs, 0 squares" in told
-    arguments = ("--data", "digits", "--replace", "silu=relus", "--offline", "dealer", "--images", "2", "--json")
+    line = "silu is piecewise linear within 0.001, 29 ReLUs each; --replace silu=relu, and finetune, costs 1 each"
+    assert f"{29 * 256 + 256:,}" in told and line in told and "without a secure form" not in told
+    arguments = ("--data", "digits", "--offline", "dealer", "--images", "2", "--json")
     assert run("bench", smooth, *weights, *arguments, "--run", str(tmp_path / "taken")) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["relus"] == 29 * 256 + 256 and row["agreement"] == 1.0

@@ -248,14 +248,14 @@ def test_inspect_counts_what_has_no_lowering_and_names_it(capsys, tmp_path, monk
     (tmp_path / "curved.py").write_text(
         "from torch import nn\n"
         "def net():\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU(), nn.GELU(),\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU(), nn.GroupNorm(1, 4),\n"
         "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run("inspect", "curved:net", "--input", "1x8x8", "--classes", "3") == 0
     shown = capsys.readouterr().out
-    assert "256" in shown and "2: gelu is not supported; --replace gelu=relu" in shown
+    assert "256" in shown and "2: group_norm is not supported; --replace groupnorm=batchnorm" in shown
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ CASES = {
     "gate": Case(ops.Product, lambda x: x * x.mean((2, 3), keepdim=True)),
 }
 UNKNOWN = {
-    "GELU": (nn.GELU(), "--replace gelu=relu"),
+    "Softplus": (nn.Softplus(threshold=1), "--replace softplus=relu"),
     "GroupNorm": (nn.GroupNorm(2, 4), "--replace groupnorm=batchnorm"),
     "cumsum": (lambda x: x.cumsum(1), "write it with convolutions"),
     "softmax": (lambda x: x.softmax(1), "attention"),

@@ -55,18 +55,18 @@ def test_what_cannot_run_privately_is_counted_but_not_trained(capsys, tmp_path, 
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"
         "def build():\n"
-        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))\n"
     )
     name = f"{tmp_path}/nets.py:build"
     assert run("inspect", name, "--input", "1x8x8", "--json") == 0
     counts = json.loads(capsys.readouterr().out)
     assert counts["relus"] == 72 and counts["macs"] == 72 * 9 + 720 and counts["private"] is None
-    assert counts["unsupported"][0].startswith("1: gelu is not supported; --replace gelu=relu")
+    assert counts["unsupported"][0].startswith("1: group_norm is not supported; --replace groupnorm=batchnorm")
     assert run("inspect", name, "--input", "1x8x8") == 0
-    assert "1: gelu is not supported; --replace gelu=relu" in capsys.readouterr().out
+    assert "1: group_norm is not supported; --replace groupnorm=batchnorm" in capsys.readouterr().out
     for command in (["train"], ["reduce", "random", "--budget", "5"]):
         line = refused(capsys, *command, "--model", name, "--run", str(tmp_path / "run"))
-        assert line.startswith("1: gelu is not supported; --replace gelu=relu")
+        assert line.startswith("1: group_norm is not supported; --replace groupnorm=batchnorm")
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from parelu.errors import UserError
 from parelu.network.instrument import instrument
 from parelu.network.ops import unsupported
-from parelu.network.sites import IDENTITY, Site
+from parelu.network.sites import IDENTITY, Network, Site
 
 
 def written_out(x: Tensor, mask: Tensor, coefficients: Tensor) -> Tensor:
@@ -180,21 +180,21 @@ class Excitation(nn.Module):
         return x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1))
 
 
-def test_sigmoids_have_a_place_but_for_that_of_swish():
-    def problems(module: nn.Module) -> list[str]:
-        return [problem.op for problem in unsupported(instrument(nn.Sequential(module, nn.Flatten()), (2, 4, 4)))]
+def test_sigmoids_have_a_place_as_that_of_swish_has():
+    def network(module: nn.Module) -> Network:
+        return instrument(nn.Sequential(module, nn.Flatten()), (2, 4, 4))
 
-    assert problems(Excitation()) == problems(Attention()) == []
-    assert problems(Swish()) == ["sigmoid"]
+    for module, positions in ((Excitation(), 2 * 20), (Attention(), 32 * 20), (Swish(), 32 * 29)):
+        assert not unsupported(network(module))
+        assert sum(site.relus for site in network(module).sites.values()) == positions
 
 
 @pytest.mark.parametrize(
     ("module", "op", "remedy"),
     [
-        (nn.SiLU(), "SiLU", "silu=relu"),
-        (nn.GELU(), "GELU", "gelu=relu"),
-        (nn.LogSigmoid(), "LogSigmoid", "logsigmoid=relus"),
         (nn.GroupNorm(1, 2), "GroupNorm", "groupnorm=batchnorm"),
+        (nn.LayerNorm(4), "LayerNorm", "layernorm=batchnorm"),
+        (nn.Softsign(), "Softsign", "write it with"),
     ],
 )
 def test_ops_without_a_place_are_named_with_path_and_remedy(module, op, remedy):

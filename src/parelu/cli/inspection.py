@@ -43,11 +43,12 @@ class _Network:
     def title(self) -> str:
         return self.network + (f", {self.steps}" if self.steps != "none" else "")
 
-    def subject(self) -> Subject:
+    def subject(self, *, keeps_smooth: bool = False) -> Subject:
         from parelu import api
 
         shape = api.parse_input(self.input) if self.input else None
-        return api.subject(self.network, shape, self.classes, self.steps, self.replace, self.output)
+        options = self.steps, self.replace, self.output
+        return api.subject(self.network, shape, self.classes, *options, keeps_smooth=keeps_smooth)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +69,17 @@ class Inspect(_Network):
         subject = self.subject()
         lowered, unsupported = api.program_of(subject)
         is_named = subject.candidate is None and self.steps == "none"
-        ways = api.ways_out(subject.spec, self.replace) if unsupported and is_named else []
-        commands = [(way, self.command(way, api.is_trained(self.network))) for way in ways]
-        text = inspection(subject.spec, self.title, subject.plan, lowered, unsupported, commands, as_json=self.json)
-        print(text)
+        way = None
+        if is_named and (unsupported or subject.has_cheaper):
+            way = api.way_out(self.subject(keeps_smooth=True).spec, self.replace)
+        told = (way, self.command(way, api.is_trained(self.network))) if way else None
+        print(inspection(subject.spec, self.title, subject.plan, lowered, unsupported, told, as_json=self.json))
 
     def command(self, way: WayOut, is_trained: bool) -> str:
         """What replaces, and finetunes and reduces this network where it is to be trained."""
         given = {"model": self.network, "input": self.input, "output": self.output, "replace": way.replace}
         options = [f"--{name} {shlex.quote(value)}" for name, value in given.items() if value]
         weights = [] if is_trained else ["--weights WEIGHTS"]
-        if not way.needs_training:
-            return " ".join(["parelu train", *options, *weights, "--data DATA"])
         return " ".join(["parelu reduce snl", *options, *weights, "--data DATA --budget 0.1"])
 
 

@@ -65,10 +65,12 @@ class Reading:
 
     Attributes:
         weights: of the module that `spec` builds: those that the builder, the module or the file has.
+        is_replaced: whether replacements made another function of it, beyond small errors.
     """
 
     spec: Graph
     weights: Mapping[str, Tensor]
+    is_replaced: bool = False
 
 
 def is_external(name: str) -> bool:
@@ -82,6 +84,8 @@ def read_name(
     trained: Source | None = None,
     output: int | str | None = None,
     replace: Mapping[str, str] | None = None,
+    *,
+    keeps_smooth: bool = False,
 ) -> Reading:
     """The network of a name that `is_external`; fresh weights are always drawn the same.
 
@@ -89,6 +93,7 @@ def read_name(
         trained: weights to load before it is read.
         output: which of several outputs is the logits.
         replace: kind of op → what is to stand in its place (`replacements.parsed`).
+        keeps_smooth: whether smooth functions stay as they are (`instrument`).
 
     Raises:
         UserError: the name has no network, its code raises, it cannot be read, or the weights do not fit.
@@ -100,7 +105,7 @@ def read_name(
             module, notes = _from_onnx(Path(name), input, classes)
         else:
             module, notes = _module(name, input, classes), ()
-    found = read(module, input, classes, name, trained, output, replace)
+    found = read(module, input, classes, name, trained, output, replace, keeps_smooth=keeps_smooth)
     return dataclasses.replace(found, spec=_noted(found.spec, notes))
 
 
@@ -112,10 +117,13 @@ def read(
     trained: Source | None = None,
     output: int | str | None = None,
     replace: Mapping[str, str] | None = None,
+    *,
+    keeps_smooth: bool = False,
 ) -> Reading:
     """A module as a graph, with the weights that it has, or `trained` ones. source: what it is called.
 
-    replace: kind of op → what is to stand in its place (`replacements.parsed`).
+    replace: kind of op → what is to stand in its place (`replacements.parsed`). keeps_smooth: whether smooth functions
+    stay as they are (`instrument`).
     """
     notes: tuple[str, ...] = ()
     found = None if trained is None else weights.read_weights(trained)
@@ -126,7 +134,7 @@ def read(
             module.load_state_dict(fitting)
         except UserError as error:  # they may be of the network that was read of it before
             later = error
-    network = instrument(module, input, replace, output)
+    network = instrument(module, input, replace, output, keeps_smooth=keeps_smooth)
     if nodes.output_shape(network) != (classes,):
         shape = "x".join(map(str, nodes.output_shape(network)))
         raise UserError(f"{source} gives {shape} outputs for an image, not {classes}: build it for {classes} classes")
@@ -136,7 +144,7 @@ def read(
         if set(found) != set(own):
             raise later
         own = {name: _single(found[name]) for name in own}
-    return Reading(_noted(spec, notes), own)
+    return Reading(_noted(spec, notes), own, network.is_replaced)
 
 
 def _noted(spec: Graph, notes: tuple[str, ...]) -> Graph:

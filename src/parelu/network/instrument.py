@@ -21,6 +21,8 @@ def instrument(
     input_shape: tuple[int, ...],
     replace: Mapping[str, str] | None = None,
     output: int | str | None = None,
+    *,
+    keeps_smooth: bool = False,
 ) -> Network:
     """Trace a module and make each of its activation calls a site of its own.
 
@@ -32,6 +34,8 @@ def instrument(
         input_shape: (C, H, W).
         replace: kind of op → what is to stand in its place (`replacements.parsed`).
         output: which of several outputs is the logits: an index, or a name.
+        keeps_smooth: whether smooth functions such as SiLU stay as they are, as in a network that teaches: it runs, but
+            not privately. They are piecewise linear otherwise. What is read of a file stays as it was written.
 
     Raises:
         UserError: the module cannot be traced, does not take the input, or is read as another network than it is.
@@ -39,14 +43,15 @@ def instrument(
     if isinstance(input_shape, str):
         raise UserError(f"input shape {input_shape!r} is no tuple; give (channels, height, width), such as (3, 32, 32)")
     traced = trace.trace(module, input_shape, leaves=(Site, Affine, Resample), output=output)
-    rewritten = canonical(traced, replace)
+    known = module.meta if isinstance(module, fx.GraphModule) else {}  # of one that was written, and is read again
+    rewritten = canonical(traced, replace, keeps_smooth=keeps_smooth or "stages" in known)
     network = Network(traced, traced.graph, type(module).__name__)
     network.input_shape, network.notes = tuple(input_shape), (*traced.meta["notes"], *rewritten.notes)
+    network.is_replaced = rewritten.replaced
     network.train(traced.training)
     nodes.propagate_shapes(network, input_shape)
     if not rewritten.replaced:
         check_agreement(module, network, input_shape, rewritten.left_out, output, rewritten.approximated)
-    known = module.meta if isinstance(module, fx.GraphModule) else {}  # of one that was written, and is read again
     network.notes = (*known.get("notes", ()), *network.notes)
     written = None if replace else known.get("stages")  # it has no place for new sites
     declared = written or getattr(module, "stages", None)  # of others' modules it may be anything

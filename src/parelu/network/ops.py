@@ -373,29 +373,16 @@ CALLS: dict[Any, Callable[[fx.Node], Op]] = {
     F.max_pool2d: _max_pool,
 }
 
-# Smooth activations → the kind that `--replace` knows them by, and the ReLUs of a piecewise linear function for each.
-_SMOOTH = {
-    "silu": ("silu", 29),
-    "sigmoid": ("silu", 29),  # x·sigmoid(βx): any other has a form
-    "gelu": ("gelu", 24),
-    "mish": ("mish", 26),
-    "softplus": ("softplus", 25),
-    "elu": ("elu", 17),
-    "celu": ("elu", 17),
-    "selu": ("elu", 22),
-    "tanh": ("tanh", 28),
+# Smooth activations → the kind that `--replace KIND=relu` knows them by.
+SMOOTH: Mapping[str, str] = {
+    **{name: name for name in ("silu", "gelu", "mish", "softplus", "elu", "tanh")},
+    **dict.fromkeys(("celu", "selu"), "elu"),
 }
 # Names of a module's class, a function or a method, in lower case without "_" → what to do about it.
 _REMEDIES: Mapping[str, str] = {
-    **{
-        name: f"--replace {kind}=relus, {relus} ReLUs each, off by at most 0.001; "
-        f"or --replace {kind}=relu, one each, and finetune"
-        for name, (kind, relus) in _SMOOTH.items()
-    },
-    **{
-        name: f"--replace {name}=relus, {relus} ReLUs each, off by at most 0.001"
-        for name, relus in (("logsigmoid", 25), ("erf", 24))
-    },
+    **{name: f"--replace {kind}=relu, and finetune" for name, kind in SMOOTH.items()},
+    "sigmoid": "--replace silu=relu, and finetune",  # x·sigmoid(βx), where it stays
+    **{name: f"--replace {name}=relus" for name in ("logsigmoid", "erf")},
     "hardswish": "--replace hardswish=relu, and finetune",
     **dict.fromkeys(("layernorm", "rmsnorm"), "--replace layernorm=batchnorm, and finetune"),
     **dict.fromkeys(("groupnorm", "instancenorm", "instancenorm2d"), "--replace groupnorm=batchnorm, and finetune"),

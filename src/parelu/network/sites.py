@@ -167,10 +167,12 @@ class Network(fx.GraphModule):
     Attributes:
         input_shape: (C, H, W) of one image.
         notes: what instrumenting changed, one sentence each.
+        is_replaced: whether that makes it another function than the module, beyond small errors.
     """
 
     input_shape: tuple[int, ...]
     notes: tuple[str, ...]
+    is_replaced: bool = False
 
     @property
     def sites(self) -> Mapping[str, Site]:
@@ -182,6 +184,7 @@ class Network(fx.GraphModule):
         whole = copy.deepcopy(self)  # of fx's class, without what is ours
         network = Network(whole, whole.graph, type(self).__name__)
         network.input_shape, network.notes, network.training = self.input_shape, self.notes, self.training
+        network.is_replaced = self.is_replaced
         return network
 
 

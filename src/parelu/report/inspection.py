@@ -23,14 +23,14 @@ def inspection(
     plan: Plan,
     lowered: Lowered | None,
     unsupported: Sequence[Unsupported],
-    ways: Sequence[tuple[WayOut, str]] = (),
+    way: tuple[WayOut, str] | None = None,
     *,
     as_json: bool,
 ) -> str:
     """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
 
-    lowered: None where ops are without a secure lowering; unsupported: these, which count nothing; ways: what may stand
-    in their place, and the command that does that; the last one from trained weights, others without training.
+    lowered: None where ops are without a secure lowering; unsupported: these, which count nothing; way: what may stand
+    in their place, or costs less, and the command that does that.
     """
     network = skeleton(spec)
     plan.apply(network)
@@ -42,24 +42,21 @@ def inspection(
             "private": fixed,
             "unsupported": [str(problem) for problem in unsupported],
         }
-        return json.dumps(value | _ways_json([way for way, _ in ways]), indent=1)
+        return json.dumps(value | (_way_json(way[0]) if way else {}), indent=1)
     lines = [_text(title, spec, network, counts)]
     if lowered:
         lines += ["", *_fixed_point_text(lowered)]
     if unsupported:
         lines += ["", "  without a secure form, so that this network cannot be reduced or served as it is:"]
         lines += [f"  {line}" for line in grouped(unsupported)]
-    for way, command in ways:
-        lines += ["", *_way_text(way, command)]
+    if way:
+        lines += ["", *_way_text(*way)]
     return "\n".join(lines)
 
 
-def _ways_json(ways: Sequence[WayOut]) -> dict[str, Any]:
-    found = [
-        {"replace": way.replace, "replaced": way.counts.to_json(), "left": [str(problem) for problem in way.left]}
-        for way in ways
-    ]
-    return {**found[-1], "without_training": found[:-1]} if found else {}
+def _way_json(way: WayOut) -> dict[str, Any]:
+    left = [str(problem) for problem in way.left]
+    return {"replace": way.replace, "replaced": way.counts.to_json(), "left": left}
 
 
 def _way_text(way: WayOut, command: str) -> list[str]:
@@ -69,9 +66,7 @@ def _way_text(way: WayOut, command: str) -> list[str]:
     if way.left:
         rest = [f"  {line}" for line in grouped(way.left)]
         return [f"  with --replace {way.replace} it counts {cost}, and this is left:", *rest]
-    if way.needs_training:
-        return ["  a way, from trained weights:", f"  {command}", f"  which starts with {cost}"]
-    return ["  a way without training:", f"  {command}", f"  which counts {cost}"]
+    return ["  a way, from trained weights:", f"  {command}", f"  which starts with {cost}"]
 
 
 def fixed_point(lowered: Lowered) -> dict[str, Any]:

@@ -330,18 +330,18 @@ def prepare(experiment: Experiment) -> Prepared:
         dataset = normalised(data.load(given, folder=folder, images=images, input_shape=shape), *moments)
         source = Named(given, folder, images, dataset.input_shape, digest(dataset), *moments)
     shape, replace = shape or dataset.input_shape, replacements.parsed(experiment.replace)
-    spec, weights = _network(experiment, shape, dataset.classes, replace)
+    spec, weights, is_replaced = _network(experiment, shape, dataset.classes, replace)
     original = experiment.original
-    if replacements.need_training(replace) and weights is not None:
-        first = dataclasses.replace(experiment, replace="")
-        original = Reading(*_network(first, shape, dataset.classes, {}))  # pyright: ignore[reportArgumentType]
+    if is_replaced and weights is not None:
+        before = _network(experiment, shape, dataset.classes, {}, keeps_smooth=True)
+        original = Reading(*before)  # pyright: ignore[reportArgumentType]
     if (spec.input[0], spec.classes) != (dataset.input_shape[0], dataset.classes):
         raise UserError(
             f"the network reads {spec.input[0]} channels and tells {spec.classes} classes apart, {dataset.name} has "
             f"{dataset.input_shape[0]} and {dataset.classes}; build it for these"
         )
     teacher = _teacher(experiment.teacher, spec, dataset.name)
-    if original is None or _ops(original.spec) == _ops(spec):
+    if original is None:
         return Prepared(source, spec, weights, None, teacher, len(dataset.train))
     plan = Plan.of(skeleton(original.spec))
     before = Candidate(original.spec, plan, original.weights)
@@ -370,26 +370,33 @@ def _ops(spec: Spec) -> Any:
 
 
 def _network(
-    experiment: Experiment, shape: tuple[int, int, int], classes: int, replace: Mapping[str, str]
-) -> tuple[Spec, Mapping[str, Tensor] | None]:
-    """The network, and its weights where it is trained already."""
+    experiment: Experiment,
+    shape: tuple[int, int, int],
+    classes: int,
+    replace: Mapping[str, str],
+    *,
+    keeps_smooth: bool = False,
+) -> tuple[Spec, Mapping[str, Tensor] | None, bool]:
+    """The network, its weights where it is trained already, and whether it is replaced by another function."""
     model, trained = experiment.model, experiment.weights
     if isinstance(model, str) and external.is_external(model):
         if experiment.pretrained and trained is None:
             trained = libraries.trained_weights(model)
-        found = external.read_name(model, shape, classes, trained, experiment.output, replace)
+        found = external.read_name(
+            model, shape, classes, trained, experiment.output, replace, keeps_smooth=keeps_smooth
+        )
         has_weights = trained is not None or experiment.pretrained or external.is_trained(model)
-        return found.spec, found.weights if has_weights else None
+        return found.spec, found.weights if has_weights else None, found.is_replaced
     if experiment.pretrained:
         raise UserError(f"{model} is a name that comes without weights; give --weights, or leave --pretrained out")
     spec = spec_of(model, shape, classes) if isinstance(model, str) else model
     if replace:
         name = model if isinstance(model, str) else spec.family
         found = external.read(spec.module(), shape, classes, name, trained, None, replace)
-        return found.spec, None if trained is None else found.weights
+        return found.spec, None if trained is None else found.weights, found.is_replaced
     if trained is None:
-        return spec, None
-    return spec, fit_weights(instrument(spec.module(), spec.input), read_weights(trained))[0]
+        return spec, None, False
+    return spec, fit_weights(instrument(spec.module(), spec.input), read_weights(trained))[0], False
 
 
 def of_graph(spec: Spec) -> dict[str, Any]:

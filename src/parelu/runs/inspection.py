@@ -35,16 +35,28 @@ class Subject:
     candidate: Candidate | None = None
     folder: Path | None = None
 
+    @property
+    def has_cheaper(self) -> bool:
+        """Whether reading it noted a replacement that costs less."""
+        return "--replace" in getattr(self.spec, "notes", "")
+
 
 def named(
-    name: str, input: Shape | None, classes: int | None, replace: str = "", output: int | str | None = None
+    name: str,
+    input: Shape | None,
+    classes: int | None,
+    replace: str = "",
+    output: int | str | None = None,
+    *,
+    keeps_smooth: bool = False,
 ) -> Spec:
     """The network of a name; input and classes that are left out are a file's own, else 3×32×32 and 10."""
     shape = input or external.input_of(name) or (3, 32, 32)
     number = classes or external.classes_of(name, shape) or 10
     instead = replacements.parsed(replace)
     if external.is_external(name):
-        return external.read_name(name, shape, number, output=output, replace=instead).spec
+        found = external.read_name(name, shape, number, None, output, instead, keeps_smooth=keeps_smooth)
+        return found.spec
     spec = spec_of(name, shape, number)
     return external.read(spec.module(), shape, number, name, replace=instead).spec if instead else spec
 
@@ -56,13 +68,19 @@ def subject(
     steps: str = "none",
     replace: str = "",
     output: int | str | None = None,
+    *,
+    keeps_smooth: bool = False,
 ) -> Subject:
-    """A candidate's folder, or a network's name with steps, such as "cull S1; thin S2+S3"."""
+    """A candidate's folder, or a network's name with steps, such as "cull S1; thin S2+S3".
+
+    keeps_smooth: whether its smooth functions stay as they are (`instrument`).
+    """
     folder = Path(network)
     if (folder / "candidate.json").exists():
         candidate = Candidate.load(folder)
         return Subject(candidate.spec, candidate.plan, candidate, folder)
-    reduced = apply_steps(named(network, input, classes, replace, output), steps)
+    spec = named(network, input, classes, replace, output, keeps_smooth=keeps_smooth)
+    reduced = apply_steps(spec, steps)
     return Subject(reduced.spec, reduced.plan)
 
 

@@ -30,31 +30,16 @@ class WayOut:
     counts: Counts
     left: tuple[Unsupported, ...]
 
-    @property
-    def needs_training(self) -> bool:
-        return replacements.need_training(replacements.parsed(self.replace))
-
 
 def way_out(spec: Spec, given: str = "") -> WayOut | None:
-    """The replacements that the obstacles' remedies name last, as many as help; None where none does.
+    """The replacements that the obstacles' remedies name, as many as help; None where none does.
 
-    given: those that were made already, which are among the way's.
+    spec: as it was read with its smooth functions kept, for their replacements to be among the way's. given: those that
+    were made already, which are among them too.
     """
-    return _way(spec, given, -1)
-
-
-def ways_out(spec: Spec, given: str = "") -> list[WayOut]:
-    """That, and before it the one that needs no training, of piecewise linear functions, where nothing else is left."""
-    usual, exact = way_out(spec, given), _way(spec, given, 0)
-    ways = [exact] if exact is not None and not exact.left and not exact.needs_training else []
-    return ways + ([usual] if usual is not None and usual not in ways else [])
-
-
-def _way(spec: Spec, given: str, choice: int) -> WayOut | None:
-    """choice: of the replacements that a remedy names."""
 
     def named(network: Network) -> dict[str, str]:
-        return dict(problem.replacements[choice] for problem in problems(network) if problem.replacements)
+        return dict(pair for problem in problems(network) for pair in problem.replacements)
 
     kinds: dict[str, str] = {}
     network = _replaced(spec, kinds)

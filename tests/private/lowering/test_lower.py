@@ -277,7 +277,7 @@ class Bad(nn.Module):
 @pytest.mark.parametrize(
     ("op", "path", "remedy"),
     [
-        (nn.GELU(), "op: GELU", ""),
+        (nn.Softsign(), "op: Softsign", ""),
     ],
 )
 def test_what_has_no_lowering_is_named_with_its_path_and_a_remedy(op, path, remedy):

@@ -36,14 +36,18 @@ _PROBABILITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def canonical(traced: fx.GraphModule, replace: Mapping[str, str] | None = None) -> Builder:
+def canonical(
+    traced: fx.GraphModule, replace: Mapping[str, str] | None = None, *, keeps_smooth: bool = False
+) -> Builder:
     """Rewrite a traced network with shapes in place; what was done to it.
 
-    replace: kind of op → what the user wants in its place (`replacements.parsed`); that is done first.
+    replace: kind of op → what the user wants in its place (`replacements.parsed`); that is done first. keeps_smooth:
+    whether smooth functions that nothing replaces stay, rather than become piecewise linear.
     """
+    kinds = {**({} if keeps_smooth else replacements.PIECES), **(replace or {})}
     builder = Builder(traced)
     _leave_out_probabilities(builder)
-    for rules in (replacements.rules(replace or {}), RULES):
+    for rules in (replacements.rules(kinds), RULES):
         for node in list(traced.graph.nodes):
             _rewrite(node, builder, rules)
         _erase_unread(traced)

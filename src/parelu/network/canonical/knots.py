@@ -27,7 +27,9 @@ Array = NDArray[np.float64]
 
 GRID = 4001  # places at which a function is looked at
 MOST = 128  # knots
+_MORE = 8  # knots than are the fewest on the grid, until the error holds between its places too; not at a jump
 BITS = 12  # of the largest change of slope, so that fixed point has all of them exactly
+_FARTHEST = 1e9  # from 0: where a function is close to its lines, if it is anywhere
 _TAIL = 2.0**-6  # of the error: what a function may still be off its lines where it is not looked at
 
 
@@ -72,7 +74,7 @@ def knots(function: Callable[[Array], Array], left: Line, right: Line, largest_e
     """
     seen = _Seen(function, left, right, largest_error)
     fewest = seen.pieces(largest_error, MOST)
-    for number in range(1 if fewest is None else len(fewest) + 1, MOST + 1):
+    for number in [] if fewest is None else range(len(fewest) + 1, len(fewest) + 1 + _MORE):
         low, high = 0.0, largest_error
         for _ in range(20):
             middle = (low + high) / 2
@@ -93,11 +95,13 @@ class _Seen:
     def __init__(self, function: Callable[[Array], Array], left: Line, right: Line, error: float) -> None:
         self.left, self.right = left, right
         self.bound = 1.0
-        while any(
+        while self.bound < _FARTHEST and any(
             abs(float(function(np.array([x]))[0]) - _at(line, x)) > _TAIL * error
             for x, line in ((-self.bound, left), (self.bound, right))
         ):
             self.bound *= 1.25
+        if self.bound >= _FARTHEST:
+            raise UserError("the function does not come close to the lines on its sides; use its usual options")
         self.x = np.linspace(-self.bound, self.bound, GRID)
         self.y = function(self.x)
 

@@ -49,7 +49,7 @@ def parsed(text: str) -> dict[str, str]:
 
 
 def need_training(replace: Mapping[str, str]) -> bool:
-    """Whether a network with these is another function than before, beyond a small error."""
+    """Whether a network with these may be another function than before, beyond a small error."""
     return any(other != "relus" for other in replace.values())
 
 
@@ -356,5 +356,7 @@ REPLACEMENTS: Mapping[tuple[str, str], Mapping[Any, Rule]] = {
     ("groupnorm", "batchnorm"): _of(_group_norm, nn.GroupNorm, F.group_norm, nn.InstanceNorm2d, F.instance_norm),
 }
 
+# What is done where a user asks for nothing else. A sigmoid is written so by a rule of its own (`smooth.sigmoid`).
+PIECES: Mapping[str, str] = {kind: other for kind, other in REPLACEMENTS if other == "relus" and kind != "sigmoid"}
 # What has no exact form, or one with products of maps; of several for one kind, the last.
 ALL: Mapping[str, str] = {kind: other for kind, other in REPLACEMENTS if kind not in ("relu6", "leaky", "maxpool")}

@@ -1,8 +1,8 @@
 """Smooth activations as piecewise linear functions, which run exactly: a ReLU for each knot, a site for all of them.
 
-The sigmoid is written so wherever it stands. A gate, as of squeeze-and-excitation, has one number a channel, or a
-position, so that some ReLUs for each are little beside those of the maps; a plan that drops them all leaves it open, 1
-everywhere. The others are replacements (`replacements.py`), since a map has many numbers.
+They are written so wherever they stand and nothing else is asked for (`replacements.PIECES`). A gate, as of
+squeeze-and-excitation, has one number a channel, or a position, so that some ReLUs for each are little beside those of
+the maps; a plan that drops them all leaves it open, 1 everywhere. A map has many numbers: its note says what is cheaper.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from parelu.network import functions
+from parelu.errors import UserError
+from parelu.network import functions, ops
 from parelu.network.canonical.builder import Builder, Rule
 from parelu.network.canonical.knots import Kept, Knots, Line, knots
 
@@ -61,7 +62,7 @@ SMOOTH: Mapping[str, Smooth] = {
     "silu": _rising(F.silu),
     "gelu": _rising(F.gelu, ("approximate", "none")),
     "mish": _rising(F.mish),
-    "softplus": _rising(F.softplus, ("beta", 1.0)),
+    "softplus": _rising(F.softplus, ("beta", 1.0), ("threshold", 20.0)),
     "elu": Smooth(F.elu, lambda alpha: (0.0, -alpha), lambda alpha: _X, (("alpha", 1.0),)),
     "celu": Smooth(F.celu, lambda alpha: (0.0, -alpha), lambda alpha: _X, (("alpha", 1.0),)),
     "selu": Smooth(F.selu, lambda: (0.0, -_SELU * _SELU_ALPHA), lambda: (_SELU, 0.0)),
@@ -73,9 +74,13 @@ SMOOTH: Mapping[str, Smooth] = {
 
 @functools.cache
 def knots_of(name: str, *options: Any) -> Knots:
-    """The knots that stand for a function of `SMOOTH`, with its options in order, by default torch's."""
+    """The knots that stand for a function of `SMOOTH`, with its options in order, by default torch's.
+
+    Raises:
+        UserError: with these options it is not close to its lines, or no continuous function.
+    """
     smooth = SMOOTH[name]
-    given = options or tuple(default for _, default in smooth.options)
+    given = options + tuple(default for _, default in smooth.options[len(options) :])
     function = _with(name, *given)
     numbers = [value for value in given if not isinstance(value, str)]
     left, right = smooth.left(*numbers), smooth.right(*numbers)
@@ -89,7 +94,7 @@ def _with(name: str, *options: Any) -> Callable[[Tensor], Tensor]:
 
 
 def piecewise(name: str) -> Rule:
-    """The rule that writes a function of `SMOOTH`, of a module or a call, as a piecewise linear one."""
+    """The rule that writes a function of `SMOOTH`, of a module or a call, as a piecewise linear one, if there is any."""
 
     def rule(node: fx.Node, builder: Builder) -> fx.Node | None:
         module, options = builder.module(node), SMOOTH[name].options
@@ -97,6 +102,10 @@ def piecewise(name: str) -> Rule:
             given = [getattr(module, option, default) for option, default in options]
         else:
             _, *given = builder.arguments(node, ("input", None), *options)
+        try:
+            knots_of(name, *given)
+        except (UserError, TypeError):  # unusual numbers, or none: a parameter
+            return None
         return approximated(builder, node.all_input_nodes[0], name, *given)
 
     return rule
@@ -108,10 +117,8 @@ def approximated(builder: Builder, source: fx.Node, name: str, *options: Any) ->
     Each number stands there once for each knot, less its place, in a site of (channels, knots, positions).
     """
     found, function = knots_of(name, *options), _with(name, *options)
-    builder.note(
-        f"{name} became a piecewise linear function of {len(found.places)} ReLUs for each number, off by at most "
-        f"{found.error:.1g}"
-    )
+    cheaper = f"; --replace {ops.SMOOTH[name]}=relu, and finetune, costs 1 each" if name in ops.SMOOTH else ""
+    builder.note(f"{name} is piecewise linear within {LARGEST_ERROR:g}, {len(found.places)} ReLUs each{cheaper}")
     first, *others = shape = source.meta["shape"]
     column = builder.call(torch.reshape, source, (-1, first, 1, math.prod(others)))
     parts = []

@@ -88,16 +88,40 @@ def _first_layer_off(module: nn.Module, network: fx.GraphModule, images: Tensor,
 
 
 class _Exactly(fx.Interpreter):
+    """Runs functions themselves for the nodes that come close to them, and not what those are made of."""
+
     def __init__(self, network: fx.GraphModule, exact: Exact | None) -> None:
-        super().__init__(network, garbage_collect_values=not exact)
+        super().__init__(network, garbage_collect_values=False)
         self._exact = exact or {}
+        self._last = self._last_reads()
+
+    def run(self, images: Tensor) -> Any:
+        self.args_iter, self.env = iter((images,)), {}
+        result = None
+        for node, read in self._last.items():
+            self.env[node] = result = self.run_node(node)
+            for before in read:
+                del self.env[before]
+        return result
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
         if n not in self._exact:
-            return result
+            return super().run_node(n)
         source, function = self._exact[n]
         return function(self.env[source])
+
+    def _reads(self, node: fx.Node) -> list[fx.Node]:
+        return [self._exact[node][0]] if node in self._exact else node.all_input_nodes
+
+    def _last_reads(self) -> dict[fx.Node, list[fx.Node]]:
+        """The nodes that are run, in order, the output last, and what each is the last to read."""
+        read: set[fx.Node] = set()
+        last: dict[fx.Node, list[fx.Node]] = {}
+        for node in reversed(self.graph.nodes):
+            if node in read or node.op in ("output", "placeholder"):
+                last[node] = [before for before in dict.fromkeys(self._reads(node)) if before not in read]
+                read.update(last[node])
+        return dict(reversed(last.items()))
 
 
 class _Compared(_Exactly):
