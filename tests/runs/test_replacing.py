@@ -14,7 +14,6 @@ from parelu import api, data
 from parelu.models import external
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
-from parelu.network.instrument import instrument
 from parelu.private.lowering.refusals import problems
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.runs import jobs, measurement

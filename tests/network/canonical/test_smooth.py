@@ -212,7 +212,7 @@ def test_what_was_read_is_compared_without_what_pieces_are_made_of(monkeypatch):
     instrument(Many(), (2, 6, 6))
     assert 0 < max(elements) <= 2 * 6 * 72 and len(elements) < len(exactly._last)
     images = torch.randn(3, 2, 6, 6)
-    assert torch.equal(exactly.run(images), network(images))
+    assert torch.equal(exactly.outputs(images), network(images))
 
 
 class Excited(nn.Module):

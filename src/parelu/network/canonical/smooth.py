@@ -2,7 +2,7 @@
 
 They are written so wherever they stand and nothing else is asked for (`replacements.PIECES`). A gate, as of
 squeeze-and-excitation, has one number a channel, or a position, so that some ReLUs for each are little beside those of
-the maps; a plan that drops them all leaves it open, 1 everywhere. A map has many numbers: its note says what is cheaper.
+the maps; a plan that drops them all leaves it open, 1 everywhere. A map has many numbers: a note says what is cheaper.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _with(name: str, *options: Any) -> Callable[[Tensor], Tensor]:
 
 
 def piecewise(name: str) -> Rule:
-    """The rule that writes a function of `SMOOTH`, of a module or a call, as a piecewise linear one, if there is any."""
+    """The rule that writes a function of `SMOOTH`, of a module or a call, as a piecewise linear one where one is."""
 
     def rule(node: fx.Node, builder: Builder) -> fx.Node | None:
         module, options = builder.module(node), SMOOTH[name].options

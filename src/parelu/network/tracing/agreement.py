@@ -44,7 +44,7 @@ def check_agreement(
         return
     with nodes.at_inference(module), nodes.at_inference(network):
         expected = chosen(module(images.clone()), output)
-        found = left_out(_Exactly(network, exact).run(images.clone()) if exact else network(images.clone()))
+        found = left_out(_Exactly(network, exact).outputs(images.clone()) if exact else network(images.clone()))
         if _off(found, expected) == 0:
             return
         where = _first_layer_off(module, network, images, exact)
@@ -93,9 +93,9 @@ class _Exactly(fx.Interpreter):
     def __init__(self, network: fx.GraphModule, exact: Exact | None) -> None:
         super().__init__(network, garbage_collect_values=False)
         self._exact = exact or {}
-        self._last = self._last_reads()
+        self._last = self._last_reads(network.graph)
 
-    def run(self, images: Tensor) -> Any:
+    def outputs(self, images: Tensor) -> Any:
         self.args_iter, self.env = iter((images,)), {}
         result = None
         for node, read in self._last.items():
@@ -113,11 +113,11 @@ class _Exactly(fx.Interpreter):
     def _reads(self, node: fx.Node) -> list[fx.Node]:
         return [self._exact[node][0]] if node in self._exact else node.all_input_nodes
 
-    def _last_reads(self) -> dict[fx.Node, list[fx.Node]]:
+    def _last_reads(self, graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         """The nodes that are run, in order, the output last, and what each is the last to read."""
         read: set[fx.Node] = set()
         last: dict[fx.Node, list[fx.Node]] = {}
-        for node in reversed(self.graph.nodes):
+        for node in reversed(graph.nodes):
             if node in read or node.op in ("output", "placeholder"):
                 last[node] = [before for before in dict.fromkeys(self._reads(node)) if before not in read]
                 read.update(last[node])
@@ -132,7 +132,7 @@ class _Compared(_Exactly):
         self._kinds, self._expected, self._off = kinds, expected, ""
 
     def first_off(self, images: Tensor) -> str:
-        self.run(images.clone())
+        self.outputs(images.clone())
         return self._off
 
     def run_node(self, n: fx.Node) -> Any:
