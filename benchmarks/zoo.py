@@ -35,7 +35,7 @@ from parelu.registry import is_own
 HERE = Path(__file__).parent
 ROWS = HERE / "zoo.csv"
 OURS = (3, 32, 32)
-COUNTED = ("relus", "comparisons", "macs", "counted", "in_the_way", "replaced", "pieces", "pieces_relus")
+COUNTED = ("relus", "comparisons", "macs", "counted", "smooth", "in_the_way", "replaced")
 RING = ("side", "images", "agreement", "error", "seconds", "ring")
 FIELDS = ("name", *COUNTED, *RING)
 BEFORE = (
@@ -110,7 +110,7 @@ def measure(only: str, again: bool, ring: bool, seconds: int) -> None:
     rows = read()
     for name in [name for name, _ in zoo_list.builders() if only in name]:
         known = rows.setdefault(name, {"name": name})
-        if again or not is_tried(known):
+        if again or not known.get("relus"):
             known.update(dict.fromkeys(COUNTED, "") | tried(name, seconds))
         if ring and runs(known) and (again or not known.get("side")):
             known.update(dict.fromkeys(RING, "") | tried(name, seconds, "--ring"))
@@ -123,17 +123,13 @@ def is_exact(found: Row) -> bool:
 
 
 def runs(found: Row) -> bool:
-    """As it is."""
+    """As it is, or with piecewise linear functions for its smooth activations."""
     return bool(found.get("relus")) and not found.get("in_the_way")
 
 
-def is_tried(found: Row) -> bool:
-    return runs(found) or bool(found.get("pieces") or found.get("pieces_relus"))
-
-
-def runs_in_pieces(found: Row) -> bool:
-    """As it is, or without training: with piecewise linear functions for its smooth activations, counted exactly."""
-    return runs(found) or (bool(found.get("pieces_relus")) and not found.get("pieces"))
+def runs_exactly(found: Row) -> bool:
+    """Without these, but for sigmoids."""
+    return runs(found) and not found.get("smooth")
 
 
 def runs_replaced(found: Row) -> bool:
@@ -146,13 +142,11 @@ def summary(rows: Sequence[Row]) -> list[str]:
     lines.append("| networks | " + " | ".join(str(len(part)) for part in libraries) + " |")
     shown = [
         ("counted exactly", is_exact),
-        ("run as they are", runs),
-        ("run without training, by `--replace …=relus`", runs_in_pieces),
+        ("run exactly as they are", runs_exactly),
+        ("run without training, in pieces or exactly", runs),
         ("run after `--replace all` and training", runs_replaced),
     ]
     for label, holds in shown:
-        if holds is runs_in_pieces and not all(map(is_tried, rows)):
-            continue
         shares = [(sum(map(holds, part)), len(part)) for part in libraries]
         lines.append(f"| {label} | " + " | ".join(f"{n} ({100 * n / max(of, 1):.3g} %)" for n, of in shares) + " |")
     return [*lines, "", BEFORE]
@@ -160,22 +154,20 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Iterable[Row]) -> list[str]:
     lines = [
-        "| network, 3×224×224 | counted | runs | pieces | replaced | ReLUs | comparisons | MACs | ring | in the way |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network, 3×224×224 | counted | runs | replaced | ReLUs | comparisons | MACs | ring | smooth; in the way |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for found in rows:
-        in_pieces = f"{int(found['pieces_relus']):,}" if runs_in_pieces(found) and not runs(found) else "no"
         relus, comparisons, macs = (int(found[key] or 0) for key in ("relus", "comparisons", "macs"))
         way = re.sub(r" \(.*?: .*?\)(?=;|$)", "", found["in_the_way"])
         cells = [
             f"`{found['name']}`",
             "yes" if is_exact(found) else "no",
-            "yes" if runs(found) else "no",
-            "–" if runs(found) else in_pieces if is_tried(found) else "not tried",
+            "yes" if runs_exactly(found) else "pieces" if runs(found) else "no",
             "yes" if runs_replaced(found) else "no",
             f"{relus:,} | {comparisons:,} | {macs / 1e6:,.1f} M",
             _ring(found),
-            _cell(way or found["counted"]),
+            _cell("; ".join(filter(None, (found["smooth"], way or found["counted"])))),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

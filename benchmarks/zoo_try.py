@@ -2,7 +2,7 @@
 
     python benchmarks/zoo_try.py timm:resnet18            one line of JSON: the counts at 3×224×224, on the meta device
     python benchmarks/zoo_try.py timm:resnet18 --ring     ring against float, at the smallest of SIDES that it takes
-    python benchmarks/zoo_try.py timm:efficientnet_b0 --ring --replace silu=relus
+    python benchmarks/zoo_try.py timm:efficientnet_b0 --ring --replace silu=relu
 
 benchmarks/zoo.py runs it as a process for each network.
 """
@@ -54,44 +54,42 @@ def skeleton(name: str) -> tuple[nn.Module, aten.Cost]:
 
 
 def counted(name: str) -> dict[str, Any]:
-    """A row: what is counted, and what is in the way before and after `--replace all`."""
+    """A row: what is counted, and what is in the way before and after `--replace all`.
+
+    smooth: of what is piecewise linear, but for sigmoids, how many activations there are.
+    """
     module, cost = skeleton(name)
-    found = {"relus": _relus(cost), "comparisons": cost.comparisons, "macs": cost.macs}
+    found = {"relus": _relus(cost), "comparisons": cost.comparisons, "macs": cost.macs, "smooth": ""}
     try:
         network = instrument(copy.deepcopy(module), SHAPE)
         found |= {"counted": _difference(network, cost, found["relus"]), "in_the_way": _in_the_way(network)}
+        found["smooth"] = _smooth(network)
     except UserError as error:
         line = str(error).splitlines()[0]
         found |= {"counted": line, "in_the_way": line}
     except Exception as error:  # the row says so, and the others go on
         found |= {"counted": "traceback", "in_the_way": _place(error)}
     if found["in_the_way"]:
-        found |= {"replaced": _after(copy.deepcopy(module), replacements.parsed("all"))} | _pieces(module, cost)
+        found |= {"replaced": _after(copy.deepcopy(module), replacements.parsed("all"))}
     return found
 
 
 def _relus(cost: aten.Cost) -> int:
-    """With those that sigmoids are made of."""
-    return cost.relus + len(smooth.knots_of("sigmoid").places) * cost.sigmoids
-
-
-def _pieces(module: nn.Module, cost: aten.Cost) -> dict[str, Any]:
-    """What is in the way where every smooth activation is piecewise linear; the ReLUs and how they differ from ours."""
-    kinds = {kind: other for kind, other in replacements.REPLACEMENTS if other == "relus"}
-    try:
-        network = instrument(copy.deepcopy(module), SHAPE, kinds)
-        way = _in_the_way(network)
-    except UserError as error:
-        return {"pieces": str(error).splitlines()[0]}
-    except Exception as error:
-        return {"pieces": _place(error)}
-    if way:
-        return {"pieces": way}
+    """With those that smooth functions are made of."""
     known = {"gelu tanh": ("gelu", "tanh")}
-    relus = _relus(cost)
-    for name, elements in cost.smooth.items():
-        relus += len(smooth.knots_of(*known.get(name, (name,))).places) * elements
-    return {"pieces_relus": relus, "pieces": _difference(network, cost, relus)}
+    elements = {"sigmoid": cost.sigmoids, **cost.smooth}
+    pieces = {name: known.get(name, (name,)) for name in elements}
+    return cost.relus + sum(
+        len(smooth.knots_of(*pieces[name]).places) * number
+        for name, number in elements.items()
+        if pieces[name][0] in smooth.SMOOTH
+    )
+
+
+def _smooth(network: Network) -> str:
+    """Such as "silu × 49"; "" where nothing but sigmoids is piecewise linear."""
+    found = [note.partition(": ")[2].split(" ")[0] for note in network.notes if "piecewise linear" in note]
+    return ", ".join(f"{name} × {n}" for name, n in collections.Counter(found).items() if name != "sigmoid")
 
 
 def _difference(network: Network, cost: aten.Cost, relus: int) -> str:
