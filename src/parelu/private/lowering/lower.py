@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from parelu.private.lowering.calibrate import calibrate
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.refusals import refusals
 from parelu.private.lowering.translate import Translation
-from parelu.private.lowering.verify import verify
+from parelu.private.lowering.verify import Places, verify
 from parelu.private.lowering.writer import WEIGHT_BITS
 
 LEAST_SQUARE_BITS = 6  # c2 takes fewer than WEIGHT_BITS, down to this, where many squares would make a wrap too likely
@@ -49,6 +49,28 @@ def lower(
         UserError: an op has no secure lowering (one line each), a weight is not finite, the wrap bound is above 1e-4,
             or the program does not compute what the network does (`verify`).
     """
+    found = translated(network, images, preprocessing, cost=cost, ring=ring)
+    verify(found.lowered, network, found.fused, found.places, images)
+    return found.lowered
+
+
+class Translated(NamedTuple):
+    """places: node of the fused network → number and unit of its value."""
+
+    lowered: Lowered
+    fused: Network
+    places: Places
+
+
+def translated(
+    network: Network,
+    images: Tensor,
+    preprocessing: Mapping[str, Any],
+    *,
+    cost: Cost = seconds,
+    ring: Ring = WIDE,
+) -> Translated:
+    """As `lower`, not verified."""
     check_finite(network.state_dict())
     fused = network if ops.unsupported(network) else fuse(network, cost=cost)
     found = refusals(fused)
@@ -76,8 +98,7 @@ def lower(
             raise UserError(f"the network is too large to be run privately: {error}; use smaller images") from error
         lowered = Lowered(program, translation.weights, tuple(translation.ranges))
         if lowered.wrap_bound <= LARGEST_WRAP:
-            verify(lowered, network, fused, translation.places, images)
-            return lowered
+            return Translated(lowered, fused, translation.places)
         tried.append(lowered.wrap_bound)
     raise UserError(
         f"a truncation may wrap with probability {min(tried):.1e} an inference, more than "
