@@ -58,3 +58,29 @@ def test_errors_are_measured_by_the_largest_number(scale):
     check_agreement(module, torch.fx.symbolic_trace(module), SHAPE)
     with pytest.raises(UserError, match="off by"):
         check_agreement(module, torch.fx.symbolic_trace(other), SHAPE)
+
+
+class Chaotic(nn.Module):
+    """The logistic map, which doubles a difference with each step: of rounding in single precision to all there is."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor([factor]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (torch.relu(x) / 4 + 0.125).flatten(1)
+        for _ in range(30):
+            x = self.factor * torch.lerp(x, -x * x, 0.5)
+        return x
+
+
+def test_rounding_that_a_network_magnifies_is_no_difference():
+    module = Chaotic(7.98).eval()
+    before = module.factor.data_ptr()
+    network = instrument(module, SHAPE)
+    images = 2 * torch.rand(2, *SHAPE)
+    assert not torch.allclose(module(images), network(images), atol=0.1)
+    assert module.factor.data_ptr() == before, "its numbers were not touched"
+    assert all(tensor.dtype != torch.float64 for tensor in (module.factor, *network.buffers()))
+    with pytest.raises(UserError, match="read in another way"):
+        check_agreement(Chaotic(7.97), network, SHAPE)

@@ -65,6 +65,25 @@ def test_a_wrong_program_is_named_by_its_first_wrong_layer(mutation, path, monke
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_too_coarse_are_named_with_their_channel_and_the_remedy():
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+    with torch.no_grad():
+        first.weight[2] /= 8
+        first.bias[2] = -2  # a ReLU that is never there
+        second.weight[1, 2, 1, 1] = 3000
+    module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    network = instrument(module, (1, 6, 6)).eval()
+    with pytest.raises(
+        UserError, match=r"^2: 12 bits are too few for its weights \(off by .*\): those of input 2 are "
+    ) as line:
+        lowered_of(network)
+    assert "set its batch-norms' weights to 0" in str(line.value) and "\n" not in str(line.value)
+    with torch.no_grad():
+        second.weight[1, 2, 1, 1] = 0
+    lowered_of(network)
+
+
 def test_rounding_that_changes_the_logits_is_refused_where_it_begins(monkeypatch):
     network = ready(Residual(), (1, 6, 6))
     monkeypatch.setattr(verify, "LARGEST_ERROR", 1e-5)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
-from parelu.network import ops
+from parelu.network import nodes, ops
 from parelu.network.preprocessing import normalise
 from parelu.network.sites import Network
 from parelu.private.lowering import reference
 from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.ops import Shift, Truncate
+from parelu.private.lowering.writer import WEIGHT_BITS
 
 IMAGES = 4
 ELEMENTS = 1 << 23  # of all values of the images together; of networks of 224 × 224 pixels it is one image
@@ -52,10 +55,8 @@ def verify(lowered: Lowered, network: Network, fused: Network, places: Places, i
     made = _made(lowered, places, images[:1])
     for node, off in _steps(fused, made, places):
         if off > LARGEST_STEP:
-            raise UserError(
-                f"{ops.path(node)}: its integers do not compute what the layer does (off by {off:.2g} of its output, "
-                f"more than {LARGEST_STEP:g}); scale its weights so that its channels have like ranges"
-            )
+            what = f"(off by {off:.2g} of its output, more than {LARGEST_STEP:g})"
+            raise UserError(f"{ops.path(node)}: {_reason(lowered, fused, made, node, places[node][0], what)}")
     spread = expected - expected.mean(1, keepdims=True) if expected.shape[1] > 1 else expected
     (output,) = fused.graph.find_nodes(op="output")
     first = made[output.all_input_nodes[0]].double().numpy()
@@ -97,6 +98,32 @@ def _steps(fused: Network, made: Mapping[fx.Node, Tensor], places: Places) -> li
                 error = (made[node] - expected).abs().sub(step).clamp(min=0)
                 found.append((node, _over(error.numpy(), expected.numpy())))
     return found
+
+
+def _reason(
+    lowered: Lowered, fused: Network, made: Mapping[fx.Node, Tensor], node: fx.Node, number: int, what: str
+) -> str:
+    """Why a node is off: its weights are rounded too coarsely, where that alone explains it; and what to do."""
+    while isinstance(lowered.program.ops[number - 1], Truncate | Shift):
+        number = lowered.program.ops[number - 1].source
+    integers, layer = lowered.weights.get(number - 1, {}).get("weight"), nodes.called_module(node)
+    weight = layer.weight.detach().double() if isinstance(layer, nn.Conv2d | nn.Linear) else torch.empty(0)
+    if layer is not None and integers is not None and integers.shape == tuple(weight.shape):
+        rounded = torch.from_numpy(integers).double()
+        rounded *= weight.square().sum() / (weight * rounded).sum()  # without its unit
+        with torch.no_grad():
+            x = made[node.all_input_nodes[0]].double()
+            alone = torch.func.functional_call(copy.deepcopy(layer).double(), {"weight": rounded}, (x,))
+        if _over((alone - made[node]).numpy(), alone.numpy()) <= LARGEST_STEP:
+            columns = weight.abs().transpose(0, 1).flatten(1).amax(1)
+            times = float(columns.max() / columns.median().clamp(min=torch.finfo(weight.dtype).tiny))
+            return (
+                f"{WEIGHT_BITS} bits are too few for its weights {what}: those of input {int(columns.argmax())} are "
+                f"{times:.0f} times as large as usual; where that channel is always 0, set its batch-norms' weights to "
+                "0 (running_var near 0 makes them large), else train on with weight decay"
+            )
+    advice = "scale its weights so that its channels have like ranges"
+    return f"its integers do not compute what the layer does {what}; {advice}"
 
 
 def _first_off(fused: Network, made: Mapping[fx.Node, Tensor], x: Tensor) -> fx.Node:
