@@ -98,6 +98,14 @@ class Use:
         polynomials = len(PRIMES) * sum(upload.polynomials for upload in self.plan.uploads)
         return 4 * POLYNOMIAL * (len(KEPT) * self.plan.rows + polynomials)
 
+    @property
+    def memory_of_factors(self) -> int:
+        """Bytes that a server keeps to answer with: matrices, and what hides them."""
+        readers = self.plan.readers.values()
+        matrices = sum(reader.rows * reader.columns for reader in readers)
+        hiding = len(PRIMES) * POLYNOMIAL * sum(-(-reader.rows // reader.matrices) for reader in readers)
+        return 4 * (matrices + hiding)
+
     @functools.cached_property
     def upload_of(self) -> dict[int, int]:
         """Op → the number of its upload."""

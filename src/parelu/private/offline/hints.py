@@ -253,6 +253,9 @@ class _Traffic(ObliviousTraffic):
         for messages in (to_client(WIDTH.size), *hint_exchange.traffic(self.sets, self.use)):
             yield "setup", "hints", messages
 
+    def held(self) -> tuple[int, int]:
+        return self.use.memory, self.use.memory_of_factors
+
     def inference(self) -> Iterator[tuple[str, Messages]]:
         for messages in hint_secrets.traffic(self.use):
             yield "keys", messages

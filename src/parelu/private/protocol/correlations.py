@@ -126,6 +126,10 @@ class OfflineTraffic(abc.ABC):
     def connection(self) -> Iterable[tuple[str, str, Messages]]:
         """(phase, layer, messages) of a connection before its first inference."""
 
+    def held(self) -> tuple[int, int]:
+        """Bytes that the client and the server keep meanwhile, beside what an inference consumes."""
+        return 0, 0
+
     @abc.abstractmethod
     def inference(self) -> Iterable[tuple[str, Messages]]:
         """(layer, messages) of an inference before its program."""
