@@ -1,5 +1,6 @@
 """ONNX files: whole networks against torch, layouts and patterns of exporters, and files that are damaged or others."""
 
+import math
 import sys
 import types
 import warnings
@@ -241,8 +242,17 @@ def test_a_file_that_leaves_sizes_open_is_a_network_by_its_name_and_input(tmp_pa
 def test_several_outputs_are_named(tmp_path):
     model = model_of([make("Flatten", ["x"], ["y"]), make("Relu", ["x"], ["map"])])
     model.graph.output.append(onnx.helper.make_tensor_value_info("map", onnx.TensorProto.FLOAT, [None] * 4))
-    with pytest.raises(UserError, match=r"it has 2 outputs \('y', 'map'\); keep one"):
+    with pytest.raises(UserError, match="it has 2 outputs; choose one with --output: y, map"):
         read(model, tmp_path)
+    path = tmp_path / "several.onnx"
+    onnx.save(model, str(path))
+    for output in ("y", 0, "0"):
+        found = read_onnx(path, None, output)
+        assert found.classes == math.prod(found.input) and "relu" not in found.module.code
+    for output, line in (("map", "it is no classifier"), ("z", "no output z; --output can be one of y, map")):
+        with pytest.raises(UserError, match=line):
+            read_onnx(path, None, output)
+    assert named(str(path), None, None, output="y").classes == math.prod(found.input)
 
 
 def test_half_precision_is_read_as_single(tmp_path):

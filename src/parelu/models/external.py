@@ -102,7 +102,8 @@ def read_name(
     with torch.random.fork_rng(devices=()), torch.device("cpu"):
         torch.manual_seed(0)
         if is_trained(name):
-            module, notes = _from_onnx(Path(name), input, classes)
+            module, notes = _from_onnx(Path(name), input, classes, output)
+            output = None  # it has that alone
         else:
             module, notes = _module(name, input, classes), ()
     found = read(module, input, classes, name, trained, output, replace, keeps_smooth=keeps_smooth)
@@ -190,16 +191,16 @@ def _module(name: str, input: Shape, classes: int) -> nn.Module:
     return module
 
 
-def input_of(name: str) -> Shape | None:
+def input_of(name: str, output: int | str | None = None) -> Shape | None:
     """(C, H, W) of the images that a file's network reads; None where a name leaves that to the user."""
     path = Path(name.strip())
-    return _onnx(path, _changed(path), None)[1] if _FILE.fullmatch(str(path)) else None
+    return _onnx(path, _changed(path), None, output)[1] if _FILE.fullmatch(str(path)) else None
 
 
-def classes_of(name: str, input: Shape) -> int | None:
+def classes_of(name: str, input: Shape, output: int | str | None = None) -> int | None:
     """How many a file's network tells apart; None where a name leaves that to the user."""
     path = Path(name.strip())
-    return _onnx(path, _changed(path), input)[2] if _FILE.fullmatch(str(path)) else None
+    return _onnx(path, _changed(path), input, output)[2] if _FILE.fullmatch(str(path)) else None
 
 
 def is_trained(name: str) -> bool:
@@ -214,15 +215,17 @@ def _changed(path: Path) -> float:
 
 
 @functools.lru_cache(1)
-def _onnx(path: Path, changed: float, input: Shape | None) -> tuple[nn.Module, Shape, int, tuple[str, ...]]:
+def _onnx(
+    path: Path, changed: float, input: Shape | None, output: int | str | None
+) -> tuple[nn.Module, Shape, int, tuple[str, ...]]:
     from parelu.models.onnx import read_onnx  # a library that is optional
 
-    found = read_onnx(path, input)
+    found = read_onnx(path, input, output)
     return found.module, found.input, found.classes, found.notes
 
 
-def _from_onnx(path: Path, input: Shape, classes: int) -> tuple[nn.Module, tuple[str, ...]]:
-    module, shape, outputs, notes = _onnx(path, _changed(path), input)
+def _from_onnx(path: Path, input: Shape, classes: int, output: int | str | None) -> tuple[nn.Module, tuple[str, ...]]:
+    module, shape, outputs, notes = _onnx(path, _changed(path), input, output)
     if tuple(shape) != tuple(input):
         wanted, given = ("x".join(map(str, one)) for one in (shape, input))
         raise UserError(f"{path} reads images of {wanted}, not {given}: give --input {wanted}")

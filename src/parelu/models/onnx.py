@@ -45,11 +45,12 @@ class Read:
     notes: tuple[str, ...]
 
 
-def read_onnx(path: Path, input: tuple[int, int, int] | None = None) -> Read:
+def read_onnx(path: Path, input: tuple[int, int, int] | None = None, output: int | str | None = None) -> Read:
     """The network of an ONNX file.
 
     Args:
         input: (C, H, W), for a file that leaves them open.
+        output: of a file with several, the index or name of the logits.
 
     Raises:
         UserError: no whole ONNX file, or one with ops, inputs or outputs that no classifier of images has; or its
@@ -58,7 +59,7 @@ def read_onnx(path: Path, input: tuple[int, int, int] | None = None) -> Read:
     onnx = _library(path)
     model = _checked(onnx, path)
     try:
-        return _read(onnx, model, input)
+        return _read(onnx, model, input, output)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -113,7 +114,7 @@ def _opset(model: Any) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _read(onnx: Any, model: Any, input: tuple[int, int, int] | None) -> Read:
+def _read(onnx: Any, model: Any, input: tuple[int, int, int] | None, output: int | str | None) -> Read:
     graph = model.graph
     writer, notes = Writer(), []
     values: dict[str, Any] = {"": None}
@@ -128,15 +129,17 @@ def _read(onnx: Any, model: Any, input: tuple[int, int, int] | None) -> Read:
     values[given.name] = writer.input([channels_first[d] for d in order], order)
     if is_last:
         notes.append("its input has the channels last; the network read takes them first")
-    output = _only(graph.output, "output").name
+    made = _chosen(graph.output, output)
+    needed = _needed(graph, made)
     for index, node in enumerate(graph.node):
-        _run(onnx, node, index, writer, values, _opset(model))
-    last, squash = _without_softmax(graph, values, output, notes)
+        if index in needed:
+            _run(onnx, node, index, writer, values, _opset(model))
+    last, squash = _without_softmax(graph, values, made, notes)
     logits = _logits(writer, last, notes)
     module = writer.finish(logits, "ONNX")
     onnx_patterns.join(module)
     _check_batch(module, shape)
-    _compare(model, module, given.name, (batch, *shape), order, squash)
+    _compare(model, module, given.name, made, (batch, *shape), order, squash)
     return Read(module, shape, logits.shape[1], tuple(notes))
 
 
@@ -145,6 +148,32 @@ def _only(found: Sequence[Any], what: str) -> Any:
         names = ", ".join(repr(shown(entry.name, 40)) for entry in found[:6])
         raise UserError(f"it has {len(found)} {what}s ({names}); keep one, with onnx.utils.extract_model")
     return found[0]
+
+
+def _chosen(outputs: Sequence[Any], output: int | str | None) -> str:
+    """The name of the one that is the logits."""
+    names = [entry.name for entry in outputs]
+    choices = ", ".join(shown(name, 40) for name in names[:6])
+    if output is None:
+        if len(names) != 1:
+            raise UserError(f"it has {len(names)} outputs; choose one with --output: {choices}")
+        return names[0]
+    found = str(output)
+    if found not in names and found.isdecimal() and int(found) < len(names):
+        return names[int(found)]
+    if found not in names:
+        raise UserError(f"it has no output {shown(found, 40)}; --output can be one of {choices}")
+    return found
+
+
+def _needed(graph: Any, output: str) -> set[int]:
+    """Indices of the nodes that an output is made by."""
+    wanted, found = {output}, set[int]()
+    for index, node in reversed([*enumerate(graph.node)]):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            found.add(index)
+    return found
 
 
 def _input_shape(given: Any, input: tuple[int, int, int] | None) -> tuple[int, tuple[int, int, int], bool]:
@@ -284,7 +313,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= TOLERANCE * max(1e-6, float(b.abs().max())))
 
 
-def _compare(model: Any, module: nn.Module, name: str, shape: Sequence[int], order: Sequence[int], last: str) -> None:
+def _compare(
+    model: Any, module: nn.Module, name: str, output: str, shape: Sequence[int], order: Sequence[int], last: str
+) -> None:
     """With onnxruntime's outputs, where it is installed."""
     if find_spec("onnxruntime") is None:
         return
@@ -298,7 +329,7 @@ def _compare(model: Any, module: nn.Module, name: str, shape: Sequence[int], ord
     options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
     try:
         session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        (expected,) = session.run(None, {name: images.permute(*order).contiguous().to(kind).numpy()})
+        (expected,) = session.run([output], {name: images.permute(*order).contiguous().to(kind).numpy()})
     except Exception as error:  # onnxruntime's own, none of which has a common base
         raise UserError(f"onnxruntime does not run it ({shown(str(error), 160)})") from error
     with torch.no_grad():

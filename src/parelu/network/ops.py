@@ -387,9 +387,10 @@ _REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(("layernorm", "rmsnorm"), "--replace layernorm=batchnorm, and finetune"),
     **dict.fromkeys(("groupnorm", "instancenorm", "instancenorm2d"), "--replace groupnorm=batchnorm, and finetune"),
     **dict.fromkeys(
-        ("softmax", "logsoftmax", "matmul", "bmm", "einsum", "baddbmm", "scaleddotproductattention"),
+        ("softmax", "logsoftmax", "matmul", "bmm", "baddbmm", "scaleddotproductattention"),
         "attention among positions or channels has no exact form; --replace attention=mean where it pools positions",
     ),
+    "einsum": "sum over one dimension of a map and of a constant matrix; attention has no exact form",
     **dict.fromkeys(("truediv", "div", "divide", "reciprocal", "norm", "normalize"), "divide by numbers only"),
     **dict.fromkeys(("batchnorm", "batchnorm2d", "batchnorm1d"), "set track_running_stats=True"),
     "dropout": "use the module nn.Dropout: F.dropout keeps the mode it was traced in",

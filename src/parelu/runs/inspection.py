@@ -51,8 +51,8 @@ def named(
     keeps_smooth: bool = False,
 ) -> Spec:
     """The network of a name; input and classes that are left out are a file's own, else 3×32×32 and 10."""
-    shape = input or external.input_of(name) or (3, 32, 32)
-    number = classes or external.classes_of(name, shape) or 10
+    shape = input or external.input_of(name, output) or (3, 32, 32)
+    number = classes or external.classes_of(name, shape, output) or 10
     instead = replacements.parsed(replace)
     if external.is_external(name):
         found = external.read_name(name, shape, number, None, output, instead, keeps_smooth=keeps_smooth)

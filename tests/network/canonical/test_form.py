@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from parelu.errors import UserError
 from parelu.network import ops
 from parelu.network.instrument import instrument
 
@@ -168,6 +169,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], set[type[ops.Op]]]] = {
     "same": (lambda m, x: F.conv2d(x, m.tall, padding="same"), {ops.Convolution}),
     "linear": (lambda m, x: F.linear(x, m.matrix), {ops.Linear}),
     "matmul": (lambda m, x: x @ m.columns, {ops.Linear}),
+    "einsum of channels": (lambda m, x: torch.einsum("nchw, dc -> ndhw", x, m.kernel[:, :, 0, 0]), set()),
+    "einsum turned": (lambda m, x: torch.einsum("cd,nchw->ndhw", [m.kernel[:, :, 0, 0].T, x]), set()),
+    "einsum of rows": (lambda m, x: torch.einsum("nchw,hk->nkcw", x, m.columns), {P, ops.Linear}),
+    "einsum of a vector": (lambda m, x: torch.einsum("nc,dc->nd", x.mean((2, 3)), m.kernel[:, :, 0, 0]), {ops.Pool}),
     "batch_norm": (lambda m, x: F.batch_norm(x, m.average, m.variance, m.gain), {ops.BatchNorm}),
 }  # fmt: skip
 
@@ -457,3 +462,19 @@ def test_infinity_by_a_mask_is_refused():
 
     (problem,) = ops.unsupported(instrument(Net(), (2, 4, 5)))
     assert problem.op == "masked_fill"
+
+
+@pytest.mark.parametrize("function", [F.prelu, lambda x, w: x.mean((2, 3)) * w])
+def test_a_parameter_of_a_layer_that_something_else_reads_too_is_named(function):
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            return function(self.conv(x), self.conv.bias).flatten(1)
+
+    with pytest.raises(
+        UserError, match=r"^conv: its bias is read by \w+ in the network as well; give that a parameter"
+    ):
+        instrument(Shared(), (1, SIDE, SIDE))

@@ -363,7 +363,13 @@ def raising(m, x):
     raise KeyError("no such thing")
 
 
+def mixed(m, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return pooled(m, m.conv(x))
+
+
 REFUSED: dict[str, tuple[Callable[..., object], str]] = {
+    "autocast": (mixed, "cannot be traced: its forward switches autocast on; leave it to who calls the network"),
     "control flow": (values_of, r"^Forward: cannot be traced: it reads a tensor's values by __bool__; "),
     "a number": (lambda m, x: pooled(m, m.conv(x)) * x.max().item(), "values by item; "),
     "numpy": (lambda m, x: torch.from_numpy(m.conv(x).numpy()), "values by numpy; "),

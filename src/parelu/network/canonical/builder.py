@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from parelu.errors import UserError
 from parelu.network import nodes, ops
 from parelu.network.sites import Site
 
@@ -17,6 +18,7 @@ from parelu.network.sites import Site
 # node itself or None where it stays as it is. What a rule writes may be rough: the rules are asked about it in turn.
 Rule = Callable[[fx.Node, "Builder"], fx.Node | None]
 
+_OWN = ("weight", "bias", "running_mean", "running_var")  # tensors that layers of torch read themselves
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6)  # their paths are free for sites
 
 
@@ -214,6 +216,11 @@ class Builder:
                 _set(parent, part, nn.Module())
             parent = getattr(parent, part)
         before = getattr(parent, last, None)
+        if isinstance(before, Tensor) and last in _OWN and self.callers(".".join(parents)):
+            raise UserError(
+                f"{'.'.join(parents)}: its {last} is read by {ops.name(self.node)} in {self.path or 'the network'} as "
+                "well; give that a parameter of its own"
+            )
         if type(before) is nn.Module:
             for child, inner in before.named_children():
                 module.add_module(child, inner)

@@ -171,6 +171,36 @@ def _matrix_product_added(node: fx.Node, builder: Builder) -> fx.Node | None:
     return _linear(builder, source, _transposed(matrix), offset, builder.layer_path(weight, "linear"))
 
 
+def _einsum(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """The rule of torch.einsum with a fixed matrix that is summed over one dimension: a 1×1 convolution, or linear."""
+    equation, *operands = builder.arguments(
+        node, ("equation", None), *((str(i), None) for i in range(len(node.args) - 1))
+    )
+    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    if not isinstance(equation, str) or not all(isinstance(x, fx.Node | Tensor) for x in operands):
+        return None
+    terms, _, after = equation.replace(" ", "").partition("->")
+    labels = dict(zip(operands, terms.split(","), strict=False))
+    images = [x for x in operands if isinstance(x, fx.Node) and builder.constant(x) is None]
+    if len(labels) != 2 or len(images) != 1 or not after.isalpha():
+        return None
+    (source,), (weight,) = images, (x for x in operands if x is not images[0])
+    matrix, before, both = builder.constant(weight), labels[source], labels[weight]
+    summed, made = ([c for c in both if (c in before) == is_read] for is_read in (True, False))
+    if matrix is None or len(both) != 2 or len(summed) != 1 or len(made) != 1 or summed[0] in (before[0], *after):
+        return None
+    if sorted(after) != sorted(before.replace(summed[0], made[0])) or after[0] != before[0]:
+        return None
+    matrix = matrix if both[0] == made[0] else _transposed(matrix)
+    if len(before) == 4 and after == before.replace(summed[0], made[0]) and before[1] == summed[0]:
+        layer = _convolution(builder.view(matrix, (*matrix.shape, 1, 1)), None, (1, 1), (1, 1), 1)
+        return builder.layer(builder.layer_path(weight, "conv"), _described(layer), source)
+    others = [c for c in before if c != summed[0]]
+    last = builder.call(torch.permute, source, tuple(before.index(c) for c in (*others, summed[0])))
+    result = _linear(builder, last, matrix, None, builder.layer_path(weight, "linear"))
+    return builder.call(torch.permute, result, tuple((*others, made[0]).index(c) for c in after))
+
+
 def _linear(builder: Builder, source: fx.Node, matrix: Tensor, bias: Tensor | None, path: str) -> fx.Node:
     layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
     layer.weight = _parameter(matrix)
@@ -324,5 +354,6 @@ LAYERS: Mapping[Any, Rule] = {
     F.linear: multiplied_by_matrix,
     **dict.fromkeys((torch.matmul, operator.matmul, "matmul", torch.mm, "mm"), _matrix_product),
     torch.addmm: _matrix_product_added,
+    torch.einsum: _einsum,
     **dict.fromkeys((F.batch_norm, torch.batch_norm), normalised),
 }

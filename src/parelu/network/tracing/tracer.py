@@ -87,6 +87,7 @@ class Tracer(TorchFunctionMode):
         self._depth = 0  # of calls of torch that are one node each
         self._batch: BatchSize
         self._is_meta: bool
+        self._device: str
 
     def run(self, root: nn.Module, image: Tensor, name: str) -> Any:
         """What a module makes of `BATCH` images, the graph's input by that name."""
@@ -94,7 +95,9 @@ class Tracer(TorchFunctionMode):
         self._hold(image, node)
         self._is_meta = image.is_meta
         self._batch = BatchSize.at(BATCH, self.graph.call_method("size", (node, 0)), 1)
-        with torch.no_grad(), self._calls_of_modules(), _Beneath(self), self:
+        self._device = image.device.type
+        single = torch.autocast("cpu" if self._is_meta else self._device, enabled=False)
+        with single, torch.no_grad(), self._calls_of_modules(), _Beneath(self), self:
             return root(image)
 
     def finish(self, result: Tensor) -> None:
@@ -212,6 +215,8 @@ class Tracer(TorchFunctionMode):
 
         uncounted: of an operator of aten, what it changes; torch counts that after it.
         """
+        if self._is_mixed():
+            raise Untraceable("its forward switches autocast on; leave it to who calls the network, around the call")
         before, depends = [version(t) for t in given], [t for t in given if t in self._memory]
         start = depends[0].shape
         with self._one_call():
@@ -238,6 +243,10 @@ class Tracer(TorchFunctionMode):
             for unread in result[1:] if is_first_alone else ():
                 self._memory.hold(unread, None)
         return result
+
+    def _is_mixed(self) -> bool:
+        kinds = ("cpu", "cuda") if self._is_meta else (self._device,)
+        return any(torch.is_autocast_enabled(kind) for kind in kinds)
 
     @contextlib.contextmanager
     def _one_call(self) -> Iterator[None]:
