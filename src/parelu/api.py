@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from parelu.data.memory import from_memory
 from parelu.errors import UserError
 from parelu.methods.base import Method, methods
 from parelu.models.external import Reading, copied, fresh_copy, is_trained, read
+from parelu.network import machine
 from parelu.network.cache import folder as cache_folder
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
@@ -34,9 +36,11 @@ from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
 from parelu.private.cost.calibrate import calibrated
-from parelu.private.cost.calibration import Calibration
+from parelu.private.cost.calibration import Calibration, warning_of
+from parelu.private.cost.calibration import chosen as chosen_calibration
 from parelu.private.cost.calibration import own_file as own_calibration
 from parelu.private.cost.measure import LINKS, cases, observe
+from parelu.private.cost.predict import predict
 from parelu.private.engines.base import Options, chosen
 from parelu.private.offline.mode import DEFAULT, Keep, modes
 from parelu.private.protocol.delphi import TRUNCATIONS
@@ -97,6 +101,7 @@ __all__ = [
     "bench",
     "cache_folder",
     "calibrate",
+    "calibration",
     "chosen",
     "compare",
     "count",
@@ -119,6 +124,7 @@ __all__ = [
     "own_calibration",
     "parse_budgets",
     "parse_input",
+    "predict",
     "prepare",
     "program_of",
     "read_image",
@@ -368,11 +374,28 @@ def bench(
 def calibrate(links: Sequence[str] | None = None) -> Calibration:
     """Measure what private inference takes on this machine, in minutes, between two processes.
 
+    Warns where the machine is busy with something else.
+
     links: to measure on as well, as `link_of` reads them; left out, LAN and WAN. Raises UserError for another.
     """
     found = cases(LINKS if links is None else [str(link_of(link)) for link in links])
+    if machine.load() > machine.cores() / 2:
+        warnings.warn(
+            f"this machine is busy (load {machine.load():.1f} on {machine.cores()} cores): what is measured now takes "
+            "longer than it does alone",
+            stacklevel=2,
+        )
     with bar("calibration", len(found)) as progress:
         return calibrated(observe(found, lambda _: progress(1)))
+
+
+def calibration(path: str | Path | None = None) -> Calibration:
+    """The calibration in a file; left out, this user's own, else the one that ships. Warns where it is of another
+    machine or version; raises UserError for a file that is none."""
+    found = chosen_calibration(None if path is None else Path(path))
+    if line := warning_of(found):
+        warnings.warn(line, stacklevel=2)
+    return found
 
 
 def serve(

@@ -9,13 +9,13 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from parelu.private.cost.calibration import Calibration, Point
-from parelu.private.cost.predict import spread
+from parelu.private.cost.predict import PHASES, spread
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, save_figure, svg_text
 from parelu.report.private import duration
 
-PHASES = ("offline", "online")
 WORST = 5  # measurements that are named
 
 
@@ -64,8 +64,8 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 def _figure(calibration: Calibration) -> tuple[Figure, list[Tip]]:
     """Above, measured over predicted seconds; below, their quotient."""
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
-    rows = figure.subplots(2, 2, sharex="col", height_ratios=(3, 2))
+    figure = Figure(figsize=(12.6, 6.4), layout="constrained")
+    rows = figure.subplots(2, len(PHASES), sharex="col", height_ratios=(3, 2))
     tips: list[Tip] = []
     for column, phase in enumerate(PHASES):
         above, below = rows[0][column], rows[1][column]
@@ -75,7 +75,7 @@ def _figure(calibration: Calibration) -> tuple[Figure, list[Tip]]:
         _quotients(below, points, COLOURS[column], MARKERS[column], (low, high))
         tips += [(above, point.predicted, point.measured, _text(point)) for point in points]
         tips += [(below, point.predicted, point.ratio, _text(point)) for point in points]
-        above.set_title(f"{phase}: nine of ten are {low:.2f} to {high:.2f} times what is predicted")
+        above.set_title(f"{phase}: nine of ten from {low:.2f} to {high:.2f}")
     rows[0][0].set_ylabel("seconds, measured")
     rows[1][0].set_ylabel("measured ÷ predicted")
     figure.suptitle(f"{calibration.machine}, {calibration.made}", x=0.01, ha="left", fontsize=10)
@@ -86,15 +86,22 @@ def _measured(axes: Axes, points: Sequence[Point], colour: str, marker: str) -> 
     ends = [pick(seconds for point in points for seconds in (point.measured, point.predicted)) for pick in (min, max)]
     axes.plot(ends, ends, color=INK, linewidth=1, zorder=1)
     axes.plot([p.predicted for p in points], [p.measured for p in points], marker, color=colour, markersize=5)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+        scale("log")
+        axis.set_major_locator(LogLocator())
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds)))
     axes.grid(color=FAINT, linewidth=0.6)
 
 
 def _quotients(axes: Axes, points: Sequence[Point], colour: str, marker: str, interval: tuple[float, float]) -> None:
+    """On a log scale: twice as long is as far off as half as long."""
     axes.axhspan(*interval, color=FAINT, zorder=0)
     axes.axhline(1, color=INK, linewidth=1)
     axes.plot([p.predicted for p in points], [p.ratio for p in points], marker, color=colour, markersize=5)
-    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda quotient, _: f"{quotient:g}"))
     axes.set_xlabel("seconds, predicted")
     axes.grid(color=FAINT, linewidth=0.6)

@@ -21,7 +21,7 @@ from parelu.private.offline.mode import ring_for
 from parelu.private.rows import Cost, Costs, LayerCost
 
 # Seconds of a made-up machine, by kind of work.
-SECONDS = {"offline": 3e-6, "online": 2e-6}
+SECONDS = {"setup": 1e-6, "offline": 3e-6, "online": 2e-6}
 PARTIES = ("client", "server")
 
 
@@ -48,7 +48,7 @@ def observed(layers: tuple[Layer, ...], link: str = "loopback") -> Observation:
         if w.phase == "online"
     ]
     total = dataclasses.replace(costs["online"], seconds=sum(each.seconds for each in costs.values()))
-    return Observation(case, asked, Costs(**costs, total=total, layers=tuple(rows)))
+    return Observation(case, asked, Costs(**costs, total=total, layers=tuple(rows), peak_mb_client=3, peak_mb_server=4))
 
 
 def some_layers(seed: int) -> tuple[Layer, ...]:

@@ -23,19 +23,28 @@ Rows = list[tuple[Features, float]]
 def calibrated(observations: Sequence[Observation]) -> Calibration:
     work = {(phase, party): fitted(_cpu_rows(observations, phase, party)) for phase in PHASES for party in PARTIES}
     waiting = {phase: _waiting(observations, phase, work) for phase in PHASES}
-    made = datetime.date.today().isoformat()
-    calibration = Calibration(this_machine(), made, work, waiting, ())
+    made, memory = datetime.date.today().isoformat(), _memory(observations)
+    calibration = Calibration(this_machine(), made, work, waiting, memory, ())
     points = tuple(
         Point(each.case.name, phase, cost_of(each.costs, phase).seconds, _predicted(each, phase, calibration))
         for each in observations
         for phase in PHASES
     )
-    return Calibration(this_machine(), made, work, waiting, points)
+    return Calibration(this_machine(), made, work, waiting, memory, points)
+
+
+def _memory(observations: Sequence[Observation]) -> dict[str, float]:
+    """Party → bytes of a process that has little of a network: its peak grows from one measurement to the next."""
+    peaks: dict[str, list[float]] = {party: [] for party in PARTIES}
+    for each in observations:
+        peaks["client"].append(each.costs.peak_mb_client or 0.0)
+        peaks["server"].append(each.costs.peak_mb_server or 0.0)
+    return {party: 2.0**20 * min(found) for party, found in peaks.items()}
 
 
 def cost_of(costs: Costs, phase: str) -> Cost:
-    found = costs.offline if phase == "offline" else costs.online
-    assert found is not None, "the engine has both phases"
+    found = {"setup": costs.setup, "offline": costs.offline, "online": costs.online}[phase]
+    assert found is not None, "the engine has all phases"
     return found
 
 

@@ -54,12 +54,13 @@ class Point:
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """work: (phase, party) → its CPU seconds by kind of work; waiting: phase → the client's wall seconds by what
-    `predict.waiting` makes of these; points: of the fit."""
+    `waiting.steps` makes of these; memory: party → bytes of its process without a network; points: of the fit."""
 
     machine: Machine
     made: str
     work: Mapping[tuple[str, str], Fit]
     waiting: Mapping[str, Fit]
+    memory: Mapping[str, float]
     points: tuple[Point, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +70,7 @@ class Calibration:
             "made": self.made,
             "work": {" ".join(of): dataclasses.asdict(fit) for of, fit in self.work.items()},
             "waiting": {phase: dataclasses.asdict(fit) for phase, fit in self.waiting.items()},
+            "memory": dict(self.memory),
             "points": [dataclasses.asdict(point) for point in self.points],
         }
         return {**value, "sha256": storage.digest(value)}
@@ -89,7 +91,9 @@ class Calibration:
             points = tuple(Point(**point) for point in value["points"])
             if not all(math.isfinite(p.measured) and p.measured > 0 and p.predicted > 0 for p in points) or not points:
                 raise ValueError("its points are no seconds above zero")
-            return cls(machine, str(value["made"]), work, waiting, points)
+            memory = {party: value["memory"][party] for party in ("client", "server")}
+            _check(memory)
+            return cls(machine, str(value["made"]), work, waiting, memory, points)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"malformed ({type(error).__name__}: {shown(str(error), 80)})") from error
 
@@ -121,9 +125,13 @@ def _pair(of: str) -> tuple[str, str]:
 def _fit(value: Mapping[str, Any]) -> Fit:
     fit = Fit(**value)
     for numbers in (fit.coefficients, fit.errors):
-        if not all(type(n) is float and 0 <= n < math.inf for n in numbers.values()):
-            raise ValueError("a coefficient is no number from zero")
+        _check(numbers)
     return fit
+
+
+def _check(numbers: Mapping[str, float]) -> None:
+    if not all(type(n) is float and 0 <= n < math.inf for n in numbers.values()):
+        raise ValueError("a coefficient is no number from zero")
 
 
 def this_machine() -> Machine:

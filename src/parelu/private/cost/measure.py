@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from parelu.private.cost.predict import Query, query
@@ -12,6 +13,7 @@ from parelu.private.engines.delphi import Delphi
 from parelu.private.engines.parties import Parties
 from parelu.private.fresh import noise
 from parelu.private.offline.mode import Mode, modes, ring_for
+from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import Relu, relus
 from parelu.private.rows import Costs
 
@@ -30,6 +32,7 @@ LINEAR: dict[str, tuple[tuple[int, int, int], tuple[Layer, ...], int]] = {
     "matrix": ((512, 1, 1), (), 512),
 }
 SITES, COUNTS, WIDTHS = (16, 32, 32), (16000, 4000, 500), (7, 10, 14, 20)
+DEEP = (3, 8, 8), (Layer(8, relus=100, bits=10),) * 12, 10
 SQUARES = {(1, 32, 32): 500, (2, 16, 16): 400}
 MIXED = (
     (3, 32, 32),
@@ -60,7 +63,7 @@ class Observation:
 
 def cases(links: Sequence[str] = LINKS) -> list[Case]:
     """Every ReLU protocol and offline mode that is there, plugins among them, and all that a layer can be."""
-    return [*_linear(), *_relus(), *_squares(), *_mixed(("loopback", *links))]
+    return [*_linear(), *_relus(), *_squares(), *_deep(), *_mixed(("loopback", *links))]
 
 
 def _linear() -> Iterator[Case]:
@@ -70,16 +73,13 @@ def _linear() -> Iterator[Case]:
 
 
 def _relus() -> Iterator[Case]:
-    """Of each protocol, where all correlations come from transfers, and where they come from elsewhere."""
-    for relu in relus().values():
-        for mode in modes().values():
-            if mode.name == "seal":
-                continue
-            for bits in WIDTHS:
-                for truncation in ("local", "exact") if relu.truncates and not mode.third_party else ("local",):
-                    layers = _sites(relu, mode, bits, truncation)
-                    options = Options(relu.name, mode.name, truncation=truncation)
-                    yield Case(f"{relu.name} {bits}, {mode.name}", SITES, layers, 10, options)
+    """Of each protocol, of several widths, by each way in which correlations are made."""
+    ways = {mode.relus_by or mode.name: mode for mode in reversed(modes().values())}.values()
+    for relu, mode, bits in itertools.product(relus().values(), ways, WIDTHS):
+        for truncation in TRUNCATIONS if relu.truncates else TRUNCATIONS[:1]:
+            options = Options(relu.name, mode.name, truncation=truncation)
+            name = f"{relu.name} of {bits} bits, {truncation} truncation, {mode.name}"
+            yield Case(name, SITES, _sites(relu, mode, bits, truncation), 10, options)
 
 
 def _sites(relu: Relu, mode: Mode, bits: int, truncation: str) -> tuple[Layer, ...]:
@@ -96,6 +96,13 @@ def _squares() -> Iterator[Case]:
         for shape, count in SQUARES.items():
             layers = (Layer(singles=True, squares=count),)
             yield Case(f"{count} squares, {mode.name}", shape, layers, 10, Options(offline=mode.name))
+
+
+def _deep() -> Iterator[Case]:
+    """Many layers that are small: what each takes however little it does."""
+    shape, layers, classes = DEEP
+    for relu, offline in itertools.product(relus(), modes()):
+        yield Case(f"deep, {relu}, {offline}", shape, layers, classes, Options(relu, offline))
 
 
 def _mixed(links: Sequence[str]) -> Iterator[Case]:

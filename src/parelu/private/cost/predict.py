@@ -10,7 +10,8 @@ import numpy as np
 from parelu.errors import UserError
 from parelu.private.cost.calibration import Calibration, Point
 from parelu.private.cost.fit import Fit
-from parelu.private.cost.traffic import LayerTraffic, total, traffic
+from parelu.private.cost.memory import memory
+from parelu.private.cost.traffic import LayerTraffic, once, total, traffic
 from parelu.private.cost.waiting import Busy, seconds
 from parelu.private.cost.work import ALL, Work, work
 from parelu.private.engines.base import Options
@@ -22,7 +23,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
 from parelu.private.transport.link import Link, link_of
 
-PHASES = ("offline", "online")
+PHASES = ("setup", "offline", "online")
 SHARE = 0.9  # of the calibration's own measurements that lie within an interval
 
 
@@ -41,21 +42,28 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of a query of `batch` images."""
+    """Of a query of `batch` images, and of what a client without anything kept has to get before its first. memory:
+    party → bytes of its process at most, of a query at a time."""
 
     online: Estimate
     offline: Estimate
+    setup: Estimate
+    memory: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What a query does and what it sends, without a machine. how: phase → by what it differs what is hidden of a
-    party's work, the offline mode or the ReLU protocol."""
+    """What a query does and what it sends, with the connection before it, without a machine.
+
+    how: phase → by what it differs what is hidden of a party's work, the offline mode or the ReLU protocol. kept: party
+    → bytes of the network in its memory, at the most.
+    """
 
     work: Sequence[Work]
     sent: Sequence[LayerTraffic]
     how: Mapping[str, str]
     link: Link
+    kept: Mapping[str, float]
 
 
 def query(program: Program, options: Options, lowered: Lowered | None = None) -> Query:
@@ -67,11 +75,17 @@ def query(program: Program, options: Options, lowered: Lowered | None = None) ->
     mode.check_terms(program, relu)
     terms = Terms(program, relu, Exact(), options.truncation)
     try:
+        connection = once(terms, mode, options.queries, lowered)
         sent = traffic(terms, mode, options.batch, options.queries, lowered)
         does = work(terms, mode, options.batch, options.queries)
     except ValueError as error:
         raise UserError(f"offline mode {options.offline} cannot run this network: {error}") from error
-    return Query(does, sent, {"offline": options.offline, "online": options.relu}, link_of(options.link))
+    coming = total(connection, "setup").to_client
+    features = {f"{mode.name}: connection": 1, f"{mode.name}: received": coming}
+    setup = Work("setup", ALL, features, features)
+    kept = memory(terms, mode, options.batch, options.queries)
+    how = {"setup": options.offline, "offline": options.offline, "online": options.relu}
+    return Query([setup, *does], [*connection, *sent], how, link_of(options.link), kept)
 
 
 def predict(program: Program, options: Options, calibration: Calibration, lowered: Lowered | None = None) -> Prediction:
@@ -80,8 +94,9 @@ def predict(program: Program, options: Options, calibration: Calibration, lowere
     lowered: as `query` takes it.
     """
     asked = query(program, options, lowered)
-    online, offline = (estimate(phase, asked, calibration) for phase in ("online", "offline"))
-    return Prediction(online, offline)
+    estimates = {phase: estimate(phase, asked, calibration) for phase in PHASES}
+    peak = {party: count + calibration.memory[party] for party, count in asked.kept.items()}
+    return Prediction(**estimates, memory=peak)
 
 
 def estimate(phase: str, asked: Query, calibration: Calibration) -> Estimate:

@@ -49,7 +49,7 @@ def _times(work: Work, batch: int) -> Work:
 
 def _offline(terms: Terms, mode: Mode, batch: int, queries: int) -> Work:
     client, server = (dict(features) for features in mode.work(terms.program, queries))
-    maker = mode.name if mode.third_party else "transfers"
+    maker = mode.relus_by or mode.name
     for op in terms.program.ops:
         if isinstance(op, Activation) and len(op.relus):
             for name, amount in _relus(terms, op).items():
@@ -57,10 +57,11 @@ def _offline(terms: Terms, mode: Mode, batch: int, queries: int) -> Work:
                     features[f"{maker}: {name}"] = features.get(f"{maker}: {name}", 0) + amount
             if terms.relu.compares and not mode.third_party:  # both parties grow whole trees
                 for features in (client, server):
-                    features["transfers: node"] = features.get("transfers: node", 0) + len(op.relus) * 2.0**op.bits
-    local = sum(map(math.prod, terms.program.shapes))
-    client = {**client, f"{mode.name}: query": 1, "value": local}
-    server = {**server, f"{mode.name}: query": 1}
+                    features[f"{maker}: node"] = features.get(f"{maker}: node", 0) + len(op.relus) * 2.0**op.bits
+    layers = sum(op.is_secret or isinstance(op, Activation) for op in terms.program.ops)
+    query = {f"{mode.name}: query": 1, f"{mode.name}: layer": layers}
+    client = {**client, **query, "value": sum(map(math.prod, terms.program.shapes))}
+    server = {**server, **query}
     return _times(Work("offline", ALL, client, server, together=True), batch)
 
 

@@ -273,6 +273,7 @@ class Hints(Mode):
     name: ClassVar[str] = "hints"
     threat_model: ClassVar[str] = "semi-honest; no third party"
     third_party: ClassVar[bool] = False
+    relus_by: ClassVar[str] = "transfers"
     comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
     most_bits: ClassVar[int] = MOST_BITS
     audits: ClassVar[bool] = True

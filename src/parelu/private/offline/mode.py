@@ -75,6 +75,7 @@ class Mode(abc.ABC):
     threat_model: whom the privacy of its rows rests on; third_party: whether that is anybody but the two.
     ring_bits: of the widest ring that it computes in, which programs for it are made for.
     packages: whether material can be made before a client comes.
+    relus_by: by what the correlations of ReLUs are made, where several modes do that alike; "" for a way of its own.
     comparisons: who makes the keys of `comparison`; most_bits: the widest input of a ReLU that they are made for.
     audits: whether a phase can be opened when it is over: the client shows what it drew, the server checks that its
     messages were honest, and both drop the phase's material.
@@ -86,6 +87,7 @@ class Mode(abc.ABC):
     ring_bits: ClassVar[int] = 64
     packages: ClassVar[bool] = False
     audits: ClassVar[bool] = False
+    relus_by: ClassVar[str] = ""
     comparisons: ClassVar[str]
     most_bits: ClassVar[int] = 64
 

@@ -74,7 +74,7 @@ class _Server(ObliviousServer):
         self.ring = model.terms.program.ring
         self.parameters, self.width = parameters(model.lowered, self.packings), width(model.lowered)
         self.uploads: list[np.ndarray] | None = None  # of an audited query
-        with channel.measured("offline", "keys"):
+        with channel.measured("setup", "keys"):
             channel.send("size", SIZES.pack(he.CHOICES.index(self.parameters), self.width))
 
     def start(self, *, audited: bool) -> None:
@@ -129,7 +129,7 @@ class _Server(ObliviousServer):
 class _Client(ObliviousClient):
     def __init__(self, channel: Channel, context: bytes, program: Program) -> None:
         super().__init__(channel, context)
-        with channel.measured("offline", "keys"):
+        with channel.measured("setup", "keys"):
             choice, self.width = SIZES.unpack(channel.receive("size", SIZES.size).tobytes())
         self.ring = program.ring
         if choice >= len(he.CHOICES) or not 2 <= self.width < self.ring.bits:
@@ -171,7 +171,7 @@ class _Traffic(ObliviousTraffic):
 
     def connection(self) -> Iterator[tuple[str, str, Messages]]:
         yield from super().connection()
-        yield "offline", "keys", to_client(SIZES.size)
+        yield "setup", "keys", to_client(SIZES.size)
 
     def inference(self) -> Iterator[tuple[str, Messages]]:
         yield "keys", to_server(self.parameters.upload_bytes)
@@ -189,6 +189,7 @@ class HomomorphicEncryption(Mode):
     threat_model: ClassVar[str] = "semi-honest; no third party"
     third_party: ClassVar[bool] = False
     ring_bits: ClassVar[int] = he.BITS
+    relus_by: ClassVar[str] = "transfers"
     comparisons: ClassVar[str] = "both parties make the ReLUs' keys"
     most_bits: ClassVar[int] = MOST_BITS
     audits: ClassVar[bool] = True

@@ -92,7 +92,7 @@ class ObliviousServer(_Inferences, ServerOffline):
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         choices = _delta()
-        with channel.measured("offline", "base OTs"):
+        with channel.measured("setup", "base OTs"):
             receiver = Receiver(choices, context + b"labels")
             message = channel.receive("base", POINT_BYTES).tobytes()
             sender = Sender(BASE, context + b"products")
@@ -164,7 +164,7 @@ class ObliviousClient(_Inferences, ClientOffline):
 
     def __init__(self, channel: Channel, context: bytes) -> None:
         choices = _delta()
-        with channel.measured("offline", "base OTs"):
+        with channel.measured("setup", "base OTs"):
             sender = Sender(BASE, context + b"labels")
             channel.send("base", sender.message())
             body = channel.receive("base", RESPONSE_BYTES * BASE + POINT_BYTES).tobytes()
@@ -242,7 +242,7 @@ class ObliviousTraffic(OfflineTraffic):
             to_server(responses + trees_bytes()),
             to_client(trees_bytes()),
         ):
-            yield "offline", "base OTs", messages
+            yield "setup", "base OTs", messages
 
     def linear(self, number: int, count: int) -> list[Messages]:
         return self._multiplied(count, self.width)
