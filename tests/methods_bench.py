@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from parelu.methods.jobs import FromKept, Job, Search
+from parelu.methods.unit import Relus, Unit
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
@@ -39,11 +40,11 @@ def made_up(job: Job, accuracy: float) -> Metrics:
 class DryBench:
     """Returns each job as a candidate with a made-up accuracy that rises with the ReLUs."""
 
-    def __init__(self, seed: int = 0, spec: Spec = SPEC) -> None:
+    def __init__(self, seed: int = 0, spec: Spec = SPEC, unit: Unit | None = None) -> None:
         torch.manual_seed(0)
         network = instrument(spec.module(), spec.input)
         self.teacher = Candidate(spec, Plan.of(network), network.state_dict())
-        self.training, self.seed = SHORT, seed
+        self.training, self.seed, self.unit = SHORT, seed, unit or Relus(spec)
         self.jobs: list[Job] = []
         self.searches: list[Search] = []
         self.records: dict[str, object] = {}
@@ -63,8 +64,9 @@ class DryBench:
         torch.manual_seed(self.seed)
         network = instrument(search.spec.module(), search.spec.input)
         search.plan.apply(network)
-        masks = search.optimizer.build(network).project(budget)
-        plan = Plan.from_masks(masks)
+        plan = search.left(search.optimizer.build(network), budget)
+        if not search.unit.name:
+            plan = Plan.from_masks({name: site.mask for name, site in plan.sites.items()})
         return Candidate(search.spec, plan, {}, SearchMetrics(0, 0.0, plan.relus, plan.squares, 10.0))
 
     def slope_gradients(self, images: int) -> dict[str, torch.Tensor]:

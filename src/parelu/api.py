@@ -56,6 +56,7 @@ from parelu.report.beside import Beside, beside
 from parelu.report.page import write_report
 from parelu.report.tables import Axis, frontier_rows
 from parelu.runs import measurement
+from parelu.runs.budgets import query_of
 from parelu.runs.deployment import server_of
 from parelu.runs.dry_run import outlook
 from parelu.runs.executor import InProcess
@@ -127,6 +128,7 @@ __all__ = [
     "predict",
     "prepare",
     "program_of",
+    "query_of",
     "read_image",
     "read_recipe",
     "reduce",
@@ -257,6 +259,9 @@ def reduce(
     replace: str = "",
     output: int | str | None = None,
     seed: int = 0,
+    link: str | None = None,
+    relu: str | None = None,
+    offline: str | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Result:
@@ -268,7 +273,8 @@ def reduce(
             `parelu.data.from_memory` give, which take a folder, a test set, a normalisation, an augmentation.
         method: such as `SNL()`, or its name.
         budget: ReLUs to keep, the comparisons of max-pools among them: 5000, "50k", or a fraction of the network's such
-            as 0.1.
+            as 0.1. Or what a query may take, such as "200ms", "offline:2s", "total:5s", "bytes:20MB" or several as
+            "200ms+bytes:20MB".
         run: the run folder.
         training: "paper", as the method's paper trains; "short", some epochs of one-cycle training; another paper's
             name; or a `Training` of each network. A name has options of the method too, which go before its defaults.
@@ -282,6 +288,7 @@ def reduce(
             is then trained on, with itself as it was as the teacher.
         output: of a network with several outputs, the index or name of the logits.
         seed: of fresh weights and of the order of the images.
+        link, relu, offline: of a query that a budget is about, as `bench` has them.
         workers: processes that train side by side, from a script that is guarded by `if __name__ == "__main__":`; 1 is
             this process alone. Left out, one a core for a named network on a named data set, and 1 for what is in
             memory. Equal numbers of threads give equal bits.
@@ -321,6 +328,7 @@ def reduce(
         replace=replace if isinstance(model, str) else "",
         output=None if output is None or not isinstance(model, str) else str(output),
         original=original,
+        query=query_of(reduction.budgets, link, relu, offline),
     )
     in_memory = not isinstance(model, str) or not isinstance(dataset, str)
     alone = workers == 1 or (in_memory and workers is None)

@@ -8,8 +8,9 @@ from method_networks import networks
 from methods_bench import DryBench
 
 from parelu.errors import UserError
-from parelu.methods.base import methods
-from parelu.methods.budget import charged, fitting
+from parelu.methods.base import fitting, methods
+from parelu.methods.budget import charged
+from parelu.methods.unit import Relus
 from parelu.network.count import count, rounds, skeleton
 from parelu.network.plan import Plan
 from parelu.report.tables import frontier_rows, frontier_text
@@ -61,10 +62,10 @@ def test_a_network_that_compares_less_has_more_of_a_budget():
     saved = count(skeleton(SPEC)).comparisons
     cost = charged(other.spec, other.plan, SPEC)
     assert cost == other.plan.relus - saved > 300
-    assert fitting("uniform", [job, other], (cost,), SPEC) == [job, other]
-    assert fitting("uniform", [job, other], (cost - 1,), SPEC) == [job]
+    assert fitting("uniform", [job, other], (cost,), Relus(SPEC)) == [job, other]
+    assert fitting("uniform", [job, other], (cost - 1,), Relus(SPEC)) == [job]
     with pytest.raises(UserError, match=f"reaches {saved + 300:,} ReLUs at the least"):
-        fitting("uniform", [job], (200,), SPEC)
+        fitting("uniform", [job], (200,), Relus(SPEC))
 
 
 def test_each_level_of_a_max_pool_and_each_product_is_a_round():

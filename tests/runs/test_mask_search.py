@@ -15,6 +15,7 @@ from parelu.errors import UserError
 from parelu.methods.base import methods
 from parelu.methods.jobs import Job, Search
 from parelu.methods.learned import LearnedMasks
+from parelu.methods.unit import Relus
 from parelu.network.candidate import Candidate
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
@@ -39,7 +40,7 @@ class SearchContext:
     def __init__(self, path: Path, model: str, training: Training = SHORT, images: int = 64) -> None:
         whole = data.load("digits", images=images)
         self.dataset = dataclasses.replace(whole, validation=whole.validation.take(20))
-        self.training, self.seed, self.searches = training, 0, []
+        self.training, self.seed, self.searches, self.unit = training, 0, [], Relus()
         spec = spec_of(model, self.dataset.input_shape, 10)
         torch.manual_seed(0)
         network = instrument(spec.module(), spec.input)

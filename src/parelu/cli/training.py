@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from parelu.api import Experiment, Method, Reduction, Run
 
     AnyMethod = Method
+    ReluName = OfflineName = str
 
 
 def resolve() -> None:
@@ -27,6 +28,7 @@ def resolve() -> None:
 
     known = (Annotated[cls, tyro.conf.subcommand(name)] for name, cls in api.methods().items())
     globals()["AnyMethod"] = Union[tuple(known)]  # noqa: UP007
+    globals().update(ReluName=Literal[tuple(api.relus())], OfflineName=Literal[tuple(api.modes())])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +126,21 @@ class Reduce(_Common, Read):
     parelu reduce deepreduce --model "resnet10 m=8" --data colour-fashion --training short
 
     parelu reduce random --model resnet18 --data cifar100 --budget 50k 0.02
+
+    parelu reduce snl --model "resnet10 m=8" --data digits --training short --budget 200ms+bytes:20MB --link wan
     """
 
     method: AnyMethod = dataclasses.field(kw_only=True)
     budget: tuple[str, ...] = ()
     """ReLUs to keep, the comparisons of max-pools among them: 50k, 12.9k, 50000, or a fraction such as 0.1; several for
-    several candidates"""
+    several candidates. Or what a query may take: 200ms online, offline:2s, total:5s, bytes:20MB, or several of these as
+    200ms+bytes:20MB"""
+    link: str | None = None
+    """that such a query goes over, as bench has it; loopback if left out"""
+    relu: ReluName | None = None
+    """likewise, its ReLU protocol; sign if left out"""
+    offline: OfflineName | None = None
+    """likewise, its offline mode; hints if left out"""
     label: str = ""
     """ends the candidates' names, and stands beside them in tables"""
 
@@ -138,6 +149,8 @@ class Reduce(_Common, Read):
 
         method = api.under(self.method, self.training)
         experiment = self.read(self.experiment((api.Reduction(method, self.budget, label=self.label),)))
+        query = api.query_of(self.budget, self.link, self.relu, self.offline)
+        experiment = dataclasses.replace(experiment, query=query)
         print_frontier([conduct(experiment, self.folder("-".join(filter(None, (self.method.name, self.label)))))])
 
 

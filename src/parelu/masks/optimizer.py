@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from parelu.masks.charges import Charges, of_relus
 from parelu.masks.gate import Fit, Gate
 from parelu.masks.projection import Granularity, project
 from parelu.network.plan import Plan, SitePlan
@@ -23,7 +24,7 @@ class MaskOptions(CallbackOptions):
     """Options of a mask optimizer.
 
     Attributes:
-        budget: ReLUs at the end of the search.
+        budget: ReLUs at the end of the search, or in the unit of `charges`.
         granularity: what is kept or dropped as one: a position, a channel of a site, or a site.
         degree: of the polynomials that stand where no ReLU does: 0, the identity, or 1 or 2, fitted to the running
             distribution of each channel's input (see `dapa`).
@@ -31,6 +32,7 @@ class MaskOptions(CallbackOptions):
         keeps_best: whether a search leaves its best epoch, by validation accuracy, instead of its last: for optimizers
             whose masks have the budget's ReLUs after every epoch.
         fit: "public" trains them, as AutoReP's public code does (see `Gate.follow_inputs`).
+        charges: what sites take of a budget that is not counted in ReLUs, over squares where the degree is 2.
     """
 
     keeps_best: ClassVar[bool] = False
@@ -40,6 +42,7 @@ class MaskOptions(CallbackOptions):
     degree: int = 0
     wide: float = 1.0
     fit: Fit = younger("paper")
+    charges: Charges | None = younger(None)
 
     @abc.abstractmethod
     def build(self, network: Network) -> MaskOptimizer: ...
@@ -50,15 +53,19 @@ class MaskOptimizer(Callback):
 
     Attributes:
         gates: site → gate, in order of execution; what they hold is in the network's state.
-        positions: how many ReLUs they may hold; one whose site had no ReLU never gets one.
-        budget: ReLUs at the end of the search.
+        positions: site → how many ReLUs its gate may hold; where a site had no ReLU, there is never one.
+        total: what all these take of a budget: their number, unless the budget's unit is another.
+        budget: at the end of the search; it and the total are without what is fixed.
     """
 
     def __init__(self, network: Network, options: MaskOptions) -> None:
-        self.network, self.budget = network, options.budget
+        self.network = network
         self.granularity: Granularity = options.granularity
         self.gates = put_gates(network)
-        self.positions = sum(int(gate.allowed.count_nonzero()) for gate in self.gates.values())
+        self.positions = {name: int(gate.allowed.count_nonzero()) for name, gate in self.gates.items()}
+        self._priced, self.charges = options.charges, options.charges or of_relus(self.gates)
+        self.total, self.budget = self.charges.of(self.positions), options.budget - self.charges.fixed
+        self._each = self.charges.each({name: max(1, number) for name, number in self.positions.items()})
         for gate in self.gates.values():
             gate.open.requires_grad_(False)
             if options.degree and gate.allowed.any():  # a ReLU that is gone already is no square
@@ -72,15 +79,30 @@ class MaskOptimizer(Callback):
 
     @abc.abstractmethod
     def scores(self) -> dict[str, Tensor]:
-        """Site → (C, H, W): positions with higher scores keep their ReLU first."""
+        """Site → (C, H, W): positions with higher scores, which they have for each unit of the budget, come first."""
 
     def stands(self, gate: Gate) -> Tensor:
         """bool, (C, H, W): where a gate's ReLU counts as kept."""
         return gate.open > 0.5
 
     def kept(self) -> int:
-        """ReLUs that stand now."""
-        return sum(int(self.stands(gate).count_nonzero()) for gate in self.gates.values())
+        """What the ReLUs that stand now take of a budget: their number, unless its unit is another."""
+        return self.charges.of({name: int(self.stands(gate).count_nonzero()) for name, gate in self.gates.items()})
+
+    def has_passed(self, budget: int) -> bool:
+        """Whether what stands now is within a budget; it holds what is fixed."""
+        return self.kept() <= budget - self.charges.fixed
+
+    def charge(self, name: str) -> float:
+        """What a ReLU of a site takes of a budget, with its part of the site's round."""
+        return self._each[name]
+
+    def for_each_unit(self, felt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scores, of what each position is worth: the same, for each unit of the budget that it takes."""
+        if self._priced is None:
+            return dict(felt)
+        whole = self.granularity == "layer"
+        return {n: score / (self._each[n] if whole else self.charges.relu[n]) for n, score in felt.items()}
 
     def report(self) -> dict[str, Any]:
         """ReLUs that stand now, in all and per stage."""
@@ -90,15 +112,18 @@ class MaskOptimizer(Callback):
         return {"relus": sum(stages.values()), "stages": stages}
 
     def project(self, budget: int) -> dict[str, Tensor]:
-        """Site → bool mask: exactly `budget` positions, or for a coarser granularity at most as many."""
+        """Site → bool mask: exactly `budget` positions, or for a coarser granularity at most as many.
+
+        In another unit than ReLUs, what fits into a budget that holds nothing fixed.
+        """
         scores = {
             name: score.masked_fill(~self.gates[name].allowed, -torch.inf) for name, score in self.scores().items()
         }
-        return project(scores, budget, self.granularity)
+        return project(scores, budget, self.granularity, self._priced)
 
     def plan(self, budget: int) -> Plan:
-        """The projection onto a budget, with the gates' polynomials."""
-        masks = self.project(budget)
+        """The projection onto a budget, which holds what is fixed, with the gates' polynomials."""
+        masks = self.project(budget - self.charges.fixed)
         return Plan(
             {name: SitePlan(masks[name].cpu(), gate.polynomial().detach().cpu()) for name, gate in self.gates.items()}
         )

@@ -74,18 +74,18 @@ class IndicatorOptimizer(MaskOptimizer):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        too_dense = bool(self.kept() / self.positions > self.wanted)
+        too_dense = bool(self.kept() / self.total > self.wanted)
         for name, gate in self.gates.items():
             m, gradient = self.auxiliary[name], gate.open.grad
             assert gradient is not None
             if too_dense:
-                gradient = gradient + self.options.mu / self.positions
+                gradient = gradient + self.options.mu * self.charge(name) / self.total
             m.grad = (gradient * F.softplus(m)).masked_fill_(~gate.allowed, 0.0)
             gate.open.grad = None
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        share, threshold = self.budget / self.positions, self.options.threshold
+        share, threshold = self.budget / self.total, self.options.threshold
         self.wanted.fill_(kept_share(step.progress, share, reached=0.8) if self.options.anneal else share)
         for name, gate in self.gates.items():
             m = self.auxiliary[name]
@@ -152,7 +152,7 @@ class AutoReP(Polynomials):
             degree=self.degree,
             wide=self.wide,
             fit=self.fit,
-            mu=self.weight(budgets[-1], plan.relus),
+            mu=self.weight(*context.unit.sizes(budgets[-1], context.teacher.spec, plan)),
             threshold=self.threshold,
             lr=self.indicator_lr,
             anneal=self.anneal,

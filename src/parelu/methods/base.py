@@ -15,9 +15,12 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from parelu import registry
+from parelu.errors import UserError
 from parelu.methods.jobs import FromKept, Job, Search
+from parelu.methods.unit import Unit
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Role, Tags
+from parelu.network.plan import Plan
 from parelu.network.spec import Spec
 from parelu.network.steps import apply_steps
 from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
@@ -37,6 +40,11 @@ class Context(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def unit(self) -> Unit:
+        """What the budgets are counted in."""
+        ...
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
         """Train networks side by side; those that the run folder holds already are read instead."""
@@ -87,7 +95,12 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
-        """The candidates for these budgets, each a number of ReLUs of at least 1 and at most the network's."""
+        """The candidates for these budgets, each at most what the network takes, counted in the context's unit."""
+
+    def least(self, plan: Plan) -> Plan | None:
+        """The plan that takes least of a budget, of those it makes from the full-ReLU network's plan; None where it is
+        not known before it is asked for candidates."""
+        return None
 
 
 def stepped_job(
@@ -114,6 +127,19 @@ def stepped_job(
         objective=objective,
         tags=Tags(name, steps),
     )
+
+
+def fitting(name: str, jobs: Sequence[Job], budgets: Sequence[int], unit: Unit) -> list[Job]:
+    """The jobs within any of the budgets, or all without one; name: of the method.
+
+    Raises:
+        UserError: none is.
+    """
+    found = [job for job in jobs if not budgets or any(unit.holds(budget, job.spec, job.plan) for budget in budgets)]
+    if not found:
+        least = unit.said(min(unit.spent(job.spec, job.plan) for job in jobs))
+        raise UserError(f"{name} reaches {least} at the least on this network; give a larger budget")
+    return found
 
 
 def slug(steps: str) -> str:

@@ -58,7 +58,7 @@ class BlockOptimizer(MaskOptimizer):
     def after_step(self, step: Step) -> None:
         if (step.number + 1) % self.options.every:
             return
-        wanted = round(self.positions * (self.budget / self.positions) ** min(1.0, step.progress / 0.8))
+        wanted = round(self.total * (self.budget / self.total) ** min(1.0, step.progress / 0.8))
         before = {name: gate.open.clone() for name, gate in self.gates.items()}
         block = self.kept() - wanted
         if block <= 0:
@@ -76,12 +76,14 @@ class BlockOptimizer(MaskOptimizer):
         self._open(chosen)
 
     def _without(self, open: Mapping[str, Tensor], block: int) -> dict[str, Tensor]:
-        """Without `block` of the standing ReLUs, drawn from all; the draw depends on the number of those before."""
+        """Without standing ReLUs that take `block`, drawn from all; the draw depends on the number of those before."""
         self.draws += 1
         generator = torch.Generator().manual_seed(int(self.draws))
         flat = torch.cat([value.flatten() for value in open.values()])
         standing = flat.nonzero()[:, 0]
-        flat[standing[torch.randperm(len(standing), generator=generator)[:block].to(flat.device)]] = 0
+        drawn = standing[torch.randperm(len(standing), generator=generator).to(flat.device)]
+        taken = torch.cat([torch.full((v.numel(),), self.charges.relu[name]) for name, v in open.items()])
+        flat[drawn[: int((taken.to(flat.device)[drawn].cumsum(0) <= block).count_nonzero())]] = 0
         parts = flat.split([value.numel() for value in open.values()])
         return {name: part.view_as(value) for (name, value), part in zip(open.items(), parts, strict=True)}
 
@@ -121,7 +123,13 @@ class BCD(LearnedMasks):
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         scores = {name: gradient.abs() for name, gradient in context.slope_gradients(1024).items()}
         scores = {name: score.masked_fill(~plan.sites[name].mask, -torch.inf) for name, score in scores.items()}
-        return Plan.from_masks(project(scores, min(plan.relus, math.ceil(self.head_start * budgets[0]))))
+        charges = context.unit.charges(context.teacher.spec, plan)
+        budget, whole = context.unit.sizes(budgets[0], context.teacher.spec, plan)
+        if charges is not None:  # blocks of all sites end no site's round: it starts in those that the budget affords
+            scores = {name: score / charges.relu[name] for name, score in scores.items()}
+            kept = project(scores, budget, charges=charges)
+            scores = {n: score if kept[n].any() else score.fill_(-torch.inf) for n, score in scores.items()}
+        return Plan.from_masks(project(scores, min(whole, math.ceil(self.head_start * budget)), charges=charges))
 
     def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Blocks:
         return Blocks(budgets[-1], trials=self.trials)

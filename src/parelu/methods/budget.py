@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from parelu.errors import UserError
-from parelu.methods.jobs import Job
 from parelu.network.count import count, skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
@@ -49,20 +47,6 @@ def parse_budget(text: str, relus: int, comparisons: int = 0) -> int:
             f"give {comparisons + 1:,} or more, or --replace maxpool=avgpool"
         )
     return budget - comparisons
-
-
-def fitting(name: str, jobs: Sequence[Job], budgets: Sequence[int], teacher: Spec) -> list[Job]:
-    """The jobs within the largest budget, or all without one; name: of the method.
-
-    Raises:
-        UserError: none is.
-    """
-    costs = [charged(job.spec, job.plan, teacher) for job in jobs]
-    found = [job for job, cost in zip(jobs, costs, strict=True) if not budgets or cost <= max(budgets)]
-    if not found:
-        least = min(costs) + count(skeleton(teacher)).comparisons
-        raise UserError(f"{name} reaches {least:,} ReLUs at the least on this network; give a larger budget")
-    return found
 
 
 def charged(spec: Spec, plan: Plan, teacher: Spec) -> int:

@@ -15,11 +15,10 @@ from torch import nn
 
 from parelu.errors import UserError
 from parelu.methods.base import Context, Method
-from parelu.methods.budget import charged
 from parelu.methods.jobs import Job
 from parelu.models.pruned import Pruned
 from parelu.network.candidate import Candidate
-from parelu.network.count import count, skeleton
+from parelu.network.count import skeleton
 from parelu.network.instrument import instrument
 from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
@@ -53,11 +52,11 @@ class ChannelPruning(Method):
         prune(Candidate(spec, Plan.of(network), network.state_dict()), 1 / 2)
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
-        pruned = {budget: _within(context.teacher, budget) for budget in budgets}
+        pruned = {budget: _within(context, budget) for budget in budgets}
         return context.train([self._job(context, budget, *pruned[budget]) for budget in budgets])
 
     def _job(self, context: Context, budget: int, spec: Pruned, module: nn.Module) -> Job:
-        plan, name = Plan.of(skeleton(spec)), f"{self.name}-{budget}"
+        plan, name = Plan.of(skeleton(spec)), f"{self.name}-{context.unit.called(budget)}"
         return Job(
             name=name,
             role="candidate",
@@ -65,23 +64,24 @@ class ChannelPruning(Method):
             plan=plan,
             training=context.training,
             objective=Distillation(self.temperature, self.kd_weight),
-            tags=Tags(self.name, "", budget, note=""),
+            tags=context.unit.tags(Tags(self.name, "", note=""), budget, spec, plan),
             start=context.keep(name, Candidate(spec, plan, instrument(module, spec.input).state_dict())),
         )
 
 
-def _within(teacher: Candidate, budget: int) -> tuple[Pruned, nn.Module]:
-    """The teacher pruned as little as a budget of ReLUs allows."""
-    share, least = max(0.0, 1 - budget / teacher.plan.relus), teacher.plan.relus
+def _within(context: Context, budget: int) -> tuple[Pruned, nn.Module]:
+    """The teacher pruned as little as a budget allows."""
+    teacher, unit = context.teacher, context.unit
+    least = unit.spent(teacher.spec, teacher.plan)
+    share = max(0.0, 1 - budget / least)
     while share < 1:
         module = prune(teacher, share)
         spec = Pruned.of(teacher.spec, module)
-        relus = charged(spec, Plan.of(skeleton(spec)), teacher.spec)
-        if relus <= budget:
+        plan = Plan.of(skeleton(spec))
+        if unit.holds(budget, spec, plan):
             return spec, module
-        share, least = share + STEP, min(least, relus)
-    least += count(skeleton(teacher.spec)).comparisons
-    raise UserError(f"channels reaches {least:,} ReLUs at the least on this network; give a larger budget")
+        share, least = share + STEP, min(least, unit.spent(spec, plan))
+    raise UserError(f"channels reaches {unit.said(least)} at the least on this network; give a larger budget")
 
 
 def prune(teacher: Candidate, share: float) -> nn.Module:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Method, stepped_job
-from parelu.methods.budget import fitting
+from parelu.methods.base import Context, Method, fitting, stepped_job
 from parelu.methods.jobs import Job
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
@@ -65,7 +64,7 @@ class DeepReDuce(Method):
                 skipped[step] = str(error)
         if skipped:
             context.record("skipped", skipped)
-        return context.train(fitting(self.name, jobs, budgets, context.teacher.spec))
+        return context.train(fitting(self.name, jobs, budgets, context.unit))
 
     def least_critical_first(self, context: Context) -> list[str]:
         """By `order`, or by a network for each stage with ReLUs there only; eq. 1's numbers go to the run folder."""

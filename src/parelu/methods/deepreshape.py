@@ -14,8 +14,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Method, decoupled, stepped_job
-from parelu.methods.budget import fitting
+from parelu.methods.base import Context, Method, decoupled, fitting, stepped_job
 from parelu.methods.deepreduce import DeepReDuce
 from parelu.methods.jobs import Job
 from parelu.models.hybrenet import hybrid
@@ -178,7 +177,7 @@ class DeepReShape(Method):
                 skipped[steps] = str(error)
         if skipped:
             context.record("deepreshape-skipped", skipped)
-        return context.train(fitting(self.name, jobs, budgets, context.teacher.spec))
+        return context.train(fitting(self.name, jobs, budgets, context.unit))
 
     def _steps(self, context: Context) -> list[str]:
         """Algorithm 2, in the grammar of `steps`: its line 10 has the network before thinning, culled or whole, too."""

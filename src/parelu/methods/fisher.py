@@ -83,12 +83,12 @@ class RankOptimizer(MaskOptimizer):
         self.steps.fill_(step.number + 1)
         if (step.number + 1) % self.options.every:
             return
-        kept = round(kept_share(step.progress, self.budget / self.positions) * self.positions)
+        kept = round(kept_share(step.progress, self.budget / self.total) * self.total)
         for name, mask in self.project(kept).items():
             self.gates[name].open.copy_(mask)
 
     def scores(self) -> dict[str, Tensor]:
-        return self.score
+        return self.for_each_unit(self.score)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from parelu.methods.base import Context, Method
 from parelu.methods.jobs import FRESH, FROM_TEACHER, Job, Start
+from parelu.methods.unit import affordable, one_relu
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
@@ -43,30 +45,54 @@ class FixedMasks(Method):
     def masks(self, shapes: Mapping[str, tuple[int, ...]], budget: int, seed: int) -> dict[str, Tensor]:
         """Site → bool mask, with exactly `budget` ReLUs in all; shapes: site → (C, H, W)."""
 
+    def least(self, plan: Plan) -> Plan:
+        return one_relu(plan)
+
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
-        shapes = {name: tuple(site.mask.shape) for name, site in context.teacher.plan.sites.items()}
-        masks = {budget: self.masks(shapes, budget, context.seed) for budget in budgets}
+        plans = {budget: self._plan(context, budget) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        jobs = masked_jobs(self.name, context, masks, objective, start=FROM_TEACHER if self.from_teacher else FRESH)
+        jobs = masked_jobs(self.name, context, plans, objective, start=FROM_TEACHER if self.from_teacher else FRESH)
         if self.from_teacher:
             jobs = [replace(j, name=f"{j.name}-from-teacher", tags=replace(j.tags, note=FULL_WEIGHTS)) for j in jobs]
         return context.train(jobs)
 
+    def _plan(self, context: Context, budget: int) -> Plan:
+        """Masks of the sites that keep most ReLUs within the budget: of all, unless a site takes some of it itself."""
+        spec, whole = context.teacher.spec, context.teacher.plan
+        charges = context.unit.charges(spec, whole)
+        if charges is None:
+            shapes = {name: tuple(site.mask.shape) for name, site in whole.sites.items()}
+            return Plan.from_masks(self.masks(shapes, budget, context.seed))
+        open = {name: site for name, site in whole.sites.items() if name in affordable(charges, whole, budget)}
+        shapes = {name: tuple(site.mask.shape) for name, site in open.items()}
+        relus = {name: site.relus for name, site in open.items()}
+        total, before = sum(relus.values()), charges.fixed + sum(charges.site[name] for name in open)
+        each = max(1.0, (charges.of(relus) + charges.fixed - before) / max(1, total))
+
+        def plan_of(number: int) -> Plan:
+            kept = min(total, max(1, round((number - before) / each))) if total else 0
+            drawn = self.masks(shapes, kept, context.seed) if kept else {}
+            closed = {name: torch.zeros_like(site.mask) for name, site in whole.sites.items()}
+            return Plan.from_masks(closed | drawn)
+
+        return context.unit.met(self.name, budget, spec, plan_of, round(before + total * each))
+
 
 def masked_jobs(
-    name: str, context: Context, masks: Mapping[int, Mapping[str, Tensor]], objective: Distillation, *, start: Start
+    name: str, context: Context, plans: Mapping[int, Plan], objective: Distillation, *, start: Start
 ) -> list[Job]:
-    """A candidate of the teacher's architecture for each budget's masks; name: of the method."""
+    """A candidate of the teacher's architecture for each budget's plan; name: of the method."""
+    spec, unit = context.teacher.spec, context.unit
     return [
         Job(
-            name=f"{name}-{budget}",
+            name=f"{name}-{unit.called(budget)}",
             role="candidate",
-            spec=context.teacher.spec,
-            plan=Plan.from_masks(masks[budget]),
+            spec=spec,
+            plan=plan,
             training=context.training,
             objective=objective,
-            tags=Tags(name, "", budget, note=""),
+            tags=unit.tags(Tags(name, "", note=""), budget, spec, plan),
             start=start,
         )
-        for budget in masks
+        for budget, plan in plans.items()
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.methods.base import Context
 from parelu.methods.jobs import FromJob, Job
-from parelu.methods.senet import LayerBudgets, allocate, sizes_of
+from parelu.methods.senet import LayerBudgets
 from parelu.models.branches import Branched
 from parelu.models.resnet import BasicBlocks
 from parelu.network.candidate import Candidate
@@ -114,7 +114,7 @@ class Gated(LayerBudgets):
         """Refuses, before the searches, a threshold that would leave no block."""
         weights = self.weights(context, plan)
         for budget in budgets:
-            kept = allocate(weights, sizes_of(plan), budget)
+            kept = self.split(context, plan, weights, budget)
             self._shallow(_branched(context.teacher), context.teacher.plan, kept)
         return plan
 
@@ -152,6 +152,7 @@ class Gated(LayerBudgets):
             training=gating,
             callback=Blend(self.gate_schedule),
         )
+        plan = _without(job.plan, shallow)
         second = dataclasses.replace(
             job,
             name=name,
@@ -159,7 +160,8 @@ class Gated(LayerBudgets):
             spec=shallow,
             training=rest,
             start=FromJob(first.name),
-            plan=_without(job.plan, shallow),
+            plan=plan,
+            tags=context.unit.foretold(job.tags, shallow, plan),
         )
         return first, second
 

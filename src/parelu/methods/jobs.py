@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from parelu.masks.optimizer import MaskOptions
+from parelu.masks.optimizer import MaskOptimizer, MaskOptions
+from parelu.methods.unit import RELUS, Unit
 from parelu.network.metrics import Role, Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
@@ -115,6 +116,7 @@ class Search:
         plan: where ReLUs may stand.
         budgets: ReLUs to stop at, the largest first: as the search passes each, its masks are projected onto exactly
             that budget (at most, for channels and layers) and kept with the weights of the moment.
+        unit: of the budgets.
         teacher: as of a `Job`.
         start: whose weights it starts from.
     """
@@ -128,10 +130,15 @@ class Search:
     budgets: tuple[int, ...]
     teacher: str = TEACHER
     start: FromJob = FROM_TEACHER
+    unit: Unit = RELUS
 
     def start_of(self, budget: int) -> FromSearch:
         """For `Job.start`."""
         return FromSearch(self.name, budget)
+
+    def left(self, optimizer: MaskOptimizer, budget: int) -> Plan:
+        """What it leaves for a budget: the optimizer's plan within it."""
+        return self.unit.met(self.name, budget, self.spec, optimizer.plan, optimizer.total + optimizer.charges.fixed)
 
 
 Task = Job | Search

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
+from parelu.masks.charges import Charges
 from parelu.masks.optimizer import MaskOptions
 from parelu.methods.base import Context, Method, slug
 from parelu.methods.jobs import FROM_TEACHER, FromJob, Job, Search
+from parelu.methods.unit import Unit, one_relu
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import SearchMetrics, Tags
 from parelu.network.plan import Plan
@@ -35,10 +37,11 @@ def baseline_job(context: Context, steps: str, budgets: Sequence[int]) -> Job:
     Raises:
         UserError: the steps are unknown, or leave fewer ReLUs than the largest budget.
     """
-    plan = apply_steps(context.teacher.spec, steps).plan
-    if max(budgets) > plan.relus:
+    plan, unit = apply_steps(context.teacher.spec, steps).plan, context.unit
+    left = unit.spent(context.teacher.spec, plan)
+    if max(budgets) > left:
         raise UserError(
-            f"a budget of {max(budgets):,} ReLUs is more than the {plan.relus:,} that {steps!r} leaves; "
+            f"a budget of {unit.said(max(budgets))} is more than the {unit.said(left)} that {steps!r} leaves; "
             "give a smaller one"
         )
     return Job(
@@ -137,6 +140,10 @@ class LearnedMasks(Method):
         first = training.changed(**{name: value for name, value in flat.items() if value is not None})
         return _changed("finetune", first, given)
 
+    def least(self, plan: Plan) -> Plan:
+        """A ReLU alone."""
+        return one_relu(plan)
+
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Where a search may place ReLUs, of the positions of a plan; budgets: its own, the largest first."""
         return plan
@@ -173,22 +180,25 @@ class LearnedMasks(Method):
         return self.shares_search
 
     def _search(self, context: Context, plan: Plan, budgets: tuple[int, ...], start: FromJob) -> Search:
-        label = f"{self.searches_as or self.name}{self._ending}"
-        name = label if self.shares(budgets) else f"{label}-{budgets[0]}"
+        unit, spec = context.unit, context.teacher.spec
+        ending = unit.name if self.shares(budgets) else unit.called(budgets[0])
+        name = "-".join(filter(None, (f"{self.searches_as or self.name}{self._ending}", ending)))
         training, objective = self.searching(context.training), self.objective(finetuning=False)
         optimizer = self.optimizer(context, plan, budgets)
-        return Search(name, context.teacher.spec, plan, training, objective, optimizer, budgets, start.name, start)
+        optimizer = dataclasses.replace(optimizer, charges=charges_over(unit, spec, plan, optimizer.degree))
+        return Search(name, spec, plan, training, objective, optimizer, budgets, start.name, start, unit)
 
     def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
         assert isinstance(found.metrics, SearchMetrics), "a search left it"
+        tags = Tags(self.name, self.steps, None, self._note(), found.metrics.searched)
         return Job(
-            name=f"{self.name}{self._ending}-{budget}",
+            name=f"{self.name}{self._ending}-{context.unit.called(budget)}",
             role="candidate",
             spec=found.spec,
             plan=found.plan,
             training=self.finetuning(context.training),
             objective=self.objective(finetuning=True),
-            tags=Tags(self.name, self.steps, budget, self._note(), found.metrics.searched),
+            tags=context.unit.tags(tags, budget, found.spec, found.plan),
             start=search.start_of(budget),
             teacher=search.teacher,
         )
@@ -239,12 +249,24 @@ class Polynomials(LearnedMasks):
         if not (math.isfinite(self.wide) and self.wide > 0):
             raise UserError(f"wide is {self.wide:g}; it should be a number above 0, such as 3")
 
+    def least(self, plan: Plan) -> Plan:
+        """A ReLU, and squares in the place of all others where there are any."""
+        return one_relu(plan, squares=self.degree == 2)
+
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
         tails = self.tails if self.degree == 2 else 0.0
         return Distillation(self.temperature, self.kd_weight, tails=tails, ce_weight=self.ce_weight)
 
     def search_training(self, training: Training) -> Training:
         return training.changed(lr=self.weight_lr, schedule="constant", clip=self.clip)
+
+
+def charges_over(unit: Unit, spec: Spec, plan: Plan, degree: int) -> Charges | None:
+    """What ReLUs take of a budget beyond what stands in their places; degree: of the polynomials that do."""
+    charges = unit.charges(spec, plan, squares=degree == 2)
+    if charges is None or degree < 2:
+        return charges
+    return charges.over_squares({n: site.mask.numel() for n, site in plan.sites.items() if site.relus})
 
 
 def _changed(name: str, training: Training, given: Changes | None) -> Training:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from parelu.errors import UserError
+from parelu.masks.charges import Charges
 from parelu.masks.optimizer import MaskOptimizer, MaskOptions
+from parelu.masks.projection import worthwhile
 from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network import nodes
@@ -125,10 +127,15 @@ class LayerBudgets(LearnedMasks):
 
     def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Mismatch:
         weights = self.weights(context, plan)
-        split = allocate(weights, sizes_of(plan), budgets[0])
+        split = self.split(context, plan, weights, budgets[0])
         what = "weights" if self.densities else "sensitivity"
-        context.record(f"{self.searches_as}-{budgets[0]}", {what: weights, "budgets": split})
+        context.record(f"{self.searches_as}-{context.unit.called(budgets[0])}", {what: weights, "budgets": split})
         return Mismatch(budgets[0], layers=split)
+
+    def split(self, context: Context, plan: Plan, weights: Mapping[str, float], budget: int) -> dict[str, int]:
+        """Site → ReLUs within a budget, by the weights."""
+        sizes, charges = sizes_of(plan), context.unit.charges(context.teacher.spec, plan)
+        return allocate(weights, sizes, budget) if charges is None else allocate_priced(weights, sizes, budget, charges)
 
     def weights(self, context: Context, plan: Plan) -> dict[str, float]:
         """Site → what its share of a budget is proportional to."""
@@ -223,3 +230,18 @@ def allocate(sensitivity: Mapping[str, float], sizes: Mapping[str, int], budget:
         for name, number in given.items():
             split[name] += number
     return split
+
+
+def allocate_priced(
+    sensitivity: Mapping[str, float], sizes: Mapping[str, int], budget: int, charges: Charges
+) -> dict[str, int]:
+    """The same for a budget that is not counted in ReLUs: as many as it holds, in the sites worth their rounds."""
+    scores = {name: torch.full((size,), sensitivity[name] / charges.relu[name]) for name, size in sizes.items()}
+    chosen = worthwhile(scores, budget - charges.fixed, charges)
+    open = {name: size for name, size in sizes.items() if name in chosen}
+    low, high = 0, sum(open.values())
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = charges.of(allocate(sensitivity, open, middle)) <= budget - charges.fixed
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return dict.fromkeys(sizes, 0) | allocate(sensitivity, open, low)

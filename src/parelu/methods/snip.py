@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import ClassVar
+
+from torch import Tensor
 
 from parelu.errors import UserError
 from parelu.masks.projection import project
@@ -14,7 +16,9 @@ from parelu.methods.base import Context, Method
 from parelu.methods.fixed import masked_jobs
 from parelu.methods.jobs import FROM_TEACHER, FromJob
 from parelu.methods.learned import THIN, baseline_job
+from parelu.methods.unit import one_relu
 from parelu.network.candidate import Candidate
+from parelu.network.plan import Plan
 from parelu.training.objectives import Distillation
 
 
@@ -45,6 +49,9 @@ class Snip(Method):
         if self.saliency_images < 1:
             raise UserError(f"saliency_images is {self.saliency_images}; it should be a whole number, 1 or more")
 
+    def least(self, plan: Plan) -> Plan:
+        return one_relu(plan)
+
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         plan, start = context.teacher.plan, FROM_TEACHER
         if self.thin:
@@ -53,12 +60,32 @@ class Snip(Method):
             plan, start = job.plan, FromJob(job.name)
         gradients = context.slope_gradients(self.saliency_images)
         scores = {name: gradients[name].abs().masked_fill(~site.mask, -inf) for name, site in plan.sites.items()}
-        masks = {budget: project(scores, budget) for budget in budgets}
+        plans = {budget: best_within(self.name, context, plan, scores, budget) for budget in budgets}
         objective = Distillation(self.temperature, self.kd_weight)
-        jobs = masked_jobs(self.name, context, masks, objective, start=start)
+        jobs = masked_jobs(self.name, context, plans, objective, start=start)
         if self.thin:
             jobs = [
-                replace(j, name=f"snip-thin-{j.tags.budget}", tags=replace(j.tags, steps=THIN), teacher=start.name)
+                replace(
+                    j,
+                    name=f"snip-thin-{j.name.removeprefix('snip-')}",
+                    tags=replace(j.tags, steps=THIN),
+                    teacher=start.name,
+                )
                 for j in jobs
             ]
         return context.train(jobs)
+
+
+def best_within(name: str, context: Context, plan: Plan, felt: Mapping[str, Tensor], budget: int) -> Plan:
+    """The positions of a plan that are felt most, for each unit of the budget that they take. name: of the method."""
+    spec, unit = context.teacher.spec, context.unit
+    charges = unit.charges(spec, plan)
+    if charges is None:
+        return Plan.from_masks(project(felt, budget))
+    scores = {name: score / charges.relu[name] for name, score in felt.items()}
+    whole = charges.fixed + charges.of({name: site.relus for name, site in plan.sites.items()})
+
+    def plan_of(number: int) -> Plan:
+        return Plan.from_masks(project(scores, number - charges.fixed, charges=charges))
+
+    return unit.met(name, budget, spec, plan_of, whole)

@@ -30,7 +30,8 @@ RATES = {"fast": (1e-2, 0.1), "paper": (1e-3, 1e-3)}  # of slopes and of weights
 
 @dataclasses.dataclass(frozen=True)
 class Slopes(MaskOptions):
-    """Slopes a of a·relu(x) + (1 − a)·x in [0, 1], moved by Adam on the loss + λ·Σa.
+    """Slopes a of a·relu(x) + (1 − a)·x in [0, 1], moved by Adam on the loss + λ·Σa,
+    each a by its charge.
 
     Attributes:
         schedule: of λ: "fast" is `FollowingSlopes`, "paper" `CreepingSlopes`.
@@ -67,10 +68,11 @@ class SlopeOptimizer(MaskOptimizer):
         return torch.optim.Adam([gate.open for gate in self.gates.values()], lr=self.options.lr)
 
     def before_step(self) -> None:
-        for gate in self.gates.values():
+        scale = sum(self.positions.values()) / max(1, self.total)  # the mean charge is 1
+        for name, gate in self.gates.items():
             gradient = gate.open.grad
             assert gradient is not None
-            gradient += self.lam
+            gradient += self.lam * (self.charge(name) * scale)
             gradient.masked_fill_(~gate.allowed, 0.0)
             if self.granularity != "pixel":  # equal gradients keep a group's slopes equal
                 gradient.copy_(_group_mean(gradient, self.granularity))
@@ -91,7 +93,7 @@ class FollowingSlopes(SlopeOptimizer):
     """λ rises and falls after each step so that Σa follows `kept_share`; then the positions settle on the budget.
 
     Attributes:
-        sloped: ReLUs as they begin to settle; 0 before.
+        sloped: what ReLUs take of a budget as they begin to settle; 0 before.
     """
 
     def __init__(self, network: Network, options: Slopes) -> None:
@@ -104,8 +106,8 @@ class FollowingSlopes(SlopeOptimizer):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         super().after_step(step)
-        standing = sum(float(gate.open.sum()) for gate in self.gates.values())
-        excess = standing / (self.positions * kept_share(step.progress, self.budget / self.positions))
+        standing = sum(self.charge(name) * float(gate.open.sum()) for name, gate in self.gates.items())
+        excess = standing / (self.total * kept_share(step.progress, self.budget / self.total))
         self.lam.mul_(min(max(excess**GAIN, 1 / CREEP), CREEP)).clamp_(min=self.options.lam)
         if step.progress >= SETTLES:
             self._settle((step.progress - SETTLES) / (SETTLED - SETTLES))
@@ -127,12 +129,12 @@ class CreepingSlopes(SlopeOptimizer):
     """λ grows after each epoch that brought no new minimum of ReLUs; the search is done at its budget (section 4).
 
     Attributes:
-        fewest: ReLUs after any epoch; before the first more than there are.
+        fewest: what ReLUs took after any epoch; before the first more than all do.
     """
 
     def __init__(self, network: Network, options: Slopes) -> None:
         super().__init__(network, options)
-        self.fewest = torch.tensor(self.positions + 1)
+        self.fewest = torch.tensor(self.total + 1)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**super().state_dict(), "fewest": self.fewest}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from parelu.errors import UserError
-from parelu.methods.base import Context, Method, decoupled, stepped_job
-from parelu.methods.budget import fitting
+from parelu.methods.base import Context, Method, decoupled, fitting, stepped_job
 from parelu.methods.fixed import FULL_WEIGHTS
 from parelu.methods.jobs import FRESH, FROM_TEACHER, Job
 from parelu.network.candidate import Candidate
@@ -76,7 +75,7 @@ class Steps(Method):
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         texts = dict.fromkeys("; ".join(parsed(steps)) or "none" for steps in self.steps)
         jobs = [self._job(context, steps) for steps in texts]
-        return context.train(fitting(self.name, jobs, budgets, context.teacher.spec))
+        return context.train(fitting(self.name, jobs, budgets, context.unit))
 
     def _job(self, context: Context, steps: str) -> Job:
         training, objective = self._trained(context.training)

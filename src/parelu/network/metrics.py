@@ -33,7 +33,8 @@ class Tags:
 
     Attributes:
         steps: in the grammar of `network.steps`; None for the full-ReLU network, "" for one without.
-        budget: ReLUs that were asked for.
+        budget: ReLUs that were asked for; limits: or, as "200ms+bytes:20MB", what a query may take, and what it was
+            foretold to take, limit → seconds or bytes.
         note: what tells it from another of its method; None where there is nothing to tell.
         searched: of the search that found its masks.
     """
@@ -43,6 +44,8 @@ class Tags:
     budget: int | None = None
     note: str | None = None
     searched: Searched | None = None
+    limits: str | None = None
+    foretold: Mapping[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Without what is not there: a job's identity is a digest of this."""
@@ -73,7 +76,7 @@ class Metrics:
     """Of a network that a run trained.
 
     Attributes:
-        method, steps, budget, note, searched: see `Tags`; the full-ReLU network's method is "train".
+        method, steps, budget, note, searched, limits, foretold: see `Tags`; the full-ReLU network's method is "train".
         relus, …, sites: of an image, see `Counts`; a file of before has no comparisons.
         relus_full, stages_full: ReLUs of the run's full network, and stage → its ReLUs there.
         validation_accuracy, test_accuracy: in percent; the test set is read this once.
@@ -87,6 +90,8 @@ class Metrics:
     budget: int | None = None
     note: str | None = None
     searched: Searched | None = None
+    limits: str | None = None
+    foretold: Mapping[str, float] | None = None
     role: Role
     seed: int
     relus: int
@@ -121,7 +126,7 @@ class Metrics:
 
     @property
     def tags(self) -> Tags:
-        return Tags(self.method, self.steps, self.budget, self.note, self.searched)
+        return Tags(*(getattr(self, field.name) for field in dataclasses.fields(Tags)))
 
     def to_json(self) -> dict[str, Any]:
         needed = {name: value for name, value in vars(self).items() if name not in _OPTIONAL}
@@ -131,12 +136,13 @@ class Metrics:
         return {**origin, **_optional(self), **needed, "stages": stages, **ranges}
 
 
-_OPTIONAL = ("note", "searched", "ranges")
+_OPTIONAL = ("note", "searched", "limits", "foretold", "ranges")
 
 
 def _optional(of: Tags | Metrics) -> dict[str, Any]:
-    note = {} if of.note is None else {"note": of.note}
-    return note | ({} if of.searched is None else {"searched": vars(of.searched)})
+    plain = {name: getattr(of, name) for name in ("note", "limits", "foretold")}
+    searched = {} if of.searched is None else {"searched": vars(of.searched)}
+    return {name: value for name, value in plain.items() if value is not None} | searched
 
 
 def metrics_from_json(json: Mapping[str, Any]) -> Metrics | SearchMetrics | None:

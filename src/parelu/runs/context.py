@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from parelu.methods.jobs import OUTSIDE, TEACHER, FromKept, Job, Search, Task
+from parelu.methods.unit import RELUS, Unit
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
@@ -32,6 +33,7 @@ class RunContext:
         training: of a candidate, as the experiment has it.
         do: does what the run folder does not hold.
         names: of what it asks the run for.
+        unit: of the budgets that its method is given.
     """
 
     work: Work
@@ -39,6 +41,7 @@ class RunContext:
     watcher: Watcher
     do: Do
     names: Names = dataclasses.field(default_factory=Names)
+    unit: Unit = RELUS
 
     @property
     def teacher(self) -> Candidate:
@@ -104,6 +107,10 @@ class RunContext:
 
     def record(self, name: str, value: Any) -> None:
         self.work.run.record(self.names.of(name), value)
+
+    def counting(self, unit: Unit) -> RunContext:
+        """For budgets of this unit."""
+        return dataclasses.replace(self, unit=unit)
 
     def labelled(self, label: str, *, own_teacher: bool = False) -> RunContext:
         """For another entry of the same run; own_teacher: taught by the full-ReLU network, whoever else is there."""

@@ -17,12 +17,14 @@ from parelu.data.dataset import Dataset
 from parelu.data.readers.base import Split
 from parelu.methods.budget import charged
 from parelu.methods.jobs import TEACHER, FromKept, Job, Search, Task
+from parelu.methods.unit import RELUS, Unit
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, count, skeleton
 from parelu.network.instrument import instrument
 from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
+from parelu.runs.budgets import with_matched
 from parelu.runs.experiment import Experiment, check, prepare, spread
 from parelu.runs.jobs import full_job, outside_job
 from parelu.runs.names import Names
@@ -100,8 +102,9 @@ def outlook(experiment: Experiment) -> Outlook:
     relus: list[int] = []
     for one, given in zip(experiment.reductions, budgets, strict=True):
         of_entry = context.labelled(one.label, own_teacher=one.own_teacher)
-        found = one.method.reduce(of_entry, list(dict.fromkeys([*given, *spread(relus, one.match)])))
-        relus += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
+        for unit, wanted in with_matched(given, spread(relus, one.match), spec):
+            found = one.method.reduce(of_entry.counting(unit), wanted)
+            relus += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     name = experiment.model if isinstance(experiment.model, str) else spec.family
     return Outlook(name, spec, context.full, images, tuple(context.planned.values()))
 
@@ -120,6 +123,7 @@ class DryContext:
     def __init__(self, spec: Spec, training: Training, seed: int, images: int, outside: Spec | None) -> None:
         self.training, self.seed, self.images = training, seed, images
         self.full, self._weights = counts(spec), FreshWeights(spec)
+        self.unit: Unit = RELUS
         self._teacher_macs = counts(outside or spec).macs
         self._names = Names()
         self.planned: dict[tuple[bool, str], Planned] = {}
@@ -131,6 +135,12 @@ class DryContext:
         other._names = self._names.labelled(label)
         if own_teacher:
             other._teacher_macs = self.full.macs
+        return other
+
+    def counting(self, unit: Unit) -> DryContext:
+        """For budgets of this unit."""
+        other = copy.copy(self)
+        other.unit = unit
         return other
 
     def train(self, jobs: Sequence[Job]) -> list[Candidate]:
@@ -171,7 +181,7 @@ class DryContext:
         network = instrument(search.spec.module(), search.spec.input)
         search.plan.apply(network)
         optimizer = search.optimizer.build(network)
-        plans = {budget: optimizer.plan(budget) for budget in search.budgets}
+        plans = {budget: search.left(optimizer, budget) for budget in search.budgets}
         self._plan(self._names.of_search(search), plans[search.budgets[-1]])
         return {
             budget: Candidate(search.spec, plan, {}, SearchMetrics(0, 0.0, plan.relus, plan.squares, 0.0))

@@ -15,8 +15,9 @@ from parelu import data
 from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.methods.base import Method
-from parelu.methods.budget import charged, parse_budget
+from parelu.methods.budget import charged
 from parelu.methods.jobs import Job
+from parelu.methods.limits import is_of_query
 from parelu.methods.options import check_options
 from parelu.models import external, libraries
 from parelu.models.external import Reading
@@ -24,7 +25,7 @@ from parelu.models.graph import Graph
 from parelu.models.weights import read_weights
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
-from parelu.network.count import count, skeleton
+from parelu.network.count import skeleton
 from parelu.network.instrument import instrument
 from parelu.network.nodes import output_shape
 from parelu.network.plan import Plan
@@ -33,7 +34,10 @@ from parelu.network.spec import Spec, spec_of
 from parelu.network.storage import digest as digest_of_json
 from parelu.network.storage import tensors_digest
 from parelu.network.weights import fit_weights
+from parelu.private.engines.base import Options
 from parelu.private.lowering.refusals import problems
+from parelu.runs import pricing
+from parelu.runs.budgets import Asked, budgets_of, with_matched
 from parelu.runs.context import RunContext, in_run
 from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest, normalised
 from parelu.runs.executor import Executor, Watcher, Work
@@ -54,7 +58,7 @@ class Reduction:
     """One method of an experiment.
 
     Attributes:
-        budgets: as on the command line ("50k", "0.1").
+        budgets: as on the command line ("50k", "0.1", "200ms+bytes:20MB").
         match: so many further budgets, taken from the ReLU counts of the experiment's methods before this one.
         label: ends the names of what it trains, so that a run holds a method several times, with other options.
         own_teacher: what it distils learns from the network's own full-ReLU version, whoever teaches the run's others.
@@ -104,6 +108,7 @@ class Experiment:
         teacher: another architecture that all distillation learns from, by name or as a spec; it is trained first, as
             the full-ReLU network is. None for the network's own full-ReLU version.
         paper: the published table that it is compared with, such as "AutoReP Table 3"; it changes nothing.
+        query: how a query runs that budgets of seconds or bytes are about.
     """
 
     model: str | Spec
@@ -124,6 +129,7 @@ class Experiment:
     original: Reading | None = None
     teacher: str | Spec | None = None
     paper: str = ""
+    query: Options | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self.reductions)
@@ -147,8 +153,14 @@ class Experiment:
             "reductions": [reduction.config() for reduction in self.reductions],
             **{name: list(value) for name, value in (("mean", self.mean), ("std", self.std)) if value},
             **{name: True for name in ("pretrained", "goes_on") if getattr(self, name)},
+            **({"query": pricing.config(self.query)} if self.query and self.prices else {}),
             **{name: getattr(self, name) for name in ("output", "replace", "paper") if getattr(self, name)},
         }
+
+    @property
+    def prices(self) -> bool:
+        """Whether a budget is of seconds or bytes."""
+        return any(is_of_query(text) for reduction in self.reductions for text in reduction.budgets)
 
     def _data_config(self) -> dict[str, Any]:
         if isinstance(self.data, Dataset):
@@ -205,30 +217,30 @@ def run_experiment(
         _train_teachers(context, experiment, prepared, lenders)
         counts: list[int] = []
         for reduction, given in zip(experiment.reductions, budgets, strict=True):
-            wanted = list(dict.fromkeys([*given, *spread(counts, reduction.match)]))
             of_entry = context.labelled(reduction.label, own_teacher=reduction.own_teacher)
-            found = reduction.method.reduce(of_entry, wanted)
-            counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
+            for unit, wanted in with_matched(given, spread(counts, reduction.match), spec):
+                found = reduction.method.reduce(of_entry.counting(unit), wanted)
+                counts += [max(1, charged(candidate.spec, candidate.plan, spec)) for candidate in found]
     return run
 
 
-def check(experiment: Experiment, prepared: Prepared) -> list[list[int]]:
-    """The budgets of each of its reductions, in ReLUs; refuses what can be seen before anything is trained."""
+def check(experiment: Experiment, prepared: Prepared) -> list[list[Asked]]:
+    """The budgets of each of its reductions; refuses what can be seen before anything is trained."""
     spec = prepared.spec
     if prepared.weights is None:
         experiment.training.check_images(prepared.images)
     network = skeleton(spec)
     if unsupported := problems(network):
         raise UserError("\n".join([*grouped(unsupported), *_advice(way_out(spec, experiment.replace))]))
-    full = count(network)
     outputs = output_shape(network)
     if outputs != (spec.classes,):
         raise UserError(
             f"the network gives {outputs} outputs, the data set has {spec.classes} classes; build it for these"
         )
-    budgets = [[parse_budget(text, full.relus, full.comparisons) for text in r.budgets] for r in experiment.reductions]
-    for reduction, given in zip(experiment.reductions, budgets, strict=True):
-        _check(reduction, given, spec, experiment.training)
+    for reduction in experiment.reductions:
+        _check(reduction, spec, experiment.training)
+    price = pricing.price_of(experiment.query or Options()) if experiment.prices else None
+    budgets = [budgets_of(r.budgets, r.method, spec, price) for r in experiment.reductions]
     if prepared.teacher:
         _check_teacher(experiment.reductions)
     if experiment.reductions and experiment.reductions[0].match:
@@ -286,11 +298,11 @@ def _going_on(context: RunContext, job: Job, weights: Mapping[str, Tensor], orig
     return dataclasses.replace(job, objective=Distillation())
 
 
-def _check(reduction: Reduction, budgets: Sequence[int], spec: Spec, training: Training) -> None:
+def _check(reduction: Reduction, spec: Spec, training: Training) -> None:
     method = reduction.method
     if method.needs and find_spec(method.needs[0]) is None:
         raise UserError(f"{method.name} needs {method.needs[0]}; pip install 'parelu[{method.needs[1]}]'")
-    if method.needs_budget and not budgets and not reduction.match:
+    if method.needs_budget and not reduction.budgets and not reduction.match:
         raise UserError(f"{method.name} needs a budget; give --budget, for example --budget 0.1")
     method.check(spec, training)
 

@@ -69,6 +69,8 @@ def identity(search: Search) -> str:
         others["teacher"] = search.teacher
     if search.start != FROM_TEACHER:
         others["start"] = search.start.key
+    if search.unit.name:
+        others["limits"] = [search.unit.called(budget) for budget in search.budgets]
     later = [others] if others else []
     return storage.digest([search.spec.to_json(), search.plan.digest(), how, list(search.budgets), *later])
 
@@ -85,7 +87,7 @@ def search(
     optimizer = search.optimizer.build(network.to(device()))
 
     def keep(budget: int, epoch: int) -> None:
-        plan, seconds = optimizer.plan(budget), time.perf_counter() - started
+        plan, seconds = search.left(optimizer, budget), time.perf_counter() - started
         left = Candidate(search.spec, plan, optimizer.weights())
         right = accuracy(left.network(), dataset.validation, dataset)
         metrics = SearchMetrics(epoch, seconds, plan.relus, plan.squares, right)
@@ -97,7 +99,7 @@ def search(
             return
         ends = progress.step == progress.steps or optimizer.is_done()
         for budget in search.budgets if ends else search.budgets[:-1]:  # the last one has the whole search
-            is_due = ends or optimizer.kept() <= budget
+            is_due = ends or optimizer.has_passed(budget)
             if is_due and not (folder / str(budget) / "candidate.json").exists():
                 keep(budget, progress.epoch)
 

@@ -18,6 +18,7 @@ import yaml
 from parelu.errors import UserError
 from parelu.methods.base import methods
 from parelu.published import find
+from parelu.runs.budgets import query_of
 from parelu.runs.experiment import Experiment, Reduction, parse_input
 from parelu.runs.presets import method_of, training_of
 from parelu.training import papers
@@ -97,6 +98,9 @@ class _Recipe:
     model: str | None = None
     networks: Annotated[list[str], 'a list such as ["resnet18 m=16", "resnet18 m=32"]'] | None = None
     teacher: str | None = None
+    link: str | None = None
+    relu: str | None = None
+    offline: str | None = None
     pretrained: bool = False
     replace: str = ""
     paper: str = ""
@@ -158,6 +162,8 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
     preset = options.pop("preset", "paper")
     first = str(recipe.methods[0].get("name")) if recipe.methods else ""
     training = training_of(preset, first).changed(**options)
+    entries = [_reduction(entry, preset) for entry in recipe.methods]
+    budgets = [text for entry in entries for text in entry.budgets]
     one = Experiment(
         model="",
         data=recipe.data,
@@ -169,11 +175,13 @@ def _experiments(recipe: _Recipe) -> list[Experiment]:
         pretrained=recipe.pretrained,
         paper=recipe.paper,
         replace=recipe.replace,
+        query=query_of(budgets, recipe.link, recipe.relu, recipe.offline),
     )
     networks = _networks(recipe)
-    entries = [(_reduction(entry, preset), _entry_networks(entry, networks)) for entry in recipe.methods]
+    chosen = [_entry_networks(entry, networks) for entry in recipe.methods]
+    entered = list(zip(entries, chosen, strict=True))
     return [
-        dataclasses.replace(one, model=name, seed=seed, reductions=tuple(r for r, of in entries if name in of))
+        dataclasses.replace(one, model=name, seed=seed, reductions=tuple(r for r, of in entered if name in of))
         for name in networks
         for seed in recipe.seeds
     ]

@@ -17,6 +17,7 @@ from parelu.methods.base import Method
 from parelu.methods.budget import parse_budget
 from parelu.methods.gated import Gated
 from parelu.methods.learned import LearnedMasks
+from parelu.methods.limits import is_of_query
 from parelu.methods.snl import SNL
 from parelu.methods.steps import Steps
 from parelu.models.vgg import VGG16
@@ -155,6 +156,8 @@ def _width(spec: Spec) -> int:
 
 def _reduction(reduction: Reduction, full: Counts, spec: Spec) -> Reduction:
     whole = full.relus + full.comparisons
+    for text in filter(is_of_query, reduction.budgets):
+        raise UserError(f"budget {text!r} is of this network's queries, and a smaller one's take less; give ReLUs")
     kept = [parse_budget(text, full.relus, full.comparisons) + full.comparisons for text in reduction.budgets]
     budgets = tuple(f"{number / whole:.6f}" for number in spread(kept, BUDGETS))
     return dataclasses.replace(reduction, method=_method(reduction.method, spec), budgets=budgets)

@@ -1,0 +1,290 @@
+"""What a budget is counted in: ReLUs, or the nanoseconds or bytes of a query, whose price comes from outside."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from parelu.errors import UserError
+from parelu.masks.charges import Charges
+from parelu.masks.projection import worthwhile
+from parelu.methods.budget import charged
+from parelu.methods.limits import BYTES, Limits, shown
+from parelu.network.count import count, skeleton
+from parelu.network.metrics import Tags
+from parelu.network.plan import Plan, SitePlan
+from parelu.network.sites import IDENTITY
+from parelu.network.spec import Spec
+
+NANO = 1e9  # a unit of time, of a second
+TRIES = 24  # prices asked for one network
+
+
+class Price(Protocol):
+    """What a query of a network will take: name of a limit → seconds, or bytes. To a worker process it goes pickled."""
+
+    def __call__(self, spec: Spec, plan: Plan, /) -> Mapping[str, float]: ...
+
+
+class Unit(abc.ABC):
+    """Of the budgets that a method is given at once: whole numbers, whatever they count."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """In the names of searches; "" for ReLUs."""
+
+    @abc.abstractmethod
+    def called(self, budget: int) -> str:
+        """A budget in names of networks."""
+
+    @abc.abstractmethod
+    def said(self, amount: int) -> str:
+        """In messages."""
+
+    @abc.abstractmethod
+    def spent(self, spec: Spec, plan: Plan) -> int:
+        """What a network takes of a budget."""
+
+    @abc.abstractmethod
+    def holds(self, budget: int, spec: Spec, plan: Plan) -> bool:
+        """Whether a network is within a budget."""
+
+    @abc.abstractmethod
+    def charges(self, spec: Spec, plan: Plan, *, squares: bool = False) -> Charges | None:
+        """What each site of a plan takes of a budget; None where each ReLU takes 1. squares: whether those too."""
+
+    @abc.abstractmethod
+    def sizes(self, budget: int, spec: Spec, plan: Plan) -> tuple[int, int]:
+        """A budget and what it is a share of: what the ReLUs of a plan take, both without what is fixed."""
+
+    @abc.abstractmethod
+    def tags(self, tags: Tags, budget: int, spec: Spec, plan: Plan) -> Tags:
+        """With the budget that a network was made for."""
+
+    def foretold(self, tags: Tags, spec: Spec, plan: Plan) -> Tags:
+        """Of a network that a part was taken from."""
+        return tags
+
+    @abc.abstractmethod
+    def met(self, name: str, budget: int, spec: Spec, plan_of: Callable[[int], Plan], most: int) -> Plan:
+        """The plan that takes most of a budget, of those that `plan_of` makes of numbers, 0 to most.
+
+        name: of the method; plan_of: a number → a plan that takes as much, by the charges.
+
+        Raises:
+            UserError: not even that of 0 is within the budget.
+        """
+
+    @abc.abstractmethod
+    def check(self, name: str, spec: Spec, least: Plan, budgets: Sequence[int]) -> None:
+        """Refuse, with a `UserError`, budgets that not even the plan is within that a method makes at the least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Relus(Unit):
+    """ReLUs, and comparisons of max-pools; budgets leave out those that the teacher makes.
+
+    teacher: the full-ReLU network; None for one without max-pools.
+    """
+
+    teacher: Spec | None = None
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    def called(self, budget: int) -> str:
+        return str(budget)
+
+    def said(self, amount: int) -> str:
+        return f"{amount + self._compared:,} ReLUs"
+
+    @property
+    def _compared(self) -> int:
+        return count(skeleton(self.teacher)).comparisons if self.teacher else 0
+
+    def spent(self, spec: Spec, plan: Plan) -> int:
+        return charged(spec, plan, self.teacher) if self.teacher else plan.relus
+
+    def holds(self, budget: int, spec: Spec, plan: Plan) -> bool:
+        return self.spent(spec, plan) <= budget
+
+    def charges(self, spec: Spec, plan: Plan, *, squares: bool = False) -> Charges | None:
+        return None
+
+    def sizes(self, budget: int, spec: Spec, plan: Plan) -> tuple[int, int]:
+        return budget, plan.relus
+
+    def tags(self, tags: Tags, budget: int, spec: Spec, plan: Plan) -> Tags:
+        return dataclasses.replace(tags, budget=budget)
+
+    def met(self, name: str, budget: int, spec: Spec, plan_of: Callable[[int], Plan], most: int) -> Plan:
+        return plan_of(budget)
+
+    def check(self, name: str, spec: Spec, least: Plan, budgets: Sequence[int]) -> None:
+        """All are of 1 ReLU at least."""
+
+
+RELUS = Relus()  # where no network has max-pools
+
+
+@dataclasses.dataclass(frozen=True)
+class Priced(Unit):
+    """Nanoseconds, or bytes, of a query at the price of an engine on a link.
+
+    Attributes:
+        price: of a network.
+        counted: the limit that budgets are numbers of.
+        limits: budget → all that it limits, the counted one among them.
+    """
+
+    price: Price
+    counted: str
+    limits: Mapping[int, Limits]
+
+    @classmethod
+    def of(cls, price: Price, limits: Limits, spec: Spec, plan: Plan) -> Priced:
+        """One budget of several limits is counted by the one that leaves the network least of its price."""
+        whole = price(spec, plan)
+        counted = min(limits.most, key=lambda name: limits.most[name] / max(whole[name], 1e-12))
+        return cls(price, counted, {in_units(counted, limits.most[counted]): limits})
+
+    @property
+    def name(self) -> str:
+        """A budget of several limits has searches of its own."""
+        return self.counted if all(len(each.most) == 1 for each in self.limits.values()) else self.called(*self.limits)
+
+    def called(self, budget: int) -> str:
+        return self.limits[budget].slug
+
+    def said(self, amount: int) -> str:
+        return shown(self.counted, amount if self.counted == BYTES else amount / NANO)
+
+    def spent(self, spec: Spec, plan: Plan) -> int:
+        return in_units(self.counted, self.price(spec, plan)[self.counted])
+
+    def holds(self, budget: int, spec: Spec, plan: Plan) -> bool:
+        return self.limits[budget].holds(self.price(spec, plan))
+
+    def charges(self, spec: Spec, plan: Plan, *, squares: bool = False) -> Charges:
+        return charges_of(self.spent, spec, plan, squares=squares)
+
+    def sizes(self, budget: int, spec: Spec, plan: Plan) -> tuple[int, int]:
+        charges = self.charges(spec, plan)
+        whole = charges.of({name: site.relus for name, site in plan.sites.items()})
+        return max(1, budget - charges.fixed), whole
+
+    def tags(self, tags: Tags, budget: int, spec: Spec, plan: Plan) -> Tags:
+        return self.foretold(dataclasses.replace(tags, limits=str(self.limits[budget])), spec, plan)
+
+    def foretold(self, tags: Tags, spec: Spec, plan: Plan) -> Tags:
+        return dataclasses.replace(tags, foretold=dict(self.price(spec, plan)))
+
+    def met(self, name: str, budget: int, spec: Spec, plan_of: Callable[[int], Plan], most: int) -> Plan:
+        """By the price itself, false position and halving in turn; the number that is tried first is the budget."""
+        limits, low, high = self.limits[budget], 0, most + 1
+        found = plan_of(low)
+        if not limits.holds(self.price(spec, found)):
+            raise self.refusal(name, budget, spec, found)
+        number = min(budget, most)
+        for tried in range(TRIES):
+            plan = plan_of(number)
+            price = self.price(spec, plan)
+            room, fits = budget - in_units(self.counted, price[self.counted]), limits.holds(price)
+            if fits:
+                found, low = plan, number
+            else:
+                high = number
+            if high - low <= 1 or (not fits and plan.relus <= found.relus + 1):
+                break
+            straight = tried % 3 < 2 and room != 0 and fits == (room > 0)
+            number = min(max(number + room, low + 1), high - 1) if straight else (low + high) // 2
+        return found
+
+    def check(self, name: str, spec: Spec, least: Plan, budgets: Sequence[int]) -> None:
+        price = self.price(spec, least)
+        for budget in budgets:
+            if not self.limits[budget].holds(price):
+                raise self.refusal(name, budget, spec, least)
+
+    def refusal(self, name: str, budget: int, spec: Spec, least: Plan) -> UserError:
+        """Of a budget that not even the plan that takes least is within."""
+        price, bare = self.price(spec, least), self.price(spec, without_relus(least))
+        limits = self.limits[budget]
+        over = [one for one, most in limits.most.items() if price[one] > most] or [self.counted]
+        sites = sum(bool(site.relus or site.squares) for site in least.sites.values())
+        words = [
+            f"{shown(one, price[one])} {one}: {shown(one, bare[one])} of linear layers, and {sites} "
+            f"{'round' if sites == 1 else 'rounds'} of activations"
+            for one in over
+        ]
+        return UserError(
+            f"budget {str(limits)!r} is too small: the cheapest that {name} reaches here is {', and '.join(words)}; "
+            "give a larger budget, a faster --link, or a smaller network"
+        )
+
+
+def in_units(name: str, amount: float) -> int:
+    """Nanoseconds of seconds, or bytes; rounded up."""
+    return math.ceil(amount if name == BYTES else amount * NANO - 1e-3)
+
+
+def charges_of(spent: Callable[[Spec, Plan], int], spec: Spec, plan: Plan, *, squares: bool = False) -> Charges:
+    """A network's cost as a sum over the sites of its plan, by differences: with a site as it is, with half of its
+    ReLUs, with none, and if asked with squares in their places."""
+    whole = spent(spec, plan)
+    relu, square, site = (dict.fromkeys(plan.sites, of) for of in (1, 0, 0))
+    for name, one in plan.sites.items():
+        if not one.relus:
+            continue
+        fewer = one.mask & (torch.arange(one.mask.numel()).view(one.mask.shape) % 2 == 0)
+        removed = one.relus - int(fewer.count_nonzero())
+
+        def saved(changed: SitePlan, name: str = name) -> int:
+            return whole - spent(spec, Plan({**plan.sites, name: changed}))
+
+        none = saved(_identity(one))
+        relu[name] = max(1, saved(SitePlan(fewer, one.coefficients)) // removed if removed else none)
+        site[name] = max(0, none - relu[name] * one.relus)
+        if squares:
+            square[name] = max(0, relu[name] - saved(_squared(one)) // one.relus)
+    charges = Charges(relu, square, site)
+    fixed = whole - charges.of({name: one.relus for name, one in plan.sites.items()})
+    return dataclasses.replace(charges, fixed=max(0, fixed))
+
+
+def _identity(site: SitePlan) -> SitePlan:
+    identity = torch.tensor(IDENTITY)[:, None].repeat(1, site.mask.shape[0])
+    return SitePlan(torch.zeros_like(site.mask), identity)
+
+
+def _squared(site: SitePlan) -> SitePlan:
+    """A polynomial of degree 2 everywhere."""
+    return SitePlan(torch.zeros_like(site.mask), torch.full_like(site.coefficients, 0.25))
+
+
+def without_relus(plan: Plan) -> Plan:
+    return Plan({name: _identity(site) for name, site in plan.sites.items()})
+
+
+def one_relu(plan: Plan, squares: bool = False) -> Plan:
+    """The first ReLU of the plan's smallest site alone; the others are the identity, or squares."""
+    name = min((name for name, site in plan.sites.items() if site.relus), key=lambda name: plan.sites[name].relus)
+    first = torch.zeros_like(plan.sites[name].mask).flatten()
+    first[plan.sites[name].mask.flatten().nonzero()[0, 0]] = True
+    others = {n: _squared(site) if squares and site.relus else _identity(site) for n, site in plan.sites.items()}
+    return Plan({**others, name: SitePlan(first.view(plan.sites[name].mask.shape), others[name].coefficients)})
+
+
+def affordable(charges: Charges | None, plan: Plan, budget: int) -> set[str]:
+    """The sites that keep most ReLUs of a plan within a budget, wherever in them."""
+    if charges is None:
+        return set(plan.sites)
+    alike = {name: torch.where(site.mask, 1.0, -torch.inf) for name, site in plan.sites.items()}
+    return worthwhile(alike, budget - charges.fixed, charges)
