@@ -46,7 +46,7 @@ def test_a_budget_of_a_query_is_met_or_refused_in_a_line(name, price):
                 assert candidate.trained.foretold == found
                 full = all(site.relus in (0, site.mask.numel()) for site in candidate.plan.sites.values())
                 taken = max(found[name] / most for name, most in limits.most.items())
-                assert candidate.plan.relus > 1 and (taken > 0.99 or (full and taken > 0.8))
+                assert candidate.plan.relus > 1 and (taken > 0.99 or (full and taken > 0.7))
 
 
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if methods()[name]().least(WHOLE) is not None])

@@ -29,6 +29,12 @@ class Charges:
         """Site → of a ReLU, with its part of the round, where all positions share that; positions: site → 1 or more."""
         return {name: self.relu[name] + self.site[name] / number for name, number in positions.items()}
 
+    def or_larger(self, other: Charges, unit: float) -> Charges:
+        """What takes more, site by site; other: of another budget, a unit of which is `unit` of this one's."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("relu", "square", "site"))
+        larger = ({n: max(charge, round(unit * theirs[n])) for n, charge in own.items()} for own, theirs in pairs)
+        return Charges(*larger, fixed=self.fixed)
+
     def over_squares(self, positions: Mapping[str, int]) -> Charges:
         """What a ReLU takes beyond the square that stands in its place; positions: site → squares without a ReLU."""
         squared = {name: number * self.square[name] + self.site[name] for name, number in positions.items() if number}

@@ -63,19 +63,20 @@ class FixedMasks(Method):
         if charges is None:
             shapes = {name: tuple(site.mask.shape) for name, site in whole.sites.items()}
             return Plan.from_masks(self.masks(shapes, budget, context.seed))
-        open = {name: site for name, site in whole.sites.items() if name in affordable(charges, whole, budget)}
-        shapes = {name: tuple(site.mask.shape) for name, site in open.items()}
-        relus = {name: site.relus for name, site in open.items()}
-        total, before = sum(relus.values()), charges.fixed + sum(charges.site[name] for name in open)
-        each = max(1.0, (charges.of(relus) + charges.fixed - before) / max(1, total))
+        closed = {name: torch.zeros_like(site.mask) for name, site in whole.sites.items()}
 
         def plan_of(number: int) -> Plan:
-            kept = min(total, max(1, round((number - before) / each))) if total else 0
-            drawn = self.masks(shapes, kept, context.seed) if kept else {}
-            closed = {name: torch.zeros_like(site.mask) for name, site in whole.sites.items()}
-            return Plan.from_masks(closed | drawn)
+            open = {name: site for name, site in whole.sites.items() if name in affordable(charges, whole, number)}
+            relus = {name: site.relus for name, site in open.items()}
+            total, taken = sum(relus.values()), charges.of(relus)
+            rounds = sum(charges.site[name] for name in open)
+            share = (number - charges.fixed - rounds) / max(1, taken - rounds)
+            kept = min(total, max(1, int(share * total))) if total else 0
+            shapes = {name: tuple(site.mask.shape) for name, site in open.items()}
+            return Plan.from_masks(closed | (self.masks(shapes, kept, context.seed) if kept else {}))
 
-        return context.unit.met(self.name, budget, spec, plan_of, round(before + total * each))
+        most = charges.fixed + charges.of({name: site.relus for name, site in whole.sites.items()})
+        return context.unit.met(self.name, budget, spec, plan_of, most)
 
 
 def masked_jobs(

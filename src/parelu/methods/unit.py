@@ -167,13 +167,26 @@ class Priced(Unit):
         return shown(self.counted, amount if self.counted == BYTES else amount / NANO)
 
     def spent(self, spec: Spec, plan: Plan) -> int:
-        return in_units(self.counted, self.price(spec, plan)[self.counted])
+        return self._spent(self.counted)(spec, plan)
 
     def holds(self, budget: int, spec: Spec, plan: Plan) -> bool:
         return self.limits[budget].holds(self.price(spec, plan))
 
     def charges(self, spec: Spec, plan: Plan, *, squares: bool = False) -> Charges:
-        return charges_of(self.spent, spec, plan, squares=squares)
+        """Of one budget of several limits: in parts of what each leaves, the larger."""
+        found = charges_of(self._spent(self.counted), spec, plan, squares=squares)
+        if len(self.limits) > 1:
+            return found
+        ((budget, limits),) = self.limits.items()
+        for name, most in limits.most.items():
+            if name != self.counted:
+                other = charges_of(self._spent(name), spec, plan, squares=squares)
+                left = max(1, in_units(name, most) - other.fixed)
+                found = found.or_larger(other, max(1, budget - found.fixed) / left)
+        return found
+
+    def _spent(self, name: str) -> Callable[[Spec, Plan], int]:
+        return lambda spec, plan: in_units(name, self.price(spec, plan)[name])
 
     def sizes(self, budget: int, spec: Spec, plan: Plan) -> tuple[int, int]:
         charges = self.charges(spec, plan)
