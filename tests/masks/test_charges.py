@@ -18,10 +18,10 @@ scores = st.lists(st.lists(st.integers(-3, 5), min_size=12, max_size=12), min_si
 
 
 @st.composite
-def charged(draw, rounds=st.integers(0, 60)):
+def charged(draw, most=60):
     """Scores, and charges of their sites."""
     found = draw(scores)
-    relu, site = ({name: draw(each) for name in found} for each in (st.integers(1, 9), rounds))
+    relu, site = ({name: draw(each) for name in found} for each in (st.integers(1, 9), st.integers(0, most)))
     return found, Charges(relu, dict.fromkeys(found, 0), site)
 
 
@@ -53,15 +53,9 @@ def test_what_is_kept_is_worth_what_the_longest_prefix_and_any_site_alone_are(of
     scores, charges = of
     found = worth(scores, project(scores, budget, charges=charges), charges)
     free = Charges(charges.relu, charges.square, dict.fromkeys(scores, 0))
-    order = sorted(
-        (
-            (-float(s), number, at)
-            for number, score in enumerate(scores.values())
-            for at, s in enumerate(score.flatten())
-        )
-    )
+    order = [(-float(s), number, at) for number, of in enumerate(scores.values()) for at, s in enumerate(of.flatten())]
     names, masks, left = list(scores), {name: torch.zeros(12, dtype=torch.bool) for name in scores}, budget
-    for _, number, at in order:
+    for _, number, at in sorted(order):
         name = names[number]
         left -= charges.relu[name] + (0 if masks[name].any() else charges.site[name])
         if left < 0:
@@ -75,7 +69,7 @@ def test_what_is_kept_is_worth_what_the_longest_prefix_and_any_site_alone_are(of
         assert found >= best - 5 * charges.relu[name], "but for a part of a ReLU"
 
 
-@given(of=charged(rounds=st.just(0)), first=st.integers(0, 300), second=st.integers(0, 300))
+@given(of=charged(most=0), first=st.integers(0, 300), second=st.integers(0, 300))
 def test_without_rounds_smaller_budgets_lie_inside_larger(of, first, second):
     scores, charges = of
     small, large = (project(scores, budget, charges=charges) for budget in sorted((first, second)))
