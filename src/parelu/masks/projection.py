@@ -25,7 +25,8 @@ def project(
 
     charges: what positions and sites take of a budget that is not counted in ReLUs, nor holds what is fixed; a score is
     then what a position is worth for each unit that it takes. "pixel" keeps the longest prefix that fits, of the sites
-    that are worth their rounds (`worthwhile`); without rounds smaller budgets lie inside larger ones here too.
+    that are worth their rounds (`worthwhile`), and goes on in others where these are full; without rounds smaller
+    budgets lie inside larger ones here too.
 
     Raises:
         ValueError: fewer positions than a budget of ReLUs may hold one.
@@ -37,7 +38,12 @@ def project(
     if granularity != "pixel":
         return _groups(open, budget, granularity, charges)
     found = [_prefix(each, budget, charges) for each in (open, scores)]
-    return max(found, key=lambda masks: worth(scores, masks, charges))
+    masks = max(found, key=lambda masks: worth(scores, masks, charges))
+    closed = {name: score for name, score in scores.items() if not masks[name].any()}
+    left = budget - charges.of({name: int(mask.count_nonzero()) for name, mask in masks.items()})
+    is_full = all(torch.equal(masks[name], scores[name] > -torch.inf) for name in scores.keys() - closed.keys())
+    more = project(closed, left, charges=charges) if closed and is_full and len(closed) < len(scores) else {}
+    return masks | more
 
 
 def _pixels(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:

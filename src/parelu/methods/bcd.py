@@ -123,7 +123,7 @@ class BCD(LearnedMasks):
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         scores = {name: gradient.abs() for name, gradient in context.slope_gradients(1024).items()}
         scores = {name: score.masked_fill(~plan.sites[name].mask, -torch.inf) for name, score in scores.items()}
-        charges = context.unit.charges(context.teacher.spec, plan)
+        charges = context.unit.charges(context.teacher.spec, plan, budgets[0])
         budget, whole = context.unit.sizes(budgets[0], context.teacher.spec, plan)
         if charges is not None:  # blocks of all sites end no site's round: it starts in those that the budget affords
             scores = {name: score / charges.relu[name] for name, score in scores.items()}

@@ -185,7 +185,9 @@ class LearnedMasks(Method):
         name = "-".join(filter(None, (f"{self.searches_as or self.name}{self._ending}", ending)))
         training, objective = self.searching(context.training), self.objective(finetuning=False)
         optimizer = self.optimizer(context, plan, budgets)
-        optimizer = dataclasses.replace(optimizer, charges=charges_over(unit, spec, plan, optimizer.degree))
+        optimizer = dataclasses.replace(
+            optimizer, charges=charges_over(unit, spec, plan, budgets[-1], optimizer.degree)
+        )
         return Search(name, spec, plan, training, objective, optimizer, budgets, start.name, start, unit)
 
     def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
@@ -261,11 +263,13 @@ class Polynomials(LearnedMasks):
         return training.changed(lr=self.weight_lr, schedule="constant", clip=self.clip)
 
 
-def charges_over(unit: Unit, spec: Spec, plan: Plan, degree: int) -> Charges | None:
+def charges_over(unit: Unit, spec: Spec, plan: Plan, budget: int, degree: int) -> Charges | None:
     """What ReLUs take of a budget beyond what stands in their places; degree: of the polynomials that do."""
-    charges = unit.charges(spec, plan, squares=degree == 2)
-    if charges is None or degree < 2:
-        return charges
+    if degree < 2:
+        return unit.charges(spec, plan, budget)
+    charges = unit.charges(spec, plan, squares=True)  # no site ever goes, and what is fixed stays
+    if charges is None:
+        return None
     return charges.over_squares({n: site.mask.numel() for n, site in plan.sites.items() if site.relus})
 
 

@@ -78,9 +78,9 @@ def _number(text: str, digits: str) -> float:
     return value
 
 
-def shown(name: str, amount: float) -> str:
+def shown(name: str, amount: float, digits: int = 6) -> str:
     """Seconds or bytes in the largest unit of which there is one at least: 83 ms as 83ms."""
     units = {unit: size for unit, size in UNITS[name].items() if unit not in ("µs", "min")}
     fitting = [unit for unit, size in units.items() if amount >= size] or [min(units, key=units.__getitem__)]
     unit = max(fitting, key=units.__getitem__)
-    return f"{amount / units[unit]:.6g}{unit}"
+    return f"{amount / units[unit]:.{digits}g}{unit}"

@@ -134,7 +134,7 @@ class LayerBudgets(LearnedMasks):
 
     def split(self, context: Context, plan: Plan, weights: Mapping[str, float], budget: int) -> dict[str, int]:
         """Site → ReLUs within a budget, by the weights."""
-        sizes, charges = sizes_of(plan), context.unit.charges(context.teacher.spec, plan)
+        sizes, charges = sizes_of(plan), context.unit.charges(context.teacher.spec, plan, budget)
         return allocate(weights, sizes, budget) if charges is None else allocate_priced(weights, sizes, budget, charges)
 
     def weights(self, context: Context, plan: Plan) -> dict[str, float]:

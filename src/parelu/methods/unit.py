@@ -6,13 +6,13 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from parelu.errors import UserError
 from parelu.masks.charges import Charges
-from parelu.masks.projection import worthwhile
+from parelu.masks.projection import project, worthwhile
 from parelu.methods.budget import charged
 from parelu.methods.limits import BYTES, Limits, shown
 from parelu.network.count import count, skeleton
@@ -23,6 +23,7 @@ from parelu.network.spec import Spec
 
 NANO = 1e9  # a unit of time, of a second
 TRIES = 24  # prices asked for one network
+DIGITS = 4  # of amounts in messages
 
 
 class Price(Protocol):
@@ -56,8 +57,11 @@ class Unit(abc.ABC):
         """Whether a network is within a budget."""
 
     @abc.abstractmethod
-    def charges(self, spec: Spec, plan: Plan, *, squares: bool = False) -> Charges | None:
-        """What each site of a plan takes of a budget; None where each ReLU takes 1. squares: whether those too."""
+    def charges(self, spec: Spec, plan: Plan, budget: int | None = None, *, squares: bool = False) -> Charges | None:
+        """What each site of a plan takes of a budget; None where each ReLU takes 1.
+
+        budget: about which the sum is to be right; all of the plan's if left out. squares: whether to find theirs too.
+        """
 
     @abc.abstractmethod
     def sizes(self, budget: int, spec: Spec, plan: Plan) -> tuple[int, int]:
@@ -115,7 +119,7 @@ class Relus(Unit):
     def holds(self, budget: int, spec: Spec, plan: Plan) -> bool:
         return self.spent(spec, plan) <= budget
 
-    def charges(self, spec: Spec, plan: Plan, *, squares: bool = False) -> Charges | None:
+    def charges(self, spec: Spec, plan: Plan, budget: int | None = None, *, squares: bool = False) -> Charges | None:
         return None
 
     def sizes(self, budget: int, spec: Spec, plan: Plan) -> tuple[int, int]:
@@ -142,11 +146,13 @@ class Priced(Unit):
         price: of a network.
         counted: the limit that budgets are numbers of.
         limits: budget → all that it limits, the counted one among them.
+        known: charges that were asked for before, by what they are of.
     """
 
     price: Price
     counted: str
     limits: Mapping[int, Limits]
+    known: dict[tuple[Any, ...], Charges] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, price: Price, limits: Limits, spec: Spec, plan: Plan) -> Priced:
@@ -164,7 +170,7 @@ class Priced(Unit):
         return self.limits[budget].slug
 
     def said(self, amount: int) -> str:
-        return shown(self.counted, amount if self.counted == BYTES else amount / NANO)
+        return shown(self.counted, amount if self.counted == BYTES else amount / NANO, DIGITS)
 
     def spent(self, spec: Spec, plan: Plan) -> int:
         return self._spent(self.counted)(spec, plan)
@@ -172,9 +178,29 @@ class Priced(Unit):
     def holds(self, budget: int, spec: Spec, plan: Plan) -> bool:
         return self.limits[budget].holds(self.price(spec, plan))
 
-    def charges(self, spec: Spec, plan: Plan, *, squares: bool = False) -> Charges:
+    def charges(self, spec: Spec, plan: Plan, budget: int | None = None, *, squares: bool = False) -> Charges:
+        key = spec, plan.digest(), budget, squares
+        if key not in self.known:
+            self.known[key] = self._charges(spec, plan, budget, squares)
+        return self.known[key]
+
+    def _charges(self, spec: Spec, plan: Plan, budget: int | None, squares: bool) -> Charges:
+        if budget is None:
+            found = charges_of(self._spent(self.counted), spec, plan, squares=squares)
+            return self._joined(found, spec, plan, squares)
+        found = self.charges(spec, plan, squares=squares)
+        alike = {name: torch.where(site.mask, 1.0, -torch.inf) for name, site in plan.sites.items()}
+        whole = found.of({name: site.relus for name, site in plan.sites.items()})
+
+        def plan_of(number: int) -> Plan:
+            return Plan.from_masks(project(alike, number - found.fixed, charges=found))
+
+        usual = self.met("any method", budget, spec, plan_of, found.fixed + whole)
+        taken = found.of({name: site.relus for name, site in usual.sites.items()})
+        return dataclasses.replace(found, fixed=max(0, self.spent(spec, usual) - taken))
+
+    def _joined(self, found: Charges, spec: Spec, plan: Plan, squares: bool) -> Charges:
         """Of one budget of several limits: in parts of what each leaves, the larger."""
-        found = charges_of(self._spent(self.counted), spec, plan, squares=squares)
         if len(self.limits) > 1:
             return found
         ((budget, limits),) = self.limits.items()
@@ -189,7 +215,7 @@ class Priced(Unit):
         return lambda spec, plan: in_units(name, self.price(spec, plan)[name])
 
     def sizes(self, budget: int, spec: Spec, plan: Plan) -> tuple[int, int]:
-        charges = self.charges(spec, plan)
+        charges = self.charges(spec, plan, budget)
         whole = charges.of({name: site.relus for name, site in plan.sites.items()})
         return max(1, budget - charges.fixed), whole
 
@@ -233,7 +259,7 @@ class Priced(Unit):
         over = [one for one, most in limits.most.items() if price[one] > most] or [self.counted]
         sites = sum(bool(site.relus or site.squares) for site in least.sites.values())
         words = [
-            f"{shown(one, price[one])} {one}: {shown(one, bare[one])} of linear layers, and {sites} "
+            f"{shown(one, price[one], DIGITS)} {one}: {shown(one, bare[one], DIGITS)} of linear layers, and {sites} "
             f"{'round' if sites == 1 else 'rounds'} of activations"
             for one in over
         ]

@@ -125,6 +125,11 @@ class Metrics:
         return self.relus + self.comparisons
 
     @property
+    def is_mask(self) -> bool:
+        """Whether the places of its ReLUs were chosen for a budget."""
+        return self.budget is not None or self.limits is not None
+
+    @property
     def tags(self) -> Tags:
         return Tags(*(getattr(self, field.name) for field in dataclasses.fields(Tags)))
 

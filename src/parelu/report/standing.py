@@ -155,7 +155,7 @@ def _kind(record: Record, options: Mapping[str, Any]) -> str:
 
 def _is_mask(record: Record) -> bool:
     """Whether places were chosen within a budget; its steps are then those of the network that it started from."""
-    return record.metrics.role == "candidate" and record.metrics.budget is not None
+    return record.metrics.role == "candidate" and record.metrics.is_mask
 
 
 def spec_in(row: Published) -> Spec | None:

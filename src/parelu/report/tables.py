@@ -94,9 +94,9 @@ def records_of(runs: Sequence[Run]) -> list[Record]:
 
 def label_of(record: Record) -> str:
     m = record.metrics
-    note = f", {m.note}" if m.note else ""
+    note = "".join(f", {words}" for words in (m.limits, m.note) if words)
     network = f"{record.network}: " if record.network else ""
-    return network + (m.steps or (f"{m.method} mask" if m.budget else "all ReLUs")) + note
+    return network + (m.steps or (f"{m.method} mask" if m.is_mask else "all ReLUs")) + note
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:

@@ -9,7 +9,7 @@ from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import parse_budget
 from parelu.methods.limits import Limits, is_of_query, parse_limits, shown
-from parelu.methods.unit import Price, Priced, Relus, Unit, in_units
+from parelu.methods.unit import DIGITS, Price, Priced, Relus, Unit, in_units
 from parelu.network.count import count, skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
@@ -80,7 +80,7 @@ def _priced(limits: Sequence[Limits], price: Price, spec: Spec, plan: Plan) -> l
     found: dict[str, Asked] = {}
     for one in limits:
         if all(whole[name] <= most for name, most in one.most.items()):
-            takes = ", ".join(f"{shown(name, whole[name])} {name}" for name in one.most)
+            takes = ", ".join(f"{shown(name, whole[name], DIGITS)} {name}" for name in one.most)
             raise UserError(f"budget {str(one)!r} is more than what the network takes, {takes}; give a smaller one")
         name = next(iter(one.most)) if len(one.most) == 1 else str(one)
         if name not in found:
@@ -88,6 +88,6 @@ def _priced(limits: Sequence[Limits], price: Price, spec: Spec, plan: Plan) -> l
         else:
             unit = found[name].unit
             assert isinstance(unit, Priced)
-            unit = dataclasses.replace(unit, limits={**unit.limits, in_units(name, one.most[name]): one})
+            unit = dataclasses.replace(unit, known={}, limits={**unit.limits, in_units(name, one.most[name]): one})
         found[name] = Asked(unit, tuple(unit.limits))
     return list(found.values())
