@@ -29,7 +29,7 @@ def test_a_budget_of_a_query_is_met_or_refused_in_a_line(name, text):
     """Where ReLUs are most of the price, and where rounds are and it is no sum."""
     method, of = methods()[name](), PRICES[text]
     most, reached = of(SPEC, WHOLE), method.least(WHOLE)
-    least = of(SPEC, reached) if reached else dict.fromkeys(most, 0.0)
+    least = of(SPEC, reached) if reached else {limit: 0.8 * amount for limit, amount in most.items()}
     text = text.format(**{limit: shown(limit, (most[limit] + least[limit]) / 2) for limit in most})
     try:
         (asked,) = budgets_of([text], method, SPEC, of)

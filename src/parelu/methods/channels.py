@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -73,22 +72,16 @@ class ChannelPruning(Method):
 def _within(context: Context, budget: int) -> tuple[Pruned, nn.Module]:
     """The teacher pruned as little as a budget allows."""
     teacher, unit = context.teacher, context.unit
-    first = max(0.0, 1 - budget / unit.spent(teacher.spec, teacher.plan))
-    shares = [first + number * STEP for number in range(math.ceil((1 - first) / STEP))]
-    most = _pruned(teacher, shares[-1])
-    if not unit.holds(budget, most[0], Plan.of(skeleton(most[0]))):
-        least = unit.said(unit.spent(most[0], Plan.of(skeleton(most[0]))))
-        raise UserError(f"channels reaches {least} at the least on this network; give a larger budget")
-    for share in shares:
-        spec, module = _pruned(teacher, share)
-        if unit.holds(budget, spec, Plan.of(skeleton(spec))):
+    least = unit.spent(teacher.spec, teacher.plan)
+    share = max(0.0, 1 - budget / least)
+    while share < 1:
+        module = prune(teacher, share)
+        spec = Pruned.of(teacher.spec, module)
+        plan = Plan.of(skeleton(spec))
+        if unit.holds(budget, spec, plan):
             return spec, module
-    return most
-
-
-def _pruned(teacher: Candidate, share: float) -> tuple[Pruned, nn.Module]:
-    module = prune(teacher, share)
-    return Pruned.of(teacher.spec, module), module
+        share, least = share + STEP, min(least, unit.spent(spec, plan))
+    raise UserError(f"channels reaches {unit.said(least)} at the least on this network; give a larger budget")
 
 
 def prune(teacher: Candidate, share: float) -> nn.Module:
