@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parelu.fusion import packing
+from parelu.fusion.packing import PRICES
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream, fresh_seed
 
@@ -69,7 +69,7 @@ def main() -> None:
         "audit, a query": median(lambda: he.Audit(parameters, secret), repeat) + BYTE * len(secret),
     }
     for name, microseconds in found.items():
-        print(f"{name:<18}{microseconds:>9,.0f} µs   in use {getattr(packing, name.upper()):>7,}")
+        print(f"{name:<18}{microseconds:>9,.0f} µs   in use {getattr(PRICES, name):>7,}")
     for name, microseconds in once.items():
         print(f"{name:<18}{microseconds:>9,.0f} µs")
 

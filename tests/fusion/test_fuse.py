@@ -1,5 +1,6 @@
 """Fused networks against the unfused: random chains, residual networks, what every method makes, published depths."""
 
+import functools
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from two_parties import Residual, ready
 
 from parelu.errors import UserError
 from parelu.fusion.fuse import MapConv2d, fuse, nothing
+from parelu.fusion.packing import Prices, seconds
 from parelu.methods.base import methods
 from parelu.network import nodes
 from parelu.network.count import count, skeleton
@@ -208,6 +210,15 @@ class Twice(nn.Module):
 def test_a_layer_that_is_called_elsewhere_keeps_its_own_numbers():
     network = ready(Twice(), (3, 5, 5))
     assert same(network, fuse(network)) and same(network, fuse(network, **FEWEST))
+
+
+@pytest.mark.parametrize(("prices", "expected"), [(Prices(), 1), (Prices(mac=1e3), 2)])
+def test_prices_decide_what_is_merged(prices, expected):
+    """Two 3×3 kernels as one of 5×5: half of the products, but 25/18 of the multiply-adds."""
+    module = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 144, 5))
+    network = ready(module, (16, 16, 16))
+    fused = fuse(network, cost=functools.partial(seconds, prices=prices))
+    assert layers(fused) == expected + 1 and same(network, fused)
 
 
 def test_folding_alone_keeps_the_layers():

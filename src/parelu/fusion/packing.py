@@ -23,15 +23,28 @@ from parelu.fusion.composition import Convolution
 
 DEGREE = 8192  # N
 
-# Microseconds a polynomial at N = 8192 and three primes, of both parties together, with bytes at 1 Gb/s, as
-# `benchmarks/he.py` measures them.
-PRODUCT, UPLOAD, DOWNLOAD = 1300, 7500, 14000
-MAC = 3e-4  # microseconds of an online multiply-add, of the server: 13 ms for ResNet20
 UPLOADED, ANSWERED = 19, 12  # bytes of a coefficient, for primes of 48, 48 and 56 bits; the last one is dropped
 
 NOWHERE = -(1 << 40)  # a row or column outside of every map
 
 Ints = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """Microseconds of both parties together, by default as `benchmarks/he.py` measures them.
+
+    product, upload, download: of a polynomial at N = 8192 and three primes, with bytes at 1 Gb/s; mac: of the server's
+    multiply-add online, 13 ms for ResNet20.
+    """
+
+    product: float = 1300
+    upload: float = 7500
+    download: float = 14000
+    mac: float = 3e-4
+
+
+PRICES = Prices()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +153,9 @@ class Packing:
         answered = self.downloads * self.degree + self.layer.outputs * self.positions
         return UPLOADED * self.degree * self.uploads + ANSWERED * answered
 
-    @property
-    def microseconds(self) -> float:
+    def microseconds(self, prices: Prices = PRICES) -> float:
         """Of an offline phase, both parties together."""
-        return PRODUCT * self.products + UPLOAD * self.uploads + DOWNLOAD * self.downloads
+        return prices.product * self.products + prices.upload * self.uploads + prices.download * self.downloads
 
     def reads(self, output_block: int) -> range:
         """The input blocks that an output block reads."""
@@ -231,20 +243,24 @@ class Packing:
 
 @functools.lru_cache(maxsize=4096)
 def packing(layer: Convolution, degree: int = DEGREE) -> Packing:
-    """The cheapest packing of a layer; raises ValueError where its map is too wide for a polynomial."""
+    """The cheapest packing of a layer at the usual prices: both parties find it, each by itself.
+
+    Raises ValueError where its map is too wide for a polynomial.
+    """
     one = Packing(layer, degree)
     most = min(one.parts, degree // one.size)
     widths = {-(-one.parts // blocks) for blocks in _splits(one.parts, -(-one.parts // most))}
-    return min((_with_channels(one, width) for width in sorted(widths)), key=lambda found: found.microseconds)
+    return min((_with_channels(one, width) for width in sorted(widths)), key=lambda found: found.microseconds())
 
 
-def seconds(layer: Convolution) -> float:
+def seconds(layer: Convolution, prices: Prices = PRICES) -> float:
     """What fusion weighs: seconds of a layer's offline products and messages and of its online multiply-adds.
 
-    A map that is too wide for a polynomial costs infinitely much.
+    prices: of the machines and the link that it is fused for. A map that is too wide for a polynomial costs infinitely
+    much.
     """
     try:
-        return 1e-6 * (packing(layer).microseconds + MAC * layer.macs)
+        return 1e-6 * (packing(layer).microseconds(prices) + prices.mac * layer.macs)
     except ValueError:
         return math.inf
 
