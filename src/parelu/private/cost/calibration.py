@@ -149,7 +149,7 @@ def chosen(path: Path | None = None) -> Calibration:
         return Calibration.load(path)
     if own_file().is_file():
         return Calibration.load(own_file())
-    shipped = resources.files(__package__) / SHIPPED
+    shipped = resources.files("parelu.private.cost") / SHIPPED
     return _read(shipped.read_bytes(), "the calibration that ships")
 
 
