@@ -23,13 +23,17 @@ PRICES = {
 WHOLE = Plan.of(skeleton(SPEC))
 
 
+def cheapest(price, plans):
+    return min((price(SPEC, plan) for plan in plans), key=lambda found: found["online"])
+
+
 @pytest.mark.parametrize("text", PRICES)
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_budget_of_a_query_is_met_or_refused_in_a_line(name, text):
     """Where ReLUs are most of the price, and where rounds are and it is no sum."""
     method, of = methods()[name](), PRICES[text]
     most, reached = of(SPEC, WHOLE), method.least(WHOLE)
-    least = of(SPEC, reached) if reached else {limit: 0.8 * amount for limit, amount in most.items()}
+    least = cheapest(of, reached) if reached else {limit: 0.8 * amount for limit, amount in most.items()}
     text = text.format(**{limit: shown(limit, (most[limit] + least[limit]) / 2) for limit in most})
     try:
         (asked,) = budgets_of([text], method, SPEC, of)
@@ -51,11 +55,11 @@ def test_a_budget_of_a_query_is_met_or_refused_in_a_line(name, text):
             assert candidate.plan.relus > 1 and (taken > 0.99 or (full and taken > 0.7))
 
 
-@pytest.mark.parametrize("name", [name for name in RUNNABLE if methods()[name]().least(WHOLE) is not None])
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if methods()[name]().least(WHOLE)])
 def test_a_budget_that_no_network_meets_says_the_cheapest(name):
     of = StandIn(round=4e-3)
     method = methods()[name]()
-    least = of(SPEC, method.least(WHOLE))["online"]
+    least = cheapest(of, method.least(WHOLE))["online"]
     with pytest.raises(UserError, match=rf"the cheapest that {name} reaches here is .* online: .* of linear layers"):
         budgets_of([f"{least * 0.99e3:.6g}ms"], method, SPEC, of)
 

@@ -97,10 +97,10 @@ class Method(abc.ABC):
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         """The candidates for these budgets, each at most what the network takes, counted in the context's unit."""
 
-    def least(self, plan: Plan) -> Plan | None:
-        """The plan that takes least of a budget, of those it makes from the full-ReLU network's plan; None where it is
-        not known before it is asked for candidates."""
-        return None
+    def least(self, plan: Plan) -> Sequence[Plan]:
+        """Plans of which one takes least of a budget, of those that it makes from the full-ReLU network's plan; none
+        where that is not known before it is asked for candidates."""
+        return ()
 
 
 def stepped_job(

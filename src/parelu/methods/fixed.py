@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parelu.methods.base import Context, Method
 from parelu.methods.jobs import FRESH, FROM_TEACHER, Job, Start
-from parelu.methods.unit import affordable, one_relu
+from parelu.methods.unit import affordable, single_relus
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
@@ -45,8 +45,8 @@ class FixedMasks(Method):
     def masks(self, shapes: Mapping[str, tuple[int, ...]], budget: int, seed: int) -> dict[str, Tensor]:
         """Site → bool mask, with exactly `budget` ReLUs in all; shapes: site → (C, H, W)."""
 
-    def least(self, plan: Plan) -> Plan:
-        return one_relu(plan)
+    def least(self, plan: Plan) -> Sequence[Plan]:
+        return single_relus(plan)
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         plans = {budget: self._plan(context, budget) for budget in budgets}

@@ -13,7 +13,7 @@ from parelu.masks.charges import Charges
 from parelu.masks.optimizer import MaskOptions
 from parelu.methods.base import Context, Method, slug
 from parelu.methods.jobs import FROM_TEACHER, FromJob, Job, Search
-from parelu.methods.unit import Unit, one_relu
+from parelu.methods.unit import Unit, single_relus
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import SearchMetrics, Tags
 from parelu.network.plan import Plan
@@ -140,9 +140,9 @@ class LearnedMasks(Method):
         first = training.changed(**{name: value for name, value in flat.items() if value is not None})
         return _changed("finetune", first, given)
 
-    def least(self, plan: Plan) -> Plan:
+    def least(self, plan: Plan) -> Sequence[Plan]:
         """A ReLU alone."""
-        return one_relu(plan)
+        return single_relus(plan)
 
     def start(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Plan:
         """Where a search may place ReLUs, of the positions of a plan; budgets: its own, the largest first."""
@@ -251,9 +251,9 @@ class Polynomials(LearnedMasks):
         if not (math.isfinite(self.wide) and self.wide > 0):
             raise UserError(f"wide is {self.wide:g}; it should be a number above 0, such as 3")
 
-    def least(self, plan: Plan) -> Plan:
+    def least(self, plan: Plan) -> Sequence[Plan]:
         """A ReLU, and squares in the place of all others where there are any."""
-        return one_relu(plan, squares=self.degree == 2)
+        return single_relus(plan, squares=self.degree == 2)
 
     def objective(self, *, finetuning: bool) -> CrossEntropy | Distillation:
         tails = self.tails if self.degree == 2 else 0.0

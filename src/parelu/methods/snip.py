@@ -16,7 +16,7 @@ from parelu.methods.base import Context, Method
 from parelu.methods.fixed import masked_jobs
 from parelu.methods.jobs import FROM_TEACHER, FromJob
 from parelu.methods.learned import THIN, baseline_job
-from parelu.methods.unit import one_relu
+from parelu.methods.unit import single_relus
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.training.objectives import Distillation
@@ -49,8 +49,8 @@ class Snip(Method):
         if self.saliency_images < 1:
             raise UserError(f"saliency_images is {self.saliency_images}; it should be a whole number, 1 or more")
 
-    def least(self, plan: Plan) -> Plan:
-        return one_relu(plan)
+    def least(self, plan: Plan) -> Sequence[Plan]:
+        return single_relus(plan)
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         plan, start = context.teacher.plan, FROM_TEACHER

@@ -86,8 +86,8 @@ class Unit(abc.ABC):
         """
 
     @abc.abstractmethod
-    def check(self, name: str, spec: Spec, least: Plan, budgets: Sequence[int]) -> None:
-        """Refuse, with a `UserError`, budgets that not even the plan is within that a method makes at the least."""
+    def check(self, name: str, spec: Spec, least: Sequence[Plan], budgets: Sequence[int]) -> None:
+        """Refuse, with a `UserError`, budgets that none of the plans is within that a method makes at the least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Relus(Unit):
     def met(self, name: str, budget: int, spec: Spec, plan_of: Callable[[int], Plan], most: int) -> Plan:
         return plan_of(budget)
 
-    def check(self, name: str, spec: Spec, least: Plan, budgets: Sequence[int]) -> None:
+    def check(self, name: str, spec: Spec, least: Sequence[Plan], budgets: Sequence[int]) -> None:
         """All are of 1 ReLU at least."""
 
 
@@ -246,11 +246,11 @@ class Priced(Unit):
             number = min(max(number + room, low + 1), high - 1) if straight else (low + high) // 2
         return found
 
-    def check(self, name: str, spec: Spec, least: Plan, budgets: Sequence[int]) -> None:
-        price = self.price(spec, least)
+    def check(self, name: str, spec: Spec, least: Sequence[Plan], budgets: Sequence[int]) -> None:
         for budget in budgets:
-            if not self.limits[budget].holds(price):
-                raise self.refusal(name, budget, spec, least)
+            if not any(self.holds(budget, spec, plan) for plan in least):
+                cheapest = min(least, key=lambda plan: self.spent(spec, plan))
+                raise self.refusal(name, budget, spec, cheapest)
 
     def refusal(self, name: str, budget: int, spec: Spec, least: Plan) -> UserError:
         """Of a budget that not even the plan that takes least is within."""
@@ -312,13 +312,17 @@ def without_relus(plan: Plan) -> Plan:
     return Plan({name: _identity(site) for name, site in plan.sites.items()})
 
 
-def one_relu(plan: Plan, squares: bool = False) -> Plan:
-    """The first ReLU of the plan's smallest site alone; the others are the identity, or squares."""
-    name = min((name for name, site in plan.sites.items() if site.relus), key=lambda name: plan.sites[name].relus)
-    first = torch.zeros_like(plan.sites[name].mask).flatten()
-    first[plan.sites[name].mask.flatten().nonzero()[0, 0]] = True
-    others = {n: _squared(site) if squares and site.relus else _identity(site) for n, site in plan.sites.items()}
-    return Plan({**others, name: SitePlan(first.view(plan.sites[name].mask.shape), others[name].coefficients)})
+def single_relus(plan: Plan, squares: bool = False) -> list[Plan]:
+    """A plan for each site: its first ReLU alone; the others are the identity, or squares."""
+    rest = {n: _squared(site) if squares and site.relus else _identity(site) for n, site in plan.sites.items()}
+    found = []
+    for name, site in plan.sites.items():
+        if site.relus:
+            first = torch.zeros_like(site.mask).flatten()
+            first[site.mask.flatten().nonzero()[0, 0]] = True
+            single = SitePlan(first.view(site.mask.shape), rest[name].coefficients)
+            found.append(Plan({**rest, name: single}))
+    return found
 
 
 def affordable(charges: Charges | None, plan: Plan, budget: int) -> set[str]:

@@ -59,9 +59,8 @@ def budgets_of(texts: Sequence[str], method: Method, spec: Spec, price: Price | 
         assert price is not None, "query_of says how they are priced"
         groups += _priced(limits, price, spec, plan)
         least = method.least(plan)
-        if least is not None:
-            for group in groups:
-                group.unit.check(method.name, spec, least, group.budgets)
+        for group in groups if least else ():
+            group.unit.check(method.name, spec, least, group.budgets)
     return groups
 
 
