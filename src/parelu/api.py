@@ -53,7 +53,6 @@ from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import link_of
 from parelu.private.transport.tls import make_certificates
 from parelu.report.beside import Beside, beside
-from parelu.report.page import write_report
 from parelu.report.tables import Axis, frontier_rows
 from parelu.runs import measurement
 from parelu.runs.budgets import query_of
@@ -229,6 +228,8 @@ class Result:
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML page about the run; report.html in its folder unless a path is given."""
+        from parelu.report.page import write_report  # matplotlib takes half a second
+
         return write_report([self.run], Path(path) if path else self.run.path / "report.html")
 
 

@@ -6,6 +6,7 @@ over the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` me
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +16,6 @@ from torch import Tensor, nn
 
 from parelu.masks.polynomials import dapa, public_dapa
 from parelu.network.sites import Site
-
-try:
-    from parelu.masks import gate_loops
-except ImportError:  # no numba
-    gate_loops = None
 
 STATISTICS_IMAGES = 64  # of a batch: a channel's mean and deviation are over all positions of so many images
 STATISTICS_WEIGHT = 0.1  # of a new batch in the running statistics
@@ -99,7 +95,7 @@ class Gate(nn.Module):
             self._fit(x)
         if self.trained is not None:
             return gated(x, self.open, self.polynomial())
-        if gate_loops and x.device.type == "cpu" and x.dtype == torch.float32:
+        if x.device.type == "cpu" and x.dtype == torch.float32 and loops():
             return _Gated.apply(x, self.open, self.coefficients)  # pyright: ignore[reportReturnType]
         return gated(x, self.open, self.coefficients)
 
@@ -114,6 +110,16 @@ def gated(x: Tensor, open: Tensor, coefficients: Tensor) -> Tensor:
     return a * F.relu(x) + (1 - a) * ((c2 * x + c1) * x + c0)
 
 
+@functools.cache
+def loops() -> Any:
+    """The compiled loops, or None where numba is missing; it is imported when a gate first needs it."""
+    try:
+        from parelu.masks import gate_loops
+    except ImportError:
+        return None
+    return gate_loops
+
+
 class _Gated(torch.autograd.Function):
     """`gated` on the CPU: one pass over memory forward and one backward, which reads x with 8 significant bits."""
 
@@ -125,7 +131,7 @@ class _Gated(torch.autograd.Function):
         ctx.channels_last, ctx.shape = _is_channels_last(x), open.shape
         ctx.stored = _as_stored(open, coefficients, ctx.channels_last)
         rounded = torch.empty(rows.shape, dtype=torch.uint16)
-        gate_loops.forward(rows, rows.view(np.uint32), *ctx.stored, _rows(y), rounded.numpy())  # pyright: ignore
+        loops().forward(rows, rows.view(np.uint32), *ctx.stored, _rows(y), rounded.numpy())
         ctx.save_for_backward(rounded)
         return y
 
@@ -134,7 +140,7 @@ class _Gated(torch.autograd.Function):
         (rounded,) = ctx.saved_tensors
         g = gradients[0].contiguous(memory_format=torch.channels_last if ctx.channels_last else torch.contiguous_format)
         dx, da = torch.empty_like(g), np.zeros(rounded.shape[1], np.float32)
-        gate_loops.backward(rounded.numpy(), *ctx.stored, _rows(g), _rows(dx), da)  # pyright: ignore
+        loops().backward(rounded.numpy(), *ctx.stored, _rows(g), _rows(dx), da)
         return dx, _as_shaped(da, ctx.shape, ctx.channels_last), None
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.network import cache
 from parelu.network.preprocessing import resize
+from parelu.private.crypto.kernels import kernels
 from parelu.private.lowering.encode import encode_images
 from parelu.private.offline.mode import Keep
 from parelu.private.serving.greeting import Accepted
@@ -69,6 +70,7 @@ class Client:
             UserError: nobody answers, a certificate is refused, or the pin is none.
             ProtocolError: the server breaks the protocol, or offers what is not accepted; then nothing was sent.
         """
+        kernels.load()
         accepted = Accepted(pin, relu, offline, reveal, truncation)
         tls.check_plain(host, certificates)
         folder = ClientStocks(stock) if stock else None

@@ -7,6 +7,7 @@ same bytes. `PARELU_KERNELS=numpy` chooses the second.
 import importlib
 import os
 from types import ModuleType
+from typing import Any
 
 from parelu.errors import UserError
 
@@ -18,17 +19,34 @@ def load(name: str, loops: str = "") -> ModuleType:
     return importlib.import_module(f"parelu.private.crypto.kernels.{loops}with_{name}")
 
 
-def _chosen(loops: str = "") -> ModuleType:
-    name = os.environ.get("PARELU_KERNELS", "")
-    if name not in ("", *NAMES):
-        raise UserError(f"PARELU_KERNELS={name}: it is one of {', '.join(NAMES)}")
-    if name:
-        return load(name, loops)
+class Kernels:
+    """The functions of one set, which is loaded when the first is asked for: numba takes a second to import."""
+
+    def __init__(self, loops: str = "") -> None:
+        self._loops = loops
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = getattr(_chosen(self._loops), name)
+        setattr(self, name, found)
+        return found
+
+    def load(self) -> None:
+        """Load them now, so that nothing waits for it that is timed."""
+        _chosen(self._loops)
+
+
+def _chosen(loops: str) -> ModuleType:
+    if _NAME:
+        return load(_NAME, loops)
     try:
         return load("numba", loops)
     except ImportError:
         return load("numpy", loops)
 
 
-kernels = _chosen()
-transform_kernels, residue_kernels = _chosen("transforms_"), _chosen("residues_")
+_NAME = os.environ.get("PARELU_KERNELS", "")
+if _NAME not in ("", *NAMES):
+    raise UserError(f"PARELU_KERNELS={_NAME}: it is one of {', '.join(NAMES)}")
+kernels, transform_kernels, residue_kernels = Kernels(), Kernels("transforms_"), Kernels("residues_")
