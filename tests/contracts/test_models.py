@@ -8,7 +8,7 @@ import torch
 
 from parelu.errors import UserError
 from parelu.network.count import skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import instrument, network_of
 from parelu.network.ops import unsupported
 from parelu.network.spec import families, spec_from_json, spec_of
 
@@ -60,6 +60,29 @@ def test_output_shape_and_gradients(name):
     assert logits.shape == (2, 7)
     logits.sum().backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "m=" in n])
+def test_a_network_of_a_spec_that_was_traced_before_is_what_tracing_gives(name):
+    """Weights, code, output, and what the generator gives next."""
+    spec = spec_of(name, (1, 8, 8), 7)
+
+    def told(make):
+        torch.manual_seed(1)
+        network = make(spec)
+        after, x = torch.rand(1), torch.rand(2, *spec.input, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            logits = network(x)
+        return network.training, network.code, network.notes, [*network.state_dict().items(), ("", after), ("", logits)]
+
+    expected = told(lambda spec: instrument(spec.module(), spec.input))
+    for _ in range(2):
+        found = told(network_of)
+        assert found[:3] == expected[:3]
+        for (name, one), (other, two) in zip(found[3], expected[3], strict=True):
+            assert name == other and torch.equal(one, two), name
+        site = next(iter(network_of(spec).sites.values()))
+        site.assign(torch.zeros_like(site.mask))  # of one network alone
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from parelu.methods.jobs import Job
 from parelu.models.pruned import Pruned
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import instrument, network_of
 from parelu.network.metrics import Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
@@ -48,7 +48,7 @@ class ChannelPruning(Method):
     kd_weight: float = 0.9
 
     def check(self, spec: Spec, training: Training) -> None:
-        network = instrument(spec.module(), spec.input)
+        network = network_of(spec)
         prune(Candidate(spec, Plan.of(network), network.state_dict()), 1 / 2)
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:

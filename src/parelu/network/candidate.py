@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parelu.errors import UserError
 from parelu.network import storage
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.metrics import Metrics, SearchMetrics, metrics_from_json
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
@@ -47,7 +47,7 @@ class Candidate:
 
     def network(self) -> Network:
         """The network, in evaluation mode, following the plan, with the weights."""
-        network = instrument(self.spec.module(), self.spec.input)
+        network = network_of(self.spec)
         self.plan.apply(network)
         load_weights(network, self.weights)
         return network.eval()

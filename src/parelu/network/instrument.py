@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 
+import torch
 from torch import fx, nn
 
 from parelu.errors import UserError
@@ -11,6 +14,7 @@ from parelu.network import nodes
 from parelu.network.canonical.form import canonical
 from parelu.network.functions import Affine, Resample
 from parelu.network.sites import Network, Site
+from parelu.network.spec import Spec
 from parelu.network.stages import assign_stages, is_declaration
 from parelu.network.tracing import trace
 from parelu.network.tracing.agreement import check_agreement
@@ -57,3 +61,27 @@ def instrument(
     declared = written or getattr(module, "stages", None)  # of others' modules it may be anything
     assign_stages(network, declared if is_declaration(declared) else None)
     return network
+
+
+def network_of(spec: Spec) -> Network:
+    """The network of a spec, with fresh weights as torch's generator draws them: what `instrument` makes of its module,
+    which is traced once.
+    """
+    module = spec.module()
+    traced = _traced(spec)
+    if traced is None:
+        return instrument(module, spec.input)
+    network = traced.copied()
+    network.load_state_dict(module.state_dict())
+    return network
+
+
+@functools.lru_cache(4)  # each has its weights in memory
+def _traced(spec: Spec) -> Network | None:
+    """None where the network has more than the module's own tensors, which may have been computed of those."""
+    with torch.random.fork_rng(devices=()):
+        module = spec.module()
+        own = copy.deepcopy(module.state_dict())
+        network = instrument(module, spec.input)
+    tensors = network.state_dict()
+    return network if own.keys() == tensors.keys() and all(own[n].equal(t) for n, t in tensors.items()) else None

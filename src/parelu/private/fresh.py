@@ -10,7 +10,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
 from parelu.network.sites import Network
@@ -44,7 +44,7 @@ def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
 def _ready(spec: Spec, plan: Plan, seed: int) -> tuple[Network, dict[str, list[float]]]:
     """Such a network, in training mode, and the preprocessing of images for it."""
     torch.manual_seed(seed)
-    network = instrument(spec.module(), spec.input)
+    network = network_of(spec)
     plan.apply(network)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):

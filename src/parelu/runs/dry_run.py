@@ -20,7 +20,7 @@ from parelu.methods.jobs import TEACHER, FromKept, Job, Search, Task
 from parelu.methods.unit import RELUS, Unit
 from parelu.network.candidate import Candidate
 from parelu.network.count import Counts, count, skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
@@ -178,7 +178,7 @@ class DryContext:
         return Candidate(job.spec, job.plan, self._weights if job.name == TEACHER else {}, metrics)
 
     def _search(self, search: Search) -> dict[int, Candidate]:
-        network = instrument(search.spec.module(), search.spec.input)
+        network = network_of(search.spec)
         search.plan.apply(network)
         optimizer = search.optimizer.build(network)
         plans = {budget: search.left(optimizer, budget) for budget in search.budgets}
@@ -207,7 +207,7 @@ class FreshWeights(Mapping[str, Tensor]):
 
     @functools.cached_property
     def _state(self) -> dict[str, Tensor]:
-        return instrument(self._spec.module(), self._spec.input).state_dict()
+        return network_of(self._spec).state_dict()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._state[name]

@@ -26,7 +26,7 @@ from parelu.models.weights import read_weights
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
 from parelu.network.count import skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.nodes import output_shape
 from parelu.network.plan import Plan
 from parelu.network.settings import settings
@@ -408,7 +408,7 @@ def _network(
         return found.spec, None if trained is None else found.weights, found.is_replaced
     if trained is None:
         return spec, None, False
-    return spec, fit_weights(instrument(spec.module(), spec.input), read_weights(trained))[0], False
+    return spec, fit_weights(network_of(spec), read_weights(trained))[0], False
 
 
 def of_graph(spec: Spec) -> dict[str, Any]:

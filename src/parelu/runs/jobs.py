@@ -18,7 +18,7 @@ from parelu.methods.jobs import OUTSIDE, TEACHER, FromKept, Job
 from parelu.network import storage
 from parelu.network.candidate import Candidate, load_shared_weights, load_weights
 from parelu.network.count import count, skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.metrics import Metrics, Tags
 from parelu.network.plan import Plan
 from parelu.network.settings import settings
@@ -80,7 +80,7 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
         teacher = _original_of(run) if job.role == "teacher" else teacher_of(run, job.teacher)
     drawn_as = TEACHER if job.role == "outside" else job.drawn_as or job.name  # as a run of its own would train it
     torch.manual_seed(int(hashlib.sha256(f"{seed} {drawn_as}".encode()).hexdigest()[:15], 16))
-    network = instrument(job.spec.module(), job.spec.input)
+    network = network_of(job.spec)
     job.plan.apply(network)
     network.to(device())
     if start := job.start.folder(run.path):
@@ -125,7 +125,7 @@ def _original_of(run: Run) -> Teacher:
 
 def adopt(run: Run, job: Job, dataset: Dataset, seed: int, weights: Mapping[str, Tensor]) -> None:
     """Take a network that was trained elsewhere as a finished job; raises `UserError` where the weights do not fit."""
-    network = instrument(job.spec.module(), job.spec.input)
+    network = network_of(job.spec)
     network.load_state_dict(fit_weights(network, weights)[0])
     evaluated(network, job, dataset, seed, [], None).save(run.folder(job.name))
 

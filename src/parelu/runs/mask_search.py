@@ -20,7 +20,7 @@ from parelu.errors import UserError
 from parelu.methods.jobs import FROM_TEACHER, TEACHER, Search
 from parelu.network import storage
 from parelu.network.candidate import Candidate, load_weights
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.metrics import SearchMetrics
 from parelu.network.settings import settings
 from parelu.runs.folder import Run
@@ -81,7 +81,7 @@ def search(
     """Search from a trained network's weights; goes on from a checkpoint."""
     folder, started = folder_of(run, search), time.perf_counter()
     torch.manual_seed(seed)  # what an optimizer draws
-    network = instrument(search.spec.module(), search.spec.input)
+    network = network_of(search.spec)
     load_weights(network, Candidate.load(search.start.folder(run.path)).weights)
     search.plan.apply(network)
     optimizer = search.optimizer.build(network.to(device()))
