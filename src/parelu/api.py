@@ -30,7 +30,7 @@ from parelu.network import machine
 from parelu.network.cache import folder as cache_folder
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
-from parelu.network.count import Counts, skeleton
+from parelu.network.count import Counts, shared_skeleton, skeleton
 from parelu.network.count import count as count_network
 from parelu.network.instrument import instrument
 from parelu.network.sites import Network
@@ -168,11 +168,11 @@ def count(model: nn.Module | Candidate | Spec | str, input_shape: Shape | None =
     if isinstance(model, Network):
         return count_network(model)
     if isinstance(model, Spec):
-        return count_network(skeleton(model))
+        return count_network(shared_skeleton(model))
     if input_shape is None:
         raise UserError("count needs the shape of one image: parelu.count(model, (3, 32, 32))")
     if isinstance(model, str):
-        return count_network(skeleton(spec_of(model, _shape(input_shape), classes)))
+        return count_network(shared_skeleton(spec_of(model, _shape(input_shape), classes)))
     return count_network(instrument(_module(model), _shape(input_shape)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from parelu.errors import UserError
-from parelu.network.count import count, skeleton
+from parelu.network.count import counts
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
 
@@ -54,5 +54,5 @@ def charged(spec: Spec, plan: Plan, teacher: Spec) -> int:
 
     Its ReLUs, less the comparisons that it makes fewer than the teacher, as narrower networks do.
     """
-    of_teacher = count(skeleton(teacher)).comparisons
-    return plan.relus + (count(skeleton(spec)).comparisons - of_teacher if of_teacher else 0)
+    of_teacher = counts(teacher).comparisons
+    return plan.relus + (counts(spec).comparisons - of_teacher if of_teacher else 0)

@@ -10,7 +10,7 @@ from parelu.errors import UserError
 from parelu.methods.base import Context, Method, fitting, stepped_job
 from parelu.methods.jobs import Job
 from parelu.network.candidate import Candidate
-from parelu.network.count import skeleton
+from parelu.network.count import shared_skeleton
 from parelu.network.metrics import Role
 from parelu.network.settings import younger
 from parelu.network.spec import Spec
@@ -45,7 +45,7 @@ class DeepReDuce(Method):
     order: str = younger("")
 
     def check(self, spec: Spec, training: Training) -> None:
-        stages = stages_of(skeleton(spec))
+        stages = stages_of(shared_skeleton(spec))
         if len(stages) < 2:
             raise UserError(f"deepreduce drops whole stages, and this network has {len(stages)}; take another method")
         if self.order:
@@ -53,7 +53,7 @@ class DeepReDuce(Method):
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         order = self.least_critical_first(context)
-        steps = candidate_steps(order, thin_order=stages_of(skeleton(context.teacher.spec)))
+        steps = candidate_steps(order, thin_order=stages_of(shared_skeleton(context.teacher.spec)))
         jobs, skipped = [], {}
         for step in steps:
             try:
@@ -68,7 +68,7 @@ class DeepReDuce(Method):
 
     def least_critical_first(self, context: Context) -> list[str]:
         """By `order`, or by a network for each stage with ReLUs there only; eq. 1's numbers go to the run folder."""
-        stages = stages_of(skeleton(context.teacher.spec))
+        stages = stages_of(shared_skeleton(context.teacher.spec))
         if self.order:
             return stage_order(self.order, stages)[::-1]
         trained = context.train([self._job(context, f"only {stage}", "criticality") for stage in stages])

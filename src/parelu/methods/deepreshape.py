@@ -20,7 +20,7 @@ from parelu.methods.jobs import Job
 from parelu.models.hybrenet import hybrid
 from parelu.models.resnet import ResNet
 from parelu.network.candidate import Candidate
-from parelu.network.count import count, skeleton
+from parelu.network.count import counts, shared_skeleton
 from parelu.network.settings import younger
 from parelu.network.steps import stage_order, stages_of
 from parelu.training.objectives import Distillation
@@ -181,8 +181,8 @@ class DeepReShape(Method):
 
     def _steps(self, context: Context) -> list[str]:
         """Algorithm 2, in the grammar of `steps`: its line 10 has the network before thinning, culled or whole, too."""
-        relus = {stage: c.relus for stage, c in count(skeleton(context.teacher.spec)).stages.items()}
-        stages = stages_of(skeleton(context.teacher.spec))
+        relus = {stage: c.relus for stage, c in counts(context.teacher.spec).stages.items()}
+        stages = stages_of(shared_skeleton(context.teacher.spec))
         if self.order:
             least = f"S{parse_order(self.order, len(stages))[-1]}"
         else:

@@ -16,7 +16,7 @@ from parelu.methods.senet import LayerBudgets
 from parelu.models.branches import Branched
 from parelu.models.resnet import BasicBlocks
 from parelu.network.candidate import Candidate
-from parelu.network.count import skeleton
+from parelu.network.count import shared_skeleton
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
@@ -198,7 +198,7 @@ def _branched(of: Candidate | Job) -> Branched:
 
 def _without(plan: Plan, spec: Branched) -> Plan:
     """Of a plan, the sites that a network has."""
-    return Plan({name: plan.sites[name] for name in skeleton(spec).sites})
+    return Plan({name: plan.sites[name] for name in shared_skeleton(spec).sites})
 
 
 def _cuts(job: Job) -> Iterator[Job]:

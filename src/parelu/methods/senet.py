@@ -16,7 +16,7 @@ from parelu.masks.projection import worthwhile
 from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network import nodes
-from parelu.network.count import skeleton
+from parelu.network.count import shared_skeleton
 from parelu.network.plan import Plan
 from parelu.network.settings import younger
 from parelu.network.sites import Network, Site, observed
@@ -147,7 +147,7 @@ class LayerBudgets(LearnedMasks):
     def check(self, spec: Spec, training: Training) -> None:
         super().check(spec, training)
         if self.densities:
-            parse_densities(self.densities, len(skeleton(spec).sites))
+            parse_densities(self.densities, len(shared_skeleton(spec).sites))
 
     def search_training(self, training: Training) -> Training:
         return training.changed(lr=self.weight_lr, schedule="cosine")

@@ -11,7 +11,7 @@ from parelu.methods.base import Context, Method, decoupled, fitting, stepped_job
 from parelu.methods.fixed import FULL_WEIGHTS
 from parelu.methods.jobs import FRESH, FROM_TEACHER, Job
 from parelu.network.candidate import Candidate
-from parelu.network.count import skeleton
+from parelu.network.count import shared_skeleton
 from parelu.network.settings import younger
 from parelu.network.spec import Spec
 from parelu.network.steps import apply_steps, parsed
@@ -61,10 +61,10 @@ class Steps(Method):
 
     def check(self, spec: Spec, training: Training) -> None:
         """Refuses steps that the network cannot take, and weights that would not fit."""
-        full = {name: tensor.shape for name, tensor in skeleton(spec).state_dict().items()}
+        full = {name: tensor.shape for name, tensor in shared_skeleton(spec).state_dict().items()}
         for steps in self.steps:
             try:
-                reduced = skeleton(apply_steps(spec, steps).spec).state_dict()
+                reduced = shared_skeleton(apply_steps(spec, steps).spec).state_dict()
             except UserError as error:
                 raise UserError(f"steps {steps!r}: {error}") from error
             if self.from_teacher and {name: tensor.shape for name, tensor in reduced.items()} != full:

@@ -7,6 +7,7 @@ a channel. It knows no method and no training.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -181,8 +182,13 @@ class Network(fx.GraphModule):
 
     def copied(self) -> Network:
         """A network of its own with the same weights and plan."""
-        whole = copy.deepcopy(self)  # of fx's class, without what is ours
-        network = Network(whole, whole.graph, type(self).__name__)
+        # Of some ten dictionaries of each module most are empty, and to copy those takes most of the time.
+        parts = (part for module in self.modules() for part in vars(module).values())
+        memo = {id(part): type(part)() for part in parts if type(part) in (dict, OrderedDict) and not part}
+        root = nn.Module()
+        for kind in ("_modules", "_parameters", "_buffers"):
+            setattr(root, kind, copy.deepcopy(getattr(self, kind), memo))
+        network = Network(root, copy.deepcopy(self.graph), type(self).__name__)
         network.input_shape, network.notes, network.training = self.input_shape, self.notes, self.training
         network.is_replaced = self.is_replaced
         return network

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parelu.errors import UserError
 from parelu.network.candidate import Candidate
-from parelu.network.count import skeleton
+from parelu.network.count import shared_skeleton
 from parelu.network.instrument import network_of
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
@@ -28,7 +28,7 @@ def untrained(spec: Spec, keep: float, seed: int) -> Candidate:
     if not (math.isfinite(keep) and 0 <= keep <= 1):
         raise UserError(f"--keep {keep:g} is not a fraction from 0 to 1")
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: site.shape for name, site in skeleton(spec).sites.items()}
+    shapes = {name: site.shape for name, site in shared_skeleton(spec).sites.items()}
     masks = {name: torch.rand(shape, generator=generator) < keep for name, shape in shapes.items()}
     return fresh(spec, Plan.from_masks(masks), seed)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from parelu.network.count import HEAD, Counts, count, skeleton
+from parelu.network.count import HEAD, Counts, count, shared_skeleton
 from parelu.network.spec import Spec
 from parelu.report.tables import aligned
 
 
 def designs_text(networks: Sequence[tuple[str, Spec]], *, as_json: bool) -> str:
     """networks: name and spec of each. As JSON, a list with the counts of each; else a row for each."""
-    counts = [(name, count(skeleton(spec))) for name, spec in networks]
+    counts = [(name, count(shared_skeleton(spec))) for name, spec in networks]
     if as_json:
         return json.dumps([{"network": name, **found.to_json()} for name, found in counts], indent=1)
     stages = list(dict.fromkeys(stage for _, found in counts for stage in found.stages if stage != HEAD))

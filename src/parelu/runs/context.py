@@ -14,7 +14,7 @@ from parelu.methods.jobs import OUTSIDE, TEACHER, FromKept, Job, Search, Task
 from parelu.methods.unit import RELUS, Unit
 from parelu.network import storage
 from parelu.network.candidate import Candidate
-from parelu.network.count import count, skeleton
+from parelu.network.count import counts
 from parelu.runs import mask_search
 from parelu.runs.executor import Do, Executor, Watcher, Work
 from parelu.runs.names import Names
@@ -131,5 +131,5 @@ def in_run(work: Work, training: Training, watcher: Watcher, executor: Executor)
 
 def cost(task: Task) -> float:
     """Work of a training in arbitrary units, for the estimate of the time left."""
-    counts = count(skeleton(task.spec))
-    return (task.training.epochs if task.training else 0) * (counts.macs + 200 * counts.relus)
+    found = counts(task.spec)
+    return (task.training.epochs if task.training else 0) * (found.macs + 200 * found.relus)

@@ -19,7 +19,7 @@ from parelu.methods.budget import charged
 from parelu.methods.jobs import TEACHER, FromKept, Job, Search, Task
 from parelu.methods.unit import RELUS, Unit
 from parelu.network.candidate import Candidate
-from parelu.network.count import Counts, count, skeleton
+from parelu.network.count import Counts, counts
 from parelu.network.instrument import network_of
 from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.plan import Plan
@@ -217,11 +217,6 @@ class FreshWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._state)
-
-
-@functools.lru_cache(512)
-def counts(spec: Spec) -> Counts:
-    return count(skeleton(spec))
 
 
 def stated(experiment: Experiment) -> tuple[tuple[int, int, int], int]:

@@ -25,7 +25,7 @@ from parelu.models.graph import Graph
 from parelu.models.weights import read_weights
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
-from parelu.network.count import skeleton
+from parelu.network.count import shared_skeleton, skeleton
 from parelu.network.instrument import network_of
 from parelu.network.nodes import output_shape
 from parelu.network.plan import Plan
@@ -229,7 +229,7 @@ def check(experiment: Experiment, prepared: Prepared) -> list[list[Asked]]:
     spec = prepared.spec
     if prepared.weights is None:
         experiment.training.check_images(prepared.images)
-    network = skeleton(spec)
+    network = shared_skeleton(spec)
     if unsupported := problems(network):
         raise UserError("\n".join([*grouped(unsupported), *_advice(way_out(spec, experiment.replace))]))
     outputs = output_shape(network)
@@ -366,7 +366,7 @@ def _teacher(given: str | Spec | None, spec: Spec, dataset: str) -> Spec | None:
         return None
     try:
         found = spec_of(given, spec.input, spec.classes) if isinstance(given, str) else given
-        network = skeleton(found)
+        network = shared_skeleton(found)
     except UserError as error:
         raise UserError(f"teacher: {error}") from error
     if (found.input[0], found.classes) != (spec.input[0], spec.classes) or output_shape(network) != (spec.classes,):

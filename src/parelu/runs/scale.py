@@ -22,7 +22,7 @@ from parelu.methods.snl import SNL
 from parelu.methods.steps import Steps
 from parelu.models.vgg import VGG16
 from parelu.models.wide_resnet import WideResNet
-from parelu.network.count import Counts, count, skeleton
+from parelu.network.count import Counts, counts
 from parelu.network.spec import Spec, scaled, spec_of
 from parelu.network.steps import apply_steps
 from parelu.runs.dry_run import stated
@@ -68,7 +68,7 @@ def difference(before: Sequence[Experiment], after: Sequence[Experiment]) -> str
 
 def _small(one: Experiment, factor: float) -> Experiment:
     shape, classes = stated(one)
-    full = count(skeleton(spec_of(str(one.model), shape, classes)))
+    full = counts(spec_of(str(one.model), shape, classes))
     model = narrowed(str(one.model), factor)
     spec = spec_of(model, INPUT, CLASSES) if isinstance(model, str) else model
     return dataclasses.replace(
@@ -125,7 +125,7 @@ def _factor(experiments: Sequence[Experiment]) -> float:
     """The largest power of 1/2 that brings the mean of the networks' multiply-adds below MACS, and none below LEAST."""
     named = {str(one.model): one for one in experiments}
     specs = {name: spec_of(name, INPUT, CLASSES) for name in named}
-    mean = sum(count(skeleton(spec)).macs for spec in specs.values()) / len(specs)
+    mean = sum(counts(spec).macs for spec in specs.values()) / len(specs)
     least = max(_least(one) / _width(specs[name]) for name, one in named.items())
     return _halved(mean, MACS, least)
 
@@ -146,7 +146,7 @@ def _least(one: Experiment) -> int:
 
 def _teacher(name: str) -> str | Spec:
     spec = spec_of(name, INPUT, CLASSES)
-    return narrowed(name, _halved(count(skeleton(spec)).macs, 2 * MACS, LEAST / _width(spec)))
+    return narrowed(name, _halved(counts(spec).macs, 2 * MACS, LEAST / _width(spec)))
 
 
 def _width(spec: Spec) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from parelu.errors import UserError
 from parelu.methods.base import Method
 from parelu.methods.budget import parse_budget
-from parelu.network.count import count, skeleton
+from parelu.network.count import counts
 from parelu.runs.experiment import Experiment, Reduction, prepare
 
 
@@ -30,7 +30,7 @@ def sweep(
 
 
 def _reduced(one: Experiment, chosen: Sequence[Method], budgets: Sequence[int]) -> Experiment:
-    full = count(skeleton(prepare(one).spec))
+    full = counts(prepare(one).spec)
     within = tuple(str(b) for b in budgets if full.comparisons < b <= full.relus + full.comparisons)
     reductions = [Reduction(method, within if method.needs_budget else ()) for method in chosen]
     kept = tuple(r for r in reductions if r.budgets or not r.method.needs_budget)
