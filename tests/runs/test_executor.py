@@ -111,16 +111,27 @@ def test_a_search_serves_all_its_budgets_and_is_not_repeated(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in weights(run.folder("fisher-37")).items())
 
 
-def test_squares_are_counted_and_their_ranges_kept(tmp_path):
-    run = experiment.run_experiment(tiny_experiment("safenet"), tmp_path / "run", Silent())
-    for record in run.candidates():
+@pytest.fixture(scope="module")
+def squared(tmp_path_factory) -> Path:
+    """A finished run of a method that leaves squares."""
+    torch.set_num_threads(1)
+    return experiment.run_experiment(
+        tiny_experiment("safenet"), tmp_path_factory.mktemp("squared") / "run", Silent(), InProcess()
+    ).path
+
+
+def test_squares_are_counted_and_their_ranges_kept(squared):
+    for record in Run.open(squared).candidates():
         if record.metrics.role == "candidate":
             assert record.metrics.relus <= record.metrics.budget
             assert record.metrics.squares == 608 - record.metrics.relus
             assert all(low < high for low, high in record.metrics.ranges.values())
 
 
-def test_squares_that_overflow_on_unseen_images_are_one_line(tmp_path, monkeypatch):
+def test_squares_that_overflow_on_unseen_images_are_one_line(squared, tmp_path, monkeypatch):
+    shutil.copytree(squared, tmp_path / "run")
+    for folder in (tmp_path / "run/candidates").glob("safenet-*"):
+        shutil.rmtree(folder)
     monkeypatch.setattr(jobs, "ranges", lambda network, split, dataset: {"stem": (float("-inf"), float("nan"))})
     with pytest.raises(UserError, match=r"safenet-\d+: .* until stem is not finite; give --degree 1"):
         experiment.run_experiment(tiny_experiment("safenet"), tmp_path / "run", Silent())
@@ -279,31 +290,8 @@ def in_group(group: int) -> list[int]:
     return alive
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return finish(tmp_path_factory.mktemp("whole") / "run")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("whole_group", [True, False])
-def test_kill_9_and_the_same_weights_after_all(tmp_path, uninterrupted, whole_group):
-    folder = tmp_path / "run"
-    process = start(folder)
-    wait_for(lambda: epochs_done(folder, "random-200") >= 3, 120)
-    if whole_group:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.communicate()
-    wait_for(lambda: not in_group(process.pid), 20)
-    assert 3 <= epochs_done(folder, "random-200") < 10, "killed in the middle"
-    finish(folder)
-    for name in ("teacher", "random-200", "random-100"):
-        assert same(folder / "candidates" / name, uninterrupted / "candidates" / name), name
-
-
-@pytest.mark.slow
-def test_interrupt_ends_cleanly_and_the_run_goes_on(tmp_path, uninterrupted):
+def test_a_run_that_was_interrupted_and_killed_twice_ends_in_the_same_weights(tmp_path):
     folder = tmp_path / "run"
     process = start(folder)
     wait_for(lambda: epochs_done(folder, "teacher") >= 2, 120)
@@ -313,5 +301,14 @@ def test_interrupt_ends_cleanly_and_the_run_goes_on(tmp_path, uninterrupted):
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("parelu: interrupted; run the same command again")
     wait_for(lambda: not in_group(process.pid), 20)
+    for name, kill in (("random-200", os.kill), ("random-100", os.killpg)):  # one process, and all
+        process = start(folder)
+        wait_for(lambda: epochs_done(folder, name) >= 3, 120)  # noqa: B023
+        kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        wait_for(lambda: not in_group(process.pid), 20)  # noqa: B023
+        assert 3 <= epochs_done(folder, name) < 10, "killed in the middle"
     finish(folder)
-    assert same(folder / "candidates" / "random-100", uninterrupted / "candidates" / "random-100")
+    uninterrupted = finish(tmp_path / "whole")
+    for name in ("teacher", "random-200", "random-100"):
+        assert same(folder / "candidates" / name, uninterrupted / "candidates" / name), name

@@ -33,9 +33,10 @@ def digits() -> data.Dataset:
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory) -> Run:
-    """By names, in worker processes."""
+    """By names, in this process; test_executor.py has worker processes that load by name."""
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("named") / "run"
-    return run_experiment(tiny_experiment("random", training=BRIEF), folder, Silent(), Processes(2))
+    return run_experiment(tiny_experiment("random", training=BRIEF), folder, Silent(), InProcess())
 
 
 def same(a: Run, b: Run) -> bool:

@@ -114,7 +114,8 @@ def spec_from_json(data: Any) -> Spec:
     cls = families().get(_EARLIER.get(family, family))
     if cls is None:
         raise UserError(f"no known architecture in {str(data)[:80]!r}")
-    hints = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+    types = get_type_hints(cls)
+    hints = {f.name: types[f.name] for f in dataclasses.fields(cls)}
     needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "family"}
     if not needed <= set(values) <= set(hints):

@@ -225,7 +225,8 @@ def _reduction(entry: dict[str, Any], preset: str) -> Reduction:
 def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:
     """A copy of what a recipe says of the fields of these dataclasses; `UserError` unless it fits their types."""
     fields = {field.name: (field, kind) for kind in kinds for field in dataclasses.fields(kind)}
-    hints = {name: get_type_hints(kind, include_extras=True)[name] for name, (_, kind) in fields.items()}
+    of_kind = {kind: get_type_hints(kind, include_extras=True) for kind in kinds}
+    hints = {name: of_kind[kind][name] for name, (_, kind) in fields.items()}
     for name, value in content.items():
         if name not in fields:
             raise UserError(f"unknown key {f'{key}{name}'!r}; known are {', '.join(fields)}")
