@@ -13,6 +13,8 @@ INSTALLED = .venv/.installed
 quickstart: $(INSTALLED)
 	.venv/bin/parelu quickstart
 
+test: export PYTHONDONTWRITEBYTECODE =  # where it is set, each of the many processes would compile all sources
+
 test: $(INSTALLED)
 	.venv/bin/python -m pytest
 

@@ -24,7 +24,8 @@ from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.spec import spec_of
 from parelu.report import latency
-from parelu.runs import recipes
+from parelu.runs import experiment, recipes
+from parelu.runs.executor import InProcess
 from parelu.runs.folder import Run
 from parelu.training.schedule import SHORT
 
@@ -203,7 +204,7 @@ def test_a_disk_that_cannot_be_written(capsys, tmp_path, monkeypatch, code):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_while_training(capsys, worker_processes, tmp_path):
+def test_a_disk_that_fills_up_while_training(capsys, worker_processes, tmp_path, monkeypatch):
     """A file system of 200 KB: the run stops with one line, and goes on when there is space."""
     folder = tmp_path / "small"
     folder.mkdir()
@@ -216,6 +217,7 @@ def test_a_disk_that_fills_up_while_training(capsys, worker_processes, tmp_path)
         assert "No space left on device; free some space" in message
         assert not list((folder / "run").rglob(".*.[0-9]*")), "no temporary file stays"
         assert os.system(f"mount -o remount,size=50m {folder}") == 0
+        monkeypatch.setattr(experiment, "Processes", InProcess)
         assert run(*command) == 0
     finally:
         os.system(f"umount {folder}")
@@ -313,7 +315,7 @@ def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    command = [sys.executable, "-c", "from parelu.cli.main import main; main()", "recipe", "quickstart", "--dry-run"]
+    command = [sys.executable, "-c", "from parelu.cli.main import main; main()", "inspect", "resnet10 m=2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
