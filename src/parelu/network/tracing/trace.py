@@ -127,11 +127,12 @@ def _check_images_are_apart(network: fx.GraphModule, images: Tensor) -> None:
     run = fx.Interpreter(network)
     run.args_iter = iter((images.clone(),))
     sizes: dict[fx.Node, Any] = {}  # for one image
+    looked_at = range(1 if images.is_meta else BATCH)  # where there are shapes alone, all images have the same
     for node in network.graph.nodes:
         if node.op == "output":
             return
         try:
-            alone = [_of_one(run, node, i, sizes) for i in range(BATCH)] if node.all_input_nodes else []
+            alone = [_of_one(run, node, i, sizes) for i in looked_at] if node.all_input_nodes else []
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"{place(node)} takes a batch of {BATCH} images alone; {APART}") from error
         run.env[node] = together = run.run_node(node)
