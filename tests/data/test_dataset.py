@@ -22,7 +22,7 @@ from parelu.data import dataset
 from parelu.data.augmentation import Augmentation
 from parelu.data.batches import batches
 from parelu.data.dataset import available, load, names
-from parelu.data.readers import colour, fashion
+from parelu.data.readers import colour, digits, fashion
 from parelu.data.readers.base import Split, spread
 from parelu.errors import UserError
 from parelu.network import cache
@@ -724,3 +724,10 @@ def test_tiny_imagenet_reads_its_layout(tmp_path: Path):
     (folder / "wnids.txt").write_text("n00000000\n")
     with pytest.raises(UserError, match=r"wnids\.txt: 1 classes, not 200"):
         load("tiny-imagenet", folder=folder)
+
+
+def test_the_table_of_digits_is_scikit_learns(monkeypatch):
+    """The file is read, or, where a version has it elsewhere, the package is asked."""
+    read = digits._table()
+    monkeypatch.setattr(digits.Path, "exists", lambda path: False)
+    assert np.array_equal(digits._table(), read)
