@@ -15,7 +15,7 @@ from parelu.masks.charges import Charges
 from parelu.masks.projection import project, worthwhile
 from parelu.methods.budget import charged
 from parelu.methods.limits import BYTES, Limits, shown
-from parelu.network.count import count, skeleton
+from parelu.network.count import counts
 from parelu.network.metrics import Tags
 from parelu.network.plan import Plan, SitePlan
 from parelu.network.sites import IDENTITY
@@ -111,7 +111,7 @@ class Relus(Unit):
 
     @property
     def _compared(self) -> int:
-        return count(skeleton(self.teacher)).comparisons if self.teacher else 0
+        return counts(self.teacher).comparisons if self.teacher else 0
 
     def spent(self, spec: Spec, plan: Plan) -> int:
         return charged(spec, plan, self.teacher) if self.teacher else plan.relus

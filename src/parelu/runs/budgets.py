@@ -10,7 +10,7 @@ from parelu.methods.base import Method
 from parelu.methods.budget import parse_budget
 from parelu.methods.limits import Limits, is_of_query, parse_limits, shown
 from parelu.methods.unit import DIGITS, Price, Priced, Relus, Unit, in_units
-from parelu.network.count import count, skeleton
+from parelu.network.count import counts, skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
 from parelu.private.engines.base import Options, chosen
@@ -51,7 +51,7 @@ def budgets_of(texts: Sequence[str], method: Method, spec: Spec, price: Price | 
     Raises:
         UserError: a budget is none, is more than the full-ReLU network takes, or less than the method can reach.
     """
-    full, plan = count(skeleton(spec)), Plan.of(skeleton(spec))
+    full, plan = counts(spec), Plan.of(skeleton(spec))
     relus = [parse_budget(text, full.relus, full.comparisons) for text in texts if not is_of_query(text)]
     limits = [parse_limits(text) for text in texts if is_of_query(text)]
     groups = [Asked(Relus(spec), tuple(relus))] if relus or not limits else []
