@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import parelu
 from parelu import api, data
+from parelu.private.lowering import refusals
 from parelu.private.serving.client import Client
 from parelu.runs.folder import Run
 
@@ -163,6 +164,13 @@ def test_what_is_replaced_learns_from_what_it_was(capsys, net, tmp_path):
     assert "changes what the network computes" in refused(
         capsys, "bench", smooth, *weights, "--data", "digits", "--replace", "silu=relu"
     )
+
+
+def test_inspect_counts_a_network_that_is_too_large_for_a_query(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(refusals, "LARGEST_TOTAL", 1000)
+    assert run("inspect", "resnet10 m=2", "--input", "1x8x8") == 0
+    shown = capsys.readouterr().out
+    assert "608" in shown and "a query of" in shown and "use smaller images" in shown
 
 
 def test_a_smooth_activation_runs_privately_without_training(capsys, parties_as_threads, net, tmp_path):

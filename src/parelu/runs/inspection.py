@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from parelu.errors import UserError
+from parelu.fusion.fuse import fuse
 from parelu.methods import deepreshape
 from parelu.models import external
 from parelu.network.candidate import Candidate
@@ -18,7 +19,7 @@ from parelu.network.spec import Spec, spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.fresh import sketch
 from parelu.private.lowering.lowered import Lowered
-from parelu.private.lowering.refusals import problems
+from parelu.private.lowering.refusals import problems, too_large
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.runs import measurement
 from parelu.runs.folder import Run
@@ -91,9 +92,10 @@ def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...
     """
     network = skeleton(subject.spec)
     subject.plan.apply(network)
-    unsupported = problems(network)
-    if unsupported:
+    if unsupported := problems(network):
         return None, unsupported
+    if large := too_large(fuse(network)):
+        return None, (large,)
     if subject.candidate and subject.folder:
         return measurement.lowered(subject.folder, subject.candidate, ring_for(DEFAULT)), ()
     return sketch(subject.spec, subject.plan, ring_for(DEFAULT)), ()

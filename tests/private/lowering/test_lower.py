@@ -14,7 +14,7 @@ from torch import nn
 from two_parties import Residual, images_of, lowered_of, preprocessing_of, ready, without_relus_at
 
 from parelu.errors import UserError
-from parelu.fusion.fuse import nothing
+from parelu.fusion.fuse import fuse, nothing
 from parelu.models.reuse import ReuseConv
 from parelu.network.instrument import instrument
 from parelu.network.preprocessing import normalise
@@ -22,14 +22,14 @@ from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.crypto.kernels import NAMES, load
 from parelu.private.crypto.ring import WIDTHS, LinearMap, Ring
-from parelu.private.fresh import NOISE, fresh, noise
+from parelu.private.fresh import NOISE, fresh, noise, program_of, sketch
 from parelu.private.lowering import lower as lower_module
 from parelu.private.lowering import program as program_module
-from parelu.private.lowering import reference
+from parelu.private.lowering import reference, refusals
 from parelu.private.lowering.lower import LARGEST_WRAP, WEIGHT_BITS, Lowered, lower
 from parelu.private.lowering.ops import Activation, Pool, Resample
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.refusals import problems
+from parelu.private.lowering.refusals import problems, too_large
 
 
 def float_logits(network, images):
@@ -272,6 +272,27 @@ class Bad(nn.Module):
     def forward(self, x):
         x = self.op(self.conv(x))
         return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["resnet10 m=2", "wrn-10-1 m=4", "mobilenetv1 m=4", "regnetx-200mf m=16"])
+def test_a_network_is_not_called_too_large_that_fits(name, monkeypatch):
+    """What shapes tell is at most what the program has, and more than a third of it."""
+    spec = spec_of(name, (3, 8, 8), 10)
+    network = instrument(spec.module(), spec.input)
+    total = sum(map(math.prod, program_of(spec, apply_steps(spec, "none").plan).program.shapes))
+    monkeypatch.setattr(refusals, "LARGEST_TOTAL", total)
+    assert too_large(fuse(network)) is None
+    monkeypatch.setattr(refusals, "LARGEST_TOTAL", total // 3)
+    assert str(too_large(fuse(network))).endswith(
+        "is not supported; use smaller images, or replace what has many ReLUs"
+    )
+
+
+def test_a_network_that_is_too_large_is_refused_before_it_is_calibrated(monkeypatch):
+    monkeypatch.setattr(refusals, "LARGEST_TOTAL", 1000)
+    monkeypatch.setattr(lower_module, "calibrate", lambda *_: pytest.fail("calibrated"))
+    with pytest.raises(UserError, match=r"a query of [\d,]+ values or more \(1,000 at the most\) is not supported"):
+        sketch(spec := spec_of("resnet10 m=2", (1, 8, 8), 10), apply_steps(spec, "none").plan)
 
 
 @pytest.mark.parametrize(

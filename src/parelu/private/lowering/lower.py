@@ -19,7 +19,7 @@ from parelu.network.weights import check_finite
 from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.calibrate import calibrate
 from parelu.private.lowering.lowered import Lowered
-from parelu.private.lowering.refusals import refusals
+from parelu.private.lowering.refusals import refusals, too_large
 from parelu.private.lowering.translate import Translation
 from parelu.private.lowering.verify import Places, verify
 from parelu.private.lowering.writer import WEIGHT_BITS
@@ -76,6 +76,8 @@ def translated(
     found = refusals(fused)
     if found:
         raise UserError("\n".join(map(str, found)))
+    if large := too_large(fused):
+        raise UserError(str(large))
     outputs = nodes.output_shape(fused)
     if len(outputs) != 1:
         raise UserError(f"the network gives {outputs} for an image, not a number a class; pool and flatten its map")
