@@ -145,7 +145,7 @@ def test_a_recipes_second_network_is_refused_before_the_first_trains(capsys, tmp
         ("0", "the smallest is 1"),
         ("-5", "the smallest is 1"),
         ("abc", "is not a number of ReLUs"),
-        ("200ms", "is not a number of ReLUs"),
+        ("200parsec", "'parsec' is no unit of online; known are"),
     ],
 )
 def test_bad_budgets(capsys, tmp_path, budget, message):
