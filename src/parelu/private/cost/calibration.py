@@ -135,7 +135,7 @@ def _check(numbers: Mapping[str, float]) -> None:
 
 
 def this_machine() -> Machine:
-    return Machine(processor(), cores(), kernels.__name__.rpartition("_")[2], parelu.__version__)
+    return Machine(processor(), cores(), kernels.name, parelu.__version__)
 
 
 def own_file() -> Path:

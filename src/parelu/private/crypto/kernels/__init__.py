@@ -32,6 +32,11 @@ class Kernels:
         setattr(self, name, found)
         return found
 
+    @property
+    def name(self) -> str:
+        """One of NAMES."""
+        return _chosen(self._loops).__name__.rpartition("_")[2]
+
     def load(self) -> None:
         """Load them now, so that nothing waits for it that is timed."""
         _chosen(self._loops)
