@@ -63,6 +63,7 @@ def tiny_experiment(*names: str, seed: int = 0, training: Training = TINY, **cha
 def one_thread_and_an_own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))  # no calibration of this user's
 
 
 @pytest.fixture(scope="session")

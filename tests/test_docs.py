@@ -26,6 +26,7 @@ from parelu.network.steps import KNOWN
 from parelu.private.fresh import noise, untrained
 from parelu.private.lowering import reference
 from parelu.private.lowering.lower import lower
+from parelu.private.lowering.ops import Activation
 from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
@@ -100,6 +101,16 @@ def test_the_example_of_a_method_meets_its_budget():
     exec(compile(example, "README.md", "exec"), names)
     masks = names["First"]().masks({"a": (2, 2, 2), "b": (1, 3, 3), "c": (4,)}, 11, 0)
     assert [int(mask.sum()) for mask in masks.values()] == [8, 3, 0]
+
+
+def test_the_example_of_a_prediction_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/cost.md").read_text(), re.DOTALL)
+    names = {}
+    exec(compile(example, "cost.md", "exec"), names)
+    seconds, low, high, rounds, sent, memory = map(float, capsys.readouterr().out.split())
+    assert 0 < low <= seconds <= high
+    assert rounds == sum(isinstance(op, Activation) for op in names["lowered"].program.ops) + 1  # of image and logits
+    assert 0 < sent < memory
 
 
 def test_the_example_of_a_client_runs(tmp_path, monkeypatch):
