@@ -34,6 +34,8 @@ from parelu.network.candidate import Candidate
 from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.spec import spec_of
 from parelu.network.storage import write
+from parelu.private.cost.calibration import Calibration, Machine, Point
+from parelu.private.cost.fit import Fit
 from parelu.private.crypto.codec import FORMAT, dump
 from parelu.private.crypto.dcf import Key, correction_blocks
 from parelu.private.crypto.hash import Hash
@@ -121,6 +123,8 @@ def of_the_disk() -> Samples:
         "all kinds",
         dump({1: key, 2: Hash(bytes(16)), 3: {4: b"bytes", 5: None, 6: zeros[:0], 7: "text"}}),
     )
+    yield "calibration_file", "as written", b"\0" + _calibrated()
+    yield "calibration_file", "digest anew", b"\1" + _calibrated()
     yield "stock_file", "piece", b"\0" + bytes(60)
     yield "stock_file", "key", b"\1" + bytes(32)
     yield "stock_file", "no key", b"\1" + bytes(5)
@@ -217,6 +221,14 @@ def _exported() -> bytes:
     ]
     known = {"w": np.ones((2, 1, 2, 2), np.float32), "zero": np.float32(0), "sizes": np.array([0, -1])}
     return model_of(nodes, ("n", 1, 4, 4), **known).SerializeToString()
+
+
+def _calibrated() -> bytes:
+    fit = Fit({"macs": 1e-9, "sign": 2e-7}, {"macs": 1e-11, "sign": 1e-9})
+    points = Point("relus 100", "online", 0.002, 0.0019), Point("relus 100", "offline", 0.01, 0.012)
+    machine, memory = Machine("a processor", 2, "numba", "0.1"), {"client": 3e8, "server": 4e8}
+    made = Calibration(machine, "2026-11-28", {("online", "client"): fit}, {"online": fit}, memory, points)
+    return json.dumps(made.to_json()).encode()
 
 
 def _packed(kind: str, write: Callable[[Path], None]) -> bytes:

@@ -28,6 +28,8 @@ from parelu.models.weights import read_weights
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
+from parelu.private.cost.calibration import Calibration
+from parelu.private.cost.predict import spread
 from parelu.private.crypto import base_ot, codec, he
 from parelu.private.crypto.lattice.parameters import KEPT, PRIMES
 from parelu.private.crypto.lattice.residues import pack, unpack
@@ -332,6 +334,25 @@ def checkpoint(data: bytes) -> None:
         Path(file.name).write_bytes(data)
         weights = read_weights(Path(file.name))
     assert all(isinstance(name, str) and tensor.float().isfinite().all() for name, tensor in weights.items())
+
+
+@target(UserError)
+def calibration_file(data: bytes) -> None:
+    """As `--calibration` takes it; with the first byte 1 its digest is made again, so that what it guards is read."""
+    body = data[1:]
+    if data[:1] == b"\1":
+        with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
+            value = json.loads(body)
+            value.pop("sha256", None)
+            body = json.dumps({**value, "sha256": storage.digest(value)}).encode()
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(body)
+        found = Calibration.load(Path(file.name))
+    assert Calibration.from_json(found.to_json()) == found
+    assert len(f"{found.machine} {found.made}") < 1000
+    for phase in {point.phase for point in found.points}:
+        low, high = spread(found.points, phase)
+        assert 0 <= low <= 1 <= high
 
 
 @target(UserError)
