@@ -221,7 +221,9 @@ def test_thinning_goes_before_the_search(method, tmp_path):
     kept = {name for name, site in candidate.plan.sites.items() if site.relus}
     assert not any("relu1" in name or name == "relu" for name in kept)
     assert candidate.plan.relus == 80
-    with pytest.raises(UserError, match=r"a budget of 600 ReLUs is more than the 240 that 'thin all' leaves; give a"):
+    with pytest.raises(
+        UserError, match=r"a budget of 600 ReLUs is more than the 240 ReLUs that 'thin all' leaves; give a"
+    ):
         method.reduce(bench, (600,))
 
 
