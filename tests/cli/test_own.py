@@ -1,6 +1,7 @@
 """A network of one's own, the whole way: read, trained or taken with its weights, reduced, measured, served, asked."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -84,8 +85,8 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def gone(net: Path) -> None:
-    for file in net.parent.iterdir():
-        file.unlink()
+    shutil.rmtree(net.parent)
+    net.parent.mkdir()
 
 
 @pytest.mark.slow

@@ -135,11 +135,13 @@ def talk(image, number, change):
 
 
 def frames(sent):
+    """Kind and body of each message that was sent whole."""
     found, position = [], 0
     while position + HEADER.size <= len(sent):
         kind, _, size = HEADER.unpack_from(sent, position)
-        found.append((kind.decode().strip(), bytes(sent[position + HEADER.size : position + HEADER.size + size])))
         position += HEADER.size + size
+        if position <= len(sent):
+            found.append((kind.decode().strip(), bytes(sent[position - size : position])))
     return found
 
 

@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 GRID = 4001  # places at which a function is looked at
 MOST = 128  # knots
 _MORE = 8  # knots than are the fewest on the grid, until the error holds between its places too; not at a jump
+_NARROWER = 16  # tunnels, of which the narrowest has so small a part of the error
 BITS = 12  # of the largest change of slope, so that fixed point has all of them exactly
 _FARTHEST = 1e9  # from 0: where a function is close to its lines, if it is anywhere
 _TAIL = 2.0**-6  # of the error: what a function may still be off its lines where it is not looked at
@@ -73,7 +74,9 @@ def knots(function: Callable[[Array], Array], left: Line, right: Line, largest_e
     that at 0.
     """
     seen = _Seen(function, left, right, largest_error)
-    fewest = seen.pieces(largest_error, MOST)
+    # A wide tunnel can hold a piece that goes by the right line, where a narrower one has none.
+    tried = (seen.pieces(largest_error * (1 - part / _NARROWER), MOST) for part in range(_NARROWER))
+    fewest = next((pieces for pieces in tried if pieces is not None), None)
     for number in [] if fewest is None else range(len(fewest) + 1, len(fewest) + 1 + _MORE):
         low, high = 0.0, largest_error
         for _ in range(20):
