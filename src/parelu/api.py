@@ -36,7 +36,7 @@ from parelu.network.instrument import instrument
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
 from parelu.private.cost.calibrate import calibrated
-from parelu.private.cost.calibration import Calibration, warning_of
+from parelu.private.cost.calibration import Calibration
 from parelu.private.cost.calibration import chosen as chosen_calibration
 from parelu.private.cost.calibration import own_file as own_calibration
 from parelu.private.cost.measure import LINKS, cases, observe
@@ -401,10 +401,7 @@ def calibrate(links: Sequence[str] | None = None) -> Calibration:
 def calibration(path: str | Path | None = None) -> Calibration:
     """The calibration in a file; left out, this user's own, else the one that ships. Warns where it is of another
     machine or version; raises UserError for a file that is none."""
-    found = chosen_calibration(None if path is None else Path(path))
-    if line := warning_of(found):
-        warnings.warn(line, stacklevel=2)
-    return found
+    return chosen_calibration(None if path is None else Path(path))
 
 
 def serve(

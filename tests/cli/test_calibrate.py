@@ -12,6 +12,7 @@ from parelu.private.cost.measure import Case
 from parelu.private.cost.predict import PHASES
 from parelu.private.cost.programs import Layer
 from parelu.private.engines.base import Options
+from parelu.runs.pricing import price_of
 
 
 @pytest.fixture
@@ -71,3 +72,5 @@ def test_a_calibration_of_another_machine_is_used_with_a_warning(tmp_path, few, 
     monkeypatch.setattr("parelu.private.cost.calibration.cores", lambda: 1000)
     with pytest.warns(UserWarning, match=r"^seconds are those of .*; this is .* with 1000 cores, .*`parelu calibrate`"):
         api.calibration(tmp_path / "one.json")
+    with pytest.warns(UserWarning, match="seconds are those of"):  # and where budgets are priced
+        price_of(api.Options())

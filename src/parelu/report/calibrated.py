@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from parelu.private.cost.calibration import Calibration, Point
 from parelu.private.cost.predict import PHASES, spread
-from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, save_figure, svg_text
+from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, save_figure
 from parelu.report.private import duration
 
 WORST = 5  # measurements that are named
@@ -51,35 +50,26 @@ def _text(point: Point) -> str:
     )
 
 
-def calibration_svg(calibration: Calibration) -> str:
-    with mpl.rc_context(STYLE):
-        figure, tips = _figure(calibration)
-        return svg_text(figure, tips, "calibration")
-
-
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """The same as .png or .svg; raises `UserError` for another ending."""
-    save_figure(path, lambda: _figure(calibration)[0])
+    """As .png or .svg; raises `UserError` for another ending."""
+    save_figure(path, lambda: _figure(calibration))
 
 
-def _figure(calibration: Calibration) -> tuple[Figure, list[Tip]]:
+def _figure(calibration: Calibration) -> Figure:
     """Above, measured over predicted seconds; below, their quotient."""
     figure = Figure(figsize=(12.6, 6.4), layout="constrained")
     rows = figure.subplots(2, len(PHASES), sharex="col", height_ratios=(3, 2))
-    tips: list[Tip] = []
     for column, phase in enumerate(PHASES):
         above, below = rows[0][column], rows[1][column]
         points = _of(calibration, phase)
         low, high = spread(calibration.points, phase)
         _measured(above, points, COLOURS[column], MARKERS[column])
         _quotients(below, points, COLOURS[column], MARKERS[column], (low, high))
-        tips += [(above, point.predicted, point.measured, _text(point)) for point in points]
-        tips += [(below, point.predicted, point.ratio, _text(point)) for point in points]
         above.set_title(f"{phase}: nine of ten from {low:.2f} to {high:.2f}")
     rows[0][0].set_ylabel("seconds, measured")
     rows[1][0].set_ylabel("measured ÷ predicted")
     figure.suptitle(f"{calibration.machine}, {calibration.made}", x=0.01, ha="left", fontsize=10)
-    return figure, tips
+    return figure
 
 
 def _measured(axes: Axes, points: Sequence[Point], colour: str, marker: str) -> None:

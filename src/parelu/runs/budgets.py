@@ -80,7 +80,9 @@ def _priced(limits: Sequence[Limits], price: Price, spec: Spec, plan: Plan) -> l
     for one in limits:
         if all(whole[name] <= most for name, most in one.most.items()):
             takes = ", ".join(f"{shown(name, whole[name], DIGITS)} {name}" for name in one.most)
-            raise UserError(f"budget {str(one)!r} is more than what the network takes, {takes}; give a smaller one")
+            raise UserError(
+                f"budget {str(one)!r} is kept by the whole network, which takes {takes}; give a smaller one"
+            )
         name = next(iter(one.most)) if len(one.most) == 1 else str(one)
         if name not in found:
             unit = Priced.of(price, one, spec, plan)

@@ -31,8 +31,8 @@ from parelu.training.schedule import SHORT
 
 DATA, INPUT, CLASSES, IMAGES = "colour-fashion", (3, 16, 16), 10, 24_000
 OWN_DATA = ("digits", "fashion-mnist", DATA)  # which stay what they are
-# From fresh weights: few epochs of many images. The other way round, 20 of 6,000, networks learn the images by heart,
-# and fresh weights of another seed change their accuracy by as much as 8 points.
+# From fresh weights: few epochs of many images. The other way round, 20 of 6,000, accuracy hangs on which weights these
+# are (docs/results.md).
 FULL = SHORT.changed(epochs=5, batch=128, lr=0.4)
 SEARCH, FINETUNE = 4, 2  # epochs
 BUDGETS = 3  # of an entry, at the most

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -144,13 +145,20 @@ def own_file() -> Path:
 
 
 def chosen(path: Path | None = None) -> Calibration:
-    """The one in a file that is named; else this user's own; else the one that ships."""
+    """The one in a file that is named; else this user's own; else the one that ships.
+
+    Warns in one line where it is of another machine or version; raises `UserError` for a file that is none.
+    """
     if path is not None:
-        return Calibration.load(path)
-    if own_file().is_file():
-        return Calibration.load(own_file())
-    shipped = resources.files("parelu.private.cost") / SHIPPED
-    return _read(shipped.read_bytes(), "the calibration that ships")
+        found = Calibration.load(path)
+    elif own_file().is_file():
+        found = Calibration.load(own_file())
+    else:
+        shipped = resources.files("parelu.private.cost") / SHIPPED
+        found = _read(shipped.read_bytes(), "the calibration that ships")
+    if line := warning_of(found):
+        warnings.warn(line, stacklevel=2)
+    return found
 
 
 def warning_of(calibration: Calibration) -> str:

@@ -37,38 +37,17 @@ def fitted(rows: Sequence[tuple[Features, float]], floor: float = FLOOR) -> Fit:
     amounts = np.array([[features.get(name, 0.0) for name in names] for features, _ in rows], np.float64)
     seconds = np.array([each for _, each in rows])
     weights = 1 / (np.abs(seconds) + floor)
-    found = non_negative(amounts * weights[:, None], seconds * weights)
+    found = _non_negative(amounts * weights[:, None], seconds * weights)
     errors = _errors(amounts * weights[:, None], seconds * weights, found)
     return Fit(dict(zip(names, found.tolist(), strict=True)), dict(zip(names, errors.tolist(), strict=True)))
 
 
-def non_negative(left: Floats, right: Floats) -> Floats:
-    """The x ≥ 0 with the least |left·x − right| (Lawson and Hanson 1974, algorithm NNLS)."""
+def _non_negative(left: Floats, right: Floats) -> Floats:
+    """The x ≥ 0 with the least |left·x − right|; columns, of which none is 0, are made alike first."""
+    from scipy.optimize import nnls  # takes a second to import
+
     scale = np.linalg.norm(left, axis=0)
-    scale[scale == 0] = 1
-    left = left / scale
-    x, free = np.zeros(left.shape[1]), np.zeros(left.shape[1], bool)
-    while True:
-        gradient = left.T @ (right - left @ x)
-        gradient[free] = -np.inf
-        if free.all() or gradient.max() < 1e-10 * max(1.0, float(np.abs(right).max(initial=0))):
-            return x / scale
-        free[gradient.argmax()] = True
-        x = _feasible(left, right, x, free)
-
-
-def _feasible(left: Floats, right: Floats, x: Floats, free: NDArray[np.bool_]) -> Floats:
-    """The best x whose free coefficients are above zero; `free` loses those that are not."""
-    while True:
-        best = np.zeros_like(x)
-        best[free] = np.linalg.lstsq(left[:, free], right, rcond=None)[0]
-        bad = free & (best <= 0)
-        if not bad.any():
-            return best
-        step = (x[bad] / np.maximum(x[bad] - best[bad], 1e-300)).min()
-        x = x + step * (best - x)
-        free &= x > 1e-14
-        x[~free] = 0
+    return nnls(left / scale, right)[0] / scale
 
 
 def _errors(left: Floats, right: Floats, found: Floats) -> Floats:
