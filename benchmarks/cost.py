@@ -1,13 +1,15 @@
-"""What is predicted of private inference beside what is measured: networks that no calibration has seen.
+"""What is predicted of private inference beside what is measured: forty candidates that no calibration has seen.
 
     python benchmarks/cost.py                                  what benchmarks/cost.csv does not have yet
-    python benchmarks/cost.py --few                            one network a family, some minutes
+    python benchmarks/cost.py --part 1/4                       every fourth candidate, some minutes
     python benchmarks/cost.py --calibration one.json --out mine.csv runs/quickstart/candidates/snl-5000
     python benchmarks/cost.py --table                          of what stands there
+    python benchmarks/cost.py --memory                         peak memory of both parties, each in processes of its own
 
-Networks have fresh weights and random masks, or are candidates that are named: seconds need no training. A network is
-measured by the same two processes, one after another; medians of some queries after one that warms up. CPU seconds tell
-the model apart from the machine: what else runs there makes the client wait longer, and takes little CPU.
+Five networks of as many families with fresh weights, each under eight masks of the shapes that the methods make, or
+candidates that are named: seconds need no training. Each is measured on loopback, LAN and WAN by the same two
+processes; medians of some queries after one that warms up. CPU seconds tell the model apart from the machine, and
+`others` what other processes had of it meanwhile.
 """
 
 from __future__ import annotations
@@ -16,25 +18,35 @@ import argparse
 import csv
 import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from parelu.network.count import shared_skeleton
+from parelu.network.plan import Plan, SitePlan
+from parelu.network.sites import IDENTITY
 from parelu.network.spec import spec_of
+from parelu.network.steps import apply_steps, stages_of
 from parelu.private.cost.calibrate import PARTIES, cost_of
 from parelu.private.cost.calibration import Calibration, chosen, warning_of
+from parelu.private.cost.measure import undisturbed
 from parelu.private.cost.predict import PHASES, predict
 from parelu.private.engines.base import Options
 from parelu.private.engines.delphi import Delphi
 from parelu.private.engines.parties import Parties
-from parelu.runs.workload import Workload, trained_workload, untrained_workload
+from parelu.private.fresh import fresh, noise
+from parelu.private.lowering.lower import lower
+from parelu.private.lowering.lowered import Lowered
+from parelu.private.offline.mode import ring_for
+from parelu.runs.workload import trained_workload
 
 HERE = Path(__file__).parent
 ROWS = HERE / "cost.csv"
-IMAGES = 3
-KEY = ("network", "keep", "relu", "offline", "link", "batch")
+IMAGES = {"loopback": 9, "lan": 7, "wan": 3}
+KEY = ("network", "mask", "relu", "offline", "link")
 COLUMNS = (
     *KEY,
     "phase",
@@ -44,72 +56,140 @@ COLUMNS = (
     "bytes",
     "rounds",
     "exact",
+    "others",
 )
 
-# name, input; a tenth and all of the ReLUs
 NETWORKS: dict[str, tuple[int, int, int]] = {
-    "resnet10 m=8": (1, 8, 8),
-    "resnet20": (3, 32, 32),
-    "vgg16 m=16 (64 classifier)": (3, 32, 32),
-    "mobilenetv1 m=8": (3, 32, 32),
-    "hrn-2x5x3x m=8": (3, 32, 32),
-    "resnet18 m=16": (3, 32, 32),
+    "resnet18 m=6": (3, 32, 32),
+    "vgg16 m=6 (64 classifier)": (3, 32, 32),
+    "mobilenetv1 m=6": (3, 32, 32),
+    "wrn-10-2 m=6": (3, 32, 32),
+    "hrn-2x5x3x m=4": (3, 32, 32),
 }
-FEW = ("resnet10 m=8", "resnet20")
-SETTINGS = [
-    *(Options(relu, "dealer", link) for relu in ("sign", "fss", "full") for link in ("loopback", "lan", "wan")),
-    Options("sign", "hints"),
-    Options("sign", "hints", "wan"),
-    Options("sign", "seal"),
-    Options("sign", "hints", "lan", batch=3),
-]
+# ReLU protocol and offline mode, in turn; seven are prime to the masks and to the networks.
+SETTINGS = (
+    ("sign", "dealer"),
+    ("full", "dealer"),
+    ("fss", "dealer"),
+    ("sign", "hints"),
+    ("sign", "dealer"),
+    ("full", "hints"),
+    ("sign", "seal"),
+)
+MOST = {"full": 10_000, "seal": 10_000}  # ReLUs with which it is measured: with more, minutes on a WAN
 Row = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def rows_of(
-    parties: Parties, workload: Workload, key: Row, options: Options, calibration: Calibration
-) -> Iterator[Row]:
-    """Of both phases."""
-    prediction = predict(workload.lowered.program, options, calibration, workload.lowered)
-    costs = Delphi().measure(parties, workload.lowered, workload.images, options).costs
+def _drawn(shapes: Shapes, share: Callable[[float], float]) -> dict[str, Tensor]:
+    """share: of a site's ReLUs, by its depth from 0 to 1."""
+    generator, last = torch.Generator().manual_seed(0), max(1, len(shapes) - 1)
+    return {
+        name: torch.rand(shape, generator=generator) < share(number / last)
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def _whole(shapes: Shapes, kept: Callable[[int], bool]) -> dict[str, Tensor]:
+    """Whole sites."""
+    return {name: torch.full(shape, kept(number)) for number, (name, shape) in enumerate(shapes.items())}
+
+
+def _channels(shapes: Shapes) -> dict[str, Tensor]:
+    """Every third channel of each site."""
+    return {
+        name: (torch.arange(shape[0]) % 3 == 0).reshape(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
+        for name, shape in shapes.items()
+    }
+
+
+def _every(shapes: Shapes, step: int) -> dict[str, Tensor]:
+    """Every so-and-so-manyth position."""
+    return {name: (torch.arange(torch.Size(s).numel()) % step == 0).reshape(s) for name, s in shapes.items()}
+
+
+# What a method leaves of the ReLUs: its shape, not its accuracy.
+MASKS: dict[str, Callable[[Shapes], dict[str, Tensor]]] = {
+    "all": lambda shapes: _whole(shapes, lambda number: True),  # a teacher
+    "random": lambda shapes: _drawn(shapes, lambda depth: 0.1),
+    "uniform": lambda shapes: _every(shapes, 4),
+    "late": lambda shapes: _drawn(shapes, lambda depth: 0.02 + 0.5 * depth**2),  # snl, fisher, bcd, snip
+    "channels": _channels,  # channels, safenet
+    "sites": lambda shapes: _whole(shapes, lambda number: number % 2 == 0),  # senet, gated
+    "squares": lambda shapes: _drawn(shapes, lambda depth: 0.05),  # autorep, delphi: squares beside them
+}
+STAGES = "stages"  # deepreduce, deepreshape: by their steps
+
+
+def candidates() -> Iterator[tuple[str, str, str, str]]:
+    """(network, mask, ReLU protocol, offline mode)."""
+    settings = itertools.cycle(SETTINGS)
+    for name, mask in itertools.product(NETWORKS, (*MASKS, STAGES)):
+        relus = plan_of(name, mask).relus
+        relu, offline = next(s for s in settings if relus <= min(MOST.get(s[0], relus), MOST.get(s[1], relus)))
+        yield name, mask, relu, offline
+
+
+def plan_of(name: str, mask: str) -> Plan:
+    spec = spec_of(name, NETWORKS[name], 10)
+    if mask == STAGES:
+        first, second, *_ = stages_of(shared_skeleton(spec))
+        return apply_steps(spec, f"cull {first}; thin {second}").plan
+    plan = Plan.from_masks(MASKS[mask]({n: site.shape for n, site in shared_skeleton(spec).sites.items()}))
+    if mask != "squares":
+        return plan
+    square, identity = torch.tensor([0.1, 0.5, 0.1])[:, None], torch.tensor(IDENTITY)[:, None]
+    sites = enumerate(plan.sites.items())
+    return Plan(
+        {n: SitePlan(s.mask, (identity if k % 3 else square).repeat(1, s.mask.shape[0])) for k, (n, s) in sites}
+    )
+
+
+def lowered_of(name: str, mask: str, offline: str) -> Lowered:
+    candidate = fresh(spec_of(name, NETWORKS[name], 10), plan_of(name, mask))
+    images = noise(4, NETWORKS[name], seed=1)
+    return lower(candidate.network(), images, candidate.preprocessing, ring=ring_for(offline))
+
+
+def rows_of(parties: Parties, lowered: Lowered, key: Row, options: Options, calibration: Calibration) -> Iterator[Row]:
+    """Of the phases."""
+    prediction = predict(lowered.program, options, calibration, lowered)
+    images = noise(IMAGES[options.link], lowered.program.input_shape, seed=0)
+    costs, others = undisturbed(parties, lowered, images, options)
     for phase in PHASES:
         predicted, measured = getattr(prediction, phase), cost_of(costs, phase)
-        row: Row = {**key, "phase": phase, "low": predicted.low, "high": predicted.high}
+        row: Row = {**key, "phase": phase, "low": predicted.low, "high": predicted.high, "others": others}
         row |= {"predicted_seconds": predicted.seconds, "measured_seconds": measured.seconds}
         for party in PARTIES:
             row[f"predicted_cpu_{party}"], row[f"measured_cpu_{party}"] = predicted.cpu[party], measured.cpu[party]
         row |= {"bytes": sum(predicted.sent.values()), "rounds": predicted.rounds}
         row["exact"] = (dict(measured.sent), measured.rounds) == (dict(predicted.sent), predicted.rounds)
-        yield {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        yield {name: f"{value:.4g}" if type(value) is float else value for name, value in row.items()}
 
 
-def workloads(names: Sequence[str], offline: str) -> Iterator[tuple[str, str, Workload]]:
-    """(network, share of ReLUs kept, what is measured)."""
-    for name in names:
-        if (Path(name) / "candidate.json").exists():
-            yield name, "", trained_workload(Path(name), IMAGES, offline)
-            continue
-        for keep in ("1.0", "0.1"):
-            yield name, keep, untrained_workload(spec_of(name, NETWORKS[name], 10), float(keep), IMAGES, 0, offline)
+def asked(folders: Sequence[str], part: str) -> Iterator[tuple[Row, Lowered]]:
+    """Folders of candidates, or that part of those that are named here, with their programs."""
+    for folder in folders:
+        for relu, offline in SETTINGS[:4]:
+            key = dict(zip(KEY[:-1], (folder, "", relu, offline), strict=True))
+            yield key, trained_workload(Path(folder), 1, offline).lowered
+    number, of = map(int, part.split("/"))
+    for name, mask, relu, offline in itertools.islice(() if folders else candidates(), number - 1, None, of):
+        yield dict(zip(KEY[:-1], (name, mask, relu, offline), strict=True)), lowered_of(name, mask, offline)
 
 
-def measure(names: Sequence[str], out: Path, calibration: Calibration) -> None:
+def measure(found: Sequence[tuple[Row, Lowered]], out: Path, calibration: Calibration) -> None:
     """Fill the file, which is written after each measurement."""
     done = {tuple(row[name] for name in KEY) for row in read(out)}
     with Parties() as parties:
-        for offline, settings in itertools.groupby(SETTINGS, key=lambda options: options.offline):
-            asked = list(settings)
-            for name, keep, workload in workloads(names, offline):
-                for options in asked:
-                    key = dict(
-                        zip(KEY, (name, keep, options.relu, offline, options.link, str(options.batch)), strict=True)
-                    )
-                    if tuple(key.values()) in done:
-                        continue
-                    found = list(rows_of(parties, workload, key, options, calibration))
-                    append(out, found)
-                    for row in found:
-                        print(line(row), flush=True)
+        for candidate, lowered in found:
+            for link in IMAGES:
+                key = {**candidate, "link": link}
+                if tuple(key.values()) in done:
+                    continue
+                rows = list(rows_of(parties, lowered, key, Options(key["relu"], key["offline"], link), calibration))
+                append(out, rows)
+                print(*map(line, rows), sep="\n", flush=True)
 
 
 def line(row: Row) -> str:
@@ -161,19 +241,36 @@ def _error(row: Row, of: str) -> float:
     return abs(float(row[f"predicted_{of}"]) / float(row[f"measured_{of}"]) - 1)
 
 
+def memory(found: Sequence[tuple[Row, Lowered]], calibration: Calibration) -> str:
+    """Of each candidate by processes of its own, whose peak is then that of one network."""
+    lines = ["| candidate | client, MiB predicted | measured | server, predicted | measured |", "|---|---|---|---|---|"]
+    for key, lowered in found:
+        options = Options(key["relu"], key["offline"])
+        told = predict(lowered.program, options, calibration, lowered).memory
+        costs = Delphi().run(lowered, noise(2, lowered.program.input_shape, seed=0), options).costs
+        cells = (f"{told[party] / 2**20:.0f} | {getattr(costs, f'peak_mb_{party}'):.0f}" for party in PARTIES)
+        lines.append(f"| {', '.join(map(str, key.values()))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("candidates", nargs="*", help="folders of candidates, beside the networks that are named here")
-    parser.add_argument("--few", action="store_true", help=f"of the networks {' and '.join(FEW)} alone")
+    parser.add_argument("candidates", nargs="*", help="folders of candidates; left out, the forty that are named here")
+    parser.add_argument("--part", default="1/1", help="K/N: every Nth of the forty, from the Kth")
     parser.add_argument("--calibration", type=Path, help="left out, this user's own, or the one that ships")
     parser.add_argument("--out", type=Path, default=ROWS)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table:
         torch.set_num_threads(1)
         calibration = chosen(arguments.calibration)
         print(warning_of(calibration) or f"seconds of {calibration.machine}, {calibration.made}")
-        measure([*arguments.candidates, *(FEW if arguments.few else NETWORKS)], arguments.out, calibration)
+        found = list(asked(arguments.candidates, arguments.part))
+        if arguments.memory:
+            print(memory(found, calibration))
+            return
+        measure(found, arguments.out, calibration)
     print(table(read(arguments.out)))
 
 

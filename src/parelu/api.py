@@ -50,7 +50,7 @@ from parelu.private.rows import QUERIES, PrivateInference, Row
 from parelu.private.serving.client import Client
 from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.server import Server, ServerOptions
-from parelu.private.transport.link import link_of
+from parelu.private.transport.link import Link, link_of
 from parelu.private.transport.tls import make_certificates
 from parelu.report.beside import Beside, beside
 from parelu.report.tables import Axis, frontier_rows
@@ -385,8 +385,11 @@ def calibrate(links: Sequence[str] | None = None) -> Calibration:
 
     Warns where the machine is busy with something else.
 
-    links: to measure on as well, as `link_of` reads them; left out, LAN and WAN. Raises UserError for another.
+    links: to measure on as well, as `link_of` reads them; left out, LAN and WAN. Raises UserError for another, and for
+    loopback.
     """
+    if links is not None and Link() in map(link_of, links):
+        raise UserError("loopback is measured anyway: give the link of two machines, or leave it out for LAN and WAN")
     found = cases(LINKS if links is None else [str(link_of(link)) for link in links])
     if machine.load() > machine.cores() / 2:
         warnings.warn(

@@ -57,6 +57,7 @@ def test_calibrate_on_a_busy_machine_says_so(capsys, few, tmp_path, monkeypatch)
     ("arguments", "reason"),
     [
         (("--link", "0Mb/s,40ms"), "link '0Mb/s,40ms': '0Mb/s' is no number above zero"),
+        (("--link", "loopback"), "loopback is measured anyway: give the link of two machines, or leave it out"),
         (("--link", "dialup"), "link 'dialup': it is no known one"),
         (("--picture", "fit.jpg"), "fit.jpg is neither .png nor .svg"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -24,3 +25,23 @@ def processor() -> str:
 def load() -> float:
     """Processes that ran or waited for a core over the last minute; 0 where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def worked() -> float:
+    """CPU seconds of all processes so far, and of other machines on the same processor where those are told; 0 where
+    the system does not say."""
+    try:
+        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, *interrupts = map(int, first[1:9])  # the others are idle, and waiting for a disk
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
+def worked_by(processes: Iterable[int]) -> float:
+    """CPU seconds of these processes so far, by their ids; 0 where the system does not say."""
+    try:
+        after_names = (Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in processes)
+        return sum(int(fields[11]) + int(fields[12]) for fields in after_names) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0

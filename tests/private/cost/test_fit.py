@@ -23,8 +23,24 @@ def test_no_kind_of_work_takes_less_than_nothing():
 
 def test_relative_errors_count():
     """A second that is off by a tenth outweighs no microseconds."""
-    rows = [({"n": 1.0}, 1e-3), ({"n": 1000.0}, 2.0)]
-    assert 1.2e-3 < fitted(rows, floor=1e-9).coefficients["n"] < 1.8e-3
+    rows = [({"n": 1.0}, 1e-3), ({"n": 1000.0}, 1.1)]
+    assert 1.03e-3 < fitted(rows, floor=1e-9).coefficients["n"] < 1.07e-3
+
+
+def test_longer_and_shorter_by_the_same_factor_weigh_the_same():
+    rows = [({"n": float(n)}, 1e-2 * n * factor) for n in range(1, 10) for factor in (1.2, 1 / 1.2)]
+    assert fitted(rows).coefficients["n"] == pytest.approx(1e-2, rel=0.03)
+
+
+def test_what_was_disturbed_pulls_nothing():
+    rows = [({"n": float(n)}, 1e-2 * n * (1 + 0.05 * (n % 3 - 1))) for n in range(1, 31)]
+    disturbed = [(features, seconds * (8 if k % 6 == 0 else 1)) for k, (features, seconds) in enumerate(rows)]
+    assert fitted(disturbed).coefficients["n"] == pytest.approx(fitted(rows).coefficients["n"], rel=0.03)
+
+
+def test_what_is_known_is_not_fitted():
+    rows = [({"n": float(n), "known": 5.0 / n}, 0.1 * n + 5.0 / n) for n in range(1, 10)]
+    assert fitted(rows, known="known").coefficients == pytest.approx({"n": 0.1})
 
 
 def test_what_was_not_measured_is_no_zero():

@@ -16,10 +16,11 @@ from parelu.private.cost.measure import cases
 from parelu.private.cost.predict import PHASES, busy, predict, query
 from parelu.private.cost.programs import Layer, lowered
 from parelu.private.cost.traffic import total
-from parelu.private.cost.waiting import LINK, steps
+from parelu.private.cost.waiting import LINK, WAITED, over, steps
 from parelu.private.engines.base import Options
 from parelu.private.offline.mode import modes, ring_for
 from parelu.private.protocol.relu import relus
+from parelu.private.transport.link import link_of
 
 PARTIES = ("client", "server")
 TRUNCATIONS = [(name, "local") for name in relus()] + [(n, "exact") for n, relu in relus().items() if relu.truncates]
@@ -36,7 +37,8 @@ def calibration(beside=1.0, ratios=(1.0,)):
     fit = Fit(Every(), {})
     points = tuple(Point("a case", phase, ratio, 1.0) for phase in PHASES for ratio in ratios)
     work = dict.fromkeys(itertools.product(PHASES, PARTIES), fit)
-    waiting = dict.fromkeys(PHASES, Fit(Every({LINK: beside}), {}))
+    shares = {f"{LINK}, {how}": beside for how in (*relus(), *modes())}
+    waiting = dict.fromkeys(PHASES, Fit(Every({WAITED: 1.0, **shares}), {}))
     memory = {"client": 100.0, "server": 200.0}
     return Calibration(Machine("a", 2, "numba", "1"), "2026", work, waiting, memory, points)
 
@@ -83,7 +85,10 @@ def test_what_costs_more_is_predicted_to_take_longer(offline, relu):
 
     base, twice = of()[:2], of(batch=2)[:2]
     assert all(a < b < 2.0001 * a for a, b in zip(base, twice, strict=True)), "a batch shares its rounds"
-    assert all(a < b for a, b in zip(of(with_bits(program, 6))[:2], of(with_bits(program, 12))[:2], strict=True))
+    narrow, wide = (of(with_bits(program, bits))[:2] for bits in (6, 12))
+    assert all(a <= b for a, b in zip(narrow, wide, strict=True))
+    same = [relus()[relu].material_bytes(9, bits, 0, program.ring) for bits in (6, 12)]
+    assert (narrow == wide) == (same[0] == same[1]), "a circuit over the ring's bits takes the same"
     links = [of(link=link) for link in ("loopback", "10Gb/s,1us", "lan", "wan", "1Mb/s,40ms", "1Mb/s,400ms")]
     assert all(a < b for slow, fast in itertools.pairwise(reversed(links)) for a, b in zip(fast, slow, strict=True))
     found = predict(program, options, calibration())
@@ -102,12 +107,26 @@ def test_a_convolution_beside_a_sparse_activation_is_not_waited_for_twice():
     layers = busy("online", asked, calibration().work)
     beside = [each for each in layers if each.work.beside]
     assert len(beside) == 1
-    found = steps(layers, "sign")
+    found = steps(layers, asked.how)
     assert len(found) == len(layers) - 1
-    step = next(features for each, features in found if each.work.layer == beside[0].work.beside)
-    alone = next(each for each in layers if each.work.layer == beside[0].work.beside)
-    expected = sorted([alone.client, alone.server + beside[0].server])
-    assert [step["online: shorter, sign"], step["online: longer"]] == pytest.approx(expected)
+    step = next(each for each in found if each.layer.work.layer == beside[0].work.beside)
+    assert step.before == {"step": 1.0, "server, sign": step.layer.server}
+    assert (step.during, step.beside) == ({WAITED: step.layer.client}, beside[0].server)
+    longer = max(step.layer.client, beside[0].server)
+    assert step.at_once == {**step.before, WAITED: longer}
+
+
+def test_a_round_trip_hides_what_the_server_does_meanwhile():
+    """A follower that is slow is waited for on loopback, and not over a link of 40 ms."""
+
+    def slowed(factor, link):
+        made = calibration()
+        slow = Every(dict.fromkeys(("sparse multiply-add", "multiply-add", "column"), factor * 1e-06))
+        work = {**made.work, ("online", "server"): Fit(slow, {})}
+        return predict(everything(), Options(link=link), dataclasses.replace(made, work=work)).online.seconds
+
+    loopback, wan = (slowed(2, link) - slowed(1, link) for link in ("loopback", "wan"))
+    assert 0 < wan < loopback - 1e-3
 
 
 def test_the_shorter_of_work_and_link_is_hidden_as_measured():
@@ -122,6 +141,20 @@ def test_the_interval_is_that_of_the_calibrations_own_errors():
     ratios = np.linspace(0.8, 1.3, 101)
     online = predict(everything(), Options(), calibration(ratios=ratios)).online
     assert (online.low / online.seconds, online.high / online.seconds) == pytest.approx((0.825, 1.275))
+
+
+def test_a_link_takes_what_it_takes():
+    """What is not known of a query is its work: the interval is of that, over whatever link."""
+    made = calibration(ratios=np.linspace(0.8, 1.3, 101))
+    waits = total(query(everything(), Options()).sent, "online").waits
+    for link in ("lan", "wan", "1Mb/s,400ms"):
+        online = predict(everything(), Options(link=link), made).online
+        on_link = over(link_of(link), sum(online.sent.values()), waits)
+        work = online.seconds - on_link
+        assert work > 0
+        assert (online.high - online.seconds, online.seconds - online.low) == pytest.approx(
+            (0.275 * work, 0.175 * work)
+        )
 
 
 def test_what_cannot_be_predicted_is_one_line():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from parelu.private.cost.calibration import Calibration, Point, this_machine
@@ -10,7 +11,7 @@ from parelu.private.cost.fit import Fit, fitted
 from parelu.private.cost.measure import Observation
 from parelu.private.cost.predict import PHASES, busy, estimate
 from parelu.private.cost.traffic import total
-from parelu.private.cost.waiting import LINK, parts, steps, summed
+from parelu.private.cost.waiting import WAITED, parts, steps, summed
 from parelu.private.cost.work import ALL
 from parelu.private.offline.mode import Features
 from parelu.private.rows import Cost, Costs
@@ -34,12 +35,10 @@ def calibrated(observations: Sequence[Observation]) -> Calibration:
 
 
 def _memory(observations: Sequence[Observation]) -> dict[str, float]:
-    """Party → bytes of a process that has little of a network: its peak grows from one measurement to the next."""
-    peaks: dict[str, list[float]] = {party: [] for party in PARTIES}
-    for each in observations:
-        peaks["client"].append(each.costs.peak_mb_client or 0.0)
-        peaks["server"].append(each.costs.peak_mb_server or 0.0)
-    return {party: 2.0**20 * min(found) for party, found in peaks.items()}
+    """Party → bytes of a process beside a network, by the first: its peak grows from one measurement to the next."""
+    first = observations[0]
+    peaks = {"client": first.costs.peak_mb_client or 0.0, "server": first.costs.peak_mb_server or 0.0}
+    return {party: max(0.0, 2.0**20 * peaks[party] - first.query.kept[party]) for party in PARTIES}
 
 
 def cost_of(costs: Costs, phase: str) -> Cost:
@@ -62,8 +61,8 @@ def _of_observation(observation: Observation, phase: str, party: str) -> Iterato
     for each in observation.query.work:
         if each.phase == phase:
             does.setdefault(each.layer, []).append(getattr(each, party))
-    if list(does) == [ALL]:
-        yield summed(does[ALL]), cost_of(observation.costs, phase).cpu[party]
+    if ALL in does:
+        yield summed([*itertools.chain(*does.values())]), cost_of(observation.costs, phase).cpu[party]
         return
     for layer in observation.costs.layers or ():
         measured = getattr(layer, f"cpu_{party}")
@@ -77,16 +76,16 @@ def _waiting(observations: Sequence[Observation], phase: str, work: Mapping[tupl
     for each in observations:
         if each.query.link == Link():
             layers = busy(phase, each.query, work)
-            features = [features for _, features in steps(layers, each.query.how[phase])]
-            rows.append((summed(features), cost_of(each.costs, phase).seconds))
-    fit = fitted(rows)
+            features = summed([step.at_once for step in steps(layers, each.query.how)])
+            rows.append((features, cost_of(each.costs, phase).seconds))
+    fit = fitted(rows, known=WAITED)
+    fit = Fit({**fit.coefficients, WAITED: 1.0}, {**fit.errors, WAITED: 0.0})
     seen: Rows = []
     for each in observations:
         if each.query.link != Link():
-            rounds = total(each.query.sent, phase).rounds
-            layers = busy(phase, each.query, work)
-            longer, shorter = parts(layers, each.query.how[phase], fit, each.query.link, rounds)
-            seen.append(({LINK: shorter}, max(0.0, cost_of(each.costs, phase).seconds - longer)))
-    beside = fitted(seen) if seen else Fit({}, {})
+            layers, waits = busy(phase, each.query, work), total(each.query.sent, phase).waits
+            longer, shorter = parts(layers, each.query.how, fit, each.query.link, waits)
+            seen.append(({WAITED: longer, **shorter}, cost_of(each.costs, phase).seconds))
+    beside = fitted(seen, known=WAITED) if seen else Fit({}, {})
     share = {name: min(1.0, each) for name, each in beside.coefficients.items()}
     return Fit({**fit.coefficients, **share}, {**fit.errors, **beside.errors})

@@ -18,7 +18,7 @@ from parelu.network.machine import cores, processor
 from parelu.private.cost.fit import Fit
 from parelu.private.crypto.kernels import kernels
 
-FORMAT = "parelu-calibration-1"
+FORMAT = "parelu-calibration-2"
 LARGEST = 1 << 20  # bytes of the file
 NAME = "calibration.json"
 SHIPPED = "calibration.json"  # beside this file

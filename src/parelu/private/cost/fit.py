@@ -1,7 +1,8 @@
 """Seconds by kinds of work: least squares without negative coefficients, on relative errors.
 
-Of each party and phase its CPU seconds are fitted on what it does. What the client waits for is fitted on these: on
-what one party does after the other, on the longer of what both do at once, and on the shorter, as far as it is hidden.
+An error counts by its share of the geometric mean of what was measured and what is fitted, so that twice as long and
+half as long weigh the same: by shares of the measured seconds alone a fit is pulled below them. Beyond `USUAL` an error
+counts as it is, not squared (Huber's weights): what else a machine does makes some measurements far too long.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from parelu.private.offline.mode import Features
 
 FLOOR = 1e-4  # seconds below which an error counts as if it were this long
+USUAL = 0.2  # of the seconds
+TIMES = 20  # that the weights are made anew
 
 Floats = NDArray[np.float64]
 
@@ -31,14 +34,20 @@ class Fit:
         return sum(amount * self.coefficients[name] for name, amount in features.items() if amount)
 
 
-def fitted(rows: Sequence[tuple[Features, float]], floor: float = FLOOR) -> Fit:
-    """rows: what was done, and its seconds."""
-    names = sorted({name for features, _ in rows for name, amount in features.items() if amount})
+def fitted(rows: Sequence[tuple[Features, float]], floor: float = FLOOR, known: str = "") -> Fit:
+    """rows: what was done, and its seconds. known: a kind of work that is seconds already, and is not fitted."""
+    names = sorted({name for features, _ in rows for name, amount in features.items() if amount} - {known})
     amounts = np.array([[features.get(name, 0.0) for name in names] for features, _ in rows], np.float64)
-    seconds = np.array([each for _, each in rows])
-    weights = 1 / (np.abs(seconds) + floor)
-    found = _non_negative(amounts * weights[:, None], seconds * weights)
-    errors = _errors(amounts * weights[:, None], seconds * weights, found)
+    given = np.array([features.get(known, 0.0) for features, _ in rows])
+    measured = np.array([each for _, each in rows])
+    weights = 1 / (measured + floor)
+    found = np.zeros(len(names))
+    for _ in range(TIMES if names else 0):
+        found = _non_negative(amounts * weights[:, None], (measured - given) * weights)
+        fit = given + amounts @ found
+        weights = 1 / (np.sqrt(measured * fit) + floor)
+        weights /= np.sqrt(np.maximum(1, weights * np.abs(fit - measured) / USUAL))
+    errors = _errors(amounts * weights[:, None], (measured - given) * weights, found)
     return Fit(dict(zip(names, found.tolist(), strict=True)), dict(zip(names, errors.tolist(), strict=True)))
 
 
@@ -55,5 +64,7 @@ def _errors(left: Floats, right: Floats, found: Floats) -> Floats:
     free, errors = found > 0, np.zeros_like(found)
     spare = max(1, len(right) - int(free.sum()))
     variance = float(((left @ found - right) ** 2).sum()) / spare
-    errors[free] = np.sqrt(variance * np.diag(np.linalg.pinv(left[:, free].T @ left[:, free])))
+    scale = np.linalg.norm(left[:, free], axis=0)
+    alike = left[:, free] / scale
+    errors[free] = np.sqrt(variance * np.maximum(0.0, np.diag(np.linalg.pinv(alike.T @ alike)))) / scale
     return errors

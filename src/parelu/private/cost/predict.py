@@ -9,11 +9,12 @@ import numpy as np
 
 from parelu.errors import UserError
 from parelu.private.cost.calibration import Calibration, Point
+from parelu.private.cost.carried import carried
 from parelu.private.cost.fit import Fit
 from parelu.private.cost.memory import memory
 from parelu.private.cost.traffic import LayerTraffic, once, total, traffic
-from parelu.private.cost.waiting import Busy, seconds
-from parelu.private.cost.work import ALL, Work, work
+from parelu.private.cost.waiting import Busy, over, seconds
+from parelu.private.cost.work import ALL, RELUS, Work, work
 from parelu.private.engines.base import Options
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.lowering.program import Program
@@ -81,11 +82,18 @@ def query(program: Program, options: Options, lowered: Lowered | None = None) ->
     except ValueError as error:
         raise UserError(f"offline mode {options.offline} cannot run this network: {error}") from error
     coming = total(connection, "setup").to_client
-    features = {f"{mode.name}: connection": 1, f"{mode.name}: received": coming}
+    features = {f"{mode.name}: connection": 1, f"{mode.name}: received": coming, "op": len(program.ops)}
     setup = Work("setup", ALL, features, features)
     kept = memory(terms, mode, options.batch, options.queries)
-    how = {"setup": options.offline, "offline": options.offline, "online": options.relu}
-    return Query([setup, *does], [*connection, *sent], how, link_of(options.link), kept)
+    link = link_of(options.link)
+    how = {
+        "setup": options.offline,
+        "offline": options.offline,
+        "online": options.relu,
+        RELUS: f"{mode.relus_by or mode.name}: {relu.name}",
+    }
+    all_sent = [*connection, *sent]
+    return Query(carried([setup, *does], all_sent, link), all_sent, how, link, kept)
 
 
 def predict(program: Program, options: Options, calibration: Calibration, lowered: Lowered | None = None) -> Prediction:
@@ -102,14 +110,15 @@ def predict(program: Program, options: Options, calibration: Calibration, lowere
 def estimate(phase: str, asked: Query, calibration: Calibration) -> Estimate:
     layers, whole = busy(phase, asked, calibration.work), total(asked.sent, phase)
     try:
-        found = seconds(layers, asked.how[phase], calibration.waiting[phase], asked.link, whole.rounds)
+        found = seconds(layers, asked.how, calibration.waiting[phase], asked.link, whole.waits)
     except KeyError as error:
         raise _lacking(error) from error
     low, high = spread(calibration.points, phase)
+    here = found - min(found, over(asked.link, whole.to_client + whole.to_server, whole.waits))  # the link is as it is
     return Estimate(
         seconds=found,
-        low=low * found,
-        high=high * found,
+        low=found - (1 - low) * here,
+        high=found + (high - 1) * here,
         cpu={"client": sum(each.client for each in layers), "server": sum(each.server for each in layers)},
         sent={"client": whole.to_client, "server": whole.to_server},
         rounds=whole.rounds,
@@ -129,7 +138,8 @@ def busy(phase: str, asked: Query, fits: Mapping[tuple[str, str], Fit]) -> list[
         except KeyError as error:
             raise _lacking(error) from error
         sent = whole if each.layer == ALL else layers.pop(each.layer, None)
-        found.append(Busy(each, client, server, *((sent.to_client, sent.to_server) if sent else (0, 0))))
+        on_link = (sent.to_client, sent.to_server, sent.waits) if sent else (0, 0, 0)
+        found.append(Busy(each, client, server, *on_link))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,6 +58,30 @@ def lowered(shape: tuple[int, int, int], layers: Sequence[Layer], ring: Ring, cl
         ring=ring,
     )
     return Lowered(program, made.weights, ())
+
+
+def drawn(seed: int, most: int, bits: int = 17) -> tuple[tuple[int, int, int], tuple[Layer, ...]]:
+    """A network's images and layers: deep or shallow, wide or narrow, of some density of ReLUs.
+
+    most: ReLUs, but for one a layer; bits: of the widest.
+    """
+    rng = random.Random(seed)
+    side, channels, made = rng.choice((16, 32)), rng.choice((8, 12, 24)), 3
+    density, depth = rng.choice((1.0, 0.3, 0.1, 0.02)), rng.randint(6, 18)
+    shape, layers = (made, side, side), list[Layer]()
+    for position in range(depth):
+        stride = 2 if position and side > 4 and rng.random() < 0.25 else 1
+        channels, side = channels * stride, -(-side // stride)
+        kernel = rng.choice((3, 3, 3, 1))
+        groups = channels if made == channels and rng.random() < 0.15 else 1
+        width = rng.randint(8, bits)
+        size = channels * side * side
+        count = max(1, int(size * density * rng.uniform(0.5, 1.0))) if rng.random() < 0.9 else 0
+        count = min(count, most // depth)
+        squares = (size - count) // 20 if rng.random() < 0.1 else 0
+        layers.append(Layer(channels, kernel, stride, groups, relus=count, squares=squares, bits=width))
+        made = channels
+    return shape, tuple(layers)
 
 
 class _Writing:

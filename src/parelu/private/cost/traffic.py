@@ -27,14 +27,15 @@ Sent = tuple[str, str, Messages]  # with their phase and layer
 
 
 class LayerTraffic(NamedTuple):
-    """Of a layer in one phase, bytes with their headers. rounds: half of the turns from sending to receiving and back
-    that its messages begin with."""
+    """Of a layer in one phase, bytes with their headers. rounds: half of the client's turns from sending to receiving
+    and back that its messages begin with; waits: those to receiving, in which it waits for a round trip."""
 
     phase: str
     layer: str
     to_client: int
     to_server: int
     rounds: float
+    waits: int = 0
 
 
 def traffic(
@@ -60,10 +61,10 @@ def once(terms: Terms, mode: Mode, queries: int = QUERIES, lowered: Lowered | No
 def total(layers: Iterable[LayerTraffic], *phases: str) -> LayerTraffic:
     """Of all layers in these phases, or in all."""
     counted = [layer for layer in layers if not phases or layer.phase in phases]
-    down, up, rounds = (
-        (sum(values) for values in zip(*(layer[2:] for layer in counted), strict=True)) if counted else (0, 0, 0.0)
+    down, up, rounds, waits = (
+        (sum(values) for values in zip(*(layer[2:] for layer in counted), strict=True)) if counted else (0, 0, 0.0, 0)
     )
-    return LayerTraffic(", ".join(phases), "", int(down), int(up), rounds)
+    return LayerTraffic(", ".join(phases), "", int(down), int(up), rounds, int(waits))
 
 
 def _counted(sent: Iterable[Sent], *, was_sending: bool | None) -> list[LayerTraffic]:
@@ -71,13 +72,14 @@ def _counted(sent: Iterable[Sent], *, was_sending: bool | None) -> list[LayerTra
     found: dict[tuple[str, str], list[int]] = {}
     for phase, layer, messages in sent:
         is_sending = not messages.to_client
-        counts = found.setdefault((phase, layer), [0, 0, 0])
+        counts = found.setdefault((phase, layer), [0, 0, 0, 0])
         counts[is_sending] += messages.bytes
         counts[2] += is_sending != was_sending
+        counts[3] += is_sending != was_sending and not is_sending
         was_sending = is_sending
     return [
-        LayerTraffic(phase, layer, down, up, turns / 2)
-        for (phase, layer), (down, up, turns) in found.items()
+        LayerTraffic(phase, layer, down, up, turns / 2, waits)
+        for (phase, layer), (down, up, turns, waits) in found.items()
         if phase != UNCOUNTED
     ]
 

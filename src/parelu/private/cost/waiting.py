@@ -1,78 +1,115 @@
 """How long the client waits, of what both parties do: where one waits for the other, and where both work.
 
-Online an activation's round has both at work: the server sends its message in parts while the client reads them, and
-applies what it can of the next layer while the client answers. All else the client waits for. Offline both walk the
-program, each ahead of the other where it can.
+Online in the round of an activation the server opens, the client answers and the server closes; meanwhile the server
+applies what it can of the next layer. Offline both walk the program, each ahead of the other where it can; a dealer
+makes all of it first. All else the client waits for, and in each step for the other's process to wake up.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from parelu.private.cost.fit import Fit
-from parelu.private.cost.work import Work
+from parelu.private.cost.work import RELUS, Work
 from parelu.private.offline.mode import Features
 from parelu.private.transport.link import Link
 
+WAITED = "waited for"  # seconds that the client waits for as they are
+STEP = "step"
 LINK = "beside the link"  # the share of the shorter, of work and of bytes on the link, that is not hidden by the longer
 
 
 class Busy(NamedTuple):
-    """CPU seconds of each party in one layer, and bytes that it is sent there."""
+    """CPU seconds of each party in one layer, and bytes that it is sent there; waits: round trips that the client waits
+    for in it."""
 
     work: Work
     client: float
     server: float
     to_client: float = 0.0
     to_server: float = 0.0
+    waits: int = 0
+
+    @property
+    def bytes(self) -> float:
+        """Both ways."""
+        return self.to_client + self.to_server
 
 
-def steps(layers: Sequence[Busy], how: str) -> list[tuple[Busy, Features]]:
-    """For each step what the seconds of it are fitted on. how: the offline mode or the ReLU protocol, by which
-    differs what is hidden."""
+class Step(NamedTuple):
+    """What the client waits for in one layer.
+
+    before: seconds of work, by what they are fitted on; during: of what goes on while bytes are on the link; beside:
+    the server's seconds meanwhile, waited for only where they are longer than all of the latter.
+    """
+
+    layer: Busy
+    before: Features
+    during: Features
+    beside: float = 0.0
+
+    @property
+    def at_once(self) -> Features:
+        """All of it, where there is no link."""
+        longer = max(self.during.get(WAITED, 0.0), self.beside)
+        return summed([self.before, {**self.during, **({WAITED: longer} if longer else {})}])
+
+
+def steps(layers: Sequence[Busy], how: Mapping[str, str]) -> list[Step]:
+    """how: phase, or the ReLUs of one, → offline mode or ReLU protocol, by which differs what is hidden."""
     beside: defaultdict[str, float] = defaultdict(float)
     for each in layers:
         if each.work.beside:
             beside[each.work.beside] += each.server
-    found = []
-    for each in layers:
-        if each.work.beside:
-            continue
-        client, server = each.client, each.server + beside[each.work.layer]
-        if each.work.together:
-            features = {"longer": max(client, server), f"shorter, {how}": min(client, server)}
-        else:
-            features = {"in turn": client + server}
-        found.append((each, {f"{each.work.phase}: {name}": n for name, n in features.items()} | {"step": 1.0}))
-    return found
+    return [_step(each, named(each.work, how), beside[each.work.layer]) for each in layers if not each.work.beside]
 
 
-def parts(layers: Sequence[Busy], how: str, fit: Fit, link: Link, rounds: float) -> tuple[float, float]:
-    """(seconds of what takes longer, of what goes on meanwhile): in each step work or the link. Round trips are the
-    former's."""
-    longer, shorter = rounds * link.round_trip, 0.0
-    for each, features in steps(layers, how):
-        both = fit.seconds(features), over(link, each)
-        longer, shorter = longer + max(both), shorter + min(both)
-    return longer, shorter
+def named(work: Work, how: Mapping[str, str]) -> str:
+    return how[work.layer] if work.layer == RELUS else how[work.phase]
 
 
-def seconds(layers: Sequence[Busy], how: str, fit: Fit, link: Link, rounds: float) -> float:
-    """That the client waits over a link; rounds: messages there and back."""
-    longer, shorter = parts(layers, how, fit, link, rounds)
-    return longer + fit.coefficients.get(LINK, 1.0) * shorter
+def _step(layer: Busy, how: str, beside: float) -> Step:
+    shorter, longer = sorted((layer.client, layer.server))
+    if not layer.work.together:
+        return Step(layer, {STEP: 1.0, WAITED: layer.server}, {WAITED: layer.client})
+    if layer.work.phase == "online":
+        return Step(layer, {STEP: 1.0, f"server, {how}": layer.server}, {WAITED: layer.client}, beside)
+    if layer.work.layer == RELUS:
+        return Step(layer, {WAITED: longer, f"shorter, {how}": shorter}, {})
+    return Step(layer, {STEP: 1.0}, {f"longer, {how}": longer, f"shorter, {how}": shorter})
 
 
-def over(link: Link, each: Busy) -> float:
-    """Seconds that a layer's bytes take the link."""
-    return 8 * (each.to_client + each.to_server) / link.bandwidth if link.bandwidth else 0.0
+def parts(
+    layers: Sequence[Busy], how: Mapping[str, str], fit: Fit, link: Link, waits: int
+) -> tuple[float, dict[str, float]]:
+    """(seconds of what takes longer, of what goes on meanwhile, by name): in each step work or the link. waits: of the
+    phase."""
+    longer, shorter = 0.0, defaultdict[str, float](float)
+    for step in steps(layers, how):
+        work, bytes_ = fit.seconds(step.during), over(link, step.layer.bytes)
+        waited = max(step.beside, max(work, bytes_) + step.layer.waits * link.round_trip)
+        longer += fit.seconds(step.before) + waited
+        shorter[f"{LINK}, {named(step.layer.work, how)}"] += min(work, bytes_)
+        waits -= step.layer.waits
+    return longer + waits * link.round_trip, dict(shorter)
+
+
+def seconds(layers: Sequence[Busy], how: Mapping[str, str], fit: Fit, link: Link, waits: int) -> float:
+    """That the client waits over a link; waits: round trips."""
+    longer, shorter = parts(layers, how, fit, link, waits)
+    return longer + sum(fit.coefficients.get(name, 1.0) * each for name, each in shorter.items())
+
+
+def over(link: Link, count: float, waits: int = 0) -> float:
+    """Seconds that so many bytes and round trips take a link."""
+    return (8 * count / link.bandwidth if link.bandwidth else 0.0) + waits * link.round_trip
 
 
 def summed(features: Sequence[Features]) -> Mapping[str, float]:
     total: defaultdict[str, float] = defaultdict(float)
-    for name, amount in itertools.chain.from_iterable(each.items() for each in features):
-        total[name] += amount
+    for each in features:
+        for name, amount in each.items():
+            total[name] += amount
     return total

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 from parelu.private.crypto.kernels import kernels
 from parelu.private.lowering.layers import convolution
@@ -17,7 +18,7 @@ from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import Features, Mode
 from parelu.private.protocol.delphi import INPUT, LOCAL, OUTPUT, Terms
 
-ALL = "all"  # the layer of an offline phase
+ALL, RELUS = "all", "all ReLUs"  # the layers of an offline phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Work:
 
 def work(terms: Terms, mode: Mode, batch: int = 1, queries: int = 1) -> list[Work]:
     """Of a query of `batch` images; queries: as `engines.base.Options` has them."""
-    found = [_offline(terms, mode, batch, queries), *_online(terms)]
-    return [found[0], *(_times(each, batch) for each in found[1:])]
+    return [*_offline(terms, mode, batch, queries), *(_times(each, batch) for each in _online(terms))]
 
 
 def _times(work: Work, batch: int) -> Work:
@@ -47,29 +47,36 @@ def _times(work: Work, batch: int) -> Work:
     return dataclasses.replace(work, client=client, server=server)
 
 
-def _offline(terms: Terms, mode: Mode, batch: int, queries: int) -> Work:
-    client, server = (dict(features) for features in mode.work(terms.program, queries))
+def _offline(terms: Terms, mode: Mode, batch: int, queries: int) -> Iterator[Work]:
+    """All but the ReLUs, and these."""
+    program = terms.program
+    client, server = (dict(features) for features in mode.work(program, queries))
+    layers = sum(op.is_secret or isinstance(op, Activation) for op in program.ops)
+    query = {f"{mode.name}: query": 1, f"{mode.name}: layer": layers}
+    walked = {"value": sum(map(math.prod, program.shapes)), "op": len(program.ops)}
+    client |= query | walked
+    server |= query | (walked if mode.third_party else {})  # a dealer walks as the client will
+    yield _times(Work("offline", ALL, client, server, together=not mode.third_party), batch)
+    relus = defaultdict[str, float](float)
     maker = mode.relus_by or mode.name
-    for op in terms.program.ops:
+    for op in program.ops:
         if isinstance(op, Activation) and len(op.relus):
             for name, amount in _relus(terms, op).items():
-                for features in (client, server):
-                    features[f"{maker}: {name}"] = features.get(f"{maker}: {name}", 0) + amount
+                relus[f"{maker}: {name}"] += amount
             if terms.relu.compares and not mode.third_party:  # both parties grow whole trees
-                for features in (client, server):
-                    features[f"{maker}: node"] = features.get(f"{maker}: node", 0) + len(op.relus) * 2.0**op.bits
-    layers = sum(op.is_secret or isinstance(op, Activation) for op in terms.program.ops)
-    query = {f"{mode.name}: query": 1, f"{mode.name}: layer": layers}
-    client = {**client, **query, "value": sum(map(math.prod, terms.program.shapes))}
-    server = {**server, **query}
-    return _times(Work("offline", ALL, client, server, together=True), batch)
+                relus[f"{maker}: node"] += len(op.relus) * 2.0**op.bits
+    if relus:
+        yield _times(Work("offline", RELUS, relus, relus, together=not mode.third_party), batch)
 
 
 def _relus(terms: Terms, op: Activation) -> dict[str, float]:
-    """A polynomial of the bits that a ReLU works on, by protocol."""
-    count, (_, cut) = len(op.relus), terms.reads(op)
-    name, bits = terms.relu.name + (", exact" if cut else ""), min(op.bits + cut, terms.program.ring.bits)
-    return {f"{name}": count, f"{name} by bits": count * bits, f"{name} by bits²": count * bits**2}
+    """A site of ReLUs, how many they are, and bytes that the protocol says it sends and keeps for them: seconds grow
+    with the bits of a ReLU as these do."""
+    count, (_, cut), ring = len(op.relus), terms.reads(op), terms.program.ring
+    name = terms.relu.name + (", exact" if cut else "")
+    kept = terms.relu.material_bytes(count, op.bits, cut, ring)
+    opened = terms.relu.open_bytes(count, op.bits, cut, ring)
+    return {f"{name}, site": 1, name: count, f"{name}, byte opened": opened, f"{name}, byte kept": sum(kept)}
 
 
 def _online(terms: Terms) -> list[Work]:

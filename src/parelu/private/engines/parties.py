@@ -49,6 +49,11 @@ class Parties:
             process.communicate()
         self._processes = None
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of the processes that there are now."""
+        return tuple(process.pid for process in self._processes or ())
+
     def run(self, folder: Path, options: Options) -> tuple[Found, Found]:
         """What `_server` and `_client` find of the program and the images in a folder.
 

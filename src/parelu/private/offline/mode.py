@@ -140,8 +140,13 @@ class Mode(abc.ABC):
         are predicted from it (`parelu.private.cost`). queries: that the client expects to ask for."""
         outputs = sum(math.prod(program.shapes[n]) for n, op in enumerate(program.ops, start=1) if op.is_secret)
         both = {f"{self.name}: square": float(program.squares), f"{self.name}: output": float(outputs)}
-        macs = sum(layer.shape.macs for layer in layers(program))
-        return both, {**both, f"{self.name}: multiply-add": float(macs)}
+        shapes = [layer.shape for layer in layers(program)]
+        columns = sum(math.prod(s.kernel) * math.prod(s.output_size) * s.inputs for s in shapes)
+        once = {
+            f"{self.name}: multiply-add": float(sum(s.macs for s in shapes)),
+            f"{self.name}: column": float(columns),
+        }
+        return both, {**both, **once}
 
     @abc.abstractmethod
     def traffic(self, program: Program, queries: int, lowered: Lowered | None = None) -> OfflineTraffic:

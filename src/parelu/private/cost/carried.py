@@ -1,0 +1,36 @@
+"""What messages are to a party that receives them: bytes to copy, and a sleep before each that a link delays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from parelu.private.cost.traffic import LayerTraffic
+from parelu.private.cost.work import ALL, Work
+from parelu.private.offline.mode import Features
+from parelu.private.transport.link import Link
+
+WOKEN = "round after a sleep"
+WARM = 3e-3  # seconds of sleep after which half of its cost is due
+LONG = 1 << 24  # bytes of a message up to which memory for it is taken at once (`transport.channel`)
+
+
+def carried(does: Sequence[Work], sent: Sequence[LayerTraffic], link: Link) -> list[Work]:
+    """With what each party receives, and what it takes longer for after it has slept: its caches and its core have
+    cooled down by then."""
+    layers = {(each.phase, each.layer): [each] for each in sent}
+    found = []
+    for each in does:
+        key = each.phase, each.layer
+        own = [one for one in sent if one.phase == each.phase] if each.layer == ALL else layers.get(key, [])
+        woken = link.round_trip / (link.round_trip + WARM) * sum(one.waits for one in own)
+        client = {**each.client, **_received([one.to_client for one in own], link), WOKEN: woken}
+        server = {**each.server, **_received([one.to_server for one in own], link), WOKEN: woken}
+        found.append(dataclasses.replace(each, client=client, server=server))
+    return found
+
+
+def _received(counts: Sequence[int], link: Link) -> Features:
+    """counts: bytes."""
+    whole, long = sum(counts), sum(max(0, count - LONG) for count in counts)
+    return {"byte": whole, "byte of a long message": long, "byte over a link": whole if link.bandwidth else 0}
