@@ -1,6 +1,6 @@
 """Claims of the papers at the small scale: each recipe with several seeds, and whether what it shows points their way.
 
-    python benchmarks/tables.py run --seeds 0 1 2 --out runs/tables    two processes of one thread; goes on
+    python benchmarks/tables.py run --seeds 0 1 2 --out runs/tables    a recipe a core; goes on
     python benchmarks/tables.py collect --out runs/tables              test accuracies into benchmarks/tables.csv
     python benchmarks/tables.py table                                  of benchmarks/tables.csv, a row a contrast
     python benchmarks/tables.py points                                 the same file, a row a network
@@ -21,6 +21,7 @@ import dataclasses
 import itertools
 import math
 import os
+import queue
 import re
 import statistics
 import subprocess
@@ -114,7 +115,7 @@ CLAIMS = (
         "deepreshape/figure12",
         "at equal ReLUs StageCh over BaseCh; HybReNet as good with fewer ReLUs",
         (
-            Contrast("StageCh 4x4x4x − BaseCh", "4x4x4x: teacher", r"m=\d+: teacher"),
+            Contrast("StageCh 4x4x4x − BaseCh", "4x4x4x.*: teacher", r"^resnet18 m=\d+: teacher"),
             Contrast("HRN-5x5x3x − BaseCh", "hrn-5x5x3x.*: teacher", r"^resnet18 m=\d+: teacher"),
         ),
         networks=("hrn-5x5x3x m=16", "resnet18 m=16 4x4x4x", "resnet18 m=32", "resnet18 m=64"),
@@ -122,7 +123,7 @@ CLAIMS = (
     Claim(
         "deepreshape/figure13",
         "ReLU-reuse over channel and map scaling, 1 to 3 points",
-        (Contrast("ReLU-reuse − scaling", r"s4(-reuse-\d+)?$", r"s4(-(channels|fmap).*)?$", "fewest"),),
+        (Contrast("ReLU-reuse − scaling", r"_reuse-\d+$", "_(channels|fmap)-0.5$"),),
         networks=("hrn-2x5x3x m=16",),
         methods=("steps",),
     ),
@@ -130,9 +131,9 @@ CLAIMS = (
         "deepreshape/figure6",
         "capacity decides at many ReLUs (4x4x4x ahead), the share of stage 1 at few (2x2x2x ahead)",
         (
-            Contrast("4x4x4x − 2x2x2x, most ReLUs", "4x4x4x: snl$", r"resnet18 m=\d+: snl$", "most"),
-            Contrast("2x2x2x − 4x4x4x, fewest ReLUs", r"resnet18 m=\d+: snl$", "4x4x4x: snl$", "fewest"),
-            Contrast("2x2x2x − 3x7x2x, fewest ReLUs", r"resnet18 m=\d+: snl$", "3x7x2x: snl$", "fewest"),
+            Contrast("4x4x4x − 2x2x2x, most ReLUs", "4x4x4x.*: snl$", r"^resnet18 m=\d+: snl$", "most"),
+            Contrast("2x2x2x − 4x4x4x, fewest ReLUs", r"^resnet18 m=\d+: snl$", "4x4x4x.*: snl$", "fewest"),
+            Contrast("2x2x2x − 3x7x2x, fewest ReLUs", r"^resnet18 m=\d+: snl$", "3x7x2x.*: snl$", "fewest"),
         ),
         methods=("snl",),
     ),
@@ -154,13 +155,19 @@ class Trained:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    asked = [(claim, seed) for seed in arguments.seeds for claim in CLAIMS if claim.recipe in arguments.recipes]
-    with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
-        for claim, seed, code in pool.map(lambda pair: _run(*pair, Path(arguments.out)), asked):
+    """A recipe a core: two trainings of one thread each do more than one of two."""
+    known = {claim.recipe: claim for claim in CLAIMS}
+    asked = [(known[recipe], seed) for seed in arguments.seeds for recipe in arguments.recipes]
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in os.sched_getaffinity(0):
+        free.put(core)
+    with concurrent.futures.ThreadPoolExecutor(free.qsize()) as pool:
+        for claim, seed, code in pool.map(lambda pair: _run(*pair, Path(arguments.out), free), asked):
             print(f"{claim.recipe}, seed {seed}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
 
 
-def _run(claim: Claim, seed: int, out: Path) -> tuple[Claim, int, int]:
+def _run(claim: Claim, seed: int, out: Path, free: queue.SimpleQueue[int]) -> tuple[Claim, int, int]:
+    core = free.get()
     log = out / "logs" / f"{claim.recipe.replace('/', '-')}-{seed}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "parelu", "recipe", *claim.arguments, "--seeds", str(seed)]
@@ -171,7 +178,9 @@ def _run(claim: Claim, seed: int, out: Path) -> tuple[Claim, int, int]:
             stdout=file,
             stderr=subprocess.STDOUT,
             check=False,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
+    free.put(core)
     return claim, seed, done.returncode
 
 
@@ -284,11 +293,11 @@ def plus_minus(values: Sequence[float], form: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [claim.recipe for claim in CLAIMS]
     parser.add_argument("action", choices=("run", "collect", "table", "points"))
     parser.add_argument("--out", default="runs/tables")
-    parser.add_argument("--recipes", nargs="+", default=[claim.recipe for claim in CLAIMS])
+    parser.add_argument("--recipes", nargs="+", choices=known, default=known, metavar="RECIPE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     {"run": run, "collect": collect, "table": table, "points": points}[arguments.action](arguments)
 

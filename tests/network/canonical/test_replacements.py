@@ -90,7 +90,20 @@ def test_a_gate_on_channels_goes_with_all_that_only_it_reads(gate, spread):
 
 def test_a_product_of_maps_is_no_gate():
     network = instrument(Calls(lambda m, x: x * x.flip(1)).eval(), SHAPE, replacements.parsed("se=none"))
-    assert not network.notes
+    assert not network.is_replaced
+
+
+@pytest.mark.parametrize(
+    ("replace", "notes"),
+    [
+        ("gelu=relu,se=none", ("network: there is nothing to replace (gelu, se)",)),
+        ("relu6=relu", ("network: ReLU6 became a ReLU; finetune the network with it",)),
+        ("relu6=relu,gelu=relu", ("network: ReLU6 became a ReLU; finetune the network with it",)),
+    ],
+)
+def test_replacements_of_what_is_not_there_are_named(replace, notes):
+    network = instrument(Calls(lambda m, x: F.relu6(x)).eval(), SHAPE, replacements.parsed(replace))
+    assert network.notes == notes
 
 
 GATES = {
@@ -137,7 +150,7 @@ def test_no_quadratic_of_the_same_degree_is_closer():
 def test_a_swish_and_a_sigmoid_of_a_map_are_no_gates():
     for call in (lambda m, x: x * torch.sigmoid(x), lambda m, x: torch.sigmoid(x * 1.702) * x):
         network = instrument(Calls(call).eval(), SHAPE, replacements.parsed("se=quadratic"))
-        assert len(network.notes) == 1 and "silu is piecewise linear" in network.notes[0]
+        assert "silu is piecewise linear" in network.notes[0] and not network.is_replaced
         network = instrument(Calls(call).eval(), SHAPE, {"se": "quadratic"}, keeps_smooth=True)
         (problem,) = ops.unsupported(network)
         assert problem.op == "sigmoid" and problem.replacements == [("silu", "relu")]

@@ -29,6 +29,7 @@ class Builder:
     Attributes:
         notes: what was changed, one sentence each.
         replaced: whether anything was changed that changes the outputs.
+        kinds: of replacements that found something.
         approximated: what stands for a function but for a small error → what it reads, and the function.
         left_out: what the network did with its logits at the end.
         modules: path → module, as traced: a rule may have put another in its place since.
@@ -39,6 +40,7 @@ class Builder:
     network: fx.GraphModule
     notes: list[str] = dataclasses.field(default_factory=list)
     replaced: bool = False
+    kinds: set[str] = dataclasses.field(default_factory=set)
     approximated: dict[fx.Node, tuple[fx.Node, Callable[[Tensor], Tensor]]] = dataclasses.field(default_factory=dict)
     left_out: Callable[[Tensor], Tensor] = lambda logits: logits
     node: fx.Node = dataclasses.field(init=False)

@@ -52,6 +52,7 @@ def canonical(
             _rewrite(node, builder, rules)
         _erase_unread(traced)
         builder.restore()
+    replacements.note_if_idle(replace or {}, builder)
     traced.graph.lint()
     traced.recompile()
     return builder

@@ -63,8 +63,25 @@ def rules(replace: Mapping[str, str]) -> dict[Any, Rule]:
     found: dict[Any, list[Rule]] = {}
     for pair in replace.items():
         for target, rule in REPLACEMENTS[pair].items():
-            found.setdefault(target, []).append(rule)
+            found.setdefault(target, []).append(_noted(rule, pair[0]))
     return {target: _first(several) for target, several in found.items()}
+
+
+def _noted(rule: Rule, kind: str) -> Rule:
+    def noted(node: fx.Node, builder: Builder) -> fx.Node | None:
+        result = rule(node, builder)
+        if result is not None:
+            builder.kinds.add(kind)
+        return result
+
+    return noted
+
+
+def note_if_idle(replace: Mapping[str, str], builder: Builder) -> None:
+    """Say it where a user's replacements found none of the ops that they are for."""
+    if replace and builder.kinds.isdisjoint(replace):
+        kinds = ", ".join(replace) if len(replace) < len(ALL) else "all"
+        builder.notes.append(f"network: there is nothing to replace ({kinds})")
 
 
 def _first(several: list[Rule]) -> Rule:
