@@ -1,6 +1,7 @@
 """Accuracy, ranges, slopes' gradients and recalibrated batch-norms, each against its definition written out."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from small_networks import SHORT, network, quadratic
 from torch import nn
 
 from parelu import data
-from parelu.training.evaluation import accuracy, ranges, recalibrate, slope_gradients
+from parelu.training.evaluation import accuracy, ranges, recalibrate, slope_gradients, unbounded
 
 
 class Slope(nn.Module):
@@ -67,12 +68,24 @@ def test_ranges_are_those_of_the_inputs_of_squares(digits):
     assert all(len(site._forward_pre_hooks) == 1 for site in net.sites.values()), "it leaves nothing behind"
 
 
-def test_a_range_that_is_not_finite_in_one_batch_is_not(digits):
-    net, calls = quadratic(network()), iter(range(99))
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_images_that_are_not_finite_are_wrong_and_in_no_range(digits, bad):
+    """Of four batches the second is lost; the others are as they would be alone."""
+    net, split = quadratic(network()), digits.validation
     conv = next(module for module in net.modules() if isinstance(module, torch.nn.Conv2d))
-    conv.register_forward_hook(lambda module, args, out: out * (torch.nan if next(calls) == 1 else 1))
-    found = ranges(net, digits.validation, digits, batch=50)
-    assert all(math.isnan(low) and math.isnan(high) for low, high in found.values())
+    kept = [i for i in range(len(split)) if not 50 <= i < 100]
+    rest = dataclasses.replace(split, images=split.images[kept], labels=split.labels[kept])
+    expected, right = ranges(net, rest, digits), accuracy(net, rest, digits) * len(rest)
+    for found in (ranges, accuracy, unbounded):
+        calls = itertools.count()
+        hook = conv.register_forward_hook(lambda module, args, out, c=calls: out * (bad if next(c) == 1 else 1))
+        value = found(net, split, digits, batch=50)
+        hook.remove()
+        if found is ranges:
+            assert list(value) == list(expected)
+            torch.testing.assert_close(torch.tensor(list(value.values())), torch.tensor(list(expected.values())))
+        else:
+            assert value == pytest.approx(right / len(split) if found is accuracy else 5000 / len(split))
 
 
 def test_recalibrated_statistics_do_not_follow_one_image(digits):

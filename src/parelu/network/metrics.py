@@ -83,6 +83,7 @@ class Metrics:
         epochs, seconds: of its training.
         job: digest of all that decides the outcome.
         ranges: site with squares → least and greatest input over the validation images; None without squares.
+        unbounded: validation images in percent on which squares grow until the logits are not finite; None for none.
     """
 
     method: str = "train"
@@ -112,6 +113,7 @@ class Metrics:
     seconds: float
     job: str
     ranges: Mapping[str, tuple[float, float]] | None = None
+    unbounded: float | None = None
 
     @classmethod
     def of(cls, tags: Tags, counts: Counts, **others: Any) -> Metrics:
@@ -137,11 +139,12 @@ class Metrics:
         needed = {name: value for name, value in vars(self).items() if name not in _OPTIONAL}
         stages = {name: vars(stage) for name, stage in self.stages.items()}
         origin = {name: needed.pop(name) for name in ("method", "steps", "budget")}
-        ranges = {} if self.ranges is None else {"ranges": self.ranges}
-        return {**origin, **_optional(self), **needed, "stages": stages, **ranges}
+        squares = {name: value for name in _OF_SQUARES if (value := getattr(self, name)) is not None}
+        return {**origin, **_optional(self), **needed, "stages": stages, **squares}
 
 
-_OPTIONAL = ("note", "searched", "limits", "foretold", "ranges")
+_OF_SQUARES = ("ranges", "unbounded")
+_OPTIONAL = ("note", "searched", "limits", "foretold", *_OF_SQUARES)
 
 
 def _optional(of: Tags | Metrics) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from parelu.network.spec import Spec
 from parelu.network.weights import fit_weights
 from parelu.runs.folder import Run
 from parelu.training.batches import device
-from parelu.training.evaluation import accuracy, ranges, recalibrate
+from parelu.training.evaluation import accuracy, ranges, recalibrate, unbounded
 from parelu.training.history import Epoch
 from parelu.training.loop import Progress, train
 from parelu.training.objectives import CrossEntropy
@@ -149,17 +148,6 @@ def borrow(run: Run, job: Job, lenders: Sequence[Path]) -> None:
                     return
 
 
-def _finite(job: Job, found: Mapping[str, tuple[float, float]]) -> Mapping[str, tuple[float, float]]:
-    """The ranges of a network with squares; training images may have stayed finite where others do not."""
-    for site, (low, high) in found.items():
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise UserError(
-                f"{job.name}: on images that it was not trained on, its squares feed on each other until {site} is not "
-                "finite; give --degree 1, or train with a lower rate, in a new run folder"
-            )
-    return found
-
-
 def evaluated(
     network: Network,
     job: Job,
@@ -185,7 +173,8 @@ def evaluated(
         epochs=len(history),
         seconds=sum(epoch.seconds for epoch in history),
         job=identity(job),
-        ranges=_finite(job, ranges(network, dataset.validation, dataset)) if job.plan.squares else None,
+        ranges=ranges(network, dataset.validation, dataset) if job.plan.squares else None,
+        unbounded=(unbounded(network, dataset.validation, dataset) or None) if job.plan.squares else None,
     )
     preprocessing = {
         "dataset": dataset.name,

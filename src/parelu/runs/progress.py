@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from parelu.methods.jobs import Task
 from parelu.network.candidate import Candidate
+from parelu.network.metrics import Metrics
 from parelu.training.loop import Progress as Step
 
 
@@ -59,9 +60,7 @@ class TerminalProgress:
             self.bars.remove_task(self.tasks.pop(name))  # pyright: ignore[reportArgumentType]
         self.done[name] = self.costs[name]
         self._update_total()
-        accuracy = f", {candidate.metrics.validation_accuracy:.1f} % validation" if candidate.metrics else ""
-        line = f"{name}: {candidate.plan.relus:,} ReLUs{accuracy}"
-        self.console.print(f"  {line}{' (already there)' if resumed else ''}", soft_wrap=True)
+        self.console.print(f"  {name}: {said(candidate)}{' (already there)' if resumed else ''}", soft_wrap=True)
 
     def _update_total(self) -> None:
         done, total = sum(self.done.values()), sum(self.costs.values())
@@ -69,6 +68,16 @@ class TerminalProgress:
         left = spent / done * (total - done) if done else 0
         note = f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
         self.bars.update(self.total, completed=done, note=note if done else "")
+
+
+def said(candidate: Candidate) -> str:
+    """Of a network that is finished: its ReLUs, and what was measured of it."""
+    metrics, words = candidate.metrics, [f"{candidate.plan.relus:,} ReLUs"]
+    if metrics:
+        words.append(f"{metrics.validation_accuracy:.1f} % validation")
+    if isinstance(metrics, Metrics) and metrics.unbounded:
+        words.append(f"squares grow without bound on {metrics.unbounded:.2g} % of the images")
+    return ", ".join(words)
 
 
 @contextlib.contextmanager

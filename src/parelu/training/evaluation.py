@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,28 @@ from parelu.training.schedule import Training
 
 
 def accuracy(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> float:
-    """Top-1 accuracy in percent of a network, in evaluation mode."""
+    """Top-1 accuracy in percent of a network, in evaluation mode; images whose logits are not finite count as wrong."""
+    right = 0
+    for logits, labels in _outputs(network, split, dataset, batch):
+        right += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
+    return 100 * right / len(split)
+
+
+def unbounded(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> float:
+    """Images in percent whose logits are not finite, in evaluation mode: squares in a row grow without bound."""
+    lost = sum(int((~logits.isfinite().all(1)).sum()) for logits, _ in _outputs(network, split, dataset, batch))
+    return 100 * lost / len(split)
+
+
+def _outputs(network: Network, split: Images, dataset: Dataset, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, in evaluation mode, of batches in order."""
     was_training = network.training
     network.eval().to(device())
-    right = 0
     with torch.no_grad(), autocast():
         for images, labels in split.in_order(batch):
             pixels = data.normalise(images.to(device()), dataset.mean, dataset.std)
-            predicted = network(fit(pixels, network)).argmax(1)
-            right += int((predicted == labels.to(device())).sum())
+            yield network(fit(pixels, network)), labels.to(device())
     network.train(was_training)
-    return 100 * right / len(split)
 
 
 def recalibrate(network: Network, dataset: Dataset, training: Training, seed: int, batches: int = 40) -> None:
@@ -56,13 +68,19 @@ def recalibrate(network: Network, dataset: Dataset, training: Training, seed: in
 
 
 def ranges(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> dict[str, tuple[float, float]]:
-    """Site with squares → least and greatest input over the images of a split, in evaluation mode."""
+    """Site with squares → least and greatest input over the images of a split, in evaluation mode.
+
+    Without images whose input there is not finite; a site where none is left is left out.
+    """
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def extend(site: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        low, high = torch.aminmax(inputs[0])
-        before = found.get(str(site.name), (low, high))
-        found[str(site.name)] = (torch.minimum(before[0], low), torch.maximum(before[1], high))  # NaN stays
+        images = inputs[0].flatten(1)
+        images = images[images.isfinite().all(1)]
+        if len(images):
+            low, high = torch.aminmax(images)
+            before = found.get(str(site.name), (low, high))
+            found[str(site.name)] = (torch.minimum(before[0], low), torch.maximum(before[1], high))
 
     plan = Plan.of(network)
     squared = [site for name, site in network.sites.items() if plan.sites[name].squares]
