@@ -45,7 +45,7 @@ from parelu.runs.workload import trained_workload
 
 HERE = Path(__file__).parent
 ROWS = HERE / "cost.csv"
-IMAGES = {"loopback": 9, "lan": 7, "wan": 3}
+IMAGES = {"loopback": 7, "lan": 5, "wan": 2}
 KEY = ("network", "mask", "relu", "offline", "link")
 COLUMNS = (
     *KEY,

@@ -70,13 +70,14 @@ def _offline(terms: Terms, mode: Mode, batch: int, queries: int) -> Iterator[Wor
 
 
 def _relus(terms: Terms, op: Activation) -> dict[str, float]:
-    """A site of ReLUs, how many they are, and bytes that the protocol says it sends and keeps for them: seconds grow
-    with the bits of a ReLU as these do."""
+    """A site of ReLUs and its bits, which protocols walk one by one, how many ReLUs there are, and bytes that the
+    protocol says it sends and keeps for them: seconds of a ReLU grow with its bits as these do."""
     count, (_, cut), ring = len(op.relus), terms.reads(op), terms.program.ring
     name = terms.relu.name + (", exact" if cut else "")
     kept = terms.relu.material_bytes(count, op.bits, cut, ring)
     opened = terms.relu.open_bytes(count, op.bits, cut, ring)
-    return {f"{name}, site": 1, name: count, f"{name}, byte opened": opened, f"{name}, byte kept": sum(kept)}
+    site = {f"{name}, site": 1, f"{name}, bit of a site": min(op.bits + cut, ring.bits)}
+    return {**site, name: count, f"{name}, byte opened": opened, f"{name}, byte kept": sum(kept)}
 
 
 def _online(terms: Terms) -> list[Work]:
