@@ -3,13 +3,14 @@
     python benchmarks/cost.py                                  what benchmarks/cost.csv does not have yet
     python benchmarks/cost.py --part 1/4                       every fourth candidate, some minutes
     python benchmarks/cost.py --calibration one.json --out mine.csv runs/quickstart/candidates/snl-5000
+    python benchmarks/cost.py --predict                        predictions of what stands there anew, by a calibration
     python benchmarks/cost.py --table                          of what stands there
     python benchmarks/cost.py --memory                         peak memory of both parties, each in processes of its own
 
 Five networks of as many families with fresh weights, each under eight masks of the shapes that the methods make, or
 candidates that are named: seconds need no training. Each is measured on loopback, LAN and WAN by the same two
-processes; medians of some queries after one that warms up. CPU seconds tell the model apart from the machine, and
-`others` what other processes had of it meanwhile.
+processes; medians of some queries after one that warms up. CPU seconds tell the model apart from the machine, `others`
+is the share that other processes had of it meanwhile, `pace` how much slower it was than at its fastest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import csv
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps, stages_of
 from parelu.private.cost.calibrate import PARTIES, cost_of
 from parelu.private.cost.calibration import Calibration, chosen, warning_of
-from parelu.private.cost.measure import undisturbed
-from parelu.private.cost.predict import PHASES, predict
+from parelu.private.cost.measure import Undisturbed
+from parelu.private.cost.predict import PHASES, Estimate, predict
 from parelu.private.engines.base import Options
 from parelu.private.engines.delphi import Delphi
 from parelu.private.engines.parties import Parties
@@ -57,6 +58,7 @@ COLUMNS = (
     "rounds",
     "exact",
     "others",
+    "pace",
 )
 
 NETWORKS: dict[str, tuple[int, int, int]] = {
@@ -151,20 +153,44 @@ def lowered_of(name: str, mask: str, offline: str) -> Lowered:
     return lower(candidate.network(), images, candidate.preprocessing, ring=ring_for(offline))
 
 
-def rows_of(parties: Parties, lowered: Lowered, key: Row, options: Options, calibration: Calibration) -> Iterator[Row]:
+def rows_of(
+    measuring: Undisturbed, lowered: Lowered, key: Row, options: Options, calibration: Calibration
+) -> Iterator[Row]:
     """Of the phases."""
     prediction = predict(lowered.program, options, calibration, lowered)
     images = noise(IMAGES[options.link], lowered.program.input_shape, seed=0)
-    costs, others = undisturbed(parties, lowered, images, options)
+    found = measuring(lowered, images, options)
     for phase in PHASES:
-        predicted, measured = getattr(prediction, phase), cost_of(costs, phase)
-        row: Row = {**key, "phase": phase, "low": predicted.low, "high": predicted.high, "others": others}
-        row |= {"predicted_seconds": predicted.seconds, "measured_seconds": measured.seconds}
-        for party in PARTIES:
-            row[f"predicted_cpu_{party}"], row[f"measured_cpu_{party}"] = predicted.cpu[party], measured.cpu[party]
+        predicted, measured = getattr(prediction, phase), cost_of(found.costs, phase)
+        row: Row = {**key, "phase": phase, **told(predicted), "measured_seconds": measured.seconds}
+        row |= {"others": found.others, "pace": found.pace}
+        row |= {f"measured_cpu_{party}": measured.cpu[party] for party in PARTIES}
         row |= {"bytes": sum(predicted.sent.values()), "rounds": predicted.rounds}
         row["exact"] = (dict(measured.sent), measured.rounds) == (dict(predicted.sent), predicted.rounds)
-        yield {name: f"{value:.4g}" if type(value) is float else value for name, value in row.items()}
+        yield rounded(row)
+
+
+def told(predicted: Estimate) -> Row:
+    """Of one phase, what a calibration says."""
+    cpu = {f"predicted_cpu_{party}": predicted.cpu[party] for party in PARTIES}
+    return {"predicted_seconds": predicted.seconds, "low": predicted.low, "high": predicted.high, **cpu}
+
+
+def rounded(row: Row) -> Row:
+    return {name: f"{value:.4g}" if type(value) is float else value for name, value in row.items()}
+
+
+def predict_again(out: Path, calibration: Calibration) -> None:
+    """The predictions in a file by this calibration; what was measured stays."""
+    rows = read(out)
+    for key, group in itertools.groupby(rows, key=lambda row: tuple(row[name] for name in KEY[:-1])):
+        lowered = lowered_of(key[0], key[1], key[3])
+        for row in group:
+            options = Options(row["relu"], row["offline"], row["link"])
+            prediction = predict(lowered.program, options, calibration, lowered)
+            row |= rounded(told(getattr(prediction, row["phase"])))
+    out.unlink()
+    append(out, rows)
 
 
 def asked(folders: Sequence[str], part: str) -> Iterator[tuple[Row, Lowered]]:
@@ -182,12 +208,13 @@ def measure(found: Sequence[tuple[Row, Lowered]], out: Path, calibration: Calibr
     """Fill the file, which is written after each measurement."""
     done = {tuple(row[name] for name in KEY) for row in read(out)}
     with Parties() as parties:
+        measuring = Undisturbed(parties)
         for candidate, lowered in found:
             for link in IMAGES:
                 key = {**candidate, "link": link}
                 if tuple(key.values()) in done:
                     continue
-                rows = list(rows_of(parties, lowered, key, Options(key["relu"], key["offline"], link), calibration))
+                rows = list(rows_of(measuring, lowered, key, Options(key["relu"], key["offline"], link), calibration))
                 append(out, rows)
                 print(*map(line, rows), sep="\n", flush=True)
 
@@ -241,7 +268,7 @@ def _error(row: Row, of: str) -> float:
     return abs(float(row[f"predicted_{of}"]) / float(row[f"measured_{of}"]) - 1)
 
 
-def memory(found: Sequence[tuple[Row, Lowered]], calibration: Calibration) -> str:
+def memory(found: Iterable[tuple[Row, Lowered]], calibration: Calibration) -> str:
     """Of each candidate by processes of its own, whose peak is then that of one network."""
     lines = ["| candidate | client, MiB predicted | measured | server, predicted | measured |", "|---|---|---|---|---|"]
     for key, lowered in found:
@@ -260,17 +287,20 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="left out, this user's own, or the one that ships")
     parser.add_argument("--out", type=Path, default=ROWS)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--predict", action="store_true")
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     if not arguments.table:
-        torch.set_num_threads(1)
         calibration = chosen(arguments.calibration)
         print(warning_of(calibration) or f"seconds of {calibration.machine}, {calibration.made}")
-        found = list(asked(arguments.candidates, arguments.part))
-        if arguments.memory:
-            print(memory(found, calibration))
+        if arguments.predict:
+            predict_again(arguments.out, calibration)
+        elif arguments.memory:
+            print(memory(asked(arguments.candidates, arguments.part), calibration))
             return
-        measure(found, arguments.out, calibration)
+        else:
+            measure(list(asked(arguments.candidates, arguments.part)), arguments.out, calibration)
     print(table(read(arguments.out)))
 
 

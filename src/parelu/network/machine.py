@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,3 +47,17 @@ def worked_by(processes: Iterable[int]) -> float:
         return sum(int(fields[11]) + int(fields[12]) for fields in after_names) / os.sysconf("SC_CLK_TCK")
     except OSError:
         return 0.0
+
+
+def pace() -> float:
+    """CPU seconds that a fixed piece of work takes just now, some milliseconds: memory beyond caches, and arithmetic."""
+    return min(_piece() for _ in range(3))
+
+
+def _piece() -> float:
+    start = time.process_time()
+    memory = bytearray(1 << 23)
+    memory[:] = bytes(memory)
+    hashlib.sha256(memory[: 1 << 21])
+    sum(range(100_000))
+    return time.process_time() - start

@@ -28,7 +28,8 @@ from parelu.private.transport.link import link_of
 QUERIES = 5  # of each program, after one that warms up
 SLOW = 0.01  # seconds of a round trip, from which on fewer queries do: most of their time is the link's
 QUERIES_SLOW = 3
-OTHERS, TRIES = 0.1, 2  # share of the cores that others may have meanwhile, or it is measured again, so often
+TRIES = 3  # of a measurement that was disturbed
+OTHERS, SLOWER = 0.1, 0.15  # the share of the cores that others may have, and how much slower the machine may be
 NODES = 1 << 24  # of the trees of comparisons that both parties grow, in one program
 LINKS = ("lan", "wan")
 
@@ -147,25 +148,53 @@ def observe(found: Sequence[Case], progress: Callable[[Observation], None]) -> l
     """Measure them one after another, in two processes. progress: is told of each."""
     observations: list[Observation] = []
     with Parties() as parties:
+        measuring = Undisturbed(parties)
         for case in found:
             options = case.options
             ready = lowered(case.shape, case.layers, ring_for(options.offline), case.classes)
             count = QUERIES_SLOW if _is_slow(options.link) else QUERIES
-            costs, _ = undisturbed(parties, ready, noise(count, case.shape, seed=0), options)
+            costs = measuring(ready, noise(count, case.shape, seed=0), options).costs
             observations.append(Observation(case, query(ready.program, options, ready), costs))
             progress(observations[-1])
     return observations
 
 
-def undisturbed(parties: Parties, lowered: Lowered, images: Tensor, options: Options) -> tuple[Costs, float]:
-    """What a program takes, and the share of the cores that other processes had meanwhile: of `TRIES` at most the one
-    that others disturbed the least."""
-    found: list[tuple[float, Costs]] = []
-    while len(found) < TRIES and not any(others <= OTHERS for others, _ in found):
-        start, whole, own = time.monotonic(), machine.worked(), machine.worked_by((os.getpid(), *parties.ids))
-        costs = Delphi().measure(parties, lowered, images, options).costs
-        own = machine.worked_by((os.getpid(), *parties.ids)) - own
-        others = (machine.worked() - whole - own) / (time.monotonic() - start) / machine.cores()
-        found.append((max(0.0, others), costs))
-    others, costs = min(found, key=lambda each: each[0])
-    return costs, others
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """others: share of the cores that other processes had meanwhile; pace: seconds that a fixed piece of work took
+    right before or after, of the fewest that it ever took."""
+
+    costs: Costs
+    others: float
+    pace: float
+
+    @property
+    def disturbance(self) -> float:
+        """1 where as much as may be."""
+        return max(self.others / OTHERS, (self.pace - 1) / SLOWER)
+
+
+class Undisturbed:
+    """Measures a program, at most `TRIES` times, until nothing else had much of the machine: what others have of a
+    processor that is shared by several machines, only its pace tells. The least disturbed counts."""
+
+    def __init__(self, parties: Parties) -> None:
+        self.parties, self._fastest = parties, machine.pace()
+
+    def __call__(self, lowered: Lowered, images: Tensor, options: Options) -> Measured:
+        found: list[Measured] = []
+        while len(found) < TRIES and not any(each.disturbance <= 1 for each in found):
+            found.append(self._once(lowered, images, options))
+        return min(found, key=lambda each: each.disturbance)
+
+    def _once(self, lowered: Lowered, images: Tensor, options: Options) -> Measured:
+        before, start, whole, own = machine.pace(), time.monotonic(), machine.worked(), self._own()
+        costs = Delphi().measure(self.parties, lowered, images, options).costs
+        own, whole = self._own() - own, machine.worked() - whole
+        others = max(0.0, whole - own) / (time.monotonic() - start) / machine.cores()
+        after = machine.pace()
+        self._fastest = min(self._fastest, before, after)
+        return Measured(costs, others, max(before, after) / self._fastest)
+
+    def _own(self) -> float:
+        return machine.worked_by((os.getpid(), *self.parties.ids))

@@ -76,7 +76,8 @@ def _relus(terms: Terms, op: Activation) -> dict[str, float]:
     name = terms.relu.name + (", exact" if cut else "")
     kept = terms.relu.material_bytes(count, op.bits, cut, ring)
     opened = terms.relu.open_bytes(count, op.bits, cut, ring)
-    site = {f"{name}, site": 1, f"{name}, bit of a site": min(op.bits + cut, ring.bits)}
+    walks = kept != terms.relu.material_bytes(count, op.bits + 1, cut, ring)  # a circuit over the ring's bits does not
+    site = {f"{name}, site": 1, f"{name}, bit of a site": walks * min(op.bits + cut, ring.bits)}
     return {**site, name: count, f"{name}, byte opened": opened, f"{name}, byte kept": sum(kept)}
 
 
