@@ -58,6 +58,9 @@ class Pretrained:
         squash: of our logits, to compare them.
         budget: ReLUs and comparisons of the reduced network, of all; 0 to run it as it is alone.
         training: of the reduced network.
+        file: that it is read of again, to be reduced with the replacements.
+        replace: ops that are replaced before it is reduced: a mask that leaves one of a hardswish's two ReLUs leaves a
+            product of two maps, which grows without bound.
     """
 
     module: nn.Module
@@ -68,6 +71,8 @@ class Pretrained:
     training: Training = dataclasses.field(
         default_factory=lambda: Training(epochs=10, batch=64, lr=0.01, schedule="one-cycle", clip=1.0)
     )
+    file: Path | None = None
+    replace: str = ""
 
 
 _GENTLE = Training(epochs=12, batch=64, lr=5e-4, schedule="one-cycle", optimizer="adam", clip=1.0)  # no batch-norms
@@ -124,7 +129,15 @@ def direction(packages: Path) -> Pretrained:
     labels = torch.arange(2).repeat_interleave(len(upright))
     data = from_memory((images, labels), mean=(0.5,) * 3, std=(0.5,) * 3)
     found = read_onnx(path, (3, 48, 192))
-    return Pretrained(found.module, _runtime(path), data, lambda logits: logits.softmax(1), budget=0.5, training=_TEXT)
+    return Pretrained(
+        found.module,
+        _runtime(path),
+        data,
+        lambda logits: logits.softmax(1),
+        training=_TEXT,
+        file=path,
+        replace="hardswish=relu,se=none",
+    )
 
 
 def nsfw(packages: Path) -> Pretrained:
@@ -206,17 +219,25 @@ def run(name: str, case: Pretrained, folder: Path, images: int) -> None:
     print(f"{name}: {compare(case)}", flush=True)
     found = read(case.module, case.data.input_shape, case.data.classes, name)
     reductions = (Reduction(Random(from_teacher=True), (str(case.budget),)),) if case.budget else ()
-    experiment = Experiment(found.spec, case.data, reductions, case.training, weights=found.weights)
-    with TerminalProgress(quiet=True) as watcher:
-        result = run_experiment(experiment, folder, watcher, InProcess())
-    for record in result.candidates():
-        metrics = record.metrics
-        print(
-            f"{name} {record.name}: {metrics.relus:,} ReLUs and {metrics.comparisons:,} comparisons, "
-            f"test accuracy {metrics.test_accuracy:.1f} %; {private(result.candidate(record.name), case.data, images)}",
-            flush=True,
+    as_it_is = Experiment(
+        found.spec, case.data, () if case.replace else reductions, case.training, weights=found.weights
+    )
+    experiments = {"as it is": as_it_is}
+    if case.replace:
+        experiments[case.replace] = dataclasses.replace(
+            as_it_is, model=str(case.file), weights=None, reductions=reductions, replace=case.replace
         )
-    print(f"{name} {record.name}: {served(result.folder(record.name), case, images)}", flush=True)
+    for number, (kind, experiment) in enumerate(experiments.items()):
+        with TerminalProgress(quiet=True) as watcher:
+            result = run_experiment(experiment, folder / str(number), watcher, InProcess())
+        for record in result.candidates():
+            metrics = record.metrics
+            print(
+                f"{name}, {kind}, {record.name}: {metrics.relus:,} ReLUs and {metrics.comparisons:,} comparisons, test "
+                f"accuracy {metrics.test_accuracy:.1f} %; {private(result.candidate(record.name), case.data, images)}",
+                flush=True,
+            )
+    print(f"{name}, {kind}, {record.name}: {served(result.folder(record.name), case, images)}", flush=True)
 
 
 def private(candidate: Candidate, data: Dataset, images: int) -> str:

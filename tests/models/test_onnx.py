@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from onnx_models import check, flat, make, model_of, numbers, onnx, read, whole
 from torch import nn
 
+from parelu.data.memory import from_memory
 from parelu.errors import UserError
 from parelu.models import onnx as reader
 from parelu.models.onnx import read_onnx
 from parelu.models.onnx_graph import valid_path
 from parelu.network.instrument import instrument
 from parelu.network.spec import spec_of
+from parelu.runs.experiment import Experiment, prepare
 from parelu.runs.inspection import named
+from parelu.training.schedule import Training
 
 
 def test_a_squeeze_of_all_keeps_the_batch(tmp_path):
@@ -237,6 +240,9 @@ def test_a_file_that_leaves_sizes_open_is_a_network_by_its_name_and_input(tmp_pa
     assert (spec.input, spec.classes) == ((4, 9, 8), 2)
     with pytest.raises(UserError, match="leaves the size of its images open"):
         named(str(tmp_path / "net.onnx"), None, None)
+    data = from_memory((torch.rand(20, 4, 9, 8), torch.arange(20) % 2))
+    prepared = prepare(Experiment(str(tmp_path / "net.onnx"), data, (), Training(epochs=1)))
+    assert prepared.spec.input == (4, 9, 8), "as large as the data set's"
 
 
 def test_several_outputs_are_named(tmp_path):

@@ -191,10 +191,22 @@ def _module(name: str, input: Shape, classes: int) -> nn.Module:
     return module
 
 
-def input_of(name: str, output: int | str | None = None) -> Shape | None:
-    """(C, H, W) of the images that a file's network reads; None where a name leaves that to the user."""
+def input_of(name: str, output: int | str | None = None, *, may_be_open: bool = False) -> Shape | None:
+    """(C, H, W) of the images that a file's network reads; None where a name leaves that to the user.
+
+    may_be_open: None for a file too that leaves it open, which is refused otherwise.
+    """
     path = Path(name.strip())
-    return _onnx(path, _changed(path), None, output)[1] if _FILE.fullmatch(str(path)) else None
+    if not _FILE.fullmatch(str(path)):
+        return None
+    from parelu.models.onnx import SizeIsOpen  # slow to start with
+
+    try:
+        return _onnx(path, _changed(path), None, output)[1]
+    except SizeIsOpen:
+        if may_be_open:
+            return None
+        raise
 
 
 def classes_of(name: str, input: Shape, output: int | str | None = None) -> int | None:

@@ -45,6 +45,10 @@ class Read:
     notes: tuple[str, ...]
 
 
+class SizeIsOpen(UserError):
+    """Nothing says how large the images of a file's network are."""
+
+
 def read_onnx(path: Path, input: tuple[int, int, int] | None = None, output: int | str | None = None) -> Read:
     """The network of an ONNX file.
 
@@ -61,7 +65,7 @@ def read_onnx(path: Path, input: tuple[int, int, int] | None = None, output: int
     try:
         return _read(onnx, model, input, output)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _library(path: Path) -> Any:
@@ -194,7 +198,7 @@ def _input_shape(given: Any, input: tuple[int, int, int] | None) -> tuple[int, t
     if input is not None and tuple(wanted) != tuple(input):
         raise UserError(f"it reads images of {text}, not of {'x'.join(map(str, input))}; give --input {text}")
     if None in wanted:
-        raise UserError(f"it leaves the size of its images open ({text}); give it, such as --input 3x224x224")
+        raise SizeIsOpen(f"it leaves the size of its images open ({text}); give it, such as --input 3x224x224")
     channels, height, width = (int(size) for size in wanted if size is not None)
     return sizes[0] or 1, (channels, height, width), is_last
 

@@ -333,7 +333,7 @@ def prepare(experiment: Experiment) -> Prepared:
     given, model, moments = experiment.data, experiment.model, (experiment.mean, experiment.std)
     shape = experiment.input
     if shape is None and isinstance(model, str):
-        shape = external.input_of(model, experiment.output)
+        shape = external.input_of(model, experiment.output, may_be_open=True)  # as large as the data set's then
     if isinstance(given, Dataset):
         dataset = normalised(given, *moments)
         source = InMemory(dataset)
