@@ -380,17 +380,19 @@ def bench(
     return workload_on(candidate, known, images, offline).run(options, engine)
 
 
-def calibrate(links: Sequence[str] | None = None) -> Calibration:
+def calibrate(links: Sequence[str] | None = None, times: int = 1) -> Calibration:
     """Measure what private inference takes on this machine, in minutes, between two processes.
 
     Warns where the machine is busy with something else.
 
     links: to measure on as well, as `link_of` reads them; left out, LAN and WAN. Raises UserError for another, and for
-    loopback.
+    loopback. times: that each program is measured, the second time after all were.
     """
+    if times < 1:
+        raise UserError(f"a calibration of {times} times has no measurements; it should be 1 or more")
     if links is not None and Link() in map(link_of, links):
         raise UserError("loopback is measured anyway: give the link of two machines, or leave it out for LAN and WAN")
-    found = cases(LINKS if links is None else [str(link_of(link)) for link in links])
+    found = cases(LINKS if links is None else [str(link_of(link)) for link in links], times)
     if machine.load() > machine.cores() / 2:
         warnings.warn(
             f"this machine is busy (load {machine.load():.1f} on {machine.cores()} cores): what is measured now takes "

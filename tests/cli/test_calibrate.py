@@ -19,8 +19,8 @@ from parelu.runs.pricing import price_of
 def few(monkeypatch, parties_as_threads):
     """Tiny programs, by both parties in this process."""
 
-    def cases(links):
-        return [
+    def cases(links, times):
+        return times * [
             Case(f"{count} ReLUs, {link}", (1, 4, 4), (Layer(2, relus=count),), 2, Options("sign", "dealer", link))
             for count, link in ((3, "loopback"), (30, "loopback"), *((9, link) for link in links))
         ]
@@ -47,8 +47,9 @@ def test_calibrate_keeps_what_it_measured_and_draws_it(capsys, few, tmp_path, mo
 @pytest.mark.filterwarnings("default:this machine is busy")
 def test_calibrate_on_a_busy_machine_says_so(capsys, few, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "load", lambda: 99.0)
-    assert run("calibrate", "--out", str(tmp_path / "one.json"), "--json") == 0
+    assert run("calibrate", "--out", str(tmp_path / "one.json"), "--json", "--times", "2") == 0
     told = capsys.readouterr()
+    assert len(json.loads(told.out)["points"]) == 2 * len(PHASES) * 4
     assert "this machine is busy (load 99.0 on" in told.err
     assert json.loads(told.out) == json.loads((tmp_path / "one.json").read_text())
 
@@ -58,6 +59,7 @@ def test_calibrate_on_a_busy_machine_says_so(capsys, few, tmp_path, monkeypatch)
     [
         (("--link", "0Mb/s,40ms"), "link '0Mb/s,40ms': '0Mb/s' is no number above zero"),
         (("--link", "loopback"), "loopback is measured anyway: give the link of two machines, or leave it out"),
+        (("--times", "0"), "a calibration of 0 times has no measurements; it should be 1 or more"),
         (("--link", "dialup"), "link 'dialup': it is no known one"),
         (("--picture", "fit.jpg"), "fit.jpg is neither .png nor .svg"),
     ],

@@ -26,6 +26,8 @@ class Calibrate:
 
     link: str | None = None
     """a link to measure on, shaped on this machine, as bench has it; left out, lan and wan"""
+    times: int = 1
+    """that each program is measured, five minutes each time: what a machine is in the middle, where its pace changes"""
     out: Path | None = None
     """where it is kept; left out, this user's own, which predictions take from then on"""
     picture: Path | None = None
@@ -39,7 +41,7 @@ class Calibrate:
 
         if self.picture is not None and self.picture.suffix not in (".png", ".svg"):
             raise UserError(f"{self.picture} is neither .png nor .svg; give a path with one of these endings")
-        found = api.calibrate(None if self.link is None else [self.link])
+        found = api.calibrate(None if self.link is None else [self.link], self.times)
         path = self.out or api.own_calibration()
         found.save(path)
         print(json.dumps(found.to_json(), indent=1) if self.json else calibration_text(found))

@@ -50,7 +50,7 @@ def worked_by(processes: Iterable[int]) -> float:
 
 
 def pace() -> float:
-    """CPU seconds that a fixed piece of work takes just now, some milliseconds: memory beyond caches, and arithmetic."""
+    """CPU seconds that a fixed piece of work takes just now, some milliseconds: memory beyond caches, arithmetic."""
     return min(_piece() for _ in range(3))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from parelu.network import machine
 from parelu.private.cost import measure
-from parelu.private.cost.measure import TRIES, Undisturbed
+from parelu.private.cost.measure import TRIES, Undisturbed, cases
 from parelu.private.cost.programs import drawn
 from parelu.private.engines.base import Options
 
@@ -59,3 +59,12 @@ def test_the_machine_tells_what_was_worked():
     assert machine.worked() >= before
     assert machine.worked_by([os.getpid()]) > own
     assert machine.worked_by([2**22 + 1]) == 0
+
+
+def test_each_time_the_same_is_measured_in_another_order():
+    once, twice = cases(), cases(times=2)
+    count = len(once)
+    assert twice[:count] == once
+    assert twice[count:] != once[1:]
+    assert sorted(case.name for case in twice[count:]) == sorted(case.name for case in once[1:])
+    assert len({case.name for case in once}) == count

@@ -71,15 +71,16 @@ class Observation:
     costs: Costs
 
 
-def cases(links: Sequence[str] = LINKS) -> list[Case]:
+def cases(links: Sequence[str] = LINKS, times: int = 1) -> list[Case]:
     """Every ReLU protocol and offline mode that is there, plugins among them, and all that a layer can be.
 
-    But for the first, whose memory is that of a process with little of a network, their order is drawn, so that how
-    fast the machine is from minute to minute is nothing that kinds differ in.
+    But for the first, whose memory is that of a process with little of a network, their order is drawn, each time
+    another, so that how fast the machine is from minute to minute is nothing that kinds differ in.
     """
-    first, *found = *_linear(), *_relus(), *_squares(), *_deep(), *_large(), *_networks(("loopback", *links))
-    random.Random(0).shuffle(found)
-    return [first, *found]
+    first, *others = *_linear(), *_relus(), *_squares(), *_deep(), *_large(), *_networks(("loopback", *links))
+    rng = random.Random(0)
+    orders = (rng.sample(others, len(others)) for _ in range(times))
+    return [first, *itertools.chain(*orders)]
 
 
 def _linear() -> Iterator[Case]:
