@@ -150,7 +150,11 @@ def plans(layers: Iterable[Layer]) -> tuple[Plan, ...]:
     Raises:
         ValueError: a map is too wide for a polynomial.
     """
-    layers = tuple(layers)
+    return _plans(tuple(layers))
+
+
+@functools.lru_cache(64)  # a search for masks asks for the same again and again
+def _plans(layers: tuple[Layer, ...]) -> tuple[Plan, ...]:
     once, often = plan(layers, ONCE), plan(layers, OFTEN)
     # Uploads are planned one by one, without the secrets' public parts, which may cost more than what is saved.
     return (once,) if once.cost.weight(OFTEN) <= often.cost.weight(OFTEN) else (once, often)

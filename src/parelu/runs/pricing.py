@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from parelu.methods.limits import BYTES, OFFLINE, ONLINE, TOTAL
 from parelu.methods.unit import Price
 from parelu.network import storage
-from parelu.network.plan import Plan
+from parelu.network.plan import Plan, SitePlan
+from parelu.network.sites import IDENTITY
 from parelu.network.spec import Spec
 from parelu.private.cost import calibration
 from parelu.private.cost.calibration import Calibration
 from parelu.private.cost.predict import predict
 from parelu.private.engines.base import Options
 from parelu.private.fresh import program_of
+from parelu.private.lowering.ops import Activation, Op
+from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import ring_for
 
 
@@ -29,11 +32,16 @@ class Calibrated:
         query: how it runs.
         calibration: of seconds.
         known: spec and digest of a plan → its price.
+        programs: spec and which kinds of activation each site has → the program of such a plan. Of another plan of these
+            kinds only the positions differ, so that a price is a walk over its program, not a network that is lowered.
     """
 
     query: Options
     calibration: Calibration = dataclasses.field(repr=False)
     known: dict[tuple[Spec, str], Mapping[str, float]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+    programs: dict[tuple[Spec, tuple[Kinds, ...]], Program] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -44,8 +52,7 @@ class Calibrated:
         return self.known[key]
 
     def _predicted(self, spec: Spec, plan: Plan) -> Mapping[str, float]:
-        with torch.random.fork_rng(devices=()):  # a search that asks goes on as if it had not
-            program = program_of(spec, plan, ring_for(self.query.offline)).program
+        program = self._program(spec, plan)
         found = predict(program, self.query, self.calibration)
         online, offline = found.online, found.offline
         return {
@@ -54,6 +61,59 @@ class Calibrated:
             TOTAL: online.seconds + offline.seconds,
             BYTES: float(sum(online.sent.values()) + sum(offline.sent.values())),
         }
+
+
+    def _program(self, spec: Spec, plan: Plan) -> Program:
+        kinds = tuple(Kinds.of(site) for site in plan.sites.values())
+        if any(kind.squares and kind.lines for kind in kinds):
+            return self._lowered(spec, plan)
+        if (spec, kinds) not in self.programs:
+            sites = {n: kind.usual(site) for (n, site), kind in zip(plan.sites.items(), kinds, strict=True)}
+            self.programs[spec, kinds] = self._lowered(spec, Plan(sites))
+        return with_positions(self.programs[spec, kinds], plan)
+
+    def _lowered(self, spec: Spec, plan: Plan) -> Program:
+        with torch.random.fork_rng(devices=()):  # a search that asks goes on as if it had not
+            return program_of(spec, plan, ring_for(self.query.offline)).program
+
+
+class Kinds(NamedTuple):
+    """Which kinds of activation a site has: ReLUs, squares, and polynomials of degree 1 but the identity."""
+
+    relus: bool
+    squares: bool
+    lines: bool
+
+    @classmethod
+    def of(cls, site: SitePlan) -> Kinds:
+        open_channels = ~site.mask.flatten(1).all(1) if site.mask.dim() > 1 else ~site.mask
+        c = site.coefficients[:, open_channels]
+        is_line = (c[2] == 0) & (c[:2] != torch.tensor(IDENTITY[:2])[:, None]).any(0)
+        return cls(bool(site.mask.any()), bool((c[2] != 0).any()), bool(is_line.any()))
+
+    def usual(self, site: SitePlan) -> SitePlan:
+        """A site of the same shape with just these kinds, whichever is asked for first; lines and squares are not both
+        there."""
+        elsewhere = (0.0, 0.5, 0.25 * self.squares) if self.squares or self.lines else IDENTITY
+        mask = torch.full_like(site.mask, self.relus)
+        if elsewhere != IDENTITY:
+            mask.view(-1)[0] = False
+        return SitePlan(mask, torch.tensor(elsewhere)[:, None].repeat(1, len(site.mask)))
+
+
+def with_positions(program: Program, plan: Plan) -> Program:
+    """A program whose sites have the ReLUs and squares of a plan; of the same kinds, or it were another program."""
+
+    def moved(op: Op, layer: str) -> Op:
+        if not isinstance(op, Activation) or layer not in plan.sites:
+            return op
+        site = plan.sites[layer]
+        squared = (site.coefficients[2] != 0).view(-1, *[1] * (site.mask.dim() - 1)) & ~site.mask
+        relus, squares = (where.flatten().nonzero()[:, 0].numpy() for where in (site.mask, squared))
+        return dataclasses.replace(op, relus=relus, squares=squares)
+
+    ops = tuple(moved(op, layer) for op, layer in zip(program.ops, program.layers, strict=True))
+    return dataclasses.replace(program, ops=ops)
 
 
 def price_of(query: Options) -> Price:
