@@ -64,7 +64,7 @@ class DryBench:
         torch.manual_seed(self.seed)
         network = instrument(search.spec.module(), search.spec.input)
         search.plan.apply(network)
-        plan = search.left(search.optimizer.build(network), budget)
+        plan = search.left(search.build(network), budget)
         if not search.unit.name:
             plan = Plan.from_masks({name: site.mask for name, site in plan.sites.items()})
         return Candidate(search.spec, plan, {}, SearchMetrics(0, 0.0, plan.relus, plan.squares, 10.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +56,10 @@ class MaskOptimizer(Callback):
         positions: site → how many ReLUs its gate may hold; where a site had no ReLU, there is never one.
         total: what all these take of a budget: their number, unless the budget's unit is another.
         budget: at the end of the search; it and the total are without what is fixed.
+        spent: what a plan takes of a budget, by the price itself; None where nobody said it.
     """
+
+    spent: Callable[[Plan], int] | None = None
 
     def __init__(self, network: Network, options: MaskOptions) -> None:
         self.network = network

@@ -59,7 +59,7 @@ class FixedMasks(Method):
     def _plan(self, context: Context, budget: int) -> Plan:
         """Masks of the sites that keep most ReLUs within the budget: of all, unless a site takes some of it itself."""
         spec, whole = context.teacher.spec, context.teacher.plan
-        charges = context.unit.charges(spec, whole)
+        charges = context.unit.charges(spec, whole, budget)
         if charges is None:
             shapes = {name: tuple(site.mask.shape) for name, site in whole.sites.items()}
             return Plan.from_masks(self.masks(shapes, budget, context.seed))

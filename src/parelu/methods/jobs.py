@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.methods.unit import RELUS, Unit
 from parelu.network.metrics import Role, Tags
 from parelu.network.plan import Plan
+from parelu.network.sites import Network
 from parelu.network.spec import Spec
 from parelu.training.callback import CallbackOptions
 from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
@@ -131,6 +133,13 @@ class Search:
     teacher: str = TEACHER
     start: FromJob = FROM_TEACHER
     unit: Unit = RELUS
+
+    def build(self, network: Network) -> MaskOptimizer:
+        """The optimizer at the start of the search, which can ask what a plan takes where budgets are no ReLUs."""
+        optimizer = self.optimizer.build(network)
+        if self.unit.name:
+            optimizer.spent = functools.partial(self.unit.spent, self.spec)
+        return optimizer
 
     def start_of(self, budget: int) -> FromSearch:
         """For `Job.start`."""

@@ -1,14 +1,14 @@
-"""A method of ours: sites and positions that are worth most for the seconds that they take.
+"""A method of ours: sites, positions and channels that are worth most for the seconds that they take.
 
-Over a link a ReLU more costs next to nothing, and a site its round; on one machine it is the other way round. So what is
-weighed is both: how much the loss rises where a whole site goes, which is measured, and which of its positions carry
-that, by Fisher's score.
+Over a slow link a ReLU more costs next to nothing and a site its round; on one machine it is the other way round. So
+both are weighed: how much the loss rises where a whole site goes, which is measured, and which of its positions carry
+that, by Fisher's score. What rounds leave of a budget goes into more channels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -16,17 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parelu.masks.projection import kept_share
+from parelu.errors import UserError
+from parelu.masks.projection import kept_share, worth
 from parelu.methods.base import Context
 from parelu.methods.fisher import Ranked, RankOptimizer
+from parelu.methods.jobs import Job, Search
 from parelu.methods.learned import LearnedMasks
-from parelu.network.plan import Plan
+from parelu.methods.unit import Unit
+from parelu.network.candidate import Candidate
+from parelu.network.count import shared_skeleton
+from parelu.network.instrument import network_of
+from parelu.network.plan import Plan, SitePlan
 from parelu.network.sites import Network
+from parelu.network.spec import Spec
 from parelu.training.callback import Step
 from parelu.training.schedule import Training
 
+STEPS = 8  # widths are multiples of so many parts of the network's own
 LOOKS = 2  # renewals of the masks from one measurement of sites to the next
 CLOSED = 1e-3  # what a site that has gone is worth, of what it was when it went
+TRIED = 4  # sites of which it is tried, at the price itself, what the network takes without them, or with them
 RAMP = 40  # steps in which a ReLU goes
 
 
@@ -50,8 +59,7 @@ class WeighingOptimizer(RankOptimizer):
     """Keeps the sites and positions whose loss would be felt most for what they take, fewer and fewer of them.
 
     The positions' scores of a site are Fisher's, scaled so that they sum to what the loss was measured to rise without
-    it: scores add up where positions hardly matter to each other, and a whole site is more, or less, than their sum. A
-    site that has gone does not come back: the weights have learnt to do without.
+    it: by themselves they add up only where positions hardly matter to each other.
 
     Attributes:
         worth: site → rise of the loss without it, a running mean.
@@ -76,11 +84,78 @@ class WeighingOptimizer(RankOptimizer):
         if self.options.sites and (step.number == 0 or (step.number + 1) % (LOOKS * every) == 0):
             self._look(step)
         if (step.number + 1) % every == 0:
-            kept = round(kept_share(step.progress, self.budget / self.total) * self.total)
-            for name, mask in self.project(kept).items():
+            for name, mask in self.project(self._allowed(step.progress)).items():
                 self.target[name].copy_(mask)
         for name, gate in self.gates.items():
             gate.open.add_((self.target[name] - gate.open).clamp(-1 / RAMP, 1 / RAMP))
+
+    def _allowed(self, progress: float) -> int:
+        """Of a budget without what is fixed, in the course of the search."""
+        if self.spent is None:
+            return round(kept_share(progress, self.budget / self.total) * self.total)
+        whole, fixed = self._whole(self.gates), self.charges.fixed
+        return round(kept_share(progress, (self.budget + fixed) / whole) * whole) - fixed
+
+    def project(self, budget: int) -> dict[str, Tensor]:
+        """With a price by that itself: what a site takes hangs on its neighbours, with which layers fuse.
+
+        Of the sites that are there the one goes first without which most worth is left within the budget, as long as
+        that is more than with it; then those come back that fit beside the others.
+        """
+        if self.spent is None or budget <= 0:
+            return super().project(budget)
+        scores, fitted = self.scores(), {}
+
+        def fit(sites: frozenset[str]) -> tuple[float, dict[str, Tensor]]:
+            if sites not in fitted:
+                fitted[sites] = self._fit(sites, scores, budget + self.charges.fixed)
+            return fitted[sites]
+
+        sites = frozenset(name for name, mask in self.target.items() if mask.any())
+        sites = _climbed(sites, fit, lambda s: [s - {one} for one in self._least(s, scores)])
+        gone = self.gates.keys() - sites
+        back = sorted(gone, key=lambda name: -float(self.worth[name]))[:TRIED]
+        sites = _climbed(sites, fit, lambda s: [s | {one} for one in back if one not in s])
+        return fit(sites)[1]
+
+    def _least(self, sites: frozenset[str], scores: Mapping[str, Tensor]) -> list[str]:
+        """The sites that by the sum of charges are worth least for what they take."""
+
+        def per_unit(name: str) -> float:
+            relus = self.positions[name]
+            return float(scores[name].sum()) * self.charges.relu[name] / max(1, self.charges.of({name: relus}))
+
+        return sorted(sites, key=per_unit)[:TRIED]
+
+    def _whole(self, sites: Collection[str]) -> int:
+        """What the network takes with all positions of these sites."""
+        assert self.spent is not None
+        return self.spent(Plan.from_masks({n: (g.allowed & (n in sites)).cpu() for n, g in self.gates.items()}))
+
+    def _fit(self, sites: frozenset[str], scores: Mapping[str, Tensor], budget: int) -> tuple[float, dict[str, Tensor]]:
+        """(worth, masks): in these sites the positions that are worth most for what they take, as many as the budget
+        holds; worth below 0 where it does not even hold the rounds."""
+        room = budget - self._whole(sites)
+        names = [name for name in self.gates if name in sites and self.positions[name]]
+        masks = {name: gate.allowed & (name in sites) for name, gate in self.gates.items()}
+        if room >= 0 or not names:
+            return (self._worth(scores, masks) if room >= 0 else float(room)), masks
+        flat = torch.cat([scores[n].masked_fill(~masks[n], torch.inf).flatten() for n in names])
+        charge = torch.cat(
+            [torch.full_like(scores[n].flatten(), self.charges.relu[n], dtype=torch.float64) for n in names]
+        )
+        order = flat.argsort(stable=True)[: int(flat.isfinite().count_nonzero())]
+        saved = charge[order].cumsum(0)
+        if float(saved[-1]) < -room:
+            return room + float(saved[-1]), masks
+        going = torch.zeros_like(flat, dtype=torch.bool)
+        going[order[: int((saved < -room).count_nonzero()) + 1]] = True
+        parts = going.split([masks[n].numel() for n in names])
+        masks |= {n: masks[n] & ~part.view_as(masks[n]) for n, part in zip(names, parts, strict=True)}
+        return self._worth(scores, masks), masks
+
+    def _worth(self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
+        return worth(scores, masks, self.charges)
 
     def _look(self, step: Step) -> None:
         """Measure what the loss rises without each site that is there, in one batch."""
@@ -120,6 +195,20 @@ class WeighingOptimizer(RankOptimizer):
         return allowed * (worth / max(float(allowed.sum()), 1e-30))
 
 
+Fit = Callable[[frozenset[str]], tuple[float, dict[str, Tensor]]]
+
+
+def _climbed(
+    sites: frozenset[str], fit: Fit, moves: Callable[[frozenset[str]], Iterable[frozenset[str]]]
+) -> frozenset[str]:
+    """From some sites to the best of those that one move makes of them, as long as that is better."""
+    while True:
+        best = max(moves(sites), key=lambda other: fit(other)[0], default=sites)
+        if fit(best)[0] <= fit(sites)[0]:
+            return sites
+        sites = best
+
+
 @contextmanager
 def _normalising(network: Network) -> Iterator[None]:
     """Evaluation mode, but batch-norms take the batch's statistics, as they would once they have learnt them, and keep
@@ -144,13 +233,17 @@ class Latency(LearnedMasks):
     Attributes:
         sites: measure what each whole site is worth; off, it is the sum of its positions' scores.
         positions: choose among a site's positions by their scores; off, the first ones.
+        widest: rounds leave up to one of them unspent; what is left is spent on channels, up to so many times as many.
     """
 
     name: ClassVar[str] = "latency"
     source: ClassVar[str] = "ours: accuracy for predicted seconds"
 
+    shares_search: ClassVar[bool] = False  # each budget has the sites that it holds, and comes down to them in time
+
     sites: bool = True
     positions: bool = True
+    widest: float = 2.0
     weight_lr: float = 0.1
 
     def optimizer(self, context: Context, plan: Plan, budgets: Sequence[int]) -> Weighed:
@@ -158,3 +251,57 @@ class Latency(LearnedMasks):
 
     def search_training(self, training: Training) -> Training:
         return training.changed(lr=self.weight_lr, schedule="constant")
+
+    def _finetuning(self, context: Context, search: Search, budget: int, found: Candidate) -> Job:
+        job = super()._finetuning(context, search, budget, found)
+        spec = wider(found.spec, found.plan, self.widest, context.unit, budget)
+        if spec == found.spec:
+            return job
+        wide = Candidate(spec, widened_plan(found.plan, spec), widened_weights(found, spec))
+        start = context.keep(f"{job.name}-wide", wide)
+        tags = context.unit.foretold(job.tags, spec, wide.plan)
+        return dataclasses.replace(job, spec=spec, plan=wide.plan, start=start, tags=tags)
+
+
+def wider(spec: Spec, plan: Plan, widest: float, unit: Unit, budget: int) -> Spec:
+    """The network with most channels, up to `widest` times its own, that is still within a budget; itself for none.
+
+    A network of one's own has no other widths.
+    """
+    low, high = 0, int((widest - 1) * STEPS)  # parts more, of which the first fit
+    found = spec
+    while low < high:
+        parts = (low + high + 1) // 2
+        try:
+            wide = spec.scale_channels(1 + parts / STEPS)
+            fits = unit.holds(budget, wide, widened_plan(plan, wide))
+        except UserError:
+            fits, wide = False, spec
+        low, high, found = (parts, high, wide) if fits else (low, parts - 1, found)
+    return found
+
+
+def widened_plan(plan: Plan, spec: Spec) -> Plan:
+    """New channels of a site have the mask and the polynomial of its old ones, in turn."""
+    sites = {}
+    for name, site in shared_skeleton(spec).sites.items():
+        old = plan.sites[name]
+        turn = torch.arange(site.shape[0]) % len(old.mask)
+        sites[name] = SitePlan(old.mask[turn].clone(), old.coefficients[:, turn].clone())
+    return Plan(sites)
+
+
+def widened_weights(found: Candidate, spec: Spec) -> dict[str, Tensor]:
+    """The network's weights among fresh ones: old channels read nothing of the new, so that it computes the same.
+
+    {} of a network without weights.
+    """
+    if not found.weights:
+        return {}
+    wide = {name: tensor.clone() for name, tensor in network_of(spec).state_dict().items()}
+    for name, old in found.weights.items():
+        new = wide[name]
+        if new.dim() > 1:
+            new[: len(old), old.shape[1] :] = 0
+        new[tuple(slice(size) for size in old.shape)] = old
+    return wide

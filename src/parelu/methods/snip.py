@@ -79,7 +79,7 @@ class Snip(Method):
 def best_within(name: str, context: Context, plan: Plan, felt: Mapping[str, Tensor], budget: int) -> Plan:
     """The positions of a plan that are felt most, for each unit of the budget that they take. name: of the method."""
     spec, unit = context.teacher.spec, context.unit
-    charges = unit.charges(spec, plan)
+    charges = unit.charges(spec, plan, budget)
     if charges is None:
         return Plan.from_masks(project(felt, budget))
     scores = {name: score / charges.relu[name] for name, score in felt.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -188,16 +188,21 @@ class Priced(Unit):
         if budget is None:
             found = charges_of(self._spent(self.counted), spec, plan, squares=squares)
             return self._joined(found, spec, plan, squares)
-        found = self.charges(spec, plan, squares=squares)
-        alike = {name: torch.where(site.mask, 1.0, -torch.inf) for name, site in plan.sites.items()}
-        whole = found.of({name: site.relus for name, site in plan.sites.items()})
-
-        def plan_of(number: int) -> Plan:
-            return Plan.from_masks(project(alike, number - found.fixed, charges=found))
-
-        usual = self.met("any method", budget, spec, plan_of, found.fixed + whole)
+        usual = self._usual(budget, spec, plan, self.charges(spec, plan, squares=squares))
+        near = charges_of(self._spent(self.counted), spec, plan, _open(plan, usual), squares=squares)
+        found = self._joined(near, spec, plan, squares)
         taken = found.of({name: site.relus for name, site in usual.sites.items()})
         return dataclasses.replace(found, fixed=max(0, self.spent(spec, usual) - taken))
+
+    def _usual(self, budget: int, spec: Spec, plan: Plan, charges: Charges) -> Plan:
+        """What positions that are all alike come to within a budget."""
+        alike = {name: torch.where(site.mask, 1.0, -torch.inf) for name, site in plan.sites.items()}
+        whole = charges.of({name: site.relus for name, site in plan.sites.items()})
+
+        def plan_of(number: int) -> Plan:
+            return Plan.from_masks(project(alike, number - charges.fixed, charges=charges))
+
+        return self.met("any method", budget, spec, plan_of, charges.fixed + whole)
 
     def _joined(self, found: Charges, spec: Spec, plan: Plan, squares: bool) -> Charges:
         """Of one budget of several limits: in parts of what each leaves, the larger."""
@@ -274,28 +279,45 @@ def in_units(name: str, amount: float) -> int:
     return math.ceil(amount if name == BYTES else amount * NANO - 1e-3)
 
 
-def charges_of(spent: Callable[[Spec, Plan], int], spec: Spec, plan: Plan, *, squares: bool = False) -> Charges:
+def charges_of(
+    spent: Callable[[Spec, Plan], int],
+    spec: Spec,
+    plan: Plan,
+    open: Collection[str] | None = None,
+    *,
+    squares: bool = False,
+) -> Charges:
     """A network's cost as a sum over the sites of its plan, by differences: with a site as it is, with half of its
-    ReLUs, with none, and if asked with squares in their places."""
-    whole = spent(spec, plan)
+    ReLUs, with none, and if asked with squares in their places.
+
+    open: the sites that are as in the plan, all if left out; in the others there is nothing. What fuses, and so what a
+    site takes, hangs on its neighbours.
+    """
+    around = {name: one if open is None or name in open else _identity(one) for name, one in plan.sites.items()}
     relu, square, site = (dict.fromkeys(plan.sites, of) for of in (1, 0, 0))
+
+    def of(name: str, changed: SitePlan) -> int:
+        return spent(spec, Plan({**around, name: changed}))
+
     for name, one in plan.sites.items():
         if not one.relus:
             continue
+        whole = of(name, one)
         fewer = one.mask & (torch.arange(one.mask.numel()).view(one.mask.shape) % 2 == 0)
         removed = one.relus - int(fewer.count_nonzero())
-
-        def saved(changed: SitePlan, name: str = name) -> int:
-            return whole - spent(spec, Plan({**plan.sites, name: changed}))
-
-        none = saved(_identity(one))
-        relu[name] = max(1, saved(SitePlan(fewer, one.coefficients)) // removed if removed else none)
+        none = whole - of(name, _identity(one))
+        relu[name] = max(1, (whole - of(name, SitePlan(fewer, one.coefficients))) // removed if removed else none)
         site[name] = max(0, none - relu[name] * one.relus)
         if squares:
-            square[name] = max(0, relu[name] - saved(_squared(one)) // one.relus)
+            square[name] = max(0, relu[name] - (whole - of(name, _squared(one))) // one.relus)
     charges = Charges(relu, square, site)
-    fixed = whole - charges.of({name: one.relus for name, one in plan.sites.items()})
+    fixed = spent(spec, Plan(around)) - charges.of({name: one.relus for name, one in around.items()})
     return dataclasses.replace(charges, fixed=max(0, fixed))
+
+
+def _open(plan: Plan, usual: Plan) -> set[str]:
+    """The sites of which something is left."""
+    return {name for name in plan.sites if usual.sites[name].relus}
 
 
 def _identity(site: SitePlan) -> SitePlan:

@@ -180,7 +180,7 @@ class DryContext:
     def _search(self, search: Search) -> dict[int, Candidate]:
         network = network_of(search.spec)
         search.plan.apply(network)
-        optimizer = search.optimizer.build(network)
+        optimizer = search.build(network)
         plans = {budget: search.left(optimizer, budget) for budget in search.budgets}
         self._plan(self._names.of_search(search), plans[search.budgets[-1]])
         return {

@@ -84,7 +84,7 @@ def search(
     network = network_of(search.spec)
     load_weights(network, Candidate.load(search.start.folder(run.path)).weights)
     search.plan.apply(network)
-    optimizer = search.optimizer.build(network.to(device()))
+    optimizer = search.build(network.to(device()))
 
     def keep(budget: int, epoch: int) -> None:
         plan, seconds = search.left(optimizer, budget), time.perf_counter() - started

@@ -32,8 +32,8 @@ class Calibrated:
         query: how it runs.
         calibration: of seconds.
         known: spec and digest of a plan → its price.
-        programs: spec and which kinds of activation each site has → the program of such a plan. Of another plan of these
-            kinds only the positions differ, so that a price is a walk over its program, not a network that is lowered.
+        programs: spec and which kinds of activation each site has → the program of such a plan. Other plans of these
+            kinds differ in positions only: their price is a walk over that program, not a network that is lowered.
     """
 
     query: Options
@@ -61,7 +61,6 @@ class Calibrated:
             TOTAL: online.seconds + offline.seconds,
             BYTES: float(sum(online.sent.values()) + sum(offline.sent.values())),
         }
-
 
     def _program(self, spec: Spec, plan: Plan) -> Program:
         kinds = tuple(Kinds.of(site) for site in plan.sites.values())
