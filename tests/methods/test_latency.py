@@ -1,6 +1,7 @@
 """`latency`: what a site is measured to be worth, against networks that lack it; and more channels for what is left."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ import torch.nn.functional as F
 from methods_bench import SPEC, DryBench
 from stand_in import StandIn
 
+from parelu.masks.projection import worth
 from parelu.methods.base import methods
 from parelu.methods.latency import Weighed, widened_plan, widened_weights, wider
 from parelu.methods.limits import parse_limits
-from parelu.methods.unit import Priced, without_relus
+from parelu.methods.unit import Priced, charges_of, without_relus
 from parelu.network.candidate import Candidate
 from parelu.network.count import skeleton
 from parelu.network.instrument import network_of
@@ -78,6 +80,34 @@ def test_a_site_that_has_gone_does_not_come_back():
         assert now <= there
         there = now
     assert 1 <= len(there) <= 3
+
+
+def fused(plan, round=1e6, run=7e5, relu=900):
+    """A price that is no sum: layers between two sites that are there cost as one, and each run of them as well."""
+    there = [bool(site.relus) for site in plan.sites.values()]
+    runs = sum(now and not before for before, now in zip([False, *there], there, strict=False))
+    return int(4e5 + round * sum(there) + run * runs + relu * plan.relus)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sites_are_chosen_by_the_price_itself(seed):
+    """Against all sets of sites: within the budget where any is, and worth nearly as much as the best."""
+    torch.manual_seed(seed)
+    unit = Priced.of(StandIn(round=1e-3), parse_limits("3ms"), SPEC, WHOLE)
+    charges = charges_of(lambda spec, plan: fused(plan), SPEC, WHOLE)
+    masks = Weighed(*unit.limits, charges=charges).build(network_of(SPEC))
+    masks.spent = fused
+    for name, score in masks.score.items():
+        score.copy_(torch.rand_like(score))
+        masks.worth[name].copy_(torch.rand(()))
+    budget = int(fused(WHOLE) * (0.3 + 0.1 * seed))
+    plan = masks.plan(budget)
+    assert fused(plan) <= budget
+    names, scores = list(masks.gates), masks.scores()
+    found = {n: site.mask for n, site in plan.sites.items()}
+    sets = itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(1, len(names) + 1))
+    best = max(masks._fit(frozenset(some), scores, budget)[0] for some in sets)
+    assert worth(scores, found, charges) >= 0.85 * best > 0
 
 
 @pytest.mark.parametrize("factor", [1.25, 2.0])

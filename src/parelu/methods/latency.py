@@ -8,7 +8,7 @@ that, by Fisher's score. What rounds leave of a budget goes into more channels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -102,20 +102,30 @@ class WeighingOptimizer(RankOptimizer):
         Of the sites that are there the one goes first without which most worth is left within the budget, as long as
         that is more than with it; then those come back that fit beside the others.
         """
-        if self.spent is None or budget <= 0:
+        if self.spent is None:
             return super().project(budget)
-        scores, fitted = self.scores(), {}
+        most, scores = budget + self.charges.fixed, self.scores()
+        fitted: dict[frozenset[str], tuple[float, dict[str, Tensor]]] = {}
 
         def fit(sites: frozenset[str]) -> tuple[float, dict[str, Tensor]]:
             if sites not in fitted:
-                fitted[sites] = self._fit(sites, scores, budget + self.charges.fixed)
+                fitted[sites] = self._fit(sites, scores, most)
             return fitted[sites]
 
         sites = frozenset(name for name, mask in self.target.items() if mask.any())
-        sites = _climbed(sites, fit, lambda s: [s - {one} for one in self._least(s, scores)])
-        gone = self.gates.keys() - sites
-        back = sorted(gone, key=lambda name: -float(self.worth[name]))[:TRIED]
-        sites = _climbed(sites, fit, lambda s: [s | {one} for one in back if one not in s])
+        if most < self._whole(()):
+            return fit(frozenset())[1]
+        while sites:
+            fewer = [sites - {one} for one in self._least(sites, scores)]
+            best = max(fewer, key=lambda some: fit(some)[0])
+            if fit(best)[0] < 0:  # several have to go: one after the other, the one that is missed least
+                best = fewer[0]
+            elif fit(best)[0] <= fit(sites)[0]:
+                break
+            sites = best
+        gone = sorted(self.gates.keys() - sites, key=lambda name: -float(self.worth[name]))[:TRIED]
+        for one in gone:
+            sites = max(sites, sites | {one}, key=lambda some: fit(some)[0])
         return fit(sites)[1]
 
     def _least(self, sites: frozenset[str], scores: Mapping[str, Tensor]) -> list[str]:
@@ -195,20 +205,6 @@ class WeighingOptimizer(RankOptimizer):
         return allowed * (worth / max(float(allowed.sum()), 1e-30))
 
 
-Fit = Callable[[frozenset[str]], tuple[float, dict[str, Tensor]]]
-
-
-def _climbed(
-    sites: frozenset[str], fit: Fit, moves: Callable[[frozenset[str]], Iterable[frozenset[str]]]
-) -> frozenset[str]:
-    """From some sites to the best of those that one move makes of them, as long as that is better."""
-    while True:
-        best = max(moves(sites), key=lambda other: fit(other)[0], default=sites)
-        if fit(best)[0] <= fit(sites)[0]:
-            return sites
-        sites = best
-
-
 @contextmanager
 def _normalising(network: Network) -> Iterator[None]:
     """Evaluation mode, but batch-norms take the batch's statistics, as they would once they have learnt them, and keep
@@ -257,7 +253,9 @@ class Latency(LearnedMasks):
         spec = wider(found.spec, found.plan, self.widest, context.unit, budget)
         if spec == found.spec:
             return job
-        wide = Candidate(spec, widened_plan(found.plan, spec), widened_weights(found, spec))
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(context.seed)
+            wide = Candidate(spec, widened_plan(found.plan, spec), widened_weights(found, spec))
         start = context.keep(f"{job.name}-wide", wide)
         tags = context.unit.foretold(job.tags, spec, wide.plan)
         return dataclasses.replace(job, spec=spec, plan=wide.plan, start=start, tags=tags)

@@ -48,6 +48,7 @@ RANGES: dict[str, _Range] = {
     "pram": NOT_NEGATIVE,
     "d_th": NOT_NEGATIVE,
     "gate_epochs": COUNT,
+    "widest": (lambda x: x >= 1, "a number, 1 or more"),
 }
 
 
