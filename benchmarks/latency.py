@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from parelu.methods.base import Method, methods
 from parelu.methods.latency import Latency
 from parelu.methods.learned import LearnedMasks
@@ -48,7 +50,7 @@ OTHERS = tuple(
     for name, cls in methods().items()
     if name not in ("latency", "steps") and (cls.needs is None or find_spec(cls.needs[0]))
 )
-PARTS = {"": Latency(), "no-sites": Latency(sites=False), "no-positions": Latency(positions=False),
+PARTS = {"no-sites": Latency(sites=False), "no-positions": Latency(positions=False),
          "no-widths": Latency(widest=1.0)}  # fmt: skip
 
 
@@ -99,12 +101,10 @@ def shortened(method: Method) -> Method:
     return dataclasses.replace(method, search_epochs=scale.SEARCH, finetune_epochs=scale.FINETUNE)
 
 
-def reductions(names: Sequence[str], texts: Sequence[str]) -> tuple[Reduction, ...]:
-    """latency: with what it is without each of its parts."""
-    found = [Reduction(shortened(methods()[name]()), tuple(texts)) for name in names if name != "latency"]
-    if "latency" in names:
-        found += [Reduction(shortened(method), tuple(texts), label=label) for label, method in PARTS.items()]
-    return tuple(found)
+def reductions(name: str, texts: Sequence[str], parts: Sequence[str]) -> tuple[Reduction, ...]:
+    """Of a method; `latency` also without some of its parts."""
+    entries = {"": Latency(), **{part: PARTS[part] for part in parts}} if name == "latency" else {"": methods()[name]()}
+    return tuple(Reduction(shortened(method), tuple(texts), label=label) for label, method in entries.items())
 
 
 def cell(arguments: argparse.Namespace) -> None:
@@ -112,11 +112,12 @@ def cell(arguments: argparse.Namespace) -> None:
     (data,), (link,), (seed,) = arguments.data, arguments.links, arguments.seeds
     texts = [text for text, share in budgets(link, INPUTS[data]).items() if share in arguments.shares]
     folder = Path(arguments.out) / data / link / str(seed)
+    torch.set_num_threads(1)
     for name in arguments.methods:
         experiment = Experiment(
             MODEL,
             data,
-            reductions([name], texts),
+            reductions(name, texts, arguments.parts),
             scale.FULL,
             seed=seed,
             input=INPUTS[data],
@@ -137,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
                 print(f"{data}, {link}, seed {seed}", flush=True)
                 one = ["--data", data, "--links", link, "--seeds", str(seed), "--out", arguments.out]
                 rest = ["--images", str(arguments.images), "--methods", *arguments.methods]
-                rest += ["--shares", *map(str, arguments.shares)]
+                rest += ["--parts", *arguments.parts, "--shares", *map(str, arguments.shares)]
                 subprocess.run([sys.executable, __file__, "cell", *one, *rest], check=False)
 
 
@@ -209,7 +210,7 @@ def ablation(_: argparse.Namespace) -> None:
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for (data, link, share), rows in cells(read()):
         ours = of_entry(rows, "latency")
-        for label in filter(None, PARTS):
+        for label in PARTS:
             if ours and (without := of_entry(rows, f"latency-{label}")):
                 print(f"| {data} | {link} | {share:g} | {label} | {compared(ours, without)} |")
 
@@ -254,6 +255,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=list(INPUTS))
     parser.add_argument("--links", nargs="+", default=list(LINKS))
     parser.add_argument("--methods", nargs="+", default=["latency", *OTHERS])
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), help="of latency, without which it is run too")
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=scale.IMAGES)
