@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parelu.api import Client, Result, bench, count, instrument, load, reduce, serve
+    from parelu.api import Client, Result, bench, count, export, instrument, load, reduce, serve
 
-__all__ = ["Client", "Result", "__version__", "bench", "count", "instrument", "load", "reduce", "serve"]
+__all__ = ["Client", "Result", "__version__", "bench", "count", "export", "instrument", "load", "reduce", "serve"]
 __version__ = "0.1.0"
 
 

@@ -60,6 +60,7 @@ from parelu.runs.deployment import server_of
 from parelu.runs.dry_run import outlook
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import Experiment, Reduction, parse_input, prepare, run_experiment
+from parelu.runs.export import OPSET, Exported, images_of, write_onnx, write_program
 from parelu.runs.folder import Record, Run
 from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
 from parelu.runs.measurement import Asked, measure_run
@@ -108,6 +109,7 @@ __all__ = [
     "data",
     "designs",
     "difference",
+    "export",
     "instrument",
     "is_trained",
     "link_of",
@@ -183,6 +185,37 @@ def load(folder: str | Path) -> Candidate:
         UserError: the folder holds no candidate, or it was damaged.
     """
     return Candidate.load(Path(folder))
+
+
+def export(
+    candidate: Candidate | str | Path,
+    onnx: str | Path | None = None,
+    program: str | Path | None = None,
+    *,
+    opset: int = OPSET,
+    folder: str | Path | None = None,
+) -> list[Exported]:
+    """Write a candidate for other runtimes; its masks and polynomials are constants, its images normalised.
+
+    Each is run on images of its test set before it is written, an ONNX file where onnxruntime is installed.
+
+    Args:
+        candidate: its folder, or the candidate itself.
+        onnx: an .onnx file.
+        program: a .pt2 file, which `torch.export.load` opens without parelu.
+        opset: of the ONNX file, from 14.
+        folder: where the files of the candidate's data set are.
+
+    Raises:
+        UserError: onnx is not installed or does not know the opset; or what was written computes something else.
+    """
+    own = None if folder is None else Path(folder)
+    if not isinstance(candidate, Candidate):
+        own = own or measurement.data_folder_of(Path(candidate))
+        candidate = load(candidate)
+    images = images_of(candidate, own)
+    written = [] if onnx is None else [write_onnx(candidate, Path(onnx), images, opset)]
+    return written + ([] if program is None else [write_program(candidate, Path(program), images)])
 
 
 @dataclasses.dataclass(frozen=True)

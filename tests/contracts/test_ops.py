@@ -1,4 +1,4 @@
-"""What every op of the vocabulary promises: counted, fused, written and lowered rightly; what is none is refused."""
+"""What every op of the vocabulary promises: counted, fused, written, exported, lowered; what is none is refused."""
 
 import dataclasses
 import inspect
@@ -16,11 +16,14 @@ from two_parties import images_of, lowered_of, preprocessing_of, ready
 from parelu.errors import UserError
 from parelu.fusion.fuse import fuse, nothing
 from parelu.fusion.packing import seconds
+from parelu.models.onnx import read_onnx
+from parelu.models.onnx_export import to_onnx
 from parelu.models.writing import graph_of, weights_of
 from parelu.network import nodes, ops
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
 from parelu.network.count import count
+from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
 from parelu.private.lowering import reference
@@ -163,6 +166,28 @@ def test_every_op_is_written_in_a_graph(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_every_op_is_exported_and_read_again(name, tmp_path):
+    """ONNX's own reference gives the same outputs, and so does what we read of the file, with the same counts."""
+    onnx = pytest.importorskip("onnx")
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    network = CASES[name].network()
+    x = torch.randn(3, *INPUT)
+    with torch.no_grad():
+        expected = network(x)
+    for exported in (network, fuse(network, cost=nothing)):
+        model = to_onnx(exported)
+        assert np.allclose(evaluator(model).run(None, {"images": x.numpy()})[0], expected, atol=1e-5)
+        onnx.save(model, str(tmp_path / "net.onnx"))
+        found = read_onnx(tmp_path / "net.onnx")
+        again = instrument(found.module, found.input)
+        with torch.no_grad():
+            assert torch.allclose(again(x), expected, atol=1e-5)
+        counts = [(c.relus, c.comparisons, c.squares, c.macs) for c in (count(exported), count(again))]
+        assert counts[0][:3] == counts[1][:3]
+        assert counts[0] == counts[1] or name == "resample", "whose matrix is a layer's to whoever reads the file"
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_every_op_is_lowered(name):
     network = CASES[name].network()
     assert problems(network) == ()
@@ -186,7 +211,7 @@ def test_an_unknown_op_is_refused_by_each_with_path_and_remedy(name):
     op, remedy = UNKNOWN[name]
     network = Case(ops.Unsupported, op).network()
     message = f"op: {name} is not supported; {remedy}"
-    for refused in (count, fuse, lowered_of):
+    for refused in (count, fuse, lowered_of, to_onnx):
         with pytest.raises(UserError) as error:
             refused(network)
         assert any(line.startswith(message) for line in str(error.value).splitlines())
@@ -217,7 +242,7 @@ def test_an_op_of_a_class_that_nobody_matches_is_refused(monkeypatch):
 
     monkeypatch.setitem(ops.MODULES, nn.AlphaDropout, lambda node, module: Shuffle())
     network = Case(Shuffle, nn.AlphaDropout()).network()
-    for refused in (count, lowered_of):
+    for refused in (count, lowered_of, to_onnx):
         with pytest.raises(UserError, match=r"^op: AlphaDropout .*; "):
             refused(network)
     images = images_of(4, INPUT)

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 import parelu
-from parelu.cli import bench, calibrate, compare, inspection, private, recipes, training
+from parelu.cli import bench, calibrate, compare, export, inspection, private, recipes, training
 from parelu.cli.output import say
 from parelu.errors import ProtocolError, UserError
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, type[Any]] = {
     **inspection.COMMANDS,
     **compare.COMMANDS,
     **bench.COMMANDS,
+    **export.COMMANDS,
     **calibrate.COMMANDS,
     **private.COMMANDS,
 }

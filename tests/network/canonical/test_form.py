@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from parelu.errors import UserError
 from parelu.network import ops
+from parelu.network.count import count
 from parelu.network.instrument import instrument
 
 CHANNELS, SIDE = 4, 6
@@ -453,6 +454,34 @@ def test_what_a_constant_mask_chooses(call):
     network = instrument(module, (2, 4, 5))
     assert not ops.unsupported(network)
     assert torch.allclose(network(images), module(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("is_swapped", [False, True])
+@given(st.lists(st.booleans(), min_size=12, max_size=12), st.sampled_from(["x", "square", "other"]))
+@settings(max_examples=25)
+def test_a_relu_behind_a_constant_mask_is_counted_where_it_stays(is_swapped, kept, elsewhere):
+    mask = torch.tensor(kept).view(3, 2, 2)
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            relu, rest = F.relu(x), {"x": x, "square": x * x - 0.5, "other": x.flip(1) * 2}[elsewhere]
+            return (torch.where(~mask, rest, relu) if is_swapped else torch.where(mask, relu, rest)).flatten(1)
+
+    network, images = instrument(Net(), (3, 2, 2)), torch.randn(4, 3, 2, 2)
+    assert torch.allclose(network(images), Net()(images), atol=1e-6)
+    assert count(network).relus == sum(kept)
+    assert list(network.sites) == (["relu"] if sum(kept) else [])
+
+
+def test_a_relu_that_something_else_reads_too_stays_whole():
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            relu = F.relu(x)
+            return (torch.where(MASK, relu, x) + relu).flatten(1)
+
+    network, images = instrument(Net(), (2, 4, 5)), torch.randn(3, 2, 4, 5)
+    assert torch.allclose(network(images), Net()(images), atol=1e-6)
+    assert count(network).relus == 40
 
 
 def test_infinity_by_a_mask_is_refused():

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from parelu.network import functions
 from parelu.network.canonical import moves
 from parelu.network.canonical.builder import Builder, Rule
+from parelu.network.sites import Site
 
 _BIAS, _WEIGHT = "bias", "weight"
 _KEY = "affine"  # in a node's meta: which of weight and bias an Affine has; the other does nothing
@@ -133,6 +134,9 @@ def _chosen(node: fx.Node, builder: Builder, mask: Any, chosen: Any, other: Any)
     held = builder.constant(mask)
     if held is None or held.dtype != torch.bool:
         return None
+    for kept, relu, rest in ((held, chosen, other), (~held, other, chosen)):
+        if _is_own_site(relu, builder) and _is_image(rest) and not held.is_meta:
+            return _masked_relu(builder, kept.cpu().broadcast_to((1, *node.meta["shape"])).flatten(), relu, rest)
     total: fx.Node | None = None
     constant = torch.zeros((), device=builder.device)
     for term, factor in ((chosen, held.float()), (other, (~held).float())):
@@ -152,6 +156,30 @@ def _chosen(node: fx.Node, builder: Builder, mask: Any, chosen: Any, other: Any)
     if total is None:
         return None
     return add_constant(builder, total, constant.float(), node.meta["shape"])
+
+
+def _is_own_site(argument: Any, builder: Builder) -> bool:
+    """Whether it is a site, of no more numbers than a movement takes, that only this node reads."""
+    is_one = isinstance(argument, fx.Node) and isinstance(builder.module(argument), Site)
+    return is_one and list(argument.users) == [builder.node] and argument.meta["shape"] == builder.node.meta["shape"]
+
+
+def _masked_relu(builder: Builder, mask: Tensor, relu: fx.Node, other: fx.Node) -> fx.Node | None:
+    """relu where a mask of all positions is True, other elsewhere: the ReLUs of those positions alone.
+
+    They are a site of a vector, so that what is not there is not counted.
+    """
+    shape, kept, rest = relu.meta["shape"], mask.nonzero().flatten(), (~mask).nonzero().flatten()
+    if not len(kept) or not len(rest):
+        return relu if len(kept) else other
+    if len(mask) > moves.LARGEST_GATHER or other.meta["shape"] != shape:
+        return None
+    (x,) = relu.all_input_nodes
+    x, other = (moves.reshape(builder, source, (len(mask),)) for source in (x, other))
+    site = builder.site_instead(relu, moves.select(builder, x, 0, kept.tolist()))
+    parts = builder.call(torch.cat, [site, moves.select(builder, other, 0, rest.tolist())], 1)
+    places = torch.cat([kept, rest]).argsort()
+    return moves.reshape(builder, moves.select(builder, parts, 0, places.tolist()), shape)
 
 
 def broadcast(builder: Builder, source: fx.Node, shape: Sequence[int]) -> fx.Node:

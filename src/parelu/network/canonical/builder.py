@@ -174,6 +174,12 @@ class Builder:
         node.meta = {**self._meta(), "shape": source.meta["shape"]}
         return node
 
+    def site_instead(self, site: fx.Node, source: fx.Node) -> fx.Node:
+        """Write a site, at the path of one that nobody is to read any more."""
+        path = str(site.target)
+        del self._placed[path], self._written[site]
+        return self.site(source, path)
+
     def _meta(self) -> dict[str, Any]:
         """Of a new node: whose forward made the call, and which call it was."""
         stack = self.node.meta.get("nn_module_stack")
