@@ -62,6 +62,7 @@ from parelu.runs.executor import InProcess
 from parelu.runs.experiment import Experiment, Reduction, parse_input, prepare, run_experiment
 from parelu.runs.export import OPSET, Exported, images_of, write_onnx, write_program
 from parelu.runs.folder import Record, Run
+from parelu.runs.hub import push
 from parelu.runs.inspection import Subject, designs, measured_order, named, program_of, subject
 from parelu.runs.measurement import Asked, measure_run
 from parelu.runs.merging import merge
@@ -129,6 +130,7 @@ __all__ = [
     "predict",
     "prepare",
     "program_of",
+    "push",
     "query_of",
     "read_image",
     "read_recipe",

@@ -33,6 +33,18 @@ def pieces():
     return instrument(nn.Sequential(*layers), (1, 8, 8))
 
 
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+        self.relu, self.fc = nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.relu(self.conv(x))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.fc((x * gate).mean((2, 3)))
+
+
 def outputs(model, images):
     return torch.from_numpy(reference.ReferenceEvaluator(model).run(None, {"images": images.numpy()})[0])
 
@@ -41,7 +53,7 @@ NETWORKS = {
     "resnet": lambda: masked(network()),
     "resnet with squares": lambda: quadratic(network()),
     "vgg with max-pools": lambda: masked(network(name="vgg16 m=2 (16 classifier)", side=32)),
-    "gates": lambda: quadratic(network(name="efficientnet-b0 (relu) m=4", side=16)),
+    "gates": lambda: quadratic(instrument(Gated(), (1, 7, 6))),
     "pieces": lambda: masked(pieces()),
     "pieces with squares": lambda: quadratic(pieces()),
 }

@@ -1,6 +1,9 @@
 """Candidates for other runtimes: what is written, checked, and refused."""
 
+import inspect
 import json
+import shutil
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from parelu.errors import UserError
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
+from parelu.report.card import card
 from parelu.runs import export
 from parelu.runs.inspection import named
 
@@ -64,11 +68,12 @@ def test_a_program_needs_torch_alone(folder, tmp_path):
 def test_what_cannot_be_exported_is_a_line(folder, tmp_path, capsys):
     pytest.importorskip("onnx")
     to = str(tmp_path / "net.onnx")
-    assert refused(capsys, "export", str(folder)) == "give --onnx FILE.onnx, --torch FILE.pt2 or both"
+    assert refused(capsys, "export", str(folder)) == "give --onnx FILE.onnx, --torch FILE.pt2 or --card FILE.md"
     assert "does not end in .onnx" in refused(capsys, "export", str(folder), "--onnx", str(tmp_path / "net"))
     assert "does not end in .pt2" in refused(capsys, "export", str(folder), "--torch", to)
     assert "opset 9 cannot be written" in refused(capsys, "export", str(folder), "--onnx", to, "--opset", "9")
     assert "holds no candidate" in refused(capsys, "export", str(tmp_path), "--onnx", to)
+    assert f"{folder} exists; give another path" in refused(capsys, "export", str(folder), "--card", str(folder))
     assert not list(tmp_path.iterdir())
 
 
@@ -77,3 +82,65 @@ def test_images_that_no_file_has_are_random(folder):
     assert export.images_of(candidate).what == "32 test images of digits"
     unknown = type(candidate)(candidate.spec, candidate.plan, candidate.weights)
     assert export.images_of(unknown).what == "32 random images"
+
+
+class Hub:
+    """What huggingface_hub has of what is used."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, dict]] = []
+        self.pushed: dict[str, object] = {}
+
+    def HfApi(self):
+        return self
+
+    def CommitOperationAdd(self, path_in_repo, path_or_fileobj):
+        return path_in_repo, path_or_fileobj
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        if " " in repo_id:
+            raise OSError("Repo id must be\nalphanumeric")
+        self.made.append((repo_id, {"private": private, "exist_ok": exist_ok}))
+        return Address(f"https://hub/{repo_id}")
+
+    def create_commit(self, repo_id, operations, *, commit_message):
+        assert commit_message == "random-37, made by parelu"
+        self.pushed = {repo_id: dict(operations)}
+
+
+class Address(str):
+    @property
+    def repo_id(self):
+        return self.removeprefix("https://hub/")
+
+
+def test_a_candidate_is_pushed_with_its_card(folder, tmp_path, capsys, monkeypatch):
+    from parelu.runs import hub
+
+    fake = Hub()
+    monkeypatch.setattr(hub, "find_spec", lambda name: fake)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    assert run("push", str(folder), "me/net") == 0
+    assert "pushed: https://hub/me/net" in capsys.readouterr().err
+    assert fake.made == [("me/net", {"private": True, "exist_ok": True})]
+    files = fake.pushed["me/net"]
+    assert {name: files[name] for name in sorted(files)[1:]} == {
+        name: folder / name for name in ("candidate.json", "candidate.safetensors")
+    }
+    assert files["README.md"].decode() == card(folder)
+    own = tmp_path / "random-37"
+    shutil.copytree(folder, own)
+    (own / "README.md").write_text("mine")
+    assert run("push", str(own), "me/net", "--public") == 0
+    assert fake.pushed["me/net"]["README.md"] == own / "README.md" and fake.made[-1][1]["private"] is False
+    line = refused(capsys, "push", str(folder), "my net")
+    assert line == "my net does not take the candidate (Repo id must be alphanumeric); log in with: hf auth login"
+    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    assert "pip install 'parelu[hub]'" in refused(capsys, "push", str(folder), "me/net")
+
+
+def test_the_calls_of_the_hub_are_those_that_it_has():
+    hub = pytest.importorskip("huggingface_hub")
+    inspect.signature(hub.HfApi.create_repo).bind(None, "me/net", private=True, exist_ok=True)
+    inspect.signature(hub.HfApi.create_commit).bind(None, "me/net", [], commit_message="text")
+    assert hub.CommitOperationAdd("README.md", b"card").path_in_repo == "README.md"

@@ -62,13 +62,17 @@ def images_of(candidate: Candidate, folder: Path | None = None) -> Images:
     folder: where the files of the data are.
     """
     name = candidate.preprocessing.get("dataset")
-    if name in data.names() and data.available(name, folder=folder):
-        test = measurement.dataset_of(candidate, folder).test.first(CHECKED)
-        pixels = measurement.fit(candidate, test)
-        mean, std = (tuple(candidate.preprocessing[key]) for key in ("mean", "std"))
-        return Images(normalise(pixels, mean, std).contiguous(), f"{len(pixels)} test images of {name}")
-    generator = torch.Generator().manual_seed(0)
-    return Images(torch.randn(CHECKED, *candidate.spec.input, generator=generator), f"{CHECKED} random images")
+    try:
+        is_there = data.available(str(name), folder=folder)
+        test = measurement.dataset_of(candidate, folder).test.first(CHECKED) if is_there else None
+    except UserError:  # in memory then, or gone since
+        test = None
+    if test is None:
+        generator = torch.Generator().manual_seed(0)
+        return Images(torch.randn(CHECKED, *candidate.spec.input, generator=generator), f"{CHECKED} random images")
+    pixels = measurement.fit(candidate, test)
+    mean, std = (tuple(candidate.preprocessing[key]) for key in ("mean", "std"))
+    return Images(normalise(pixels, mean, std).contiguous(), f"{len(pixels)} test images of {name}")
 
 
 def write_onnx(candidate: Candidate, path: Path, images: Images, opset: int = OPSET) -> Exported:
