@@ -95,7 +95,9 @@ class _Common:
 
     def folder(self, name: str) -> Path:
         model = Path(self.model).name if Path(self.model.partition(":")[0]).suffix in (".py", ".onnx") else self.model
-        default = f"{name}-{model}-{self.data}-seed{self.seed}".replace(" ", "-").replace(":", "-")
+        default = f"{name}-{model}-{self.data}-seed{self.seed}"
+        for sign in " :/#":
+            default = default.replace(sign, "-")
         return self.run or Path("runs") / default
 
 

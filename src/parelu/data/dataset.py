@@ -5,6 +5,7 @@ A new set is one entry in ENTRIES and, if its format is new, one reader in `pare
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ import torch
 
 from parelu.data.augmentation import Augmentation
 from parelu.data.files import CENTRE, Files
-from parelu.data.readers import cifar, colour, digits, fashion, folders
+from parelu.data.readers import cifar, colour, digits, fashion, folders, hub
 from parelu.data.readers.base import Images, Moments, Place, Raw, Shape, Split, check_bytes, spread
 from parelu.errors import UserError
 from parelu.network.preprocessing import fit
@@ -145,14 +146,16 @@ def load(
 
 
 def _entry(name: str) -> Entry:
+    if name.startswith(hub.PREFIX):
+        return Entry(partial(hub.read, name), Augmentation())
     if name not in ENTRIES:
-        raise UserError(f"there is no data set {name!r}: choose one of {', '.join(ENTRIES)}")
+        raise UserError(f"there is no data set {name!r}: choose one of {', '.join(ENTRIES)}, or hf:NAME")
     return ENTRIES[name]
 
 
 def _locate(name: str, entry: Entry, folder: Path | None) -> Path:
     if entry.place is None:
-        return Path()
+        return folder or Path()
     found = entry.place.find(folder)
     if found is None and folder is None and entry.fetch is not None:
         try:

@@ -166,19 +166,19 @@ class Builder:
     def site(self, source: fx.Node, path: str = "") -> fx.Node:
         """Write a ReLU: a site of its own. path: of the module called, else that of the caller's ReLUs, by default."""
         path = path or (self.path if self.node.op == "call_module" else ".".join(filter(None, (self.path, "relu"))))
-        name = next(name for name in _names(path) if self._is_free(name))
+        return self._site(next(name for name in _names(path) if self._is_free(name)), source)
+
+    def site_instead(self, site: fx.Node, source: fx.Node) -> fx.Node:
+        """Write a site at the path of one that nobody is to read any more."""
+        return self._site(str(site.target), source)
+
+    def _site(self, name: str, source: fx.Node) -> fx.Node:
         self._place(name, Site(name, source.meta["shape"]))
         with self.network.graph.inserting_before(self.node):
             node = self.network.graph.call_module(name, (source,))
         self._written[node] = self._placed[name]
         node.meta = {**self._meta(), "shape": source.meta["shape"]}
         return node
-
-    def site_instead(self, site: fx.Node, source: fx.Node) -> fx.Node:
-        """Write a site, at the path of one that nobody is to read any more."""
-        path = str(site.target)
-        del self._placed[path], self._written[site]
-        return self.site(source, path)
 
     def _meta(self) -> dict[str, Any]:
         """Of a new node: whose forward made the call, and which call it was."""
