@@ -19,7 +19,7 @@ class Rows(list):
 
     def __init__(self, rows, features):
         super().__init__(rows)
-        self.features, self._fingerprint = features, f"{len(rows)} {sorted(features)}"
+        self.features, self._fingerprint = features, f"{[row['label'] for row in rows]} {sorted(features)}"
 
     def __getitem__(self, key):
         return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
@@ -35,15 +35,15 @@ class Picture:
 
 
 def pictures(count, size=(6, 5), mode="L"):
-    """Pictures whose every pixel is 10 times their number, and what is shown on them: number % 3."""
-    images = [Image.new(mode, size, 10 * n if mode == "L" else (10 * n, 0, 255)) for n in range(count)]
+    """Pictures whose every pixel is 8 times their number, and what is shown on them: number % 3."""
+    images = [Image.new(mode, size, 8 * n if mode == "L" else (8 * n, 0, 255)) for n in range(count)]
     return [{"image": image, "label": n % 3} for n, image in enumerate(images)]
 
 
 @pytest.fixture
 def splits(monkeypatch):
     """What the library gives for "owner/set", to be changed by a test."""
-    given = {"train": (pictures(20), {"image": Picture(), "label": Label(3)})}
+    given = {"train": (pictures(30), {"image": Picture(), "label": Label(3)})}
     library = types.SimpleNamespace(Image=Picture, ClassLabel=Label, disable_progress_bars=lambda: None)
 
     def load_dataset(path, config, cache_dir):
@@ -60,16 +60,16 @@ def splits(monkeypatch):
 def test_a_tenth_is_the_test_split_where_there_is_none(splits):
     found = data.load("hf:owner/set")
     assert (found.name, found.input_shape, found.classes) == ("hf:owner/set", (1, 5, 6), 3)
-    assert [len(split) for split in (found.train, found.validation, found.test)] == [17, 1, 2]
+    assert [len(split) for split in (found.train, found.validation, found.test)] == [25, 2, 3]
     everything = torch.cat([split.images for split in (found.train, found.validation, found.test)])
-    assert sorted((everything[:, 0, 0, 0] // 10).tolist()) == list(range(20))
-    assert torch.equal(found.train.labels, found.train.images[:, 0, 0, 0].long() // 10 % 3)
+    assert sorted((everything[:, 0, 0, 0] // 8).tolist()) == list(range(30))
+    assert torch.equal(found.train.labels, found.train.images[:, 0, 0, 0].long() // 8 % 3)
 
 
 def test_a_test_split_and_a_shape(splits):
     splits["validation"] = (pictures(6, (8, 8), "RGB"), splits["train"][1])
     found = data.load("hf:owner/set:config", input_shape=(3, 4, 4))
-    assert found.test.images.shape == (6, 3, 4, 4) and len(found.train) == 18
+    assert found.test.images.shape == (6, 3, 4, 4) and len(found.train) == 27
     assert found.test.images[:, 2].eq(255).all() and found.test.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
@@ -105,9 +105,9 @@ def test_the_library_itself_reads_a_folder(tmp_path):
     pytest.importorskip("datasets")
     library = importlib.import_module("datasets")
     features = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["a", "b", "c"])})
-    for split, count in (("train", 20), ("test", 6)):
+    for split, count in (("train", 30), ("test", 6)):
         rows = library.Dataset.from_list(pictures(count), features=features)
         rows.to_parquet(str(tmp_path / "set" / f"{split}.parquet"))
     found = data.load(f"hf:{tmp_path}/set", folder=tmp_path / "cache")
-    assert (len(found.train), len(found.test), found.input_shape, found.classes) == (18, 6, (1, 5, 6), 3)
-    assert np.array_equal(found.test.images[:, 0, 0, 0], 10 * np.arange(6))
+    assert (len(found.train), len(found.test), found.input_shape, found.classes) == (27, 6, (1, 5, 6), 3)
+    assert np.array_equal(found.test.images[:, 0, 0, 0], 8 * np.arange(6))

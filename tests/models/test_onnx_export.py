@@ -130,8 +130,8 @@ def test_masks_and_weights_are_constants_of_the_file():
     exported = NETWORKS["resnet with squares"]().eval()
     known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in to_onnx(exported).graph.initializer}
     for name, site in exported.sites.items():
-        assert np.array_equal(known[f"{name}.mask"], site.mask)
+        assert np.array_equal(known[f"{name}_mask"], site.mask)
         c0, c1, c2 = site.coefficients[:, :, None, None].numpy()
-        assert all(np.array_equal(known[f"{name}.c{i}"], c) for i, c in enumerate((c0, c1, c2)))
+        assert all(np.array_equal(known[f"{name}_c{i}"], c) for i, c in enumerate((c0, c1, c2)))
     for name, tensor in exported.named_parameters():
         assert np.array_equal(known[name], tensor.detach())

@@ -158,20 +158,20 @@ class _Graph:
         elsewhere = x if site.is_identity_elsewhere else self._polynomial(site, x)
         if not site.relus:
             return elsewhere
-        return self.add("Where", self.constant(f"{name}.mask", site.mask), relu, elsewhere, name=f"{name}.masked")
+        return self.add("Where", self.constant(f"{name}_mask", site.mask), relu, elsewhere, name=f"{name}.masked")
 
     def _polynomial(self, site: Site, x: str) -> str:
         """c0 + c1·x + c2·x², without the terms that no channel has."""
         total = x
         c0, c1, c2 = (c.view(-1, *[1] * (len(site.shape) - 1)) for c in site.coefficients)
         if (c1 != IDENTITY[1]).any():
-            total = self.add("Mul", x, self.constant(f"{site.name}.c1", c1), name=f"{site.name}.linear")
+            total = self.add("Mul", x, self.constant(f"{site.name}_c1", c1), name=f"{site.name}.linear")
         if c2.any():
             square = self.add("Mul", x, x, name=f"{site.name}.square")
-            scaled = self.add("Mul", square, self.constant(f"{site.name}.c2", c2), name=f"{site.name}.quadratic")
+            scaled = self.add("Mul", square, self.constant(f"{site.name}_c2", c2), name=f"{site.name}.quadratic")
             total = self.add("Add", total, scaled, name=f"{site.name}.sum")
         if c0.any():
-            total = self.add("Add", total, self.constant(f"{site.name}.c0", c0), name=f"{site.name}.polynomial")
+            total = self.add("Add", total, self.constant(f"{site.name}_c0", c0), name=f"{site.name}.polynomial")
         return total
 
     def _convolution(self, path: str, op: ops.Convolution, layer: nn.Conv2d, x: str) -> str:
