@@ -109,6 +109,8 @@ def test_a_layer_that_is_called_twice_has_its_weights_once():
     model = to_onnx(exported)
     names = [tensor.name for tensor in model.graph.initializer]
     assert len(names) == len(set(names)) and sum("weight" in name or "matrix" in name for name in names) == 2
+    called = [node.name for node in model.graph.node]
+    assert len(called) == len(set(called)), "runtimes refuse a name that comes twice"
     images = torch.randn(2, 1, 1, 6)
     with torch.no_grad():
         assert torch.allclose(outputs(model, images), exported(images), atol=1e-6)

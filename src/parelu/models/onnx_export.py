@@ -87,7 +87,10 @@ class _Graph:
     def add(self, kind: str, *inputs: str, name: str = "", outputs: str = "", **attributes: Any) -> str:
         """Write a node; the name of its value. name: of the module that it stands for."""
         made = outputs or f"{name or kind.lower()}:{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [made], name or made, **attributes))
+        is_taken = not name or any(node.name == name for node in self.nodes)  # of a layer that is called twice
+        self.nodes.append(
+            self.onnx.helper.make_node(kind, list(inputs), [made], made if is_taken else name, **attributes)
+        )
         return made
 
     def constant(self, name: str, value: Tensor | Sequence[int] | float) -> str:
