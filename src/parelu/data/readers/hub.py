@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import warnings
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +57,9 @@ def _loaded(library: Any, name: str, path: str, config: str | None, location: Pa
     """Split → data set."""
     library.disable_progress_bars()
     try:
-        splits = library.load_dataset(path, config, cache_dir=None if location == Path() else str(location))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its libraries to its developers
+            splits = library.load_dataset(path, config, cache_dir=None if location == Path() else str(location))
     except Exception as error:  # of the hub, of its client for HTTP, of files: they share no base
         raise UserError(f"{name} cannot be had, from the hub or its cache ({shown(str(error), 160)})") from error
     if "train" not in splits:
