@@ -117,6 +117,14 @@ def parties_as_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def dealt_base_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions whose base transfers cost nothing, where what comes after them is tested."""
+    from base_transfers import deal
+
+    deal(monkeypatch)
+
+
+@pytest.fixture
 def worker_processes() -> None:
     """Jobs in processes of their own, as users have them."""
 

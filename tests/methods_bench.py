@@ -8,7 +8,7 @@ from parelu.methods.jobs import FromKept, Job, Search
 from parelu.methods.unit import Relus, Unit
 from parelu.network.candidate import Candidate
 from parelu.network.count import count, skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.metrics import Metrics, SearchMetrics
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec, spec_of
@@ -42,7 +42,7 @@ class DryBench:
 
     def __init__(self, seed: int = 0, spec: Spec = SPEC, unit: Unit | None = None) -> None:
         torch.manual_seed(0)
-        network = instrument(spec.module(), spec.input)
+        network = network_of(spec)
         self.teacher = Candidate(spec, Plan.of(network), network.state_dict())
         self.training, self.seed, self.unit = SHORT, seed, unit or Relus(spec)
         self.jobs: list[Job] = []
@@ -62,7 +62,7 @@ class DryBench:
 
     def _left(self, search: Search, budget: int) -> Candidate:
         torch.manual_seed(self.seed)
-        network = instrument(search.spec.module(), search.spec.input)
+        network = network_of(search.spec)
         search.plan.apply(network)
         plan = search.left(search.build(network), budget)
         if not search.unit.name:

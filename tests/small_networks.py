@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.sites import Network
 from parelu.network.spec import spec_of
 from parelu.training.schedule import Training
@@ -14,7 +14,7 @@ SHORT = Training(epochs=3, batch=128, lr=0.1, schedule="one-cycle")
 def network(seed: int = 0, name: str = "resnet10 m=2", classes: int = 10, side: int = 8) -> Network:
     torch.manual_seed(seed)
     spec = spec_of(name, (1, side, side), classes)
-    return instrument(spec.module(), spec.input)
+    return network_of(spec)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from commands import run
 
 from parelu import registry
 from parelu.methods.base import Method, methods
@@ -94,30 +95,31 @@ def test_tables_of_the_documentation_are_of_parelu_alone(installed):
 
 
 @pytest.mark.slow
-def test_a_method_and_a_network_by_the_command_line(installed, tmp_path):
+def test_a_method_and_a_network_by_the_command_line(installed, tmp_path, capsys, caplog):
     """Beside a plugin that raises on import, which is one line of a command that asks for methods."""
     broken = {"broken": "parelu_example.broken"}
     installed({**GROUPS, "parelu.methods": {**GROUPS["parelu.methods"], **broken}})
     line = "parelu: plugin broken of parelu-example is left out: ImportError: no module named 'something'"
-    counted = parelu("inspect", "tinynet m=2", "--input", "1x8x8", "--json")
-    assert json.loads(counted.stdout)["relus"] == 2 * 8 * 8 + 4 * 4 * 4
-    assert counted.stderr == ""
-    run, network = tmp_path / "run", ("--model", "tinynet m=2", "--data", "digits", "--images", "300")
-    done = parelu(
-        "reduce", "first", *network, "--training", "short", "--epochs", "1", "--budget", "100", "--run", str(run)
-    )
+    assert run("inspect", "tinynet m=2", "--input", "1x8x8", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["relus"] == 2 * 8 * 8 + 4 * 4 * 4
+    assert caplog.messages == []
+    folder, network = tmp_path / "run", ("--model", "tinynet m=2", "--data", "digits", "--images", "300")
+    command = ["reduce", "first", *network, "--training", "short", "--epochs", "1", "--budget", "100"]
+    done = parelu(*command, "--run", str(folder))
     assert done.stderr.count("left out") == done.stderr.splitlines().count(line) == 1
-    plan = Run.open(run).candidate("first-100").plan
+    plan = Run.open(folder).candidate("first-100").plan
     kept = [site.mask.flatten() for site in plan.sites.values()]
     assert [int(mask.sum()) for mask in kept] == [100, 0]
     assert bool(kept[0][:100].all())
 
 
 @pytest.mark.slow
-def test_a_protocol_an_offline_mode_and_an_engine_by_the_command_line(installed):
+def test_a_protocol_an_offline_mode_and_an_engine_by_the_command_line(installed, capsys):
+    """Both parties are processes that find them by themselves."""
     installed(GROUPS)
     options = ("--input", "1x8x8", "--images", "2", "--json", "--relu", "exposed", "--offline", "again")
-    rows = json.loads(parelu("bench", "tinynet m=2", *options, "--engine", "delphi,cleartext").stdout)
+    assert run("bench", "tinynet m=2", *options, "--engine", "delphi,cleartext") == 0
+    rows = json.loads(capsys.readouterr().out)
     assert [row["engine"] for row in rows] == ["delphi", "cleartext"]
     assert (rows[0]["relu"], rows[0]["offline_mode"]) == ("exposed", "again")
     lowered = untrained_workload(spec_of("tinynet m=2", (1, 8, 8), 10), 1.0, 2, 0, "again").lowered

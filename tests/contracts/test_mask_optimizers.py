@@ -14,7 +14,7 @@ from torch import Tensor
 from parelu.masks.optimizer import MaskOptimizer, MaskOptions
 from parelu.methods.base import methods
 from parelu.methods.learned import LearnedMasks
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import spec_of
@@ -45,7 +45,7 @@ class Search:
 
     def __init__(self, options: MaskOptions, plan: Plan, seed: int) -> None:
         torch.manual_seed(seed)
-        self.network = instrument(SPEC.module(), SPEC.input)
+        self.network = network_of(SPEC)
         plan.apply(self.network)
         self.masks = options.build(self.network)
         own = {id(parameter) for parameter in self.masks.parameters()}
@@ -102,7 +102,7 @@ def plain(optimizer: MaskOptimizer) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def teacher() -> Network:
     torch.manual_seed(7)
-    return instrument(SPEC.module(), SPEC.input).eval()
+    return network_of(SPEC).eval()
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
@@ -141,7 +141,7 @@ def test_nothing_else_of_an_optimizer_moves(name, options, teacher):
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_a_state_that_does_not_fit_is_refused(name, options):
-    masks = searched(name, options)[0].build(instrument(SPEC.module(), SPEC.input))
+    masks = searched(name, options)[0].build(network_of(SPEC))
     state = dict(masks.state_dict())
     first = min(state)
     with pytest.raises(ValueError, match="the state has an unknown zeal"):
@@ -162,5 +162,5 @@ def test_a_search_ends_with_its_budgets_relus_where_relus_may_stand(name, option
     assert found.relus == 60 if chosen.granularity == "pixel" else found.relus <= 60
     assert all(bool((plan.sites[site].mask | ~found.sites[site].mask).all()) for site in plan.sites)
     weights = search.masks.weights()
-    network = instrument(SPEC.module(), SPEC.input)
+    network = network_of(SPEC)
     assert list(weights) == list(network.state_dict())

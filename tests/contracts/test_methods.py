@@ -18,7 +18,7 @@ from parelu.methods.base import methods
 from parelu.methods.budget import charged
 from parelu.methods.jobs import Search
 from parelu.network.count import count, skeleton
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.spec import Spec, spec_of
 from parelu.runs.jobs import identity
 from parelu.training.callback import Step
@@ -87,8 +87,8 @@ def reduced_or_refused(name: str, spec: Spec) -> None:
 def a_few_steps(search: Search) -> None:
     """Of a search, on noise."""
     torch.manual_seed(0)
-    network = instrument(search.spec.module(), search.spec.input)
-    teacher = instrument(search.spec.module(), search.spec.input)
+    network = network_of(search.spec)
+    teacher = network_of(search.spec)
     search.plan.apply(network)
     options = search.optimizer
     masks = (dataclasses.replace(options, every=2) if hasattr(options, "every") else options).build(network)

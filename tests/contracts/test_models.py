@@ -52,9 +52,18 @@ def test_scaling(name):
         spec.scale_channels(1 / 3 + 1e-6)
 
 
+def narrow(name):
+    """For small images, with few channels."""
+    spec = spec_of(name, (1, 8, 8), 7)
+    try:
+        return spec.scale_channels(0.25)
+    except UserError:
+        return spec
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if "m=" in n or n in ("resnet20", "resnet32")])
 def test_output_shape_and_gradients(name):
-    spec = spec_of(name, (1, 8, 8), 7)
+    spec = narrow(name)
     network = instrument(spec.module(), spec.input)
     logits = network(torch.randn(2, *spec.input))
     assert logits.shape == (2, 7)
@@ -65,7 +74,7 @@ def test_output_shape_and_gradients(name):
 @pytest.mark.parametrize("name", [n for n in NAMES if "m=" in n])
 def test_a_network_of_a_spec_that_was_traced_before_is_what_tracing_gives(name):
     """Weights, code, output, and what the generator gives next."""
-    spec = spec_of(name, (1, 8, 8), 7)
+    spec = narrow(name)
 
     def told(make):
         torch.manual_seed(1)

@@ -12,7 +12,7 @@ from parelu.masks import gate as gates_module
 from parelu.masks.gate import Gate, gated
 from parelu.masks.optimizer import put_gates
 from parelu.masks.polynomials import dapa, public_dapa
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.sites import Site
 from parelu.network.spec import spec_of
 
@@ -113,7 +113,7 @@ def test_not_a_number_comes_out_as_such():
 def test_a_network_with_gates_is_the_same_network():
     torch.manual_seed(0)
     spec = spec_of("resnet10 m=8", (3, 8, 8), 10)
-    network = instrument(spec.module(), spec.input).eval()
+    network = network_of(spec).eval()
     names = list(network.sites)
     x = torch.randn(4, 3, 8, 8)
     expected = network(x)
@@ -214,7 +214,7 @@ def test_degrees_are_named():
 def test_every_gate_of_a_network_gets_a_gradient():
     torch.manual_seed(0)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
-    network = instrument(spec.module(), spec.input)
+    network = network_of(spec)
     gates = put_gates(network)
     network(torch.randn(4, 1, 8, 8)).square().sum().backward()
     assert all(gate.open.grad is not None and gate.open.grad.abs().sum() > 0 for gate in gates.values())

@@ -21,7 +21,7 @@ from parelu.methods.bcd import Blocks
 from parelu.methods.fisher import Ranked
 from parelu.methods.senet import Mismatch, allocate, sensitivities
 from parelu.methods.snl import Slopes
-from parelu.network.instrument import instrument
+from parelu.network.instrument import instrument, network_of
 from parelu.network.sites import Network, observed
 from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
@@ -31,7 +31,7 @@ from parelu.training.callback import Step
 def resnet() -> Network:
     torch.manual_seed(0)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
-    return instrument(spec.module(), spec.input).train()
+    return network_of(spec).train()
 
 
 FULL = sum(site.relus for site in resnet().sites.values())
@@ -465,7 +465,7 @@ def test_layer_budgets_follow_the_sensitivities():
 def test_sensitivity_is_the_share_of_small_weights():
     torch.manual_seed(0)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
-    network = instrument(spec.module(), spec.input)
+    network = network_of(spec)
     first = network.get_submodule("conv1")
     with torch.no_grad():
         for module in network.modules():
@@ -487,7 +487,7 @@ def test_mismatch_keeps_each_layers_budget_where_the_networks_differ():
     mismatch = on_resnet(Mismatch(sum(budgets.values()), layers=budgets))
     torch.manual_seed(1)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
-    teacher = instrument(spec.module(), spec.input).eval()
+    teacher = network_of(spec).eval()
     images = data.normalise(digits.train.images[:16], digits.mean, digits.std)
     mismatch.after_step(dataclasses.replace(step(0, teacher=teacher), images=images))
     assert {name: int(gate.open.sum()) for name, gate in mismatch.gates.items()} == budgets
@@ -503,7 +503,7 @@ def test_mismatches_add_up_over_every_fourth_step_and_choose_after_an_epoch():
     gates = mismatch.gates
     torch.manual_seed(1)
     spec = spec_of("resnet10 m=2", (1, 8, 8), 10)
-    teacher = instrument(spec.module(), spec.input).eval()
+    teacher = network_of(spec).eval()
     total = {name: torch.zeros(gate.shape) for name, gate in gates.items()}
     stands = {name: torch.zeros(gate.shape) for name, gate in gates.items()}  # at the first look none does
     for number in range(10):

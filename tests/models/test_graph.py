@@ -1,5 +1,6 @@
 """Graphs: what is written is the network it was read from, and nothing in a file is taken that is not checked."""
 
+import contextlib
 import functools
 import json
 
@@ -64,8 +65,10 @@ def assert_same(network: Network, classes: int) -> None:
 def test_every_network_of_our_own_can_be_written(name):
     torch.manual_seed(0)
     spec = spec_of(name, (3, 32, 32), 7)
-    if count(skeleton(spec)).macs > 2e8:
-        spec = spec_of(name, (3, 32, 32), 7).scale_channels(0.5)
+    for share in (0.25, 0.5):
+        with contextlib.suppress(UserError):
+            spec = spec.scale_channels(share)
+            break
     assert_same(moved(instrument(spec.module(), spec.input)), 7)
 
 

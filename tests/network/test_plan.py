@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
-from parelu.network.instrument import instrument
+from parelu.network.instrument import instrument, network_of
 from parelu.network.metrics import SearchMetrics
 from parelu.network.plan import Plan, SitePlan
 from parelu.network.spec import spec_of
@@ -24,7 +24,7 @@ SPEC = spec_of("resnet10 m=2", (1, 8, 8), 10)
 def random_plan(seed: int) -> Plan:
     generator = torch.Generator().manual_seed(seed)
     sites = {}
-    for name, site in instrument(SPEC.module(), SPEC.input).sites.items():
+    for name, site in network_of(SPEC).sites.items():
         mask = torch.rand(site.shape, generator=generator) < torch.rand((), generator=generator)
         sites[name] = SitePlan(mask, torch.randn(3, site.shape[0], generator=generator))
     return Plan(sites)
@@ -44,7 +44,7 @@ def test_plan_round_trip(seed, tmp_path_factory):
     plan = random_plan(seed)
     plan.save(folder)
     assert Plan.load(folder) == plan
-    network = instrument(SPEC.module(), SPEC.input)
+    network = network_of(SPEC)
     plan.apply(network)
     assert Plan.of(network) == plan
     assert plan.relus == sum(int(s.mask.sum()) for s in plan.sites.values())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import parelu
 from parelu import api, data
 from parelu.errors import UserError
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.spec import spec_of
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.runs import measurement
@@ -69,7 +69,7 @@ class Killed(Exception):
 def test_a_training_goes_on_as_if_it_had_not_been_killed(dataset: data.Dataset, tmp_path: Path, distilled: bool):
     def trained(folder: Path, kill: int | None = None) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        network, taught = (instrument(spec.module(), spec.input) for _ in range(2))
+        network, taught = (network_of(spec) for _ in range(2))
         teacher = Teacher(taught, tmp_path / "logits") if distilled else None
 
         def watch(progress: Progress) -> None:

@@ -17,7 +17,7 @@ from parelu.methods.jobs import Job, Search
 from parelu.methods.learned import LearnedMasks
 from parelu.methods.unit import Relus
 from parelu.network.candidate import Candidate
-from parelu.network.instrument import instrument
+from parelu.network.instrument import network_of
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
 from parelu.runs import mask_search
@@ -43,7 +43,7 @@ class SearchContext:
         self.training, self.seed, self.searches, self.unit = training, 0, [], Relus()
         spec = spec_of(model, self.dataset.input_shape, 10)
         torch.manual_seed(0)
-        network = instrument(spec.module(), spec.input)
+        network = network_of(spec)
         self.run = Run.start(path, {"model": model})
         self.teacher = Candidate(spec, Plan.of(network), network.state_dict())
         self.teacher.save(self.run.folder("teacher"))

@@ -10,7 +10,7 @@ from small_networks import SHORT, network
 from torch import nn
 
 from parelu import data
-from parelu.network.instrument import instrument
+from parelu.network.instrument import instrument, network_of
 from parelu.network.sites import observed
 from parelu.network.spec import spec_of
 from parelu.training.history import read_history
@@ -97,7 +97,7 @@ def test_an_objective_reads_the_maps_and_the_teacher_of_its_own_batch(digits, tm
 @pytest.mark.parametrize("mismatch", [0.0, 1.0])
 def test_an_objective_reads_the_auxiliary_classifier_where_it_asks_for_it(digits, tmp_path, mismatch):
     spec = dataclasses.replace(spec_of("resnet10 m=2", (1, 8, 8), 10), exits="both")
-    net, outputs, read = instrument(spec.module(), spec.input), [], []
+    net, outputs, read = network_of(spec), [], []
     net.get_submodule("auxiliary").register_forward_hook(
         lambda module, images, output: outputs.append(output) if module.training else None
     )

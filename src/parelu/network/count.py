@@ -15,6 +15,7 @@ from parelu.errors import UserError
 from parelu.network import maxpool, nodes, ops
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
+from parelu.network.shapes import ShapesAlone
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
 
@@ -176,9 +177,10 @@ def skeleton(spec: Spec) -> Network:
 @functools.lru_cache(32)
 def shared_skeleton(spec: Spec) -> Network:
     """The same, not copied: to be read only. It takes some tenths of a second, and the same few are asked for often."""
-    with torch.device("meta"):
-        module = spec.module()
-    return instrument(module, spec.input)
+    with ShapesAlone():
+        with torch.device("meta"):
+            module = spec.module()
+        return instrument(module, spec.input)
 
 
 @functools.lru_cache(512)

@@ -15,6 +15,7 @@ from parelu.network.canonical import replacements
 from parelu.network.count import skeleton
 from parelu.network.ops import Unsupported
 from parelu.network.plan import Plan
+from parelu.network.shapes import ShapesAlone
 from parelu.network.spec import Spec, spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.fresh import sketch
@@ -94,7 +95,9 @@ def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...
     subject.plan.apply(network)
     if unsupported := problems(network):
         return None, unsupported
-    if large := too_large(fuse(network)):
+    with ShapesAlone():
+        large = too_large(fuse(network))
+    if large:
         return None, (large,)
     if subject.candidate and subject.folder:
         return measurement.lowered(subject.folder, subject.candidate, ring_for(DEFAULT)), ()

@@ -22,7 +22,7 @@ from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.crypto.kernels import NAMES, load
 from parelu.private.crypto.ring import WIDTHS, LinearMap, Ring
-from parelu.private.fresh import NOISE, fresh, noise, program_of, sketch
+from parelu.private.fresh import LEAST_NOISE, fresh, noise, program_of, sketch
 from parelu.private.lowering import lower as lower_module
 from parelu.private.lowering import program as program_module
 from parelu.private.lowering import reference, refusals
@@ -503,7 +503,7 @@ def test_both_sets_of_kernels_give_the_same_products(seed, stride, padding):
 def test_networks_that_59_bits_refuse_lower_at_64(name, shape, classes, steps, monkeypatch):
     """Networks of the literature with fresh weights: at 64 bits a wrap is 32 times less likely."""
     reduced = apply_steps(spec_of(name, shape, classes), steps)
-    candidate, images = fresh(reduced.spec, reduced.plan), noise(NOISE, shape, seed=1)
+    candidate, images = fresh(reduced.spec, reduced.plan), noise(LEAST_NOISE, shape, seed=1)
     lowered = lower(candidate.network(), images, candidate.preprocessing)
     assert lowered.program.ring == Ring(64) and lowered.wrap_bound < LARGEST_WRAP
     monkeypatch.setattr(lower_module, "LEAST_SQUARE_BITS", WEIGHT_BITS)  # none has squares: try once

@@ -8,11 +8,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from base_transfers import deal
 
 from parelu.errors import ProtocolError
 from parelu.private.crypto.garbling import sign
 from parelu.private.crypto.hash import OT_DOMAIN, Hash
-from parelu.private.crypto.ot_extension import BASE
 from parelu.private.crypto.prg import Stream
 from parelu.private.offline import comparisons, transfers
 from parelu.private.offline.transfers import BITS_TIMES, INTEGERS_TIMES, ObliviousClient, ObliviousServer
@@ -30,36 +30,6 @@ class Server(ObliviousServer):
 
 class Client(ObliviousClient):
     linear = square = None
-
-
-class Sender:
-    """Base transfers without their points: seeds that both ends have of the context."""
-
-    def __init__(self, count, context):
-        self.count, self.context, self.transcript = count, context, bytes(32)
-
-    def message(self):
-        return bytes(32)
-
-    def seeds(self, response):
-        return Stream(bytes(16), self.context.hex()).bytes(32 * self.count).reshape(self.count, 2, 16)
-
-
-class Receiver:
-    def __init__(self, choices, context):
-        self.choices, self.context, self.transcript = choices, context, bytes(32)
-
-    def respond(self, message):
-        return bytes(64 * len(self.choices))
-
-    def seeds(self):
-        return Sender(BASE, self.context).seeds(b"")[np.arange(BASE), self.choices]
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(transfers, "Sender", Sender)
-    monkeypatch.setattr(transfers, "Receiver", Receiver)
 
 
 def serve(channel, inferences=1):
@@ -124,7 +94,7 @@ SERVER = dict.fromkeys([*GATES, OT_DOMAIN], 2) | {BITS_TIMES: 1, INTEGERS_TIMES:
 CLIENT = {OT_DOMAIN: 1, BITS_TIMES: 2, INTEGERS_TIMES: 2} | dict.fromkeys(COMPARED, 3)
 
 
-def test_no_tweak_is_used_twice(quick, monkeypatch):
+def test_no_tweak_is_used_twice(dealt_base_transfers, monkeypatch):
     """Over three inferences of a connection, even without their keys; and each has a key of its own."""
     used, keys, halves = {"server": Counter(), "client": Counter()}, {"server": [], "client": []}, Hash.halves
 
@@ -217,13 +187,12 @@ def test_an_abort_in_the_base_transfers_tells_no_secret(place, monkeypatch):
     assert zeros == random
 
 
-def test_an_abort_of_the_client_tells_no_secret(quick, monkeypatch):
+def test_an_abort_of_the_client_tells_no_secret(dealt_base_transfers, monkeypatch):
     """Each message of a phase, in two places. The extension's are refused, values are taken as they are."""
     kinds, refused = None, []
     for number in range(100):
         for place in (0.4, 1):
-            monkeypatch.setattr(transfers, "Sender", Sender)
-            monkeypatch.setattr(transfers, "Receiver", Receiver)
+            deal(monkeypatch)
             zeros, random = outcomes(monkeypatch, number, place)
             assert zeros == random
             if zeros[0]:
@@ -240,11 +209,11 @@ def test_an_abort_of_the_client_tells_no_secret(quick, monkeypatch):
 
 
 @pytest.mark.parametrize("secrets", SECRETS)
-def test_an_honest_server_is_never_refused(quick, secrets):
+def test_an_honest_server_is_never_refused(dealt_base_transfers, secrets):
     assert run(serve, lambda channel: ask(channel, secrets)) is None
 
 
-def test_a_client_that_deviates_is_told_in_one_line(quick, monkeypatch):
+def test_a_client_that_deviates_is_told_in_one_line(dealt_base_transfers, monkeypatch):
     """Its choices of labels are not the same for all groups."""
     extend = transfers.ExtensionReceiver.extend
 
@@ -269,7 +238,7 @@ def test_a_client_that_deviates_is_told_in_one_line(quick, monkeypatch):
     assert reason is not None
 
 
-def test_products_add_up_over_inferences(quick):
+def test_products_add_up_over_inferences(dealt_base_transfers):
     shares = {"server": [], "client": []}
 
     def server(channel):

@@ -68,6 +68,7 @@ def test_images_of_one_query_share_its_rounds(relu, reveal):
     assert rounds[0] == rounds[1]
 
 
+@pytest.mark.usefixtures("dealt_base_transfers")
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(PROTOCOLS), st.integers(1, 3))
 def test_secure_inference_of_random_programs(seed, keep, protocols, width):

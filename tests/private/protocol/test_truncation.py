@@ -104,6 +104,7 @@ class Blocks(nn.Module):
 KINDS = st.lists(st.sampled_from(("plain", "identity", "projection", "three", "pool")), min_size=1, max_size=3)
 
 
+@pytest.mark.usefixtures("dealt_base_transfers")
 @settings(max_examples=12)
 @given(KINDS, st.integers(1, 4), st.integers(0, 2**31), st.sampled_from(PROTOCOLS))
 def test_with_all_relus_it_is_the_reference_to_the_bit(kinds, width, seed, protocols):
@@ -146,6 +147,7 @@ def polynomial(channels: int) -> torch.Tensor:
     return c[torch.arange(channels) % 4].T.contiguous()
 
 
+@pytest.mark.usefixtures("dealt_base_transfers")
 @settings(max_examples=12)
 @given(KINDS, st.integers(1, 4), st.integers(0, 2**31), st.floats(0, 1), st.sampled_from(PROTOCOLS), st.booleans())
 def test_with_other_positions_it_is_the_replayed_reference(kinds, width, seed, keep, protocols, has_squares):

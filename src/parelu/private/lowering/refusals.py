@@ -9,6 +9,7 @@ from torch import fx
 from parelu.fusion.fuse import fuse
 from parelu.network import ops
 from parelu.network.ops import Unsupported
+from parelu.network.shapes import ShapesAlone
 from parelu.network.sites import Network
 from parelu.private.lowering.ops import MOST_DIMENSIONS
 from parelu.private.lowering.program import LARGEST_TOTAL
@@ -19,7 +20,8 @@ _FEWER_DIMENSIONS = f"keep maps below {MOST_DIMENSIONS + 1} dimensions", "a map 
 
 def problems(network: Network) -> tuple[Unsupported, ...]:
     """Every op that has no secure lowering, with its module path and the remedy."""
-    return refusals(network if ops.unsupported(network) else fuse(network))
+    with ShapesAlone():
+        return refusals(network if ops.unsupported(network) else fuse(network))
 
 
 def refusals(fused: Network) -> tuple[Unsupported, ...]:
