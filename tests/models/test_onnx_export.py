@@ -26,6 +26,14 @@ def masked(network):
     return network
 
 
+def mixed(network):
+    """In turn the identity, an offset, a slope and a square, channel by channel."""
+    kinds = torch.tensor([[0.0, 1.0, 0.0], [0.2, 1.0, 0.0], [0.0, 0.5, 0.0], [0.0, 1.0, 0.1]]).T
+    for site in network.sites.values():
+        site.assign(torch.rand(site.shape) < 0.4, kinds[:, torch.arange(site.shape[0]) % 4])
+    return network
+
+
 def pieces():
     """SiLUs as they run privately, and ReLU6."""
     torch.manual_seed(0)
@@ -52,6 +60,7 @@ def outputs(model, images):
 NETWORKS = {
     "resnet": lambda: masked(network()),
     "resnet with squares": lambda: quadratic(network()),
+    "a polynomial a channel": lambda: mixed(instrument(Gated(), (1, 7, 6))),
     "vgg with max-pools": lambda: masked(network(name="vgg16 m=2 (16 classifier)", side=32)),
     "gates": lambda: quadratic(instrument(Gated(), (1, 7, 6))),
     "pieces": lambda: masked(pieces()),

@@ -37,7 +37,7 @@ class _Common:
     """a network's name, such as "resnet10 m=8"; your.module:builder, net.py:builder, torchvision:NAME, timm:NAME; or
     net.onnx"""
     data: str = "digits"
-    """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, imagenet, or folder for a folder of
+    """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, imagenet, hf:NAME, or folder for one of
     images"""
     data_folder: Path | None = None
     """where the data set's files are"""
