@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
 from parelu.network import nodes, ops
+from parelu.network.shapes import ShapesAlone
 from parelu.network.sites import Site
 
 # What a rule makes of a node that it is asked about: the node that stands for it from now on, written before it; the
@@ -190,12 +191,12 @@ class Builder:
         values = {n: _example(n, self) for n in node.all_input_nodes}
         args: Any = fx.map_arg(node.args, values.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
-        if isinstance(called, nn.Module):
-            state = {name: t.to("meta") for name, t in (*called.named_parameters(), *called.named_buffers())}
-            with torch.no_grad():
+        with torch.no_grad(), ShapesAlone():
+            if isinstance(called, nn.Module):
+                state = {name: t.to("meta") for name, t in (*called.named_parameters(), *called.named_buffers())}
                 result = torch.func.functional_call(called, state, args, kwargs)
-        else:
-            result = called(*args, **kwargs)
+            else:
+                result = called(*args, **kwargs)
         if isinstance(result, Tensor):
             node.meta["shape"] = tuple(result.shape[1:])
         return node
