@@ -16,11 +16,9 @@ from parelu.report.private import duration, size
 from parelu.runs.folder import PLACES, Run, read_private_inference
 
 THREAT_MODEL = """\
-Between two semi-honest parties, with no third one: the server learns nothing of an image, the client nothing of the
-weights but what its answers tell. The architecture and the masks are public, and so are the weights to whoever has
+By default between two semi-honest parties and no third: the server learns nothing of an image, the client nothing of
+the weights but what its answers tell. The architecture and the masks are public, and so are the weights to whoever has
 these files: who serves the model keeps them."""
-
-
 VERSIONS = ("parelu", "torch", "numpy", "python", "device")
 
 
