@@ -190,6 +190,7 @@ class Pair:
         lowered = lowered_of(ready(Residual(), SHAPE, lambda u: u < 0.3))
         self.images = images_of(IMAGES, SHAPE, seed=1)
         self.expected = reference.run(lowered, self.images).logits
+        self.largest = 2.0 ** (lowered.program.output_bits - 2) * lowered.program.output_unit  # of a logit
         self.lines: queue.Queue[str] = queue.Queue()
         model = Model(lowered, relus()[setting.relu], Exact())
         self.patience = 10.0 * LONGEST  # until the loops are compiled
@@ -230,7 +231,8 @@ class Pair:
             ) as client:
                 found = client.predict(self.images[first : first + count], batch=count)
                 error = float(np.abs(found - self.expected[first : first + count]).max())
-                end = "right" if error < TOLERANCE else "wrong"
+                is_in_range = bool((np.abs(found) <= self.largest).all())
+                end = "right" if error < TOLERANCE else "wrong" if is_in_range else "out of range"
         except (ProtocolError, UserError) as error:
             said = str(error)
         except Hang:
@@ -372,7 +374,8 @@ def summary(found: list[dict[str, Any]]) -> bool:
     bad = [
         line
         for line in sessions
-        if line["end"] in ("hang", "broken") or (line["end"] == "wrong" and line["setting"].endswith("tls"))
+        if line["end"] in ("hang", "broken", "out of range")
+        or (line["end"] == "wrong" and line["setting"].endswith("tls"))
     ]
     print(*map(json.dumps, bad[:20]), sep="\n")
     left = [line for line in grown if any(line["grown"][what] > 0 for what in ("files", "threads", "children"))]

@@ -109,7 +109,7 @@ def model(name: str) -> Model:
 
 def client(channel: Channel, name: str, folder: Path) -> None:
     """A client from greeting to farewell: one query, and where there is a stock, one piece of it before."""
-    _own.stream = Stream(bytes(16), name, "client")
+    draw_from(name, "client")
     setting, program = SETTINGS[name], model(name).terms.program
     stocks = ClientStocks(folder / "client") if setting.stock else None
     met = Session(channel, Accepted(offline=setting.offline, relu=setting.relu), stocks=stocks)
@@ -123,7 +123,7 @@ def client(channel: Channel, name: str, folder: Path) -> None:
 
 def server(channel: Channel, name: str, folder: Path) -> None:
     """A server until its client ends it."""
-    _own.stream = Stream(bytes(16), name, "server")
+    draw_from(name, "server")
     setting = SETTINGS[name]
     with contextlib.closing(Ledger(inferences=BUDGET)) as ledger:
         service = Service(account=ledger.account("somebody"))
@@ -137,6 +137,11 @@ def server(channel: Channel, name: str, folder: Path) -> None:
 
 
 _own, _system = threading.local(), os.urandom  # the stream that a party draws from, and where others do
+
+
+def draw_from(*labels: str) -> None:
+    """What this thread draws at random is of a stream with these labels, while it is `repeated`."""
+    _own.stream = Stream(bytes(16), *labels)
 
 
 def _drawn(count: int) -> bytes:
@@ -164,10 +169,11 @@ def honest(name: str) -> tuple[list[bytes], list[bytes]]:
         client(Channel(ours), name, folder)
         thread.join()
     theirs.connection.close()
-    return _messages(bytes(ours.sent)), _messages(bytes(theirs.sent))
+    return messages(bytes(ours.sent)), messages(bytes(theirs.sent))
 
 
-def _messages(sent: bytes) -> list[bytes]:
+def messages(sent: bytes) -> list[bytes]:
+    """What was sent, message by message."""
     found, start = [], 0
     while start < len(sent):
         size = HEADER.size + HEADER.unpack_from(sent, start)[-1]

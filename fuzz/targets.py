@@ -37,7 +37,7 @@ from parelu.private.crypto.ot_extension import BASE, ExtensionReceiver, Extensio
 from parelu.private.crypto.prg import Stream
 from parelu.private.lowering.lower import Lowered
 from parelu.private.lowering.program import Program
-from parelu.private.offline.hint_exchange import fetched, send
+from parelu.private.offline.hint_exchange import fetched, send, statement
 from parelu.private.offline.hint_sets import Made
 from parelu.private.offline.hints import Hints
 from parelu.private.offline.mode import Keep
@@ -50,7 +50,7 @@ from parelu.private.transport.channel import HEADER, Channel, bits_of, elements_
 
 LONGEST = 500  # characters of an error's one line
 FEW = 200  # transfers of an extension, more or less
-CLIENT_HELLO = ("nonce", "pin", "stock")
+CLIENT_HELLO = ("versions", "nonce", "pin", "stock")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def greeting(data: bytes) -> None:
     """The first byte chooses which: the client's or the server's, which is taken as far as its terms."""
     offer_fields = tuple(field.name for field in dataclasses.fields(greetings.Offer))
     of_the_server = data[:1] == b"\1"
-    fields = ("nonce", "engine", *offer_fields, "room", "left", "server") if of_the_server else CLIENT_HELLO
+    fields = ("version", "nonce", "engine", *offer_fields, "room", "left", "server") if of_the_server else CLIENT_HELLO
     value = greetings._load(data[1:], fields)
     assert set(value) == set(fields) and all(isinstance(text, str) for text in value.values())
     if of_the_server:
@@ -256,7 +256,7 @@ def _sets() -> tuple[Model, tuple[Made, ...]]:
 
 def _stated(made: tuple[Made, ...]) -> bytes:
     """What a server says that its sets are."""
-    body = bytes.fromhex(made[0].use.weights) + b"".join(each.digest for each in made)
+    body = statement(made)
     return HEADER.pack(b"sets", 0, len(body)) + body
 
 

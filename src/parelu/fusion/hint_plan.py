@@ -1,9 +1,9 @@
 """Which uploads a network makes in offline mode `hints`, and how many outputs share a hint: by what a query costs.
 
 Outputs that share a hint save its bytes, once a client, and cost multiply-adds and uploads at every query: what is
-best depends on how many queries a client will ask. Both parties derive the plan from the layers and that number, so
-it is decided by integers alone. Squares and weights of single positions are no layers here: an output is a hint
-of 60 KB, where a product by oblivious transfer takes a few KB at most.
+best depends on how many queries a client will ask. The server plans, and states its plans; a client reads them
+(`stated`) and takes the one that is best for it. Squares and weights of single positions are no layers here: an output
+is a hint of 60 KB, where a product by oblivious transfer takes a few KB at most.
 """
 
 from __future__ import annotations
@@ -126,6 +126,14 @@ class Plan:
             total = total.plus(upload_cost(upload))
         return total
 
+    @functools.cached_property
+    def stated(self) -> tuple[tuple[int, int], ...]:
+        """Of each layer in order the number of its upload, and its M: what `stated` reads."""
+        found = {
+            layer.number: (number, upload.most) for number, upload in enumerate(self.uploads) for layer in upload.layers
+        }
+        return tuple(found[number] for number in sorted(found))
+
     @property
     def text(self) -> str:
         """Canonical: what a digest of the layout covers; plans that do the same are equal in it."""
@@ -160,6 +168,30 @@ def _plans(layers: tuple[Layer, ...]) -> tuple[Plan, ...]:
     return (once,) if once.cost.weight(OFTEN) <= often.cost.weight(OFTEN) else (once, often)
 
 
+def stated(layers: Iterable[Layer], uploads: Sequence[Sequence[int]]) -> Plan:
+    """The plan that a server states: of each layer in order the number of its upload, and how many outputs a row holds.
+
+    Raises ValueError where that is no plan of these layers.
+    """
+    shared: dict[int, list[Layer]] = {}
+    most: dict[int, int] = {}
+    for layer, (number, outputs) in zip(layers, uploads, strict=True):
+        _check_taps(layer)
+        shared.setdefault(number, []).append(layer)
+        if most.setdefault(number, outputs) != outputs or shared[number][0].source != layer.source:
+            raise ValueError(f"upload {number} is not one")
+    if sorted(shared) != [*range(len(shared))] or max(map(len, shared.values()), default=0) > MOST_SHARING:
+        raise ValueError(f"{len(shared)} uploads of which some are missing or too large")
+    if not all(1 <= outputs <= MOST_OUTPUTS for outputs in most.values()):
+        raise ValueError(f"rows of other than 1 to {MOST_OUTPUTS} outputs")
+    return Plan(tuple(Upload(of[0].source, tuple(of), most[number]) for number, of in sorted(shared.items())))
+
+
+def _check_taps(layer: Layer) -> None:
+    if math.prod(layer.shape.kernel) > MOST_TAPS:
+        raise ValueError(f"a kernel of {layer.shape.kernel} has more than {MOST_TAPS} taps")
+
+
 def best(offered: Sequence[Plan], queries: int) -> int:
     """Which of them is the cheapest for a client that will ask so many queries."""
     return min(range(len(offered)), key=lambda number: offered[number].cost.weight(queries))
@@ -173,8 +205,7 @@ def plan(layers: Iterable[Layer], queries: int) -> Plan:
     """
     sources: dict[int, list[Layer]] = {}
     for layer in sorted(layers):
-        if math.prod(layer.shape.kernel) > MOST_TAPS:
-            raise ValueError(f"a kernel of {layer.shape.kernel} has more than {MOST_TAPS} taps")
+        _check_taps(layer)
         sources.setdefault(layer.source, []).append(layer)
     return Plan(
         tuple(upload for source in sorted(sources) for upload in _uploads(source, tuple(sources[source]), queries))

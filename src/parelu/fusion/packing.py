@@ -243,7 +243,7 @@ class Packing:
 
 @functools.lru_cache(maxsize=4096)
 def packing(layer: Convolution, degree: int = DEGREE) -> Packing:
-    """The cheapest packing of a layer at the usual prices: both parties find it, each by itself.
+    """The cheapest packing of a layer at the usual prices: the server's choice, which the client is told.
 
     Raises ValueError where its map is too wide for a polynomial.
     """
@@ -251,6 +251,17 @@ def packing(layer: Convolution, degree: int = DEGREE) -> Packing:
     most = min(one.parts, degree // one.size)
     widths = {-(-one.parts // blocks) for blocks in _splits(one.parts, -(-one.parts // most))}
     return min((_with_channels(one, width) for width in sorted(widths)), key=lambda found: found.microseconds())
+
+
+def stated(layer: Convolution, channels: int, degree: int = DEGREE) -> Packing:
+    """The packing with so many input channels a polynomial, as a server states it.
+
+    Raises ValueError where they are none, or do not fit.
+    """
+    one = Packing(layer, degree)
+    if not 1 <= channels <= min(one.parts, degree // one.size):
+        raise ValueError(f"{channels} channels a polynomial, where there are {one.parts} of {one.size} coefficients")
+    return _with_channels(one, channels)
 
 
 def seconds(layer: Convolution, prices: Prices = PRICES) -> float:

@@ -23,7 +23,7 @@ from parelu.private.crypto.prg import Stream
 from parelu.private.lowering.layers import layers
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline import hint_exchange, hint_sets
-from parelu.private.offline.hint_exchange import fetched, root, send
+from parelu.private.offline.hint_exchange import fetched, root, send, statement
 from parelu.private.offline.hint_sets import Made, Use
 from parelu.private.offline.mode import Keep
 
@@ -221,7 +221,7 @@ class Exchange:
 
     def __init__(self, keep: Keep, sets: tuple[Made, ...] = MADE, lowered: Lowered = LOWERED) -> None:
         self.sent = 0
-        digest = root(lowered.commitment, [each.digest for each in sets])
+        digest = root(statement(sets))
 
         def server(channel: Any) -> Use:
             use = send(channel, sets).use

@@ -802,11 +802,12 @@ def refused(results: dict[str, Any], who: str, message: str) -> None:
     [
         pytest.param(bit(0), id="other weights"),
         pytest.param(bit(40), id="another set"),
-        pytest.param(lambda body: body[:-32], id="a set less"),
-        pytest.param(lambda body: body + bytes(32), id="a set more"),
-        pytest.param(lambda body: body[:-1], id="part of a digest"),
+        pytest.param(lambda body: body[: 16 + len(body) // 2], id="a set less"),
+        pytest.param(lambda body: body + body[-(len(body) - 32) // 2 :], id="a set more"),
+        pytest.param(lambda body: body[:-1], id="part of a plan"),
         pytest.param(lambda body: b"", id="nothing"),
-        pytest.param(lambda body: body[:32] + body[64:96] + body[32:64], id="another order"),
+        pytest.param(lambda body: body[:32] + body[16 + len(body) // 2 :] + body[32 : 16 + len(body) // 2], id="order"),
+        pytest.param(lambda body: body[:-1] + b"\1", id="another plan"),
     ],
 )
 def test_sets_that_are_not_those_of_the_offer_are_refused_before_anything_is_sent(change):
@@ -816,8 +817,8 @@ def test_sets_that_are_not_those_of_the_offer_are_refused_before_anything_is_sen
 
 
 def test_more_sets_than_any_model_has_are_refused_unread():
-    phases = Phases(MODEL, from_server=at("sets", 0, lambda body: body + bytes(32 * 9)))
-    refused(phases.results, "client", "bytes, not at most 288")
+    phases = Phases(MODEL, from_server=at("sets", 0, lambda body: body + bytes(len(body) * 8)))
+    refused(phases.results, "client", "bytes, not at most")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -86,8 +87,22 @@ def test_the_client_is_told_a_choice_and_no_bound_on_rows():
     assert mode.width(large) == mode.width(LOWERED)
 
 
-@pytest.mark.parametrize("stated", [mode.SIZES.pack(len(he.CHOICES), 9), mode.SIZES.pack(0, 1), mode.SIZES.pack(0, 59)])
-def test_a_choice_that_is_none_is_refused(stated, monkeypatch):
+CHANNELS = np.array([how.channels for how in PACKED.values()], mode.CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("choice", "width", "channels", "message"),
+    [
+        (len(he.CHOICES), 9, CHANNELS, "states parameters"),
+        (0, 1, CHANNELS, "states parameters"),
+        (0, 59, CHANNELS, "states parameters"),
+        (0, 9, 0 * CHANNELS, "packing is refused: 0 channels"),
+        (0, 9, CHANNELS + 8192, "packing is refused: 8[0-9]* channels"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(choice, width, channels, message):
+    stated = mode.SIZES.pack(choice, width) + channels.astype(mode.CHANNELS).tobytes()
+
     class Plain(Channel):
         def send(self, kind, *parts):
             super().send(kind, *((stated,) if kind == "size" else parts))
@@ -98,7 +113,7 @@ def test_a_choice_that_is_none_is_refused(stated, monkeypatch):
         lambda channel: MODE.server(Plain(channel.socket, timeout=10), bytes(32), model),
     )
     assert isinstance(both.results["client"], ProtocolError)
-    assert "states parameters" in str(both.results["client"])
+    assert re.search(message, str(both.results["client"]))
 
 
 class Audited:

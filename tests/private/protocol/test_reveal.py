@@ -208,6 +208,40 @@ def test_queries_of_one_image_have_dithers_of_their_own():
     assert len(seen) > 3
 
 
+# Answers that cannot be
+
+
+@pytest.mark.parametrize("reveal", [Exact(), Logits(1), Logits(PROGRAM.output_bits - 11)])
+def test_an_answer_beyond_the_calibrated_range_is_none(reveal):
+    most = 1 << (PROGRAM.output_bits - 2)
+    dithered = 2 * 2**reveal.cut if reveal.cut else 0
+    good = np.zeros((2, 5), np.int64)
+    for inside in (most, -most):
+        good[1, 4] = inside
+        reveal.check_answer(PROGRAM, good)
+    for outside in (most + dithered + 1, -most - dithered - 1, -(2**63), 2**63 - 1):
+        bad = good.copy()
+        bad[1, 4] = outside
+        with pytest.raises(ProtocolError, match=r"is no result: a logit of .*only --tls prevents"):
+            reveal.check_answer(PROGRAM, bad)
+
+
+@given(st.data())
+def test_a_dithered_answer_is_within_its_range(data):
+    """The bound of `check_answer`: of the largest value that calibration allows and any dither."""
+    cut = data.draw(st.integers(1, PROGRAM.output_bits - 3))
+    z = data.draw(st.sampled_from([-1, 1])) * ((1 << (PROGRAM.output_bits - 2)) - 1)
+    drawn = data.draw(st.integers(0, 2 * ((1 << cut) - 1))) - (1 << cut >> 1)
+    Logits(cut).check_answer(PROGRAM, np.array([[(z + drawn) >> cut << cut]]))
+
+
+@pytest.mark.parametrize("cut", [0, 3])
+def test_a_label_that_no_class_has_is_none(cut):
+    Label(cut).check_answer(PROGRAM, np.array([[4], [0]]))
+    with pytest.raises(ProtocolError, match="label 5 of 5 classes"):
+        Label(cut).check_answer(PROGRAM, np.array([[0], [5]]))
+
+
 # What is not claimed: a client that deviates
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 import random
 import threading
 
 import numpy as np
 import pytest
 import torch
-from two_parties import Pair, Residual, images_of, lowered_of, ready
+from two_parties import Ends, Pair, Residual, images_of, lowered_of, ready
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.lowering.encode import encode_images
@@ -19,7 +20,8 @@ from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import Relu, relus
 from parelu.private.protocol.reveal import reveal_of
-from parelu.private.serving.greeting import Accepted, Offer
+from parelu.private.serving import greeting
+from parelu.private.serving.greeting import Accepted, Offer, Standing, greet_client
 from parelu.private.serving.ledger import MOST_UNANSWERED, Ledger
 from parelu.private.serving.session import COMMAND, Service, Session
 from parelu.private.transport.channel import HEADER
@@ -102,6 +104,47 @@ def test_a_pin_covers_all_that_is_offered():
     refused("is not the pinned .*; nothing was sent: ask the operator", Accepted(other, offline="dealer", relu="sign"))
     with pytest.raises(ProtocolError, match="is not the pinned"):
         Pair(lighter, accepted=Accepted(pin_of(model), offline="dealer"))
+
+
+def hello(**fields):
+    """What a client of some release says first."""
+    return json.dumps({"format": "parelu-session", "versions": "5", "nonce": "0" * 32, "pin": "", "stock": ""} | fields)
+
+
+def greeted(said):
+    """(what the server answers, what ends it) to these bytes."""
+    model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
+
+    def client(channel):
+        channel.send("helo", said.encode())
+        return json.loads(channel.receive_up_to("helo", 4096))
+
+    ends = Ends(client, lambda channel: greet_client(channel, model, modes()["dealer"], lambda identity: Standing()))
+    return ends.results["client"], ends.results["server"]
+
+
+@pytest.mark.parametrize("versions", ["5", "4 5", "5 6", "7 5 6", "05 5"])
+def test_the_newest_version_that_both_speak_is_chosen(versions):
+    assert greeted(hello(versions=versions))[0]["version"] == "5"
+    assert greeted(hello(versions=versions, more="of a later release"))[0]["version"] == "5"
+
+
+@pytest.mark.parametrize("versions", ["4", "", "6", "55", "05", "5,6", " ".join(map(str, range(100, 116))) + " 5"])
+def test_without_a_version_that_both_speak_the_server_names_both(versions):
+    error = greeted(hello(versions=versions))[1]
+    assert isinstance(error, ProtocolError)
+    assert str(error).startswith(f"the client speaks wire version {versions[:40]!r}, this server 5: ")
+
+
+@pytest.mark.parametrize("said", [hello(format="parelu-session-4"), hello(versions=5), "[]", hello(nonce="0" * 201)])
+def test_a_greeting_of_before_versions_is_refused(said):
+    assert "is not of this version of parelu" in str(greeted(said)[1])
+
+
+def test_a_version_that_was_not_offered_is_refused(monkeypatch):
+    monkeypatch.setattr(greeting, "VERSION", 6)
+    with pytest.raises(ProtocolError, match="the server chose wire version '6', which was not offered"):
+        Pair(LOWERED)
 
 
 @pytest.mark.parametrize("pin", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, " " + "0" * 63, "0x" + "0" * 62])

@@ -9,23 +9,27 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+import numpy as np
+
 from parelu.errors import ProtocolError
-from parelu.fusion.hint_plan import best
+from parelu.fusion.hint_plan import best, stated
+from parelu.private.lowering.layers import layers
 from parelu.private.lowering.program import Program
 from parelu.private.offline.hint_folder import file_of, make_room, temporary, touch
-from parelu.private.offline.hint_sets import DIGEST_BYTES, Hints, Made, Use, hashed, is_whole, loaded, read, uses
+from parelu.private.offline.hint_sets import DIGEST_BYTES, Hints, Made, Use, hashed, is_whole, loaded, read
 from parelu.private.offline.mode import Keep
 from parelu.private.transport.channel import Channel
 from parelu.private.transport.messages import Messages, to_client, to_server
 
 LARGEST = 8 << 30  # bytes of a client's memory that a set may take
 MOST = 8  # sets of a model
+UPLOADS = np.dtype("<u4")  # the number of a layer's upload, and the outputs of its rows
 WANT = struct.Struct("<BB")  # number of the set; whether the client has it
 
 
 def send(channel: Channel, sets: Sequence[Made]) -> Made:
     """The server's end: say what sets there are, and send the one that the client wants; returns it."""
-    channel.send("sets", bytes.fromhex(sets[0].use.weights), *(made.digest for made in sets))
+    channel.send("sets", statement(sets))
     which, has = WANT.unpack(channel.receive("want", WANT.size).tobytes())
     if which >= len(sets) or has not in (0, 1):
         raise ProtocolError(f"the client wants set of hints {which} of {len(sets)}")
@@ -36,14 +40,20 @@ def send(channel: Channel, sets: Sequence[Made]) -> Made:
 
 def traffic(sets: int, use: Use) -> Iterator[Messages]:
     """What the two ends send each other, of so many sets; use: of the one that comes."""
-    yield to_client(DIGEST_BYTES * (1 + sets))
+    yield to_client(DIGEST_BYTES + sets * _stated_bytes(len(use.plan.readers)))
     yield to_server(WANT.size)
     yield to_client(use.bytes, len(use.chunks))
 
 
-def root(weights: str, digests: Sequence[bytes]) -> str:
+def statement(sets: Sequence[Made]) -> bytes:
+    """The commitment to the weights, and of each set its digest and plan."""
+    each = [made.digest + np.array(made.use.plan.stated, UPLOADS).tobytes() for made in sets]
+    return bytes.fromhex(sets[0].use.weights) + b"".join(each)
+
+
+def root(statement: bytes) -> str:
     """What binds all sets of a model: it is offered and pinned."""
-    return hashlib.sha256(bytes.fromhex(weights) + b"".join(digests)).hexdigest()
+    return hashlib.sha256(statement).hexdigest()
 
 
 def fetched(channel: Channel, program: Program, digest: str, keep: Keep) -> tuple[Use, Hints]:
@@ -51,14 +61,19 @@ def fetched(channel: Channel, program: Program, digest: str, keep: Keep) -> tupl
 
     digest: the `root` that was offered. Raises ProtocolError where the server's sets are others.
     """
-    weights, *digests = _digests(channel.receive_up_to("sets", DIGEST_BYTES * (1 + MOST)))
-    try:
-        own = uses(program, weights.hex())
-    except ValueError as error:
-        raise ProtocolError(f"the server's program is refused: {error}") from error
-    if len(own) != len(digests) or root(weights.hex(), digests) != digest:
+    linear = layers(program)
+    size = _stated_bytes(len(linear))
+    body = channel.receive_up_to("sets", DIGEST_BYTES + MOST * size)
+    weights, sets = body[:DIGEST_BYTES].hex(), [body[i : i + size] for i in range(DIGEST_BYTES, len(body), size)]
+    digests = [one[:DIGEST_BYTES] for one in sets]
+    if not linear or not sets or len(sets[-1]) != size or root(body) != digest:
         raise ProtocolError("the server's hints are not those that it offers")
-    wanted = best([use.plan for use in own], keep.queries)
+    try:
+        plans = [stated(linear, np.frombuffer(one[DIGEST_BYTES:], UPLOADS).reshape(-1, 2).tolist()) for one in sets]
+    except ValueError as error:
+        raise ProtocolError(f"the server's program or plan is refused: {error}") from error
+    own = [Use(program.digest, weights, plan) for plan in plans]
+    wanted = best(plans, keep.queries)
     for which in range(wanted, len(own)):
         hints = _kept(own[which], digests[which], keep)
         if hints is not None:
@@ -70,8 +85,9 @@ def fetched(channel: Channel, program: Program, digest: str, keep: Keep) -> tupl
     return own[wanted], _received(channel, own[wanted], digests[wanted], keep)
 
 
-def _digests(body: bytes) -> list[bytes]:
-    return [body[i : i + DIGEST_BYTES] for i in range(0, len(body), DIGEST_BYTES)] or [b""]
+def _stated_bytes(layers: int) -> int:
+    """What a set's digest and plan take, of so many linear layers."""
+    return DIGEST_BYTES + 2 * UPLOADS.itemsize * layers
 
 
 def _kept(use: Use, digest: bytes, keep: Keep) -> Hints | None:

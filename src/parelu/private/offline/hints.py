@@ -59,7 +59,7 @@ from parelu.private.offline import hint_exchange, hint_secrets
 from parelu.private.offline.ahead import ahead
 from parelu.private.offline.comparisons import MOST_BITS
 from parelu.private.offline.hint_convolution import convolved
-from parelu.private.offline.hint_exchange import fetched, root, send
+from parelu.private.offline.hint_exchange import fetched, root, send, statement
 from parelu.private.offline.hint_secrets import chosen, offer, public_part
 from parelu.private.offline.hint_sets import DIGEST_BYTES, Made, Use, sets, uses
 from parelu.private.offline.mode import UNASKED, Deviation, Features, Keep, Mode
@@ -294,7 +294,7 @@ class Hints(Mode):
     def make(self, model: Model, keep: Keep | None = None) -> str:
         if self.name not in model.made:
             model.made[self.name] = sets(self._uses(model), model.lowered, keep or Keep())
-        return root(model.lowered.commitment, [made.digest for made in model.made[self.name]])
+        return root(statement(model.made[self.name]))
 
     def sizes(self, model: Model) -> tuple[int, ...]:
         return tuple(use.bytes for use in self._uses(model))

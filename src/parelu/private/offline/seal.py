@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from parelu.errors import ProtocolError, UserError
-from parelu.fusion.packing import Packing, packing
+from parelu.fusion.packing import Packing, packing, stated
 from parelu.private.crypto import he
 from parelu.private.crypto.prg import Stream
 from parelu.private.crypto.ring import Elements, encode
@@ -44,6 +44,7 @@ from parelu.private.transport.channel import Channel
 from parelu.private.transport.messages import Messages, to_client, to_server
 
 SIZES = struct.Struct("<BB")  # the choice of parameters, and the bits of the largest factor of a single value
+CHANNELS = np.dtype("<u4")  # a polynomial, of each packed layer in order
 
 
 def norm(lowered: Lowered, packed: dict[int, Packing]) -> int:
@@ -67,6 +68,11 @@ def packings(program: Program) -> dict[int, Packing]:
     return {layer.number: packing(layer.shape) for layer in layers(program)}
 
 
+def _sizes_bytes(packed: int) -> int:
+    """Length of the server's message about so many packed layers."""
+    return SIZES.size + CHANNELS.itemsize * packed
+
+
 class _Server(ObliviousServer):
     def __init__(self, channel: Channel, context: bytes, model: Model) -> None:
         super().__init__(channel, context)
@@ -75,7 +81,8 @@ class _Server(ObliviousServer):
         self.parameters, self.width = parameters(model.lowered, self.packings), width(model.lowered)
         self.uploads: list[np.ndarray] | None = None  # of an audited query
         with channel.measured("setup", "keys"):
-            channel.send("size", SIZES.pack(he.CHOICES.index(self.parameters), self.width))
+            channels = np.array([how.channels for how in self.packings.values()], CHANNELS)
+            channel.send("size", SIZES.pack(he.CHOICES.index(self.parameters), self.width), channels)
 
     def start(self, *, audited: bool) -> None:
         """A query's seed and key."""
@@ -129,16 +136,19 @@ class _Server(ObliviousServer):
 class _Client(ObliviousClient):
     def __init__(self, channel: Channel, context: bytes, program: Program) -> None:
         super().__init__(channel, context)
+        packed = layers(program)
         with channel.measured("setup", "keys"):
-            choice, self.width = SIZES.unpack(channel.receive("size", SIZES.size).tobytes())
+            body = channel.receive("size", _sizes_bytes(len(packed))).tobytes()
+        choice, self.width = SIZES.unpack_from(body)
+        channels = np.frombuffer(body, CHANNELS, offset=SIZES.size).tolist()
         self.ring = program.ring
         if choice >= len(he.CHOICES) or not 2 <= self.width < self.ring.bits:
             raise ProtocolError(f"the server states parameters {choice} and weights of {self.width} bits")
         self.parameters = he.CHOICES[choice]
         try:
-            self.packings = packings(program)
+            self.packings = {of.number: stated(of.shape, n) for of, n in zip(packed, channels, strict=True)}
         except ValueError as error:
-            raise ProtocolError(f"the server's program is refused: {error}") from error
+            raise ProtocolError(f"the server's packing is refused: {error}") from error
 
     def start(self) -> None:
         """A query's seed and key."""
@@ -171,7 +181,7 @@ class _Traffic(ObliviousTraffic):
 
     def connection(self) -> Iterator[tuple[str, str, Messages]]:
         yield from super().connection()
-        yield "setup", "keys", to_client(SIZES.size)
+        yield "setup", "keys", to_client(_sizes_bytes(len(self.packings)))
 
     def inference(self) -> Iterator[tuple[str, Messages]]:
         yield "keys", to_server(self.parameters.upload_bytes)

@@ -293,6 +293,7 @@ def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], 
 
     images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
     reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1), as elements of its ring.
+    Raises ProtocolError where one of the answers cannot be the network's.
     """
     program: Program = terms.program
     contents: list[_ClientMaterial] = [material.take() for material in materials]
@@ -305,7 +306,9 @@ def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], 
                 answers = [_answer(channel, terms, number, op, content) for content in contents]
                 channel.send("mask", *itertools.chain(*answers))
     with channel.measured("online", OUTPUT):
-        return program.ring.reduce(np.stack([terms.reveal.answer(channel, content.output) for content in contents]))
+        revealed = program.ring.reduce(np.stack([terms.reveal.answer(channel, content.output) for content in contents]))
+    terms.reveal.check_answer(program, program.ring.decode(revealed))
+    return revealed
 
 
 def _answer(channel: Channel, terms: Terms, number: int, op: Activation, content: _ClientMaterial) -> list[Any]:

@@ -22,8 +22,9 @@ import re
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from parelu.errors import UserError
+from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import argmax, total
 from parelu.private.crypto.hash import Hash
@@ -66,6 +67,22 @@ class Reveal(abc.ABC):
         if self.cut > most:
             raise UserError(
                 f"reveal {self.text}: of an output of {program.output_bits} bits at most the low {most} can be cut"
+            )
+
+    def check_answer(self, program: Program, answer: NDArray[np.int64]) -> None:
+        """Raises ProtocolError where what was revealed, (N, classes) or (N, 1), cannot be of this network.
+
+        Nothing else tells a client that bytes were changed on a connection without TLS. Of `exact` a value that is off
+        by a random element of the ring is in the calibrated range once in 2^(ring's bits − output's + 1); `logits` has
+        no bits beyond the output's, of which half the values are in it.
+        """
+        most = (1 << (program.output_bits - 2)) + 2 * (1 << self.cut if self.cut else 0)
+        size = max(-int(answer.min()), int(answer.max()))
+        if size > most:
+            logit, largest = (value * program.output_unit for value in (size, most))
+            raise ProtocolError(
+                f"the answer is no result: a logit of {logit:.3g} where the network's stay below {largest:.3g}: bytes "
+                "were changed on the way, which only --tls prevents, or the image is unlike those it was calibrated on"
             )
 
     @abc.abstractmethod
@@ -219,6 +236,13 @@ class Label(Reveal):
         if self._width(program.output_bits) > program.ring.bits:
             raise UserError(
                 f"reveal {self.text}: an output of {program.output_bits} bits fills the ring: give --step 0"
+            )
+
+    def check_answer(self, program: Program, answer: NDArray[np.int64]) -> None:
+        if int(answer.max()) >= program.classes:
+            raise ProtocolError(
+                f"the answer is no result: label {int(answer.max())} of {program.classes} classes: bytes were changed "
+                "on the way, which only --tls prevents"
             )
 
     def instances(self, classes: int) -> int:

@@ -1,11 +1,13 @@
 """The first messages of a connection: what the server offers, what the client accepts, and what both are bound to.
 
 client                            server
-helo: nonce, pin, stock           →
-                                  ←    helo: nonce, the offer, room in the stock, inferences left; prog: the program
+helo: versions, nonce, pin, stock →
+                                  ←    helo: version, nonce, the offer, room in the stock, inferences left
+                                  ←    prog: the program
 redy: the hash of all three       →
 
 A client that does not accept the offer ends here: it has sent nothing but its nonce and the names of what it wants.
+docs/wire-format.md has every byte. A version of it is never changed; what both know is chosen here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from parelu.private.protocol.reveal import reveal_of
 from parelu.private.transport.channel import Channel
 from parelu.private.transport.messages import Messages, to_client, to_server
 
-FORMAT = "parelu-session-4"
+FORMAT, PINNED = "parelu-session", "parelu-offer-1"
+VERSION = 5  # of the wire format, the newest that is spoken
+SPOKEN = (VERSION,)
+MOST_VERSIONS = 16  # that a client may name
 ENGINE = "delphi"
 LARGEST_HELLO = 4096
 HASH_BYTES = 32  # SHA-256
@@ -68,7 +73,7 @@ class Offer:
     @property
     def pin(self) -> str:
         """SHA-256 of the offer: what an operator publishes and a client pins."""
-        value = {"format": FORMAT, "engine": ENGINE, **dataclasses.asdict(self)}
+        value = {"format": PINNED, "engine": ENGINE, **dataclasses.asdict(self)}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -156,7 +161,9 @@ def greet_server(channel: Channel, accepted: Accepted, stock: str) -> Greeted:
     channel.send("helo", ours)
     theirs = channel.receive_up_to("helo", LARGEST_HELLO)
     offer_fields = tuple(field.name for field in dataclasses.fields(Offer))
-    reply = _load(theirs, ("nonce", "engine", *offer_fields, "room", "left", "server"))
+    reply = _load(theirs, ("version", "nonce", "engine", *offer_fields, "room", "left", "server"))
+    if reply["version"] not in map(str, SPOKEN):
+        raise ProtocolError(f"the server chose wire version {reply['version'][:20]!r}, which was not offered")
     if reply["engine"] != ENGINE:
         raise ProtocolError(f"the server runs engine {reply['engine'][:20]!r}, this version knows {ENGINE}")
     offer = Offer(**{name: reply[name] for name in offer_fields})
@@ -178,7 +185,8 @@ def greet_server(channel: Channel, accepted: Accepted, stock: str) -> Greeted:
 def greet_client(channel: Channel, model: Model, mode: Mode, standing: Callable[[str], Standing]) -> Greeted:
     """The server's end; standing: of a client whose stock has this identity."""
     theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-    hello = _load(theirs, ("nonce", "pin", "stock"))
+    hello = _load(theirs, ("versions", "nonce", "pin", "stock"))
+    _common(hello["versions"])
     offer, own = Offer.of(model, mode), standing(hello["stock"])
     ours = _server_hello(fresh_seed().hex(), offer, own)
     channel.send("helo", ours)
@@ -204,7 +212,7 @@ def traffic(terms: Terms, mode: Mode, digest: str) -> Iterator[Messages]:
 
 def use(server: str, offer: Offer) -> str:
     """What material of a server with this identity is for."""
-    return f"{FORMAT} {server} {offer.pin}"
+    return f"{FORMAT} {VERSION} {server} {offer.pin}"
 
 
 def _unasked(what: str, name: str, why: str) -> ProtocolError:
@@ -229,28 +237,44 @@ def _context(*parts: bytes) -> bytes:
 
 
 def _client_hello(nonce: str, pin: str, stock: str) -> bytes:
-    return _dump({"format": FORMAT, "nonce": nonce, "pin": pin, "stock": stock})
+    versions = " ".join(map(str, SPOKEN))
+    return _dump({"format": FORMAT, "versions": versions, "nonce": nonce, "pin": pin, "stock": stock})
 
 
 def _server_hello(nonce: str, offer: Offer, standing: Standing) -> bytes:
     fields = {name: str(value) for name, value in dataclasses.asdict(standing).items()}
-    return _dump({"format": FORMAT, "nonce": nonce, "engine": ENGINE, **dataclasses.asdict(offer), **fields})
+    header = {"format": FORMAT, "version": str(VERSION), "nonce": nonce, "engine": ENGINE}
+    return _dump({**header, **dataclasses.asdict(offer), **fields})
 
 
 def _dump(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode()
 
 
+def _common(versions: str) -> int:
+    """The newest version that both speak; raises ProtocolError where there is none."""
+    named = versions.split(" ")[:MOST_VERSIONS]
+    common = [version for version in SPOKEN if str(version) in named]
+    if not common:
+        raise ProtocolError(
+            f"the client speaks wire version {versions[:40]!r}, this server {' '.join(map(str, SPOKEN))}: "
+            "install one release of parelu on both sides"
+        )
+    return max(common)
+
+
 def _load(body: bytes, fields: tuple[str, ...]) -> dict[str, str]:
+    """These fields of a greeting; others, of later releases, are passed over."""
     try:
         value = json.loads(body)
-        if value.pop("format") != FORMAT:
+        if value["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        if sorted(value) != sorted(fields) or not all(isinstance(v, str) and len(v) <= 200 for v in value.values()):
+        found = {name: value[name] for name in fields}
+        if not all(isinstance(v, str) and len(v) <= 200 for v in found.values()):
             raise ValueError("its fields are others")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"the peer's greeting is not of this version of parelu ({str(error)[:80]})") from error
-    return value
+    return found
 
 
 def _number(text: str) -> int:
