@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from hints import Hints
 from primitives import Hash, Stream
 from program import SECRET, Program, local
 from sign import Sign
@@ -66,9 +67,14 @@ class Channel:
 class Dealt:
     """The client's half of an inference by `dealer`: all of it is drawn from one seed."""
 
-    def __init__(self, channel: Channel) -> None:
-        body = channel.receive("deal", 32)
-        self._seed, self.hash = body[:16], Hash(body[16:])
+    audits = False
+
+    def __init__(self, channel: Channel, context: bytes, program: Program, offer: dict[str, str]) -> None:
+        self._channel = channel
+
+    def begin(self) -> None:
+        body = self._channel.receive("deal", 32)
+        self._seed, self.hash, self.first = body[:16], Hash(body[16:]), 0
 
     def stream(self, what: str, number: int) -> Stream:
         return Stream(self._seed, "client", what, number)
@@ -82,14 +88,15 @@ class Dealt:
     def random_transfer(self, number: int, first: int, choices: np.ndarray) -> np.ndarray:
         return self.stream("random ot", number).elements(len(choices))
 
-    def product(self, number: int, values: np.ndarray) -> np.ndarray:
+    def product(self, number: int, first: int, values: np.ndarray) -> np.ndarray:
         return self.stream("product", number).elements(len(values))
 
     def square(self, number: int, share: np.ndarray) -> np.ndarray:
         return self.stream("square", number).elements(2 * len(share)).reshape(2, -1)
 
 
-MODES = {"dealer": Dealt}
+MODES = {"dealer": Dealt, "hints": Hints}
+RENEWED = 1000  # phases of one set-up
 
 
 class Material:
@@ -99,16 +106,11 @@ class Material:
         self.program, self.exact, self.offline = program, truncation == "exact", offline
         self.relus: dict[int, Sign] = {}
         self.squares: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self.first = 0
         self.mask = offline.stream("mask", 0).elements(int(np.prod(program.shapes[0])))
         values = [self.mask.reshape(program.shapes[0])]
         for number, op in enumerate(program.ops, start=1):
             values.append(self._share(number, op, values).reshape(program.shapes[number]))
         self.last = program.reduced(values[-1])
-
-    def numbers(self, count: int) -> int:
-        self.first += count
-        return self.first - count
 
     def _share(self, number: int, op: dict, values: list[np.ndarray]) -> np.ndarray:
         source = values[op["source"]]
@@ -128,9 +130,7 @@ class Material:
         )
         share, squared = values[read].reshape(-1)[op["relus"]], out[op["squares"]]
         if len(share):
-            first = self.numbers(len(share))
-            self.numbers((1 + bool(f)) * len(share))  # of the product
-            self.relus[number] = Sign(self.offline, number, first, share, op["bits"], f, self.program.ring)
+            self.relus[number] = Sign(self.offline, number, share, op["bits"], f, self.program.ring)
             out[op["relus"]] = self.relus[number].mask
         if len(squared):
             mask = self.offline.stream("square mask", number).elements(len(squared))
@@ -161,7 +161,7 @@ class Client:
         said = b"".join(len(part).to_bytes(4, "little") + part for part in (ours, theirs, body))
         self.context = hashlib.sha256(said).digest()
         self.channel.send("redy", self.context)
-        self._fetch = MODES[offline]
+        self._mode, self._phases = MODES[offline], 0
 
     def _check(self, reply: dict[str, str], offline: str, pin: str) -> None:
         if reply["format"] != "parelu-session" or reply["version"] not in VERSIONS or reply["engine"] != ENGINE:
@@ -178,7 +178,7 @@ class Client:
         """Logits, (classes,), of a uint8 image (C, H, W)."""
         encoded = self.program.encode(image)
         self.channel.send("comd", COMMAND.pack(b"prep", 1))
-        material = Material(self.program, self.offer["truncation"], self._fetch(self.channel))
+        material = self._fetched()
         self.channel.send("comd", COMMAND.pack(b"infr", 1))
         self.channel.send("inpt", (encoded - material.mask).tobytes())
         for number, op in enumerate(self.program.ops, start=1):
@@ -189,6 +189,19 @@ class Client:
         if max(-int(last.min()), int(last.max())) > 1 << self.program.bits - 2:
             raise Refused("the answer is out of the network's range: it is no result")
         return last * self.program.unit
+
+    def _fetched(self) -> Material:
+        """Of a phase that the server does not open."""
+        while True:
+            if self._phases % RENEWED == 0:
+                context = hashlib.sha256(self.context + self._phases.to_bytes(8, "little")).digest()
+                self._state = self._mode(self.channel, context, self.program, self.offer)
+            self._phases += 1
+            self._state.begin()
+            material = Material(self.program, self.offer["truncation"], self._state)
+            if not self._state.audits or not self.channel.receive("chck", 1)[0]:
+                return material
+            self.channel.send("show", self._state.show())
 
     def _answer(self, number: int, op: dict, material: Material) -> bytes:
         answer = b""

@@ -37,28 +37,39 @@ SHIFTED = np.array([(i + 4 * (i % 4)) % 16 for i in range(16)])  # ShiftRows, of
 
 
 class Aes:
-    """AES-128 (FIPS 197) of many blocks at once."""
+    """AES-128 (FIPS 197) of many blocks at once; keys: uint8 (…, 16), that go with the blocks' shape."""
 
-    def __init__(self, key: bytes) -> None:
-        words, constant = [list(key[i : i + 4]) for i in range(0, 16, 4)], 1
+    def __init__(self, keys: np.ndarray) -> None:
+        words, constant = [keys[..., i : i + 4] for i in range(0, 16, 4)], 1
         for i in range(4, 44):
             last = words[-1]
             if i % 4 == 0:
-                last = [int(SBOX[x]) for x in (*last[1:], last[0])]
-                last[0] ^= constant
+                last = SBOX[np.roll(last, -1, -1)]
+                last[..., 0] ^= np.uint8(constant)
                 constant = _double(constant)
-            words.append([a ^ b for a, b in zip(words[i - 4], last, strict=True)])
-        self.keys = np.array(words, np.uint8).reshape(11, 16)
+            words.append(words[i - 4] ^ last)
+        self.keys = [np.concatenate(words[i : i + 4], -1) for i in range(0, 44, 4)]
 
     def __call__(self, blocks: np.ndarray) -> np.ndarray:
-        """uint8 (n, 16) → as much."""
+        """uint8 (…, 16) → as much."""
         state = blocks ^ self.keys[0]
         for key in self.keys[1:-1]:
-            columns = SBOX[state].take(SHIFTED, 1).reshape(-1, 4, 4)
-            turned = np.roll(columns, -1, 2)
-            every = np.bitwise_xor.reduce(columns, 2, keepdims=True)
-            state = (columns ^ every ^ TWICE[columns ^ turned]).reshape(-1, 16) ^ key  # MixColumns
-        return SBOX[state].take(SHIFTED, 1) ^ self.keys[-1]
+            columns = SBOX[state].take(SHIFTED, -1).reshape(*state.shape[:-1], 4, 4)
+            turned = np.roll(columns, -1, -1)
+            every = np.bitwise_xor.reduce(columns, -1, keepdims=True)
+            state = (columns ^ every ^ TWICE[columns ^ turned]).reshape(state.shape) ^ key  # MixColumns
+        return SBOX[state].take(SHIFTED, -1) ^ self.keys[-1]
+
+
+def counters(first: int, count: int) -> np.ndarray:
+    """What counter mode encrypts, (count, 16)."""
+    out = np.zeros((count, 16), np.uint8)
+    out[:, 8:] = np.arange(first, first + count, dtype=">u8")[:, None].view(np.uint8)
+    return out
+
+
+def key(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
 
 
 def derive(seed: bytes, *labels: object) -> bytes:
@@ -71,14 +82,12 @@ class Stream:
     """AES in counter mode under a derived key, each byte once."""
 
     def __init__(self, seed: bytes, *labels: object) -> None:
-        self._aes, self._counter, self._left = Aes(derive(seed, *labels)), 0, b""
+        self._aes, self._counter, self._left = Aes(key(derive(seed, *labels))), 0, b""
 
     def bytes(self, count: int) -> bytes:
         more = max(0, -(-(count - len(self._left)) // 16))
-        counters = np.zeros((more, 16), np.uint8)
-        counters[:, 8:] = np.arange(self._counter, self._counter + more, dtype=">u8")[:, None].view(np.uint8)
+        found = self._left + self._aes(counters(self._counter, more)).tobytes()
         self._counter += more
-        found = self._left + self._aes(counters).tobytes()
         self._left = found[count:]
         return found[:count]
 
@@ -105,8 +114,8 @@ def packed(bits: np.ndarray) -> bytes:
 class Hash:
     """H of blocks, uint64 (n, 2), under the hash key."""
 
-    def __init__(self, key: bytes) -> None:
-        self._aes = Aes(key)
+    def __init__(self, of: bytes) -> None:
+        self._aes = Aes(key(of))
 
     def permuted(self, blocks: np.ndarray) -> np.ndarray:
         flat = np.ascontiguousarray(blocks, "<u8").view(np.uint8).reshape(-1, 16)
@@ -115,5 +124,6 @@ class Hash:
     def __call__(self, blocks: np.ndarray, first: int, use: int) -> np.ndarray:
         """Block i with the tweak (first + i, use)."""
         inner = self.permuted(blocks)
-        tweaks = np.stack([first + np.arange(len(blocks)), np.full(len(blocks), use)], 1).astype(np.uint64)
+        tweaks = np.empty((len(blocks), 2), np.uint64)
+        tweaks[:, 0], tweaks[:, 1] = np.arange(first, first + len(blocks)), use
         return self.permuted(inner ^ tweaks) ^ inner

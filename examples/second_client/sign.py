@@ -50,7 +50,8 @@ def sigma(blocks: np.ndarray) -> np.ndarray:
 class Sign:
     """N ReLUs of one activation; the draws are of the offline mode."""
 
-    def __init__(self, offline, number: int, first: int, share: np.ndarray, bits: int, f: int, ring: int) -> None:
+    def __init__(self, offline, number: int, share: np.ndarray, bits: int, f: int, ring: int) -> None:
+        first, offline.first = offline.first, offline.first + len(share)
         self.count, self.f, self.m = len(share), f, min(bits + f, ring)
         self.steps = steps(self.m, f)
         self.mask = offline.stream("mask", number).elements(self.count)
@@ -62,7 +63,8 @@ class Sign:
         self.chosen = offline.random_transfer(number, first, self.choices[0])
         self.share = (share & np.uint64((1 << ring) - 1)) >> np.uint64(f)
         factors = [(ONE - TWO * self.choices[0]) * self.share, *self.choices[1:].astype(np.uint64)]
-        self.products = offline.product(number, np.concatenate(factors)).reshape(-1, self.count)
+        of_product, offline.first = offline.first, offline.first + len(factors) * self.count
+        self.products = offline.product(number, of_product, np.concatenate(factors)).reshape(-1, self.count)
 
     def _pad(self, hash, first: int, labels: np.ndarray, step: Step) -> np.ndarray:
         """Bits (N, 2^entering, length)."""
