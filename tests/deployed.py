@@ -24,11 +24,12 @@ def deployed(
     relu: str = "sign",
     keep: Keep | None = None,
     host: str = "127.0.0.1",
+    truncation: str = "local",
     **options: Any,
 ) -> Iterator[tuple[Server, list[str]]]:
     """(the server, the lines that it logs); options: of `ServerOptions`."""
     lines: list[str] = []
-    model, mode = Model(lowered, relus()[relu], reveal_of(reveal)), modes()[offline]
+    model, mode = Model(lowered, relus()[relu], reveal_of(reveal), truncation), modes()[offline]
     if keep:
         mode.make(model, keep)
     server = Server(model, mode, (host, 0), certificates, ServerOptions(**options), log=lines.append)

@@ -186,7 +186,8 @@ class Client:
                 self.channel.send("mask", self._answer(number, op, material))
         shares = np.frombuffer(self.channel.receive("outp", 8 * self.program.classes), "<u8")
         last = self.program.signed(material.last + shares)
-        if max(-int(last.min()), int(last.max())) > 1 << self.program.bits - 2:
+        largest = max(-int(last.min()), int(last.max()))
+        if self.program.bits < self.program.ring and largest > 1 << self.program.bits - 2:
             raise Refused("the answer is out of the network's range: it is no result")
         return last * self.program.unit
 

@@ -51,7 +51,7 @@ def lowered(shape: tuple[int, int, int], layers: Sequence[Layer], ring: Ring, cl
         low=-(2 << FRACTION),
         high=2 << FRACTION,
         output_unit=2.0**-FRACTION,
-        output_bits=40,
+        output_bits=ring.bits,  # random integers go through the whole ring: no answer is out of range
         ops=tuple(made.ops),
         layers=tuple(made.names),
         preprocessing={"mean": [0.5] * shape[0], "std": [0.25] * shape[0], "image": list(shape)},

@@ -53,7 +53,7 @@ class Program:
         fraction: the input is encoded as round(x · 2^fraction).
         low, high: the least and largest encoded input, by the preprocessing of a byte image.
         output_unit: one integer of the last value is worth so much of a logit.
-        output_bits: the last value stays below 2^(output_bits − 2) by calibration.
+        output_bits: the last value stays below 2^(output_bits − 2) by calibration; the ring's bits where it may be any.
         ops: the last one makes the logits, of shape (classes,).
         layers: op → the module path in the network, for reports.
         preprocessing: JSON values: mean and std, one number a channel; image, (C, H, W) of the data set's images, which

@@ -74,8 +74,10 @@ class Reveal(abc.ABC):
 
         Nothing else tells a client that bytes were changed on a connection without TLS. Of `exact` a value that is off
         by a random element of the ring is in the calibrated range once in 2^(ring's bits − output's + 1); `logits` has
-        no bits beyond the output's, of which half the values are in it.
+        no bits beyond the output's, of which half the values are in it. A program whose output fills the ring has none.
         """
+        if program.output_bits == program.ring.bits:
+            return
         most = (1 << (program.output_bits - 2)) + 2 * (1 << self.cut if self.cut else 0)
         size = max(-int(answer.min()), int(answer.max()))
         if size > most:
