@@ -12,7 +12,7 @@ from parelu.fusion import hint_plan
 from parelu.fusion.composition import Convolution
 from parelu.fusion.hint_geometry import DEGREE
 from parelu.fusion.hint_layout import Layer, Upload
-from parelu.fusion.hint_plan import OFTEN, ONCE, best, plan, plans, seconds, upload_cost
+from parelu.fusion.hint_plan import OFTEN, ONCE, best, plan, plans, seconds, stated, upload_cost
 
 BLOCK = (
     Layer(1, 0, Convolution(3, 16, (32, 32), (3, 3), padding=(1, 1))),
@@ -51,6 +51,39 @@ def test_both_parties_find_the_same_plan(layers, random, queries):
     assert sorted(layer for layer, _ in read) == sorted(layers)
     assert all(layer.source == source for layer, source in read)
     assert sorted(found.readers) == sorted(layer.number for layer in layers)
+
+
+@settings(max_examples=30, deadline=None)
+@given(networks(), st.integers(1, 2000))
+def test_a_plan_is_read_as_it_is_stated(layers, queries):
+    found = plan(layers, queries)
+    again = stated(sorted(layers), found.stated)
+    assert (again, again.text) == (found, found.text)
+
+
+@pytest.mark.parametrize(
+    ("uploads", "message"),
+    [
+        ([(0, 1), (1, 1), (2, 1), (1, 2), (3, 1)], "upload 1 is not one"),  # two numbers of outputs
+        ([(0, 1), (1, 1), (1, 1), (2, 1), (3, 1)], "upload 1 is not one"),  # two sources
+        ([(0, 1), (1, 1), (2, 1), (1, 1), (4, 1)], "some are missing"),
+        ([(0, 0), (1, 1), (2, 1), (1, 1), (3, 1)], "rows of other than 1 to 32 outputs"),
+        ([(0, 1), (1, 33), (2, 1), (1, 33), (3, 1)], "rows of other than 1 to 32 outputs"),
+        ([(0, 32), (1, 1), (2, 1), (1, 1), (3, 1)], "32 outputs of .* elements in a row"),
+        ([(0, 1), (1, 1), (2, 1), (1, 1)], "argument 2 is shorter"),
+    ],
+)
+def test_what_is_no_plan_is_refused(uploads, message):
+    assert stated(BLOCK, [(0, 1), (1, 1), (2, 1), (1, 1), (3, 1)]).secrets == 1
+    with pytest.raises(ValueError, match=message):
+        stated(BLOCK, uploads)
+
+
+def test_an_upload_is_not_shared_by_more_than_eight():
+    layers = [Layer(number, 0, Convolution(2, 2, (9, 9), (3, 3))) for number in range(1, 10)]
+    stated(layers[:8], [(0, 1)] * 8)
+    with pytest.raises(ValueError, match="or too large"):
+        stated(layers, [(0, 1)] * 9)
 
 
 @settings(max_examples=60, deadline=None)

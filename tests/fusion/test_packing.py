@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parelu.fusion.composition import Convolution
-from parelu.fusion.packing import DEGREE, Packing, packing, seconds
+from parelu.fusion.packing import DEGREE, Packing, packing, seconds, stated
 from parelu.private.crypto.ring import Elements, LinearMap
 
 
@@ -49,7 +49,9 @@ def test_convolutions(data):
     rng = np.random.default_rng(draw(0, 9))
     weight = rng.integers(-(1 << 12), 1 << 12, layer.weight_shape)
     values = rng.integers(0, 1 << 64, (channels, height, width), np.uint64)
-    packed = packing(layer, data.draw(st.sampled_from([64, 128, 1024])))
+    cheapest = packing(layer, data.draw(st.sampled_from([64, 128, 1024])))
+    assert stated(layer, cheapest.channels, cheapest.degree) == cheapest
+    packed = stated(layer, draw(1, min(cheapest.parts, cheapest.degree // cheapest.size)), cheapest.degree)
     expected = LinearMap(weight, stride, padding, groups)(values[None])
     got = multiply(packed, weight.reshape(outputs, -1), values.reshape(-1))
     np.testing.assert_array_equal(got, expected.reshape(-1))
@@ -62,6 +64,12 @@ def test_matrices(inputs: int, outputs: int):
     values = rng.integers(0, 1 << 64, inputs, np.uint64)
     got = multiply(packing(Convolution(inputs, outputs, (1, 1)), 128), weight, values)
     np.testing.assert_array_equal(got, weight.view(np.uint64) @ values)
+
+
+@pytest.mark.parametrize("channels", [0, 3, -1])
+def test_channels_that_are_none_are_refused(channels):
+    with pytest.raises(ValueError, match="channels a polynomial, where there are 2"):
+        stated(Convolution(2, 1, (9, 9), (3, 3)), channels)
 
 
 def test_padding_is_shared():
