@@ -110,8 +110,9 @@ class Hand:
         op = Activation(source, np.flatnonzero(at_relus), BITS, np.flatnonzero(at_squares), CUT)
         return self._add(op)
 
-    def lowered(self) -> Lowered:
-        """Raises ValueError where the last value is no row of logits."""
+    def lowered(self, output_bits: int = 40) -> Lowered:
+        """output_bits: the ring's where answers may be of any size. Raises ValueError where the last value is no row of
+        logits."""
         channels, *size = self.shapes[0]
         preprocessing = {"mean": [0.5] * channels, "std": [0.25] * channels, "image": [channels, *size]}
         program = Program(
@@ -120,7 +121,7 @@ class Hand:
             low=-2 << FRACTION,
             high=2 << FRACTION,
             output_unit=1.0,
-            output_bits=40,
+            output_bits=output_bits,
             ops=tuple(self.ops),
             layers=tuple(f"layer{number}" for number in range(1, len(self.ops) + 1)),
             preprocessing=preprocessing,

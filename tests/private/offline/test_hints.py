@@ -297,7 +297,7 @@ def programs(draw):
                 )
         value = hand.activation(made, draw(st.floats(0, 0.3)), draw(st.floats(0, 0.3)))
     hand.linear(value, draw(st.integers(1, 7)))
-    return hand.lowered()
+    return hand.lowered(hand.ring.bits)
 
 
 @settings(max_examples=12)
