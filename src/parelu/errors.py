@@ -9,6 +9,10 @@ class ProtocolError(ValueError):
     """The peer sent what the protocol does not allow; the connection ends."""
 
 
+class NoResult(ProtocolError):
+    """What an inference revealed cannot be the network's answer. All of its messages have passed before."""
+
+
 def shown(text: str, longest: int = 120) -> str:
     """What a file or a library says, fit for a message: printable, on one line, cut off where it is long."""
     line = " ".join("".join(c if c.isprintable() or c.isspace() else "�" for c in text).split())

@@ -20,7 +20,7 @@ import tyro
 
 from parelu.cli.output import say
 from parelu.cli.own import Taken
-from parelu.errors import UserError
+from parelu.errors import NoResult, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,15 +215,27 @@ class Infer:
             if prepared:
                 client.prepare(prepared)
             offline = time.perf_counter() - started
-            rows = [self._row(client, path, image) for path, image in zip(self.images, ready, strict=True)]
+            rows, refused = self._rows(client, ready)
         if self.json:
             print(json.dumps(rows, indent=1))
-            return
-        for row in rows:
-            top = "" if row["logits"] is None else f"   logit {max(row['logits']):.3f}"
-            print(f"{row['image']}: class {row['label']}{top}   {1000 * row['seconds']:.0f} ms online")
-        trust = client.session.mode.trust(client.session.terms.relu)
-        say(f"{prepared} prepared in {offline:.2f} s; {trust}")
+        else:
+            for row in rows:
+                top = "" if row["logits"] is None else f"   logit {max(row['logits']):.3f}"
+                print(f"{row['image']}: class {row['label']}{top}   {1000 * row['seconds']:.0f} ms online")
+            trust = client.session.mode.trust(client.session.terms.relu)
+            say(f"{prepared} prepared in {offline:.2f} s; {trust}")
+        if refused:
+            raise refused[0]
+
+    def _rows(self, client: Any, images: list[Tensor]) -> tuple[list[dict[str, Any]], list[Exception]]:
+        """Of each image a row, or why it has no answer. All are asked for: the server would see where that ends."""
+        rows, refused = [], []
+        for path, image in zip(self.images, images, strict=True):
+            try:
+                rows.append(self._row(client, path, image))
+            except NoResult as error:
+                refused.append(NoResult(f"{path}: {error}"))
+        return rows, refused
 
     def _row(self, client: Any, path: Path, image: Tensor) -> dict[str, Any]:
         started = time.perf_counter()

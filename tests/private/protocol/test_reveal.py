@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from two_parties import MODES, NARROW, WIDE, Pair, Residual, images_of, lowered_of, ready
 
-from parelu.errors import ProtocolError, UserError
+from parelu.errors import NoResult, ProtocolError, UserError
 from parelu.private.crypto.garbling import Clear, total
 from parelu.private.crypto.ring import encode
 from parelu.private.lowering import reference
@@ -20,7 +20,16 @@ from parelu.private.offline.mode import modes
 from parelu.private.protocol import reveal as room
 from parelu.private.protocol.delphi import Terms
 from parelu.private.protocol.relu import planes, relus, words
-from parelu.private.protocol.reveal import REVEALS, Exact, Label, Logits, Reveal, dither, reveal_for, reveal_of
+from parelu.private.protocol.reveal import (
+    REVEALS,
+    Exact,
+    Label,
+    Logits,
+    Reveal,
+    dither,
+    reveal_for,
+    reveal_of,
+)
 
 NETWORK = ready(Residual(seed=3), (1, 6, 6), lambda u: u < 0.7)
 OF_RING = {ring: lowered_of(NETWORK, ring=ring) for ring in (NARROW, WIDE)}
@@ -223,7 +232,7 @@ def test_an_answer_beyond_the_calibrated_range_is_none(reveal):
     for outside in (most + dithered + 1, -most - dithered - 1, -(2**63), 2**63 - 1):
         bad = good.copy()
         bad[1, 4] = outside
-        with pytest.raises(ProtocolError, match=r"is no result: a logit of .*only --tls prevents"):
+        with pytest.raises(NoResult, match=r"is no result: a logit of .*only --tls prevents"):
             reveal.check_answer(PROGRAM, bad)
 
 
@@ -244,7 +253,7 @@ def test_a_dithered_answer_is_within_its_range(data):
 @pytest.mark.parametrize("cut", [0, 3])
 def test_a_label_that_no_class_has_is_none(cut):
     Label(cut).check_answer(PROGRAM, np.array([[4], [0]]))
-    with pytest.raises(ProtocolError, match="label 5 of 5 classes"):
+    with pytest.raises(NoResult, match="label 5 of 5 classes"):
         Label(cut).check_answer(PROGRAM, np.array([[0], [5]]))
 
 

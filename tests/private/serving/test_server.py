@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from deployed import deployed, until
 from two_parties import Residual, images_of, lowered_of, ready
 
-from parelu.errors import ProtocolError, UserError
+from parelu.errors import NoResult, ProtocolError, UserError
 from parelu.private.lowering import reference
 from parelu.private.offline.dealer import Dealt
 from parelu.private.offline.mode import modes
@@ -511,3 +511,21 @@ def test_a_budget_is_smaller_where_answers_are_not_dithered(reveal, budget):
         server = Server(model, modes()["dealer"], ("127.0.0.1", 0), options=ServerOptions(budget=asked))
         assert server.budget == expected
         server.close()
+
+
+def test_an_answer_that_is_none_ends_no_images_before_the_last(monkeypatch):
+    """Where a client stopped would tell a server that deviates what it has answered."""
+    asked, real = [], Exact.check_answer
+
+    def check(self, program, answer):
+        asked.append(answer)
+        real(self, program, answer + (len(asked) == 2) * (1 << program.output_bits))
+
+    monkeypatch.setattr(Exact, "check_answer", check)
+    with (
+        deployed(LOWERED) as (server, _),
+        Client("127.0.0.1", server.port, offline="dealer") as client,
+        pytest.raises(NoResult, match="is no result: a logit of"),
+    ):
+        client.predict(images_of(4, (1, 6, 6)))
+    assert len(asked) == 4

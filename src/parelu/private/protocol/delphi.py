@@ -293,7 +293,7 @@ def infer_client(channel: Channel, terms: Terms, materials: Sequence[Material], 
 
     images: integers (N, C, H, W) from `program.low` to `program.high`, checked by the caller. Returns what the terms
     reveal: the last values, all bits or the high ones, (N, classes), or the labels, (N, 1), as elements of its ring.
-    Raises ProtocolError where one of the answers cannot be the network's.
+    Raises NoResult where one of the answers cannot be the network's.
     """
     program: Program = terms.program
     contents: list[_ClientMaterial] = [material.take() for material in materials]

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parelu.errors import ProtocolError, UserError
+from parelu.errors import NoResult, UserError
 from parelu.private.crypto.codec import Encodable
 from parelu.private.crypto.garbling import argmax, total
 from parelu.private.crypto.hash import Hash
@@ -70,7 +70,7 @@ class Reveal(abc.ABC):
             )
 
     def check_answer(self, program: Program, answer: NDArray[np.int64]) -> None:
-        """Raises ProtocolError where what was revealed, (N, classes) or (N, 1), cannot be of this network.
+        """Raises NoResult where what was revealed, (N, classes) or (N, 1), cannot be of this network.
 
         Nothing else tells a client that bytes were changed on a connection without TLS. Of `exact` a value that is off
         by a random element of the ring is in the calibrated range once in 2^(ring's bits − output's + 1); `logits` has
@@ -82,7 +82,7 @@ class Reveal(abc.ABC):
         size = max(-int(answer.min()), int(answer.max()))
         if size > most:
             logit, largest = (value * program.output_unit for value in (size, most))
-            raise ProtocolError(
+            raise NoResult(
                 f"the answer is no result: a logit of {logit:.3g} where the network's stay below {largest:.3g}: bytes "
                 "were changed on the way, which only --tls prevents, or the image is unlike those it was calibrated on"
             )
@@ -242,7 +242,7 @@ class Label(Reveal):
 
     def check_answer(self, program: Program, answer: NDArray[np.int64]) -> None:
         if int(answer.max()) >= program.classes:
-            raise ProtocolError(
+            raise NoResult(
                 f"the answer is no result: label {int(answer.max())} of {program.classes} classes: bytes were changed "
                 "on the way, which only --tls prevents"
             )

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu.errors import UserError
+from parelu.errors import NoResult, UserError
 from parelu.network import cache
 from parelu.network.preprocessing import resize
 from parelu.private.crypto.kernels import kernels
@@ -108,12 +108,20 @@ class Client:
 
         Raises:
             UserError: images of another type or size; a batch larger than `session.terms.most_prepared`.
+            ProtocolError: the server breaks the protocol; NoResult after the last image, where one of the answers
+                cannot be the network's.
         """
         encoded = encode_images(self.program, self.fit(torch.as_tensor(images)))
         results = [np.zeros((0, 1), np.int64)] if not len(encoded) else []
+        refused: NoResult | None = None
         for start in range(0, len(encoded), batch):
-            results.append(self.program.ring.decode(self.session.infer(encoded[start : start + batch])))
-            progress(len(results[-1]))
+            try:
+                results.append(self.program.ring.decode(self.session.infer(encoded[start : start + batch])))
+                progress(len(results[-1]))
+            except NoResult as error:  # to stop here would tell the server what the answer was
+                refused = refused or error
+        if refused:
+            raise refused
         joined = np.concatenate(results)
         if self.session.terms.reveal.name == "label":
             return joined[:, 0]
