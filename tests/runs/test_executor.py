@@ -231,11 +231,11 @@ def test_bad_recipes(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-OPTIONS = ("--data", "digits", "--training", "short", "--epochs", "10", "--budget", "200", "100")
+OPTIONS = ("--data", "digits", "--images", "900", "--training", "short", "--epochs", "10", "--budget", "200", "100")
 
 
 def arguments(folder: Path) -> list[str]:
-    return ["reduce", "random", "--model", "resnet10 m=4", *OPTIONS, "--run", str(folder)]
+    return ["reduce", "random", "--model", "resnet10 m=2", *OPTIONS, "--run", str(folder)]
 
 
 def finish(folder: Path) -> Path:
