@@ -67,6 +67,7 @@ from parelu.runs.inspection import Subject, designs, measured_order, named, prog
 from parelu.runs.measurement import Asked, measure_run
 from parelu.runs.merging import merge
 from parelu.runs.obstacles import WayOut, way_out
+from parelu.runs.predictions import SHOWN, Queries
 from parelu.runs.presets import training_of, under
 from parelu.runs.processes import Processes
 from parelu.runs.progress import TerminalProgress, bar, share
@@ -78,6 +79,7 @@ from parelu.training.schedule import Training
 
 __all__ = [
     "REVEALS",
+    "SHOWN",
     "TRUNCATIONS",
     "Asked",
     "Axis",
@@ -91,6 +93,7 @@ __all__ = [
     "Method",
     "Options",
     "PrivateInference",
+    "Queries",
     "Reduction",
     "Result",
     "Run",

@@ -22,11 +22,13 @@ from parelu.models.writing import graph_of, weights_of
 from parelu.network import nodes, ops
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
-from parelu.network.count import count
+from parelu.network.count import count, skeleton
 from parelu.network.instrument import instrument
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
 from parelu.private.lowering import reference
+from parelu.private.lowering.ops import Resample, Scale, Shift, Truncate
+from parelu.private.lowering.outline import outline
 from parelu.private.lowering.refusals import problems
 
 INPUT = (1, 6, 6)
@@ -152,6 +154,22 @@ def test_every_op_is_counted_and_fused(name):
     assert 2 * count(network).macs == counter.get_total_flops()
     for cost in (seconds, nothing):
         assert torch.allclose(logits(fuse(network, cost=cost), images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_op_has_its_place_in_a_program_of_shapes_alone(name):
+    network = CASES[name].network()
+    spec = graph_of(network, 3)
+    shapes = skeleton(spec)
+    Plan.of(network).apply(shapes)
+    found, real = outline(shapes), lowered_of(network, 2).program
+    public = (Scale, Truncate, Resample, Shift)  # whether they are needed, and on what, numbers say
+    said = [
+        [(type(op), s) for op, s in zip(p.ops, p.shapes[1:], strict=True) if not isinstance(op, public)]
+        for p in (found, real)
+    ]
+    assert said[0] == said[1]
+    assert (found.relus, found.squares) == (real.relus, real.squares)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,15 +14,33 @@ from parelu.cli.output import say
 from parelu.errors import UserError
 
 if TYPE_CHECKING:
-    from parelu.api import Axis, Run, Subject, WayOut
+    from parelu.api import Axis, Queries, Run, Subject, WayOut
 
 
 def resolve() -> None:
     """No option here is read off a registry."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predicting:
+    """How the queries run that are predicted."""
+
+    link: str | None = None
+    """that predicted queries go over, as bench has it; left out, several side by side"""
+    relu: str | None = None
+    """of predicted queries, as bench has it; sign if left out"""
+    offline: str | None = None
+    """likewise, their offline mode; hints if left out"""
+
+    def queries(self, *shown: str) -> Queries:
+        """shown: the links where none is given."""
+        from parelu import api
+
+        return api.Queries.of(self.link, self.relu, self.offline, shown or api.SHOWN)
+
+
 @dataclasses.dataclass(frozen=True)
-class _Network:
+class _Network(Predicting):
     network: tyro.conf.Positional[str]
     """a candidate's folder, or a network's name, such as "resnet18 m=16 4x4x4x"; your.module:builder, net.py:builder,
     torchvision:NAME, timm:NAME; or net.onnx"""
@@ -53,7 +71,8 @@ class _Network:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect(_Network):
-    """Count a network's ReLUs, MACs and depth, and print its fixed-point plan for private inference.
+    """Count a network's ReLUs, MACs and depth, and print its fixed-point plan for private inference, and what a query
+    will take.
 
     A network's name gets fresh weights: its ranges then come from noise, a candidate's from its training data.
 
@@ -66,14 +85,15 @@ class Inspect(_Network):
         from parelu import api
         from parelu.report.inspection import inspection
 
-        subject = self.subject()
-        lowered, unsupported = api.program_of(subject)
+        subject, queries = self.subject(), self.queries("loopback", *api.SHOWN)
+        lowered, unsupported = api.program_of(subject, queries.options.offline)
         is_named = subject.candidate is None and self.steps == "none"
         way = None
         if is_named and (unsupported or subject.has_cheaper):
             way = api.way_out(self.subject(keeps_smooth=True).spec, self.replace)
         told = (way, self.command(way, api.is_trained(self.network))) if way else None
-        print(inspection(subject.spec, self.title, subject.plan, lowered, unsupported, told, as_json=self.json))
+        network = subject.spec, self.title, subject.plan
+        print(inspection(*network, lowered, unsupported, told, queries, as_json=self.json))
 
     def command(self, way: WayOut, is_trained: bool) -> str:
         """What replaces, and finetunes and reduces this network where it is to be trained."""
@@ -84,7 +104,7 @@ class Inspect(_Network):
 
 
 @dataclasses.dataclass(frozen=True)
-class Design:
+class Design(Predicting):
     """Design networks whose stages have ReLUs by their criticality: ReLU equalisation, HybReNets.
 
     parelu design --base resnet34 --order "S3>S2>S4>S1"
@@ -118,12 +138,12 @@ class Design:
                 raise UserError('give --order "S3>S2>S4>S1", or --run with a run of deepreduce that measured it')
             order = api.measured_order(api.Run.open(self.run))
         specs = api.designs(self.base, order, self.m, self.by, api.parse_input(self.input), self.classes)
-        print(designs_text(specs, as_json=self.json))
+        print(designs_text(specs, self.queries(), as_json=self.json))
 
 
 @dataclasses.dataclass(frozen=True)
 class Fuse(_Network):
-    """Say what merging linear layers makes of a network: layers, depth, MACs, homomorphic products, rounds.
+    """Say what merging linear layers makes of a network: layers, depth, MACs, homomorphic products, rounds, seconds.
 
     bench and serve merge by themselves what can be merged exactly. The rest needs --finetune.
 
@@ -140,7 +160,7 @@ class Fuse(_Network):
         from parelu.report.fusion import fusion
 
         subject = self.subject()
-        print(fusion(subject.spec, self.title, subject.plan, as_json=self.json))
+        print(fusion(subject.spec, self.title, subject.plan, self.queries(), as_json=self.json))
         if self.finetune is not None:
             folder = Path(self.network)
             if folder.parent.name != "candidates":
@@ -156,8 +176,8 @@ class Fuse(_Network):
 
 
 @dataclasses.dataclass(frozen=True)
-class Frontier:
-    """Print the frontier of one or more runs: accuracy against ReLUs, or against another cost.
+class Frontier(Predicting):
+    """Print the frontier of one or more runs: accuracy against ReLUs, or against another cost, and what queries take.
 
     parelu frontier runs/quickstart/seed0
 
@@ -165,25 +185,26 @@ class Frontier:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    x: Literal["relus", "macs", "depth", "latency", "bytes"] = "relus"
-    """the cost; latency and bytes are online, of the networks that parelu bench measured"""
+    x: Literal["relus", "macs", "depth", "latency", "bytes", "predicted"] = "relus"
+    """the cost; latency and bytes are online, of the networks that parelu bench measured; predicted is online too, over
+    the link, lan if that is left out"""
     json: bool = False
     """print JSON"""
 
     def __call__(self) -> None:
         from parelu.report import tables
 
-        runs = open_runs(self.runs, "frontier")
+        runs, queries = open_runs(self.runs, "frontier"), self.queries()
         if self.json:
-            rows = tables.frontier_rows(tables.records_of(runs), self.x)
+            rows = tables.frontier_rows(tables.records_of(runs, queries), self.x)
             print(json.dumps([row.to_json() for row in rows], indent=1))
         else:
-            print_frontier(runs, self.x)
+            print_frontier(runs, self.x, queries)
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """Write one HTML page about one or more runs: frontier, candidates, stages, curves, configuration.
+class Report(Predicting):
+    """Write one HTML page about one or more runs: frontier, candidates, seconds, stages, curves, configuration.
 
     parelu report runs/quickstart/seed0
     """
@@ -194,7 +215,7 @@ class Report:
 
     def __call__(self) -> None:
         runs = open_runs(self.runs, "report")
-        save_report(runs, self.out or self.runs[0] / "report.html")
+        save_report(runs, self.out or self.runs[0] / "report.html", self.queries())
 
 
 def open_runs(paths: tuple[Path, ...], command: str) -> list[Run]:
@@ -214,18 +235,20 @@ def run_folders(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(config.parent for depth in ("*", "*/*") for config in path.glob(f"{depth}/config.json")))
 
 
-def print_frontier(runs: list[Run], x: Axis = "relus") -> None:
-    """The table of a frontier, on standard output."""
+def print_frontier(runs: list[Run], x: Axis = "relus", queries: Queries | None = None) -> None:
+    """The table of a frontier, on standard output. queries: that are predicted; left out, as `bench` runs them."""
+    from parelu import api
     from parelu.report import tables
 
-    print(tables.frontier_text(tables.records_of(runs), x))
+    queries = queries or api.Queries.of()
+    print(tables.frontier_text(tables.records_of(runs, queries), x, queries))
 
 
-def save_report(runs: list[Run], path: Path) -> None:
+def save_report(runs: list[Run], path: Path, queries: Queries | None = None) -> None:
     """Write the page of some runs, and say where it is."""
     from parelu.report.page import write_report
 
-    say(f"report: {write_report(runs, path)}")
+    say(f"report: {write_report(runs, path, queries)}")
 
 
 COMMANDS: dict[str, type[Any]] = {

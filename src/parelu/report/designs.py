@@ -7,20 +7,31 @@ from collections.abc import Sequence
 
 from parelu.network.count import HEAD, Counts, count, shared_skeleton
 from parelu.network.spec import Spec
+from parelu.report.predicted import cells, heads, note, predicted_json
 from parelu.report.tables import aligned
+from parelu.runs.predictions import Queries
 
 
-def designs_text(networks: Sequence[tuple[str, Spec]], *, as_json: bool) -> str:
-    """networks: name and spec of each. As JSON, a list with the counts of each; else a row for each."""
+def designs_text(networks: Sequence[tuple[str, Spec]], queries: Queries, *, as_json: bool) -> str:
+    """What each counts, and what queries of it are predicted to take, with all its ReLUs.
+
+    networks: name and spec of each. As JSON, a list; else a row for each.
+    """
     counts = [(name, count(shared_skeleton(spec))) for name, spec in networks]
+    expected = [queries.network(shared_skeleton(spec)) for _, spec in networks]
     if as_json:
-        return json.dumps([{"network": name, **found.to_json()} for name, found in counts], indent=1)
+        rows = [
+            {"network": name, **found.to_json(), "predicted": predicted_json(each, queries)}
+            for (name, found), each in zip(counts, expected, strict=True)
+        ]
+        return json.dumps(rows, indent=1)
     stages = list(dict.fromkeys(stage for _, found in counts for stage in found.stages if stage != HEAD))
-    cells = [["ReLUs", "FLOPs", *(f"{stage} %" for stage in stages), "network"]]
-    for name, found in counts:
+    table = [["ReLUs", "FLOPs", *(f"{stage} %" for stage in stages), *heads(queries.links), "network"]]
+    for (name, found), each in zip(counts, expected, strict=True):
         shares = [f"{_share(found, stage):.1f}" for stage in stages]
-        cells.append([f"{found.relus:,}", f"{found.flops / 1e6:,.1f} M", *shares, name])
-    return aligned(cells, left=1)
+        seconds = cells(each.by_link, queries.links)
+        table.append([f"{found.relus:,}", f"{found.flops / 1e6:,.1f} M", *shares, *seconds, name])
+    return "\n".join([aligned(table, left=1), note(queries, [each.why for each in expected])])
 
 
 def _share(counts: Counts, stage: str) -> float:

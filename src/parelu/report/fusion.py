@@ -12,7 +12,10 @@ from parelu.network.count import count, rounds, skeleton
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
+from parelu.report.predicted import cells, heads, note, predicted_json
 from parelu.report.private import size
+from parelu.report.tables import aligned
+from parelu.runs.predictions import Queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,40 +50,39 @@ def size_of(network: Network) -> Size:
     )
 
 
-def sizes(spec: Spec, plan: Plan) -> dict[str, Size]:
+def ways(spec: Spec, plan: Plan) -> dict[str, Network]:
     """The network as it is, fused, and merged with the padding of the sum, which asks for finetuning."""
     network = skeleton(spec)
     plan.apply(network)
-    ways: dict[str, dict[str, Any]] = {"as it is": {"cost": nothing}, "fused": {}, "merged": {"padded": True}}
-    return {name: size_of(fuse(network, **options)) for name, options in ways.items()}
+    options: dict[str, dict[str, Any]] = {"as it is": {"cost": nothing}, "fused": {}, "merged": {"padded": True}}
+    return {name: fuse(network, **of) for name, of in options.items()}
 
 
-def fusion(spec: Spec, title: str, plan: Plan, *, as_json: bool) -> str:
-    """The sizes as JSON or as text."""
-    found = sizes(spec, plan)
+def sizes(spec: Spec, plan: Plan) -> dict[str, Size]:
+    """Of each of `ways`."""
+    return {name: size_of(network) for name, network in ways(spec, plan).items()}
+
+
+def fusion(spec: Spec, title: str, plan: Plan, queries: Queries, *, as_json: bool) -> str:
+    """The sizes, and what queries are predicted to take, as JSON or as text."""
+    networks = ways(spec, plan)
+    found = {name: size_of(network) for name, network in networks.items()}
+    expected = {name: queries.network(network, nothing) for name, network in networks.items()}
     if as_json:
-        return json.dumps({name.replace(" ", "_"): dataclasses.asdict(one) for name, one in found.items()}, indent=1)
-    heads = ("layers", "depth", "MACs", "HE products", "HE bytes", "rounds")
-    lines = [
-        f"{title}, input {'x'.join(map(str, spec.input))}, {spec.classes} classes",
-        "",
-        f"  {'':<10}" + "".join(f"{head:>13}" for head in heads),
-    ]
+        values = {
+            name: {**dataclasses.asdict(one), "predicted": predicted_json(expected[name], queries)}
+            for name, one in found.items()
+        }
+        return json.dumps({name.replace(" ", "_"): value for name, value in values.items()}, indent=1)
+    rows = [["", "layers", "depth", "MACs", "HE products", "HE bytes", "rounds", *heads(queries.links)]]
     for name, one in found.items():
-        cells = (
-            f"{one.layers}",
-            f"{one.depth}",
-            f"{one.macs / 1e6:,.2f} M",
-            f"{one.products:,}",
-            size(one.bytes),
-            f"{one.rounds}",
-        )
-        lines.append(f"  {name:<10}" + "".join(f"{cell:>13}" for cell in cells))
-    same = found["merged"] == found["fused"]
-    lines += ["", "  fused: the same function, border included; bench and serve do it by themselves"]
-    lines += (
-        []
-        if same
-        else ["  merged: another function near the border; parelu fuse CANDIDATE --finetune EPOCHS trains it"]
-    )
-    return "\n".join(lines)
+        macs = f"{one.macs / 1e6:,.2f} M"
+        cost = f"{one.products:,}", size(one.bytes), str(one.rounds)
+        seconds = cells(expected[name].by_link, queries.links)
+        rows.append([name, str(one.layers), str(one.depth), macs, *cost, *seconds])
+    table = aligned([[*row[1:], row[0]] for row in rows], left=1)
+    lines = [f"{title}, input {'x'.join(map(str, spec.input))}, {spec.classes} classes", "", table, ""]
+    lines += ["  fused: the same function, border included; bench and serve do it by themselves"]
+    if found["merged"] != found["fused"]:
+        lines += ["  merged: another function near the border; parelu fuse CANDIDATE --finetune EPOCHS trains it"]
+    return "\n".join([*lines, f"  {note(queries, [one.why for one in expected.values()])}"])

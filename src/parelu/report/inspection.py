@@ -12,7 +12,9 @@ from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
 from parelu.private.lowering.lower import WEIGHT_BITS, Lowered
+from parelu.report.predicted import predicted_json, predicted_lines
 from parelu.runs.obstacles import WayOut, grouped
+from parelu.runs.predictions import Queries
 
 _BAR = 32
 
@@ -24,28 +26,33 @@ def inspection(
     lowered: Lowered | None,
     unsupported: Sequence[Unsupported],
     way: tuple[WayOut, str] | None = None,
+    queries: Queries | None = None,
     *,
     as_json: bool,
 ) -> str:
     """The counts of a network that follows a plan and its fixed-point program, as JSON or as text.
 
     lowered: None where ops are without a secure lowering; unsupported: these, which count nothing; way: what may stand
-    in their place, or costs less, and the command that does that.
+    in their place, or costs less, and the command that does that; queries: that are predicted of the program.
     """
     network = skeleton(spec)
     plan.apply(network)
     counts = count(network, skips=True)
+    found = queries.program(lowered.program, lowered) if queries and lowered else None
     if as_json:
         fixed = fixed_point(lowered) if lowered else None
         value = counts.to_json() | {
             "shares": counts.shares(),
             "private": fixed,
             "unsupported": [str(problem) for problem in unsupported],
+            "predicted": predicted_json(found, queries) if queries and found else None,
         }
         return json.dumps(value | (_way_json(way[0]) if way else {}), indent=1)
     lines = [_text(title, spec, network, counts)]
     if lowered:
         lines += ["", *_fixed_point_text(lowered)]
+    if queries and found:
+        lines += ["", *predicted_lines(found, queries)]
     if unsupported:
         lines += ["", "  without a secure form, so that this network cannot be reduced or served as it is:"]
         lines += [f"  {line}" for line in grouped(unsupported)]

@@ -222,6 +222,12 @@ def _panel(
         drawstyle="steps-post",
         zorder=1,
     )
+    set_scale(axes, title, short)
+    return tips
+
+
+def set_scale(axes: Axes, title: str, short: Callable[[float], str]) -> None:
+    """A log scale of a cost. short: a number for people."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -231,4 +237,3 @@ def _panel(
     axes.set_xlabel(title)
     axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    return tips

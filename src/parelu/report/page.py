@@ -14,16 +14,19 @@ from markupsafe import Markup
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.metrics import ROLES
-from parelu.report import engines, latency, plots, tables
+from parelu.report import engines, latency, plots, seconds, tables
 from parelu.report.beside import Beside, beside_named, cells, ratio_lines
 from parelu.report.compared import beside_svg
 from parelu.report.private import PARTS, PARTS_NOTE, duration, size
 from parelu.report.tables import Row
 from parelu.runs.folder import Record, Run
+from parelu.runs.predictions import Queries
 
 
-def write_report(runs: Sequence[Run], path: Path) -> Path:
+def write_report(runs: Sequence[Run], path: Path, queries: Queries | None = None) -> Path:
     """Write the page; returns its path.
+
+    queries: that are predicted; left out, as `bench` runs them.
 
     Raises:
         UserError: no run has a finished network, or the runs are of different data.
@@ -31,7 +34,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     data = _distinct(runs, "data")
     if len(data) > 1:
         raise UserError(f"these runs are of different data ({', '.join(data)}); give runs of one data set")
-    records = tables.records_of(runs)
+    queries = seconds.with_links(queries or Queries.of(), tables.records_of(runs))
+    records = tables.records_of(runs, queries)
     rows = tables.frontier_rows(records)
     # Without script: everything that a run's files say is text, and is escaped.
     environment = Environment(loader=PackageLoader("parelu.report", "."), autoescape=True, trim_blocks=True)
@@ -45,6 +49,9 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         compared=tables.compare(records),
         criticality=_labelled(runs, "criticality"),
         skipped=_labelled(runs, "skipped"),
+        takes=seconds.rows(records, queries),
+        takes_svg=Markup(seconds.seconds_svg(records, queries)),
+        takes_note=seconds.caption(records, queries),
         measured=(measured := latency.measured_rows(records)),
         part_heads=[head for head, *_ in latency.PART_HEADS],
         parts=list(PARTS.values()),

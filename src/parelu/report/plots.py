@@ -92,12 +92,16 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
     return figure, [(axes, x_of[row.relus], row.test, _tip(row)) for row in rows]
 
 
+def styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """Method → its colour and marker; the full-ReLU networks have others."""
+    methods = sorted({row.method for row in rows} - {"train"}, key=lambda method: (method != "deepreduce", method))
+    return {m: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, m in enumerate(methods)}
+
+
 def _draw_methods(axes: Axes, rows: Sequence[Row], x_of: Mapping[int, float]) -> None:
     """A marker for each network, a colour and a form for each method, with the range over seeds."""
-    methods = sorted({row.method for row in rows} - {"train"}, key=lambda method: (method != "deepreduce", method))
-    for index, method in enumerate(methods):
+    for method, (colour, marker) in styles(rows).items():
         of_method = [row for row in rows if row.method == method]
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         x, y = [x_of[row.relus] for row in of_method], [row.test for row in of_method]
         ranges = [[row.test - row.low for row in of_method], [row.high - row.test for row in of_method]]
         if any(row.seeds > 1 for row in of_method):

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from parelu.errors import UserError
 from parelu.network.metrics import Metrics
+from parelu.private.cost.predict import Predicted, Prediction, averaged
 from parelu.private.rows import Cost
+from parelu.report import predicted
 from parelu.report.private import duration, size
 from parelu.runs import pareto
 from parelu.runs.folder import Record, Run
+from parelu.runs.predictions import Queries
 
 OURS = "deepreduce"
-Axis = Literal["relus", "macs", "depth", "latency", "bytes"]
+OWN_ROLES = ("teacher", "candidate")  # of networks that stand for themselves
+Axis = Literal["relus", "macs", "depth", "latency", "bytes", "predicted"]
 MEASURED = ("latency", "bytes")
-WORDS = {"macs": "multiply-adds", "depth": "convolutions in a row", "latency": "online time", "bytes": "online bytes"}
+PRICED = (*MEASURED, "predicted")  # axes that squares count in too
+WORDS = {
+    "macs": "multiply-adds",
+    "depth": "convolutions in a row",
+    "latency": "online time",
+    "bytes": "online bytes",
+    "predicted": "predicted online time",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Row:
         on_frontier: by validation accuracy and the axis asked for. A square costs a secure multiplication, so networks
             with squares are compared with each other, unless the axis is measured and has paid for them.
         network: that it was made of, where there are several.
+        by_link: link → what a query is predicted to take, means over the seeds; without where none is.
     """
 
     method: str
@@ -58,6 +70,13 @@ class Row:
     bytes: float | None
     on_frontier: bool
     network: str = ""
+    by_link: Mapping[str, Prediction] = dataclasses.field(default_factory=dict)
+
+    @property
+    def predicted(self) -> float | None:
+        """Online seconds over the first link."""
+        first = next(iter(self.by_link.values()), None)
+        return first.online.seconds if first else None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -85,23 +104,35 @@ class Comparison:
     network: str = ""
 
 
-def records_of(runs: Sequence[Run]) -> list[Record]:
-    """The finished networks of runs; where these are about several networks, each record says about which."""
+def records_of(runs: Sequence[Run], queries: Queries | None = None) -> list[Record]:
+    """The finished networks of runs; where these are about several networks, each record says about which.
+
+    queries: that are predicted of those that stand for themselves.
+    """
     several = len({run.network for run in runs}) > 1
     found = [(run, record) for run in runs for record in run.candidates()]
-    return [dataclasses.replace(record, network=run.network) if several else record for run, record in found]
+    records = [dataclasses.replace(record, network=run.network) if several else record for run, record in found]
+    if not queries:
+        return records
+    return [
+        dataclasses.replace(record, predicted=queries.candidate(run.folder(record.name)))
+        if record.metrics.role in OWN_ROLES
+        else record
+        for (run, _), record in zip(found, records, strict=True)
+    ]
 
 
 def label_of(record: Record) -> str:
     m = record.metrics
-    note = "".join(f", {words}" for words in (m.limits, m.note) if words)
+    limits = f"{m.limits} over {record.query}" if m.limits and record.query else m.limits
+    note = "".join(f", {words}" for words in (limits, m.note) if words)
     network = f"{record.network}: " if record.network else ""
     return network + (m.steps or (f"{m.method} mask" if m.is_mask else "all ReLUs")) + note
 
 
 def candidates_of(records: Iterable[Record]) -> list[Record]:
     """Those that stand for themselves: the full-ReLU networks and the methods' candidates."""
-    chosen = [record for record in records if record.metrics.role in ("teacher", "candidate")]
+    chosen = [record for record in records if record.metrics.role in OWN_ROLES]
     if not chosen:
         raise UserError("no network is finished in these runs yet; run the same command again to go on")
     return chosen
@@ -121,15 +152,18 @@ def frontier_rows(records: Sequence[Record], x: Axis = "relus") -> list[Row]:
     """A row for each network, those that cost most on the axis first; the seeds of one network make one row.
 
     Raises:
-        UserError: the axis is a measured one, and nothing was measured.
+        UserError: the axis is a measured one, and nothing was measured; or nothing can be predicted.
     """
-    rows = [_row(group) for group in by_network(records)]
+    rows = [row_of(group) for group in by_network(records)]
     costs: list[float | None] = [getattr(row, x) for row in rows]
     if all(cost is None for cost in costs):
-        raise UserError(f"no network of these runs has a measured {x}; run parelu bench RUN first")
+        if x in MEASURED:
+            raise UserError(f"no network of these runs has a measured {x}; run parelu bench RUN first")
+        why = "; ".join(dict.fromkeys(record.predicted.why for record in records if record.predicted))
+        raise UserError(f"no query of these runs' networks can be predicted: {why}")
     chosen: set[int] = set()
     for squares in (False, True):
-        board = [i for i, row in enumerate(rows) if x in MEASURED or bool(row.squares) == squares]
+        board = [i for i, row in enumerate(rows) if x in PRICED or bool(row.squares) == squares]
         points = [(cost, rows[i].validation, i) for i in board if (cost := costs[i]) is not None]
         best = pareto.frontier([(cost, accuracy) for cost, accuracy, _ in points])
         chosen |= {points[i][2] for i in best}
@@ -137,7 +171,8 @@ def frontier_rows(records: Sequence[Record], x: Axis = "relus") -> list[Row]:
     return [dataclasses.replace(rows[i], on_frontier=i in chosen) for i in order]
 
 
-def _row(group: Sequence[Record]) -> Row:
+def row_of(group: Sequence[Record]) -> Row:
+    """Of one network in its seeds, as on no frontier."""
     first, tests = group[0].metrics, [record.metrics.test_accuracy for record in group]
     validations = [record.metrics.validation_accuracy for record in group]
     return Row(
@@ -161,7 +196,13 @@ def _row(group: Sequence[Record]) -> Row:
         bytes=_online(group, lambda online: online.bytes),
         on_frontier=False,
         network=group[0].network,
+        by_link=_by_link([record.predicted for record in group if record.predicted]),
     )
+
+
+def _by_link(found: Sequence[Predicted]) -> dict[str, Prediction]:
+    links = dict.fromkeys(link for each in found for link in each.by_link)
+    return {link: averaged([each.by_link[link] for each in found if link in each.by_link]) for link in links}
 
 
 def _online(group: Sequence[Record], figure: Callable[[Cost], float]) -> float | None:
@@ -211,10 +252,20 @@ def _means(pairs: Sequence[tuple[Record, Record]], figure: Callable[[Metrics], f
     return mine, its
 
 
-def frontier_text(records: Sequence[Record], x: Axis = "relus") -> str:
-    """The rows and the comparisons as text; * marks the frontier on the axis."""
+Column = tuple[str, Callable[[Row], str]]
+
+
+def _predicted_columns(links: Sequence[str]) -> list[Column]:
+    def column(at: int) -> Callable[[Row], str]:
+        return lambda row: predicted.cells(row.by_link, links)[at]
+
+    return [(head, column(at)) for at, head in enumerate(predicted.heads(links))] if links else []
+
+
+def frontier_text(records: Sequence[Record], x: Axis = "relus", queries: Queries | None = None) -> str:
+    """The rows and the comparisons as text; * marks the frontier on the axis. queries: that were predicted."""
     rows = frontier_rows(records, x)
-    columns: list[tuple[str, Callable[[Row], str]]] = [
+    columns: list[Column] = [
         ("", lambda r: "*" if r.on_frontier else " "),
         ("ReLUs", lambda r: f"{r.relus:,}"),
         *([("of max-pools", lambda r: f"{r.comparisons:,}")] if any(row.comparisons for row in rows) else []),
@@ -225,13 +276,16 @@ def frontier_text(records: Sequence[Record], x: Axis = "relus") -> str:
         *([("depth", lambda r: str(r.depth))] if x == "depth" else []),
         *([("online", lambda r: "–" if r.latency is None else duration(r.latency))] if x == "latency" else []),
         *([("bytes", lambda r: "–" if r.bytes is None else size(r.bytes))] if x == "bytes" else []),
+        *_predicted_columns(list(dict.fromkeys(link for row in rows for link in row.by_link))),
         ("method", lambda r: r.method),
         ("network", lambda r: r.label),
     ]
     text = aligned([[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)], left=2)
     text += f"\n* on the frontier{'' if x == 'relus' else f' over {WORDS[x]}'}, chosen by validation accuracy"
-    apart = any(row.squares for row in rows) and x not in MEASURED
+    apart = any(row.squares for row in rows) and x not in PRICED
     text += "; networks with squares have one of their own" if apart else ""
+    if queries:
+        text += "\n" + predicted.note(queries, [record.predicted.why for record in records if record.predicted])
     compared = compare(records)
     if compared:
         cells = [["ReLUs", compared[0].method, "other", "difference", "seeds", "method"]]

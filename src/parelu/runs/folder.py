@@ -24,6 +24,8 @@ from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Metrics, metrics_from_json
+from parelu.private.cost.predict import Predicted
+from parelu.private.engines.base import Options
 from parelu.private.rows import PrivateInference
 from parelu.runs.environment import environment
 from parelu.training.history import Epoch, read_history
@@ -45,6 +47,7 @@ class Record:
         metrics: of the candidate; history: its epochs.
         private: what `parelu bench RUN` measured of this network; None where it did not.
         network: that its run is about, where records of several networks are told apart; "" where they are not.
+        query: how the queries run that the run's limits are about; predicted: what one of it takes, where asked for.
     """
 
     run: str
@@ -53,6 +56,8 @@ class Record:
     history: tuple[Epoch, ...]
     private: PrivateInference | None = None
     network: str = ""
+    query: str = ""
+    predicted: Predicted | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +138,15 @@ class Run:
         teacher = self.config.get("teacher", "")
         return teacher if isinstance(teacher, str) else teacher["family"]
 
+    @property
+    def query(self) -> str:
+        """How the queries run that its budgets are about: the link, and what is not as usual; "" where none is."""
+        asked, usual = self.config.get("query"), Options()
+        if not asked:
+            return ""
+        others = [asked[name] for name in ("relu", "offline") if asked[name] != getattr(usual, name)]
+        return ", ".join([asked["link"], *others])
+
     def record(self, name: str, value: Any) -> None:
         """Keep a method's figures, a JSON value."""
         storage.write_json(self.path / "records" / f"{name}.json", value)
@@ -158,6 +172,7 @@ class Run:
                     _metrics(header.parent, candidate),
                     tuple(read_history(header.parent)),
                     read_private_inference(header.parent, candidate),
+                    query=self.query,
                 )
             )
         return sorted(found, key=lambda record: -record.metrics.relus_and_comparisons)

@@ -86,8 +86,8 @@ def subject(
     return Subject(reduced.spec, reduced.plan)
 
 
-def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...]]:
-    """The fixed-point program of a network, for the usual offline mode, or the ops that have no secure lowering.
+def program_of(subject: Subject, offline: str = DEFAULT) -> tuple[Lowered | None, tuple[Unsupported, ...]]:
+    """The fixed-point program of a network, for an offline mode, or the ops that have no secure lowering.
 
     An untrained one gets fresh weights and ranges from noise.
     """
@@ -100,8 +100,8 @@ def program_of(subject: Subject) -> tuple[Lowered | None, tuple[Unsupported, ...
     if large:
         return None, (large,)
     if subject.candidate and subject.folder:
-        return measurement.lowered(subject.folder, subject.candidate, ring_for(DEFAULT)), ()
-    return sketch(subject.spec, subject.plan, ring_for(DEFAULT)), ()
+        return measurement.lowered(subject.folder, subject.candidate, ring_for(offline)), ()
+    return sketch(subject.spec, subject.plan, ring_for(offline)), ()
 
 
 def designs(

@@ -92,6 +92,16 @@ def calibration_images(candidate: Candidate, folder: Path) -> Tensor:
     return read_images(files[::step], candidate.spec.input, candidate.preprocessing.get("middle"))
 
 
+def kept(folder: Path, ring: Ring) -> Lowered | None:
+    """A candidate's program in a ring where it is there, made by this version, of these weights."""
+    own = program_folder(folder, ring)
+    if not (own / f"{PROGRAM}.json").exists():
+        return None
+    header, known = storage.read_header(folder, "candidate"), storage.read_header(own, PROGRAM)
+    is_ours = (known.get("candidate"), known.get("program_format")) == (header["tensors_sha256"], FORMAT)
+    return Lowered.load(own) if is_ours else None
+
+
 def lowered(
     folder: Path, candidate: Candidate, ring: Ring, dataset: data.Dataset | Tensor | Path | None = None
 ) -> Lowered:
@@ -102,11 +112,8 @@ def lowered(
     dataset: the data it was trained on, or the folder where its files are; or uint8 images of the network's size.
     """
     header = storage.read_header(folder, "candidate")
-    own = program_folder(folder, ring)
-    if not isinstance(dataset, Tensor) and (own / f"{PROGRAM}.json").exists():
-        known = storage.read_header(own, PROGRAM)
-        if (known.get("candidate"), known.get("program_format")) == (header["tensors_sha256"], FORMAT):
-            return Lowered.load(own)
+    if not isinstance(dataset, Tensor) and (found := kept(folder, ring)):
+        return found
     if isinstance(dataset, Tensor):
         images = dataset[:CALIBRATION]
     else:
@@ -114,7 +121,7 @@ def lowered(
         known = known or dataset_of(candidate, dataset or data_folder_of(folder))  # pyright: ignore[reportArgumentType]
         images = calibrating(candidate, known)
     result = lower(candidate.network(), images, candidate.preprocessing, ring=ring)
-    result.save(own, header["tensors_sha256"])
+    result.save(program_folder(folder, ring), header["tensors_sha256"])
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,6 +41,11 @@ class Estimate:
     sent: Mapping[str, float]
     rounds: float
 
+    @property
+    def bytes(self) -> float:
+        """To both parties."""
+        return sum(self.sent.values())
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -50,6 +56,14 @@ class Prediction:
     offline: Estimate
     setup: Estimate
     memory: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """Of one network. by_link: link → what a query takes over it; why: where that cannot be said, in one line."""
+
+    by_link: Mapping[str, Prediction] = dataclasses.field(default_factory=dict)
+    why: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +79,20 @@ class Query:
     how: Mapping[str, str]
     link: Link
     kept: Mapping[str, float]
+
+
+def averaged(predictions: Sequence[Prediction]) -> Prediction:
+    """Of several queries, number by number."""
+
+    def mean(of: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: statistics.mean(each[name] for each in of) for name in of[0]}
+
+    def phase(of: Sequence[Estimate]) -> Estimate:
+        numbers = mean([{n: getattr(each, n) for n in ("seconds", "low", "high", "rounds")} for each in of])
+        return Estimate(**numbers, cpu=mean([each.cpu for each in of]), sent=mean([each.sent for each in of]))
+
+    phases = {name: phase([getattr(each, name) for each in predictions]) for name in PHASES}
+    return Prediction(**phases, memory=mean([each.memory for each in predictions]))
 
 
 def query(program: Program, options: Options, lowered: Lowered | None = None) -> Query:
@@ -101,7 +129,11 @@ def predict(program: Program, options: Options, calibration: Calibration, lowere
 
     lowered: as `query` takes it.
     """
-    asked = query(program, options, lowered)
+    return prediction(query(program, options, lowered), calibration)
+
+
+def prediction(asked: Query, calibration: Calibration) -> Prediction:
+    """Raises UserError where the calibration lacks what is asked for."""
     estimates = {phase: estimate(phase, asked, calibration) for phase in PHASES}
     peak = {party: count + calibration.memory[party] for party, count in asked.kept.items()}
     return Prediction(**estimates, memory=peak)

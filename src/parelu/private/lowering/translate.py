@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
@@ -163,6 +164,8 @@ class Translation(Writer):
         return self.linear(node, Multiply(source.number), source.unit, factor, summand)
 
     def _shifted(self, node: fx.Node, source: Value, summand: Tensor) -> Value:
+        if summand.is_meta:  # as a trained one is
+            return source.moved(self.emit(node, Shift(source.number)), self.seen.values[node])
         if not summand.any():
             return source
         rank = len(self.shapes[source.number])
@@ -173,7 +176,8 @@ class Translation(Writer):
 
     def _resampled(self, node: fx.Node, source: Value, axis: int, matrix: Tensor) -> Value:
         """A fixed matrix: its common divisor goes into the unit; where that is large, it has WEIGHT_BITS bits."""
-        real, seen = matrix.double().numpy(), self.seen.values[node]
+        known = torch.eye(*matrix.shape) if matrix.is_meta else matrix  # an outline has no numbers
+        real, seen = known.double().numpy(), self.seen.values[node]
         divisor, bits = _common_divisor(real), 0
         if not divisor:
             bits = min(max(WEIGHT_BITS - math.frexp(float(np.abs(real).max()))[1], 0), 30)

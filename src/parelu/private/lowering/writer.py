@@ -91,7 +91,7 @@ class Writer:
         self.ops: list[Op] = []
         self.shapes: list[Shape] = [network.input_shape]
         self.layers: list[str] = []
-        self.weights: dict[int, dict[str, NDArray[np.int64]]] = {}
+        self.weights: dict[int, Integers] = {}
         self.ranges: list[Range] = []
         self.values: dict[fx.Node, Value] = {}
         self.output = next(iter(network.graph.find_nodes(op="output"))).all_input_nodes[0]
@@ -122,13 +122,11 @@ class Writer:
         while is_only_added(total):
             total = next(iter(total.users))
         fraction = fraction_for(self.seen.values[total].largest)
-        real = weight.detach().double().numpy() * unit * 2.0**fraction
-        largest = float(np.abs(real).max(initial=0.0))
-        bits = min(max(WEIGHT_BITS - (math.frexp(largest)[1] if largest else WEIGHT_BITS - 1), 1), 30)
-        summand = np.zeros(len(real)) if bias is None else bias.detach().double().numpy()
-        scale = 2.0 ** (fraction + bits)
         number = self.emit(node, op)
-        self.weights[number - 1] = {"weight": rounded(real * 2.0**bits), "bias": rounded(summand * scale)}
+        bits = WEIGHT_BITS
+        if not weight.is_meta:  # an outline has no integers
+            bits, self.weights[number - 1] = integers(weight, bias, unit, fraction)
+        scale = 2.0 ** (fraction + bits)
         value = Value(number, 1 / scale, seen)
         if node is self.output:
             return value
@@ -204,6 +202,20 @@ class Writer:
 
     def record(self, node: fx.Node, kind: str, seen: Seen, unit: float, elements: int, bits: int) -> None:
         self.ranges.append(Range(ops.path(node), kind, seen.largest, seen.mean, unit, elements, bits))
+
+
+def integers(
+    weight: Tensor, bias: Tensor | None, unit: float, fraction: int
+) -> tuple[int, dict[str, NDArray[np.int64]]]:
+    """Bits after the point of a weight whose largest number takes WEIGHT_BITS; its integers, and those of the bias.
+
+    unit: of what the layer reads; fraction: bits after the point of what it makes.
+    """
+    real = weight.detach().double().numpy() * unit * 2.0**fraction
+    largest = float(np.abs(real).max(initial=0.0))
+    bits = min(max(WEIGHT_BITS - (math.frexp(largest)[1] if largest else WEIGHT_BITS - 1), 1), 30)
+    summand = np.zeros(len(real)) if bias is None else bias.detach().double().numpy()
+    return bits, {"weight": rounded(real * 2.0**bits), "bias": rounded(summand * 2.0 ** (fraction + bits))}
 
 
 def fraction_for(largest: float) -> int:

@@ -1,0 +1,72 @@
+"""The program of a network of which only shapes and masks are known: what a query takes hangs on little else.
+
+A network with weights has the same ops, shapes, ReLUs and squares; only how large its numbers are is its own: bits of
+ReLUs and truncations, and of the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+from torch import fx
+
+from parelu.errors import UserError
+from parelu.fusion.fuse import Cost, fuse
+from parelu.fusion.packing import seconds
+from parelu.network import nodes, ops
+from parelu.network.sites import Network
+from parelu.private.crypto.ring import WIDE, Ring
+from parelu.private.lowering.calibrate import Seen, max_pool_levels
+from parelu.private.lowering.program import Program
+from parelu.private.lowering.refusals import refusals, too_large
+from parelu.private.lowering.translate import Translation
+from parelu.private.lowering.writer import WEIGHT_BITS
+
+USUAL = 6.0  # the largest |x| at most ReLUs of trained networks, whose batch-norms have a variance of 1
+PREPROCESSING = 0.5, 0.25  # mean and standard deviation of a channel
+
+
+def _usual() -> Seen:
+    return Seen(largest=USUAL, total=1.0, count=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Usual:
+    """What calibration sees of a network that nobody has run: a `Calibration` for a `Translation`."""
+
+    values: dict[fx.Node, Seen] = dataclasses.field(default_factory=lambda: defaultdict(_usual))
+    relus: dict[fx.Node, Seen] = dataclasses.field(default_factory=lambda: defaultdict(_usual))
+    squares: dict[fx.Node, Seen] = dataclasses.field(default_factory=lambda: defaultdict(_usual))
+    products: dict[fx.Node, tuple[Seen, Seen]] = dataclasses.field(
+        default_factory=lambda: defaultdict(lambda: (_usual(), _usual()))
+    )
+    levels: dict[fx.Node, tuple[Seen, ...]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: Network) -> Usual:
+        pools = ((node, op) for node, op in ops.read_all(network).items() if isinstance(op, ops.MaxPool))
+        return cls(levels={node: tuple(_usual() for _ in max_pool_levels(node, op)) for node, op in pools})
+
+
+def outline(network: Network, *, cost: Cost = seconds, ring: Ring = WIDE) -> Program:
+    """The program of a network that follows its plan, on meta tensors.
+
+    cost, ring: as `lower` takes them.
+
+    Raises:
+        UserError: an op has no secure lowering (one line each), or the program would be too large.
+    """
+    fused = network if ops.unsupported(network) else fuse(network, cost=cost)
+    if found := refusals(fused):
+        raise UserError("\n".join(map(str, found)))
+    if large := too_large(fused):
+        raise UserError(str(large))
+    if len(shape := nodes.output_shape(fused)) != 1:
+        raise UserError(f"the network gives {shape} for an image, not a number a class; pool and flatten its map")
+    mean, std = ([number] * network.input_shape[0] for number in PREPROCESSING)
+    described = {"mean": mean, "std": std, "image": list(network.input_shape)}
+    try:
+        return Translation(fused, Usual.of(fused), ring, WEIGHT_BITS, True).program(described)
+    except ValueError as error:
+        raise UserError(f"the network is too large to be run privately: {error}; use smaller images") from error
