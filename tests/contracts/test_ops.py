@@ -159,10 +159,11 @@ def test_every_op_is_counted_and_fused(name):
 @pytest.mark.parametrize("name", CASES)
 def test_every_op_has_its_place_in_a_program_of_shapes_alone(name):
     network = CASES[name].network()
-    spec = graph_of(network, 3)
+    spec, plan = graph_of(network, 3), Plan.of(network)
     shapes = skeleton(spec)
-    Plan.of(network).apply(shapes)
-    found, real = outline(shapes), lowered_of(network, 2).program
+    plan.apply(shapes)
+    written = Candidate(spec, plan, weights_of(spec, network)).network()
+    found, real = outline(shapes), lowered_of(written, 2).program
     public = (Scale, Truncate, Resample, Shift)  # whether they are needed, and on what, numbers say
     said = [
         [(type(op), s) for op, s in zip(p.ops, p.shapes[1:], strict=True) if not isinstance(op, public)]

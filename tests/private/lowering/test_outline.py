@@ -53,7 +53,7 @@ def test_it_is_the_program_of_a_network_with_weights_but_for_how_large_numbers_a
     assert found.ring == real.ring
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(st.integers(0, 2**32), st.sampled_from(["resnet10 m=2", "mobilenetv1 m=2"]))
 def test_masks_and_polynomials_are_the_plans(seed, name):
     """ReLUs, squares, straight lines and sites without anything."""
