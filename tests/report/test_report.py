@@ -460,7 +460,7 @@ def test_page_says_it_all(made_up: list[Run], tmp_path):
     assert page.unclosed == []
     assert "@import" not in text
     assert not re.search(r"""url\((?!#)|(src|href)\s*=\s*["']?(https?:)?//""", text)
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert len(page.ids) == len(set(page.ids)), "figures share no id"
     rows = tables.frontier_rows(all_of(made_up))
     cells = [[row.label, row.method, f"{row.relus:,}", f"{row.relus_without_stem:,}"] for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -38,8 +38,8 @@ class Seen:
         return self.total / max(self.count, 1)
 
 
-class Calibration(fx.Interpreter):
-    """Runs a network and keeps what it saw.
+class Ranges(Protocol):
+    """How large the numbers of a network are.
 
     Attributes:
         values: node → its tensor.
@@ -48,6 +48,16 @@ class Calibration(fx.Interpreter):
         products: node of a product → the squares of either factor.
         levels: node of a max-pool → the differences that each of its levels compares.
     """
+
+    values: dict[fx.Node, Seen]
+    relus: dict[fx.Node, Seen]
+    squares: dict[fx.Node, Seen]
+    products: dict[fx.Node, tuple[Seen, Seen]]
+    levels: dict[fx.Node, tuple[Seen, ...]]
+
+
+class Calibration(fx.Interpreter):
+    """Runs a network and keeps what it saw: `Ranges`."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)

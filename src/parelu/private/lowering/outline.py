@@ -31,9 +31,9 @@ def _usual() -> Seen:
     return Seen(largest=USUAL, total=1.0, count=1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Usual:
-    """What calibration sees of a network that nobody has run: a `Calibration` for a `Translation`."""
+    """`Ranges` of a network that nobody has run: everywhere the usual ones."""
 
     values: dict[fx.Node, Seen] = dataclasses.field(default_factory=lambda: defaultdict(_usual))
     relus: dict[fx.Node, Seen] = dataclasses.field(default_factory=lambda: defaultdict(_usual))

@@ -20,7 +20,7 @@ from parelu.fusion.factors import uniform
 from parelu.network import nodes, ops
 from parelu.network.sites import Network
 from parelu.private.crypto.ring import Ring
-from parelu.private.lowering.calibrate import Calibration, Seen
+from parelu.private.lowering.calibrate import Ranges, Seen
 from parelu.private.lowering.ops import (
     ZERO,
     Activation,
@@ -85,7 +85,7 @@ class Writer:
     once, and what a residual block's ReLU reads comes from a truncation, which a ReLU protocol can do exactly.
     """
 
-    def __init__(self, network: Network, seen: Calibration, ring: Ring, square_bits: int, is_late: bool) -> None:
+    def __init__(self, network: Network, seen: Ranges, ring: Ring, square_bits: int, is_late: bool) -> None:
         self.network, self.seen, self.ring = network, seen, ring
         self.square_bits, self.is_late = square_bits, is_late
         self.ops: list[Op] = []
