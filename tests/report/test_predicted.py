@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import re
-from html import escape
 
 import pytest
 from conftest import Silent
+from markupsafe import escape
 
 from parelu.errors import UserError
 from parelu.network.count import skeleton

@@ -517,7 +517,7 @@ def test_page_of_a_finished_run(finished: tuple[Run, Silent], tmp_path):
     assert page.loads == [], "the page loads nothing"
     assert "@import" not in text
     assert "url(http" not in text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     for row in tables.frontier_rows(run.candidates()):
         assert f"<td>{row.relus:,}</td>" in text
     for stage, value in run.records()["criticality"]["stages"].items():
