@@ -80,9 +80,12 @@ class Queries:
 
     def candidate(self, folder: Path) -> Predicted:
         """By its own program where that is kept beside it; else as `plan`."""
-        if kept := measurement.kept(folder, ring_for(self.options.offline)):
-            return self.program(kept.program, kept)
-        candidate = Candidate.load(folder)
+        try:
+            if kept := measurement.kept(folder, ring_for(self.options.offline)):
+                return self.program(kept.program, kept)
+            candidate = Candidate.load(folder)
+        except UserError as error:  # of a damaged file
+            return Predicted(why=str(error))
         return self.plan(candidate.spec, candidate.plan)
 
     def _over_links(self, ask: Callable[[], Query]) -> Predicted:
