@@ -29,7 +29,7 @@ docs: $(INSTALLED)
 site: .venv/.site
 	rm -rf build/pages
 	mkdir -p build/pages/benchmarks
-	cp -r README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs build/pages
+	cp -r README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs examples build/pages
 	cp benchmarks/README.md build/pages/benchmarks
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
