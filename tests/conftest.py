@@ -48,7 +48,7 @@ class Silent:
         (self.read if resumed else self.trained).append(name)
 
 
-TINY = Training(epochs=2, batch=64, lr=0.1, schedule="one-cycle")
+TINY = Training(epochs=2, batch=128, lr=0.1, schedule="one-cycle")
 
 
 ALL = ("deepreduce", "random", "snip", "uniform")

@@ -22,7 +22,7 @@ def test_a_run_meets_its_budgets_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(pricing, "config", dataclasses.asdict)
     snl = methods()["snl"](search_epochs=1, finetune_epochs=1)
     entries = (Reduction(snl, ("900us", "0.5", "1.1ms")), Reduction(methods()["uniform"](), ("1ms+bytes:20kB",)))
-    training = dataclasses.replace(TINY, epochs=1)
+    training = dataclasses.replace(TINY, epochs=1, batch=64)
     one = Experiment("resnet10 m=2", "digits", entries, training, images=64, query=Options(link="wan"))
     first, again = Silent(), Silent()
     run = run_experiment(one, tmp_path / "run", first, InProcess())

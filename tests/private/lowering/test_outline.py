@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from parelu.errors import UserError
@@ -63,10 +63,14 @@ def test_masks_and_polynomials_are_the_plans(seed, name):
     for site in network.sites.values():
         kind = int(torch.randint(4, (), generator=generator))
         mask = torch.rand(site.shape, generator=generator) < (0.0, 0.1, 0.5, 1.0)[kind]
-        polynomial = ((0.0, 1.0, 0.0), (0.1, 0.5, 0.2), (0.3, 0.4, 0.0), (0.0, 1.0, 0.0))[kind]
+        polynomial = ((0.0, 1.0, 0.0), (0.1, 0.5, 0.01), (0.3, 0.4, 0.0), (0.0, 1.0, 0.0))[kind]
         site.assign(mask, torch.tensor(polynomial)[:, None].expand(3, site.shape[0]).clone())
     plan = Plan.of(network)
-    assert described(outlined(spec, plan, ring_for("hints"))) == described(program_of(spec, plan).program)
+    try:
+        real = program_of(spec, plan).program
+    except UserError:
+        reject()  # squares in a row outgrow the ring
+    assert described(outlined(spec, plan, ring_for("hints"))) == described(real)
 
 
 def test_what_has_no_program_is_refused_as_ever(monkeypatch):

@@ -62,11 +62,13 @@ def fetched(channel: Channel, program: Program, digest: str, keep: Keep) -> tupl
     digest: the `root` that was offered. Raises ProtocolError where the server's sets are others.
     """
     linear = layers(program)
+    if not linear:
+        raise ProtocolError("the server's program is refused: it has no convolution and no matrix")
     size = _stated_bytes(len(linear))
     body = channel.receive_up_to("sets", DIGEST_BYTES + MOST * size)
     weights, sets = body[:DIGEST_BYTES].hex(), [body[i : i + size] for i in range(DIGEST_BYTES, len(body), size)]
     digests = [one[:DIGEST_BYTES] for one in sets]
-    if not linear or not sets or len(sets[-1]) != size or root(body) != digest:
+    if not sets or len(sets[-1]) != size or root(body) != digest:
         raise ProtocolError("the server's hints are not those that it offers")
     try:
         plans = [stated(linear, np.frombuffer(one[DIGEST_BYTES:], UPLOADS).reshape(-1, 2).tolist()) for one in sets]
