@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 from parelu import data
 from parelu.errors import UserError
+from parelu.methods.base import methods
 from parelu.methods.jobs import FRESH, FROM_TEACHER, FromJob, FromKept, FromSearch
 from parelu.network.metrics import Metrics, Searched, Tags, metrics_from_json
 from parelu.network.spec import spec_of
 from parelu.runs.data_source import IN_MEMORY, InMemory, digest, source_of
 from parelu.runs.executor import InProcess, Work
-from parelu.runs.experiment import run_experiment
+from parelu.runs.experiment import Experiment, Reduction, run_experiment
 from parelu.runs.folder import Run
 from parelu.runs.jobs import full_job
 from parelu.runs.processes import Processes
@@ -88,6 +89,22 @@ def test_what_does_not_fit_is_refused_before_the_folder_is_made(digits: data.Dat
         run_experiment(dataclasses.replace(one, model=spec), tmp_path / "run", Silent(), InProcess())
     with pytest.raises(UserError, match="images and data folder are of a data set's name"):
         dataclasses.replace(one, images=100)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "budget", "line"),
+    [
+        ("snl", {"thin": True}, "0.9", "more than the 240 ReLUs that 'thin all' leaves"),
+        ("snip", {"thin": True}, "0.9", "more than the 240 ReLUs that 'thin all' leaves"),
+        ("autorep", {"baseline": "cull S1"}, "0.9", "'cull S1' leaves; give a smaller one"),
+        ("steps", {"steps": ("none", "cull S1")}, "5", "steps reaches 224 ReLUs at the least on this network"),
+    ],
+)
+def test_budgets_that_no_network_is_for_are_refused_before_anything_is_trained(name, options, budget, line, tmp_path):
+    one = Experiment("resnet10 m=2", "digits", (Reduction(methods()[name](**options), (budget,)),), TINY)
+    with pytest.raises(UserError, match=line):
+        run_experiment(one, tmp_path / "run", Silent())
     assert not (tmp_path / "run").exists()
 
 

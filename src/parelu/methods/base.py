@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -22,9 +22,11 @@ from parelu.network.candidate import Candidate
 from parelu.network.metrics import Role, Tags
 from parelu.network.plan import Plan
 from parelu.network.spec import Spec
-from parelu.network.steps import apply_steps
+from parelu.network.steps import Reduced, apply_steps
 from parelu.training.objectives import CrossEntropy, DecoupledDistillation, Distillation
 from parelu.training.schedule import Training
+
+Made = TypeVar("Made", Job, Reduced)
 
 
 class Context(Protocol):
@@ -93,6 +95,9 @@ class Method(abc.ABC):
     def check(self, spec: Spec, training: Training) -> None:  # noqa: B027
         """Refuse, before anything is trained, a network or a training that it cannot work with; raises `UserError`."""
 
+    def check_budgets(self, spec: Spec, unit: Unit, budgets: Sequence[int]) -> None:  # noqa: B027
+        """Refuse, before anything is trained, budgets for which it sees that it has no network; raises `UserError`."""
+
     @abc.abstractmethod
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         """The candidates for these budgets, each at most what the network takes, counted in the context's unit."""
@@ -129,8 +134,8 @@ def stepped_job(
     )
 
 
-def fitting(name: str, jobs: Sequence[Job], budgets: Sequence[int], unit: Unit) -> list[Job]:
-    """The jobs within any of the budgets, or all without one; name: of the method.
+def fitting(name: str, jobs: Sequence[Made], budgets: Sequence[int], unit: Unit) -> list[Made]:
+    """The jobs, or networks, within any of the budgets, or all without one; name: of the method.
 
     Raises:
         UserError: none is.

@@ -37,13 +37,7 @@ def baseline_job(context: Context, steps: str, budgets: Sequence[int]) -> Job:
     Raises:
         UserError: the steps are unknown, or leave fewer ReLUs than the largest budget.
     """
-    plan, unit = apply_steps(context.teacher.spec, steps).plan, context.unit
-    left = unit.spent(context.teacher.spec, plan)
-    if max(budgets) > left:
-        raise UserError(
-            f"a budget of {unit.said(max(budgets))} is more than the {unit.said(left)} that {steps!r} leaves; "
-            "give a smaller one"
-        )
+    plan = checked_baseline(context.teacher.spec, steps, context.unit, budgets)
     return Job(
         name=f"baseline-{slug(steps)}",
         role="baseline",
@@ -53,6 +47,18 @@ def baseline_job(context: Context, steps: str, budgets: Sequence[int]) -> Job:
         objective=CrossEntropy(context.training.label_smoothing),
         tags=Tags("train", steps),
     )
+
+
+def checked_baseline(spec: Spec, steps: str, unit: Unit, budgets: Sequence[int]) -> Plan:
+    """A baseline's plan; raises `UserError` where it has fewer ReLUs than the largest budget."""
+    plan = apply_steps(spec, steps).plan
+    most, left = max(budgets, default=0), unit.spent(spec, plan)
+    if most > left:
+        raise UserError(
+            f"a budget of {unit.said(most)} is more than the {unit.said(left)} that {steps!r} leaves; "
+            "give a smaller one"
+        )
+    return plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +120,10 @@ class LearnedMasks(Method):
             self._check_baseline(spec)
         self.searching(training)
         self.finetuning(training)
+
+    def check_budgets(self, spec: Spec, unit: Unit, budgets: Sequence[int]) -> None:
+        if self.steps:
+            checked_baseline(spec, self.steps, unit, budgets)
 
     def _check_baseline(self, spec: Spec) -> None:
         if apply_steps(spec, self.steps).spec != spec:

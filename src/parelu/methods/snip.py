@@ -15,10 +15,11 @@ from parelu.masks.projection import project
 from parelu.methods.base import Context, Method
 from parelu.methods.fixed import masked_jobs
 from parelu.methods.jobs import FROM_TEACHER, FromJob
-from parelu.methods.learned import THIN, baseline_job
-from parelu.methods.unit import single_relus
+from parelu.methods.learned import THIN, baseline_job, checked_baseline
+from parelu.methods.unit import Unit, single_relus
 from parelu.network.candidate import Candidate
 from parelu.network.plan import Plan
+from parelu.network.spec import Spec
 from parelu.training.objectives import Distillation
 
 
@@ -48,6 +49,10 @@ class Snip(Method):
     def __post_init__(self) -> None:
         if self.saliency_images < 1:
             raise UserError(f"saliency_images is {self.saliency_images}; it should be a whole number, 1 or more")
+
+    def check_budgets(self, spec: Spec, unit: Unit, budgets: Sequence[int]) -> None:
+        if self.thin:
+            checked_baseline(spec, THIN, unit, budgets)
 
     def least(self, plan: Plan) -> Sequence[Plan]:
         return single_relus(plan)

@@ -10,6 +10,7 @@ from parelu.errors import UserError
 from parelu.methods.base import Context, Method, decoupled, fitting, stepped_job
 from parelu.methods.fixed import FULL_WEIGHTS
 from parelu.methods.jobs import FRESH, FROM_TEACHER, Job
+from parelu.methods.unit import Unit
 from parelu.network.candidate import Candidate
 from parelu.network.count import shared_skeleton
 from parelu.network.settings import younger
@@ -71,6 +72,9 @@ class Steps(Method):
                 raise UserError(
                     f"steps {steps!r}: the full network's weights do not fit its layers; leave out from_teacher"
                 )
+
+    def check_budgets(self, spec: Spec, unit: Unit, budgets: Sequence[int]) -> None:
+        fitting(self.name, [apply_steps(spec, steps) for steps in self.steps], budgets, unit)
 
     def reduce(self, context: Context, budgets: Sequence[int]) -> list[Candidate]:
         texts = dict.fromkeys("; ".join(parsed(steps)) or "none" for steps in self.steps)

@@ -241,6 +241,9 @@ def check(experiment: Experiment, prepared: Prepared) -> list[list[Asked]]:
         _check(reduction, spec, experiment.training)
     price = pricing.price_of(experiment.query or Options()) if experiment.prices else None
     budgets = [budgets_of(r.budgets, r.method, spec, price) for r in experiment.reductions]
+    for reduction, groups in zip(experiment.reductions, budgets, strict=True):
+        for asked in groups:
+            reduction.method.check_budgets(spec, asked.unit, asked.budgets)
     if prepared.teacher:
         _check_teacher(experiment.reductions)
     if experiment.reductions and experiment.reductions[0].match:
