@@ -435,7 +435,9 @@ def test_the_noise_before_the_drop_is_of_the_foretold_size(largest, queries, mon
     assert np.abs(found).max() <= parameters.noise(norm)
     constant = 2 * 21 / 2 * (2 / 3) * RANK * DEGREE
     assert (squares * 21 / 2 > 5 * constant) == (largest == 900) and len(found) == 10 * 16 * 16
-    assert (found**2).mean() == pytest.approx((21 / 2 + 1 / 12) * squares + constant, rel=0.25)
+    assert (
+        0.7 < (found**2).mean() / ((21 / 2 + 1 / 12) * squares + constant) < 1.33
+    )  # a standard deviation: 0.02 to 0.08
 
 
 def test_answers_are_flooded_and_within_the_bound(monkeypatch):
