@@ -33,7 +33,7 @@ from parelu.private.lowering.lower import lower
 from parelu.private.lowering.refusals import problems
 
 SHAPE = (3, 224, 224)
-SIDES = (64, 96, 128, 224)  # of the image on which ring and float are compared: the first that a network takes
+SIDES = (32, 64, 96, 128, 224, 299)  # of the image on which ring and float are compared: the first that it takes
 CALIBRATION, IMAGES = 16, 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -124,12 +124,15 @@ def _after(module: nn.Module, kinds: dict[str, str]) -> str:
         return _place(error)
 
 
-def ring(name: str, replace: str = "") -> dict[str, Any]:
-    """A row: logits in the ring against those of float, for fresh weights; images are smooth noise."""
+def ring(name: str, replace: str = "", least: int = 64) -> dict[str, Any]:
+    """A row: logits in the ring against those of float, for fresh weights; images are smooth noise.
+
+    least: side of the images.
+    """
     began = time.perf_counter()
     found: dict[str, Any] = {"images": IMAGES}
     try:
-        module, side = _fresh(name)
+        module, side = _fresh(name, least)
         found["side"] = side
         network = instrument(module, (3, side, side), replacements.parsed(replace))
         lowered = lower(network, pictures(CALIBRATION, side, seed=1), {"mean": MEAN, "std": STD})
@@ -147,14 +150,14 @@ def ring(name: str, replace: str = "") -> dict[str, Any]:
     return found | {"seconds": round(time.perf_counter() - began)}
 
 
-def _fresh(name: str) -> tuple[nn.Module, int]:
+def _fresh(name: str, least: int) -> tuple[nn.Module, int]:
     """A network with new weights and the statistics of a few images, and the side that it takes."""
     torch.manual_seed(0)
     module = dict(zoo_list.builders())[name]()
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.momentum = None  # the mean of all that it sees
-    for side in SIDES:
+    for side in (side for side in SIDES if side >= least):
         try:
             with torch.no_grad():
                 module.train()(_normal(pictures(CALIBRATION, side, seed=0)))
@@ -188,9 +191,14 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--ring", action="store_true")
     parser.add_argument("--replace", default="", help="before ring against float")
+    parser.add_argument("--side", type=int, default=64, help="least side of the images for it")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # torchvision's and timm's own
-    print(json.dumps(ring(arguments.name, arguments.replace) if arguments.ring else counted(arguments.name)))
+    print(
+        json.dumps(
+            ring(arguments.name, arguments.replace, arguments.side) if arguments.ring else counted(arguments.name)
+        )
+    )
 
 
 if __name__ == "__main__":

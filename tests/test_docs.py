@@ -250,3 +250,10 @@ def test_a_network_that_cannot_run_names_what_is_in_the_way(monkeypatch):
     zoo = importlib.import_module("zoo")
     curved = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Softsign())
     assert zoo.row("bad", lambda: instrument(curved, (1, 4, 4))) == "| `bad` | no | 0 | 12 | 0.0 M | Softsign |"
+
+
+def test_the_tests_that_the_page_of_checks_names_are_there():
+    named = re.findall(r"`(test_\w+)` \(([\w/]+\.py)\)", (ROOT / "docs/checks.md").read_text())
+    assert len(named) > 30
+    for name, file in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
