@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from parelu.private.rows import Part
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, svg_text
@@ -229,7 +229,8 @@ def _panel(
 def set_scale(axes: Axes, title: str, short: Callable[[float], str]) -> None:
     """A log scale of a cost. short: a number for people."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    low, high = axes.get_xlim()  # a narrow range has few of 1, 3, 10, …, and then labels too near to each other
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)) if high >= 8 * low else MaxNLocator(4))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
