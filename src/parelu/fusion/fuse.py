@@ -281,7 +281,7 @@ class _Merging:
     def _convolution(self, units: Units, merged: _Merged) -> nn.Conv2d:
         layer, (weight, bias) = merged.layer, merged.numbers()
         at_zero = self._run(units, self.zeros(1, *shape(source(units))))[0].detach()
-        is_even = self.padded or bias.is_meta or torch.allclose(at_zero, bias[:, None, None], 1e-9, 1e-12)
+        is_even = self.padded or at_zero.is_meta or torch.allclose(at_zero, bias[:, None, None], 1e-9, 1e-12)
         if not is_even:
             return MapConv2d(layer, weight, at_zero)
         module = nn.Conv2d(

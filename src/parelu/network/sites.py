@@ -151,7 +151,7 @@ class Site(nn.Module):
             return F.relu(x)
         if self.is_identity_elsewhere and not self.relus:
             return x
-        floor, c0, c1, c2 = (tensor.to(x.dtype) for tensor in (self.floor, self.c0, self.c1, self.c2))
+        floor, c0, c1, c2 = (tensor.to(x) for tensor in (self.floor, self.c0, self.c1, self.c2))
         if self.is_identity_elsewhere:
             return _Masked.apply(x, floor)  # pyright: ignore[reportReturnType]
         if self.relus:
