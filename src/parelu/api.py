@@ -21,13 +21,11 @@ from torch.nn.parameter import UninitializedParameter
 
 from parelu import data
 from parelu.data.dataset import Dataset
-from parelu.data.images import read_image
 from parelu.data.memory import from_memory
 from parelu.errors import UserError
 from parelu.methods.base import Method, methods
 from parelu.models.external import Reading, copied, fresh_copy, is_trained, read
 from parelu.network import machine
-from parelu.network.cache import folder as cache_folder
 from parelu.network.candidate import Candidate
 from parelu.network.canonical import replacements
 from parelu.network.count import Counts, shared_skeleton, skeleton
@@ -42,19 +40,17 @@ from parelu.private.cost.calibration import own_file as own_calibration
 from parelu.private.cost.measure import LINKS, cases, observe
 from parelu.private.cost.predict import predict
 from parelu.private.engines.base import Options, chosen
-from parelu.private.offline.mode import DEFAULT, Keep, modes
+from parelu.private.offline.mode import DEFAULT, modes
 from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
-from parelu.private.protocol.reveal import REVEALS
 from parelu.private.rows import QUERIES, PrivateInference, Row
 from parelu.private.serving.client import Client
-from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import Link, link_of
-from parelu.private.transport.tls import make_certificates
 from parelu.report.beside import Beside, beside
 from parelu.report.tables import Axis, frontier_rows
 from parelu.runs import measurement
+from parelu.runs.bars import bar
 from parelu.runs.budgets import query_of
 from parelu.runs.deployment import server_of
 from parelu.runs.dry_run import outlook
@@ -70,7 +66,7 @@ from parelu.runs.obstacles import WayOut, way_out
 from parelu.runs.predictions import SHOWN, Queries
 from parelu.runs.presets import training_of, under
 from parelu.runs.processes import Processes
-from parelu.runs.progress import TerminalProgress, bar, share
+from parelu.runs.progress import TerminalProgress
 from parelu.runs.recipes import read_recipe
 from parelu.runs.scale import difference, small
 from parelu.runs.sweep import parse_budgets, sweep
@@ -78,7 +74,6 @@ from parelu.runs.workload import Workload, trained_workload, untrained_workload,
 from parelu.training.schedule import Training
 
 __all__ = [
-    "REVEALS",
     "SHOWN",
     "TRUNCATIONS",
     "Asked",
@@ -88,8 +83,6 @@ __all__ = [
     "Dataset",
     "Experiment",
     "InProcess",
-    "Keep",
-    "Ledger",
     "Method",
     "Options",
     "PrivateInference",
@@ -104,7 +97,6 @@ __all__ = [
     "Workload",
     "bar",
     "bench",
-    "cache_folder",
     "calibrate",
     "calibration",
     "chosen",
@@ -118,7 +110,6 @@ __all__ = [
     "is_trained",
     "link_of",
     "load",
-    "make_certificates",
     "measure_run",
     "measured_order",
     "merge",
@@ -135,14 +126,12 @@ __all__ = [
     "program_of",
     "push",
     "query_of",
-    "read_image",
     "read_recipe",
     "reduce",
     "relus",
     "run_experiment",
     "serve",
     "server_of",
-    "share",
     "small",
     "spec_of",
     "subject",

@@ -17,8 +17,8 @@ from commands import refused, run
 from PIL import Image
 
 from parelu import data
-from parelu.data.images import read_image
 from parelu.errors import UserError
+from parelu.network.images import read_image
 from parelu.private.crypto.ring import WIDE, WIDTHS, Ring
 from parelu.private.engines import base as engines
 from parelu.private.engines.base import Measurement
@@ -404,7 +404,7 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
         done = parelu("infer", address, *files, "--tls", certs, "--pin", pin, "--offline", "dealer", "--json")
         rows = json.loads(done.stdout)
         lowered = measurement.lowered(study.folder("teacher"), study.candidate("teacher"), WIDE)
-        photo = read_image(files[2], (1, 8, 8))
+        photo = torch.from_numpy(read_image(files[2], (1, 8, 8)))[None]
         expected = reference.run(lowered, torch.cat([torch.from_numpy(images)[:, None], photo]))
         assert [row["label"] for row in rows] == expected.labels.tolist()
         assert np.abs(np.array([row["logits"] for row in rows]) - expected.logits).max() < 0.1

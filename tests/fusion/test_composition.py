@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from parelu.fusion.composition import Convolution, compose, fitted
+from parelu.fusion.composition import Convolution
+from parelu.fusion.weights import compose, fitted
 
 PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 

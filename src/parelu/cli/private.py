@@ -1,18 +1,13 @@
-"""The commands of a deployed pair: serve, infer, prepare, clients, certs."""
+"""The command of the server of a deployed pair."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import json
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,26 +15,20 @@ import tyro
 
 from parelu.cli.output import say
 from parelu.cli.own import Taken
-from parelu.errors import NoResult, UserError
+from parelu.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from parelu.api import Client
-
     ReluName = OfflineName = RevealName = TruncationName = str
 
-A_CONNECTION = 4  # inferences that `parelu prepare` makes before it reports and connects again
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LEDGER = "clients.sqlite"
 
 
 def resolve() -> None:
     """Make the types that are read off a registry, which costs a second: what an option may be."""
-    from parelu import api
+    from parelu import client
 
-    names = {"ReluName": api.relus(), "OfflineName": api.modes(), "RevealName": api.REVEALS}
-    names["TruncationName"] = api.TRUNCATIONS
+    names = {"ReluName": client.relus(), "OfflineName": client.modes(), "RevealName": client.REVEALS}
+    names["TruncationName"] = client.TRUNCATIONS
     globals().update({name: Literal[tuple(known)] for name, known in names.items()})
 
 
@@ -171,246 +160,4 @@ def _stop_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@dataclasses.dataclass(frozen=True)
-class Infer:
-    """Classify images by a server that does not see them.
-
-    parelu infer localhost:7000 shirt.png shoe.png --tls certs --pin 1f3a…
-
-    parelu prepare localhost:7000 50 --stock-dir stock && parelu infer localhost:7000 shirt.png --stock-dir stock
-    """
-
-    address: tyro.conf.Positional[str]
-    """HOST:PORT"""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """image files"""
-    tls: Path | None = None
-    """folder with ca.pem, client.pem and client.key"""
-    pin: str | None = None
-    """what the operator publishes: the server must have this program, these weights, and all that is named below"""
-    stock_dir: Path | None = None
-    """folder that `parelu prepare` filled; what is missing is prepared now"""
-    relu: str | None = None
-    """what the server must offer; left out, sign, which a server that deviates learns nothing by"""
-    offline: str | None = None
-    """what the server must offer; left out, any that trusts no third party"""
-    reveal: str | None = None
-    """what the server must offer; left out, the server chooses"""
-    truncation: str | None = None
-    """what the server must offer; left out, the server chooses"""
-    json: bool = False
-    """print JSON: a row for each image"""
-
-    def __call__(self) -> None:
-        if not self.images:
-            raise UserError("no image given; name one or more image files")
-        from parelu import api
-
-        with client_of(self, len(self.images)) as client:
-            images = [api.read_image(path, client.image_shape, client.middle) for path in self.images]
-            ready = [client.fit(image) for image in images]
-            started = time.perf_counter()
-            missing = max(0, len(ready) - client.session.in_stock)
-            prepared = min(missing, client.session.terms.most_prepared)
-            if prepared:
-                client.prepare(prepared)
-            offline = time.perf_counter() - started
-            rows, refused = self._rows(client, ready)
-        if self.json:
-            print(json.dumps(rows, indent=1))
-        else:
-            for row in rows:
-                top = "" if row["logits"] is None else f"   logit {max(row['logits']):.3f}"
-                print(f"{row['image']}: class {row['label']}{top}   {1000 * row['seconds']:.0f} ms online")
-            trust = client.session.mode.trust(client.session.terms.relu)
-            say(f"{prepared} prepared in {offline:.2f} s; {trust}")
-        if refused:
-            raise refused[0]
-
-    def _rows(self, client: Any, images: list[Tensor]) -> tuple[list[dict[str, Any]], list[Exception]]:
-        """Of each image a row, or why it has no answer. All are asked for: the server would see where that ends."""
-        rows, refused = [], []
-        for path, image in zip(self.images, images, strict=True):
-            try:
-                rows.append(self._row(client, path, image))
-            except NoResult as error:
-                refused.append(NoResult(f"{path}: {error}"))
-        return rows, refused
-
-    def _row(self, client: Any, path: Path, image: Tensor) -> dict[str, Any]:
-        started = time.perf_counter()
-        (result,) = client.predict(image)
-        seconds = time.perf_counter() - started
-        is_label = result.ndim == 0
-        return {
-            "image": str(path),
-            "label": int(result if is_label else result.argmax()),
-            "logits": None if is_label else result.tolist(),
-            "seconds": seconds,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-    """Run the offline phase of inferences ahead, into a stock on disk on both sides.
-
-    parelu prepare localhost:7000 50 --stock-dir stock --tls certs --jobs 2
-    """
-
-    address: tyro.conf.Positional[str]
-    """HOST:PORT of a server with --stock-dir"""
-    count: tyro.conf.Positional[int]
-    """inferences that the stock is to hold"""
-    stock_dir: Path
-    """this client's folder; its material is encrypted with DIR.key"""
-    jobs: int = 1
-    """processes, each with a connection"""
-    tls: Path | None = None
-    """folder with ca.pem, client.pem and client.key"""
-    pin: str | None = None
-    """what the operator publishes"""
-    relu: str | None = None
-    """what the server must offer; left out, sign, which a server that deviates learns nothing by"""
-    offline: str | None = None
-    """what the server must offer; left out, any that trusts no third party"""
-    reveal: str | None = None
-    """what the server must offer; left out, the server chooses"""
-    truncation: str | None = None
-    """what the server must offer; left out, the server chooses"""
-
-    def __call__(self) -> None:
-        if not (1 <= self.count <= 10_000 and 1 <= self.jobs <= 64):
-            raise UserError("give a count from 1 to 10000 and --jobs from 1 to 64")
-        from parelu import api
-        from parelu.report.private import duration
-
-        with client_of(self, self.count) as client:
-            kept, room, trust = (
-                client.session.in_stock,
-                client.session.room,
-                client.session.mode.trust(client.session.terms.relu),
-            )
-        if self.count > room:
-            raise UserError(
-                f"the server keeps {room} inferences for a client; give {room} or fewer"
-                if room
-                else "the server keeps no stock; it needs --stock and --stock-dir"
-            )
-        missing = max(0, self.count - kept)
-        started = time.perf_counter()
-        first = self._make(1) if missing else 0  # with it come the hints, once for all processes
-        with api.bar(f"{missing} inferences", missing) as progress:
-            progress(first)
-            self._fill(missing - first, progress)
-        say(f"{self.count} in {self.stock_dir}, {missing} made in {duration(time.perf_counter() - started)}; {trust}")
-
-    def _fill(self, missing: int, progress: Callable[[int], None]) -> None:
-        shares = [min(A_CONNECTION, missing - first) for first in range(0, missing, A_CONNECTION)]
-        with contextlib.ExitStack() as stack:
-            spread = map
-            if self.jobs > 1:
-                context = multiprocessing.get_context("spawn")
-                spread = stack.enter_context(ProcessPoolExecutor(self.jobs, context)).map
-            for done in spread(self._make, shares):
-                progress(done)
-
-    def _make(self, share: int) -> int:
-        with client_of(self, self.count) as client:
-            for _ in range(share):
-                client.session.add_to_stock()
-        return share
-
-
-@dataclasses.dataclass(frozen=True)
-class Clients:
-    """What each client of a server has used, and whether it is barred.
-
-    parelu clients runs/quickstart/candidates/teacher
-
-    parelu clients runs/quickstart/candidates/teacher --forget "CN=Ada,O=Clinic; by CN=an authority"
-    """
-
-    candidate: tyro.conf.Positional[Path]
-    """the served candidate's folder, or the server's --ledger file"""
-    forget: str | None = None
-    """a client's name as it is listed: it starts again with a full budget, and is not barred"""
-    json: bool = False
-    """print JSON: a row for each client"""
-
-    def __call__(self) -> None:
-        from parelu import api
-        from parelu.report.private import clients_text
-
-        file = self.candidate / LEDGER if self.candidate.is_dir() else self.candidate
-        if not file.is_file():
-            raise UserError(f"{file}: nobody has been served from there")
-        ledger = api.Ledger(file)
-        if self.forget is not None and not ledger.forget(self.forget):
-            raise UserError(f"{file} has no client {self.forget!r}; `parelu clients {self.candidate}` lists them")
-        rows = ledger.records()
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if self.json else clients_text(rows))
-
-
-@dataclasses.dataclass(frozen=True)
-class Certs:
-    """Make certificates for tests: an authority, a server and a client that trust each other.
-
-    parelu certs certs --hosts localhost 127.0.0.1
-    """
-
-    folder: tyro.conf.Positional[Path]
-    hosts: tuple[str, ...] = LOOPBACK
-    """names and addresses that clients reach the server by"""
-
-    def __call__(self) -> None:
-        from parelu import api
-
-        api.make_certificates(self.folder, self.hosts)
-        say(f"{self.folder}: ca.pem, server.pem and .key, client.pem and .key; a party needs ca.pem and its own two")
-
-
-@contextlib.contextmanager
-def client_of(command: Infer | Prepare, queries: int) -> Iterator[Client]:
-    """A connection to the command's HOST:PORT, for so many inferences."""
-    from parelu import api
-
-    host, port = parse_address(command.address)
-    folder = api.cache_folder() / "hints"
-    with api.share("hints from the server, once", f", for {folder}") as progress:
-        keep = api.Keep(queries, folder, progress=progress, notice=say, loaded=loaded_hints())
-        with api.Client(
-            host,
-            port,
-            command.tls,
-            command.pin,
-            offline=command.offline,
-            relu=command.relu,
-            reveal=command.reveal,
-            truncation=command.truncation,
-            stock=command.stock_dir,
-            keep=keep,
-        ) as client:
-            yield client
-
-
-@functools.cache
-def loaded_hints() -> dict[str, Any]:
-    """What this process has in memory, for its next connections."""
-    return {}
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """(host, port) from "host:port" or "[::1]:port"."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise UserError(f"address {text!r} is not HOST:PORT; write localhost:7000")
-    return host.strip("[]"), int(port)
-
-
-COMMANDS: dict[str, type[Any]] = {
-    "serve": Serve,
-    "infer": Infer,
-    "prepare": Prepare,
-    "clients": Clients,
-    "certs": Certs,
-}
+COMMANDS: dict[str, type[Any]] = {"serve": Serve}

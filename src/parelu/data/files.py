@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu.data.images import Box, centre, part, silence, whole
 from parelu.data.readers.base import Images, Shape
+from parelu.network.images import Box, Pixels, centre, part, silence, whole
 
 AHEAD = 2  # batches
 CENTRE = 224 / 256  # of the smaller side: torchvision's Resize(256), CenterCrop(224)
@@ -88,12 +88,12 @@ class Files(Images):
             chances = torch.rand(len(indices), TRIES, 4, generator=draws).tolist()
 
         def decode(place: int, index: int) -> None:
-            pixels[place] = self._image(self.path(index), chances and chances[place])
+            pixels[place] = torch.from_numpy(self._image(self.path(index), chances and chances[place]))
 
         futures = [pool.submit(decode, place, index) for place, index in enumerate(indices.tolist())]
         return pixels, self.labels[indices], futures
 
-    def _image(self, path: Path, chances: list[list[float]] | None) -> Tensor:
+    def _image(self, path: Path, chances: list[list[float]] | None) -> Pixels:
         if not self.crops:
             return whole(path, self.target)
         if chances is None:

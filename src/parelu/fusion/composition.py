@@ -2,15 +2,13 @@
 
 Two in a row compose exactly inside of the map. At its border the second reads zeros where the composed one reads what
 the first would make of the image's edge: `Convolution.is_exact_before` says where there is no such difference.
+Shapes stand here, weights in `weights.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-
-import torch
-from torch import Tensor
 
 Pair = tuple[int, int]
 
@@ -41,12 +39,12 @@ class Convolution:
         """The same with the zeros between the taps in the kernel, less what only ever meets padding."""
         if self.dilation == (1, 1):
             return self
-        kernel = _pair(reach for _, reach, _, _ in self._axes())
+        kernel = pair(reach for _, reach, _, _ in self.axes())
         return dataclasses.replace(self, kernel=kernel, dilation=(1, 1)).trimmed()
 
     @property
     def output_size(self) -> Pair:
-        rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in self._axes())
+        rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in self.axes())
         return rows, columns
 
     @property
@@ -69,14 +67,14 @@ class Convolution:
                 f"a convolution of {second.inputs} channels of {second.size} cannot follow one that makes "
                 f"{self.outputs} of {self.output_size}"
             )
-        axes = list(zip(self._axes(), second._axes(), strict=True))
+        axes = list(zip(self.axes(), second.axes(), strict=True))
         return Convolution(
             self.inputs,
             second.outputs,
             self.size,
-            kernel=_pair((k2 - 1) * s1 + k1 for (_, k1, s1, _), (_, k2, _, _) in axes),
-            stride=_pair(s1 * s2 for (_, _, s1, _), (_, _, s2, _) in axes),
-            padding=_pair(p1 + s1 * p2 for (_, _, s1, p1), (_, _, _, p2) in axes),
+            kernel=pair((k2 - 1) * s1 + k1 for (_, k1, s1, _), (_, k2, _, _) in axes),
+            stride=pair(s1 * s2 for (_, _, s1, _), (_, _, s2, _) in axes),
+            padding=pair(p1 + s1 * p2 for (_, _, s1, p1), (_, _, _, p2) in axes),
             groups=math.gcd(self.groups, second.groups),
         )
 
@@ -87,7 +85,7 @@ class Convolution:
         nothing of the image: a 1×1 convolution, a pool without overlap, stride 2 on a map of odd size.
         """
         for (n1, k1, s1, p1), (n2, k2, s2, p2), ends in zip(
-            self._axes(), second._axes(), second.output_size, strict=True
+            self.axes(), second.axes(), second.output_size, strict=True
         ):
             reads_before, reads_behind = p2 > 0, s2 * (ends - 1) + k2 - p2 > n2
             if (reads_before and k1 > s1 + p1) or (reads_behind and s1 * n2 - p1 < n1):
@@ -100,19 +98,18 @@ class Convolution:
         if any(getattr(self, name) != getattr(other, name) for name in same):
             return None
         return self._window(
-            _pair(map(max, self.padding, other.padding)),
-            _pair(
-                max(k1 - p1, k2 - p2)
-                for (_, k1, _, p1), (_, k2, _, p2) in zip(self._axes(), other._axes(), strict=True)
+            pair(map(max, self.padding, other.padding)),
+            pair(
+                max(k1 - p1, k2 - p2) for (_, k1, _, p1), (_, k2, _, p2) in zip(self.axes(), other.axes(), strict=True)
             ),
             math.gcd(self.groups, other.groups),
         )
 
     def trimmed(self) -> Convolution:
         """The same without the outer rows and columns of the kernel that only ever meet padding."""
-        ends = list(zip(self._axes(), self.output_size, strict=True))
-        before = _pair(max(0, min(p, s * (end - 1))) for (_, _, s, p), end in ends)
-        behind = _pair(min(k - p, n) for (n, k, _, p), _ in ends)
+        ends = list(zip(self.axes(), self.output_size, strict=True))
+        before = pair(max(0, min(p, s * (end - 1))) for (_, _, s, p), end in ends)
+        behind = pair(min(k - p, n) for (n, k, _, p), _ in ends)
         return self._window(before, behind, self.groups) or self
 
     def _window(self, before: Pair, behind: Pair, groups: int) -> Convolution | None:
@@ -122,70 +119,19 @@ class Convolution:
         shrink.
         """
         kernel = []
-        for (n, _, s, _), ahead, past, end in zip(self._axes(), before, behind, self.output_size, strict=True):
+        for (n, _, s, _), ahead, past, end in zip(self.axes(), before, behind, self.output_size, strict=True):
             least, most = n + 2 * ahead - s * end + 1, n + 2 * ahead - s * (end - 1)
             if not 1 <= ahead + past <= most:
                 return None
             kernel.append(max(ahead + past, least))
-        return dataclasses.replace(self, kernel=_pair(kernel), padding=before, groups=groups)
+        return dataclasses.replace(self, kernel=pair(kernel), padding=before, groups=groups)
 
-    def _axes(self) -> list[tuple[int, int, int, int]]:
+    def axes(self) -> list[tuple[int, int, int, int]]:
         """(size, reach of the kernel, stride, padding) of the rows, and of the columns."""
         reach = [(taps - 1) * step + 1 for taps, step in zip(self.kernel, self.dilation, strict=True)]
         return list(zip(self.size, reach, self.stride, self.padding, strict=True))
 
 
-def _pair(values: object) -> Pair:
+def pair(values: object) -> Pair:
     rows, columns = values  # pyright: ignore[reportGeneralTypeIssues]
     return rows, columns
-
-
-def compose(first: Convolution, weight: Tensor, second: Convolution, after: Tensor) -> Tensor:
-    """The weight of `first.before(second)`; weight and after: theirs."""
-    whole = first.before(second)
-    groups, (rows, columns) = whole.groups, first.stride
-    w1 = _regrouped(weight, first, groups).unflatten(0, (groups, -1))
-    w2 = _regrouped(after, second, groups).unflatten(0, (groups, -1))
-    result = weight.new_zeros(whole.weight_shape).unflatten(0, (groups, -1))
-    for i in range(second.kernel[0]):
-        for j in range(second.kernel[1]):
-            top, left = rows * i, columns * j
-            part = torch.einsum("gnm,gmcab->gncab", w2[..., i, j], w1)
-            result[..., top : top + first.kernel[0], left : left + first.kernel[1]] += part
-    return result.flatten(0, 1)
-
-
-def expanded(layer: Convolution, weight: Tensor) -> Tensor:
-    """The weight of `layer.expanded`."""
-    if layer.dilation == (1, 1):
-        return weight
-    (rows, columns), kernel = layer.dilation, _pair(reach for _, reach, _, _ in layer._axes())
-    wide = weight.new_zeros((*weight.shape[:2], *kernel))
-    wide[:, :, ::rows, ::columns] = weight
-    return fitted(dataclasses.replace(layer, kernel=kernel, dilation=(1, 1)), wide, layer.expanded)
-
-
-def fitted(layer: Convolution, weight: Tensor, into: Convolution) -> Tensor:
-    """The weight of the same map with the kernel, padding and groups of `into`, which differ by rows of zeros."""
-    weight = _regrouped(weight, layer, into.groups)
-    result = weight.new_zeros(into.weight_shape)
-    there, here = [], []
-    for k, p, wide, ahead in zip(layer.kernel, layer.padding, into.kernel, into.padding, strict=True):
-        start, end = max(0, p - ahead), min(k, wide + p - ahead)
-        here.append(slice(start, end))
-        there.append(slice(start + ahead - p, end + ahead - p))
-    result[:, :, there[0], there[1]] = weight[:, :, here[0], here[1]]
-    return result
-
-
-def _regrouped(weight: Tensor, layer: Convolution, groups: int) -> Tensor:
-    """The weight of the same map written with fewer groups, a divisor of its own."""
-    if groups == layer.groups:
-        return weight
-    outputs, inputs = layer.outputs // layer.groups, layer.inputs // layer.groups
-    together = layer.groups // groups
-    result = weight.new_zeros((layer.outputs, layer.inputs // groups, *layer.kernel))
-    for group in range(layer.groups):
-        own, place = slice(group * outputs, (group + 1) * outputs), group % together * inputs
-        result[own, place : place + inputs] = weight[own]
-    return result

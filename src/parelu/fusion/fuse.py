@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from parelu.fusion.chains import Sum, Unit, Units, chains, end, nodes, shape, source
-from parelu.fusion.composition import Convolution, compose, fitted
+from parelu.fusion.composition import Convolution
 from parelu.fusion.factors import calls, factors, fold_factors, pass_factors, uniform
 from parelu.fusion.packing import seconds
+from parelu.fusion.weights import compose, fitted
 from parelu.network import ops
 from parelu.network.sites import Network
 

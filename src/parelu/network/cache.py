@@ -1,20 +1,21 @@
 """What is kept between runs: tensors under $XDG_CACHE_HOME/parelu (or ~/.cache/parelu), and compiled loops.
 
-Losing it loses only time.
+Losing it loses only time. Torch is imported where tensors are read and written, as in `storage`.
 """
+
+from __future__ import annotations
 
 import hashlib
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from parelu.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ def tensors(stem: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tens
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         return None
     try:
@@ -69,6 +72,9 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, kept: dict[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

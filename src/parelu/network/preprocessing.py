@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parelu.network.images import LUMA
+
 
 def normalise(
     images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], *, channels_last: bool = False
@@ -25,9 +27,6 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     # torch's kernel for bytes fails an internal assertion at 1×1 and is missing on CUDA: bytes go through floats.
     resized = F.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True, align_corners=False)
     return resized.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else resized.to(images.dtype)
-
-
-LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
 
 
 def fit(images: Tensor, shape: tuple[int, ...]) -> Tensor:

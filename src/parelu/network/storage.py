@@ -1,7 +1,8 @@
 """Two files that belong together: a JSON header and named tensors, both checked when they are read back.
 
 The header holds the SHA-256 of the tensor file and of itself, so that a truncated, foreign or edited file is noticed.
-That guards against accidents, not against somebody who writes a matching digest.
+That guards against accidents, not against somebody who writes a matching digest. Torch is imported where tensors are
+read and written: clients of private inference do without it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from parelu.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_HEADER = 64 << 20  # bytes
 
@@ -48,6 +47,8 @@ def digest(value: Any) -> str:
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors: their names, types, shapes and bytes."""
+    import torch
+
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -57,6 +58,8 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def write(folder: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write `kind.safetensors`, then `kind.json`: the header's presence says that both are whole."""
+    from safetensors.torch import save
+
     data = save(_apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     write_atomic(folder / f"{kind}.safetensors", data)
     full = {"format": f"parelu-{kind}-1", **header, "tensors_sha256": hashlib.sha256(data).hexdigest()}
@@ -95,6 +98,9 @@ def read_header(folder: Path, kind: str) -> dict[str, Any]:
 
 def read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors; raises `UserError` where either was damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     header = read_header(folder, kind)
     path = folder / f"{kind}.safetensors"
     try:

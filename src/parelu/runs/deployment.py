@@ -14,7 +14,7 @@ from parelu.private.protocol.reveal import reveal_for
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 from parelu.runs import measurement
-from parelu.runs.progress import share
+from parelu.runs.bars import share
 
 
 def server_of(

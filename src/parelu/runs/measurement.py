@@ -28,9 +28,9 @@ from parelu.private.lowering.program import FORMAT
 from parelu.private.offline.mode import ring_for
 from parelu.private.rows import PrivateInference, RingAccuracy, Row
 from parelu.runs import folder as run_folder
+from parelu.runs.bars import bar
 from parelu.runs.data_source import source_of
 from parelu.runs.folder import Run
-from parelu.runs.progress import bar
 
 CALIBRATION = 512  # training images, of all classes
 TESTED = 10_000  # of the test set at most, in the ring

@@ -94,7 +94,7 @@ def test_images_that_do_not_fit(certificates):
     ):
         for bad, message in (
             (torch.zeros(1, 3, 6, 6, dtype=torch.uint8), "an image is 3x6x6; the network takes 1x6x6"),
-            (torch.zeros(1, 1, 6, 6), "images are torch.float32"),
+            (torch.zeros(1, 1, 6, 6), "images are float32"),
             (torch.zeros(1, 6, 6, dtype=torch.uint8), r"shape \(1, 6, 6\)"),
         ):
             with pytest.raises(UserError, match=message):

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from parelu.data.files import Files
-from parelu.data.images import read_images, shape_of
+from parelu.data.images import read_images
 from parelu.data.readers.base import Images, Place, Raw, Shape, Split, cached
 from parelu.errors import UserError
+from parelu.network.images import shape_of
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp")
-VERSION = 2  # raise it whenever `read_images` makes something else of a file: it is part of the cache's key
+VERSION = 3  # raise it whenever `read_images` makes something else of a file: it is part of the cache's key
 STREAMED = 4 << 30  # bytes of a set's images in memory
 TINY_CLASSES = 200
 # Of the million photos of ImageNet, as all of torchvision's networks are trained with.

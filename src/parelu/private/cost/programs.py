@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from parelu.private.crypto.ring import Ring
-from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.lowered import WEIGHT_BITS, Integers, Lowered
 from parelu.private.lowering.ops import Activation, Conv, Linear, Multiply, Op, Pool, Reshape, Truncate, shape_of
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.writer import FRACTION, WEIGHT_BITS, Integers
+from parelu.private.lowering.writer import FRACTION
 
 CUT = 8  # bits of the truncations
 

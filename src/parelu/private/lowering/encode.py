@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from parelu.network.preprocessing import normalise
 from parelu.private.crypto.ring import Elements, LinearMap, Ring, encode
+from parelu.private.lowering.lowered import Integers
 from parelu.private.lowering.ops import Conv, Linear, Op
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.writer import Integers
 
 
-def encode_images(program: Program, images: Tensor) -> NDArray[np.int64]:
-    """uint8 (N, C, H, W) → the input's integers, normalised as the network was trained."""
-    mean, std = (tuple(program.preprocessing[name]) for name in ("mean", "std"))
-    return np.rint(normalise(images, mean, std).double().numpy() * 2.0**program.fraction).astype(np.int64)
+def encode_images(program: Program, images: ArrayLike) -> NDArray[np.int64]:
+    """uint8 (N, C, H, W), also a tensor → the input's integers, normalised in float32 as the network was trained."""
+    mean, std = (np.array(program.preprocessing[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    x = np.asarray(images, np.float32) * (1 / (255 * std)) - mean / std
+    return np.rint(x.astype(np.float64) * 2.0**program.fraction).astype(np.int64)
 
 
 def linear_map(op: Op, integers: Integers, ring: Ring) -> Callable[[Elements], Elements]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from parelu.fusion.composition import Convolution
 from parelu.fusion.hint_layout import Layer
-from parelu.network import ops
 from parelu.private.lowering.ops import Conv, Linear, Shape
 from parelu.private.lowering.program import Program
 
@@ -13,8 +12,8 @@ def convolution(op: Conv | Linear, source: Shape) -> Convolution:
     """An op on a source of this shape; a matrix is a convolution of a 1×1 map."""
     if isinstance(op, Linear):
         return Convolution(source[0], op.outputs, (1, 1))
-    inputs, *size = source
-    return Convolution(inputs, op.outputs, ops.two(size), op.kernel, op.stride, op.padding, op.groups)
+    inputs, rows, columns = source
+    return Convolution(inputs, op.outputs, (rows, columns), op.kernel, op.stride, op.padding, op.groups)
 
 
 def layers(program: Program) -> list[Layer]:

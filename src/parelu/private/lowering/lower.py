@@ -18,11 +18,10 @@ from parelu.network.sites import Network
 from parelu.network.weights import check_finite
 from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.calibrate import calibrate
-from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.lowered import WEIGHT_BITS, Lowered
 from parelu.private.lowering.refusals import refusals, too_large
 from parelu.private.lowering.translate import Translation
 from parelu.private.lowering.verify import Places, verify
-from parelu.private.lowering.writer import WEIGHT_BITS
 
 LEAST_SQUARE_BITS = 6  # c2 takes fewer than WEIGHT_BITS, down to this, where many squares would make a wrap too likely
 EQUALISED = 8  # images that tell how large each channel is

@@ -10,15 +10,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.private.lowering.program import FORMAT, Program
-from parelu.private.lowering.writer import Integers, Range
 
 SALT_BYTES = 32
+WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site
+
+Integers = Mapping[str, NDArray[np.int64]]  # weight, bias of a linear op; c0, c1, c2 of an activation's squares
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What calibration saw of one value of the network.
+
+    largest, mean: of |x|; unit: what one integer is worth; bits: what a ReLU or a truncation there works on.
+    """
+
+    layer: str
+    kind: str
+    largest: float
+    mean: float
+    unit: float
+    elements: int
+    bits: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +72,8 @@ class Lowered:
 
     def save(self, folder: Path, candidate: str = "") -> None:
         """Write program.json and program.safetensors. candidate: SHA-256 of the weights that it was lowered from."""
+        import torch
+
         tensors = {
             f"{op}/{name}": torch.from_numpy(np.ascontiguousarray(values))
             for op, integers in self.weights.items()

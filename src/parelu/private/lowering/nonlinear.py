@@ -14,6 +14,7 @@ from parelu.errors import UserError
 from parelu.network import maxpool, ops
 from parelu.network.sites import IDENTITY, Site
 from parelu.private.lowering.calibrate import Seen, max_pool_levels, spread, squares
+from parelu.private.lowering.lowered import Range
 from parelu.private.lowering.ops import (
     Activation,
     Add,
@@ -22,7 +23,7 @@ from parelu.private.lowering.ops import (
     Reshape,
     Shape,
 )
-from parelu.private.lowering.writer import SPARE_BITS, Range, Value, Writer, bits_of, fine, fraction_for, rounded
+from parelu.private.lowering.writer import SPARE_BITS, Value, Writer, bits_of, fine, fraction_for, rounded
 
 MOST_EXTRA = 6  # bits after the point that a ReLU's input may have more than is fit for its values
 SQUARED_BITS = 14  # of the magnitude of what a product squares

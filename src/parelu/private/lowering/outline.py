@@ -18,10 +18,10 @@ from parelu.network import nodes, ops
 from parelu.network.sites import Network
 from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.calibrate import Seen, max_pool_levels
+from parelu.private.lowering.lowered import WEIGHT_BITS
 from parelu.private.lowering.program import Program
 from parelu.private.lowering.refusals import refusals, too_large
 from parelu.private.lowering.translate import Translation
-from parelu.private.lowering.writer import WEIGHT_BITS
 
 USUAL = 6.0  # the largest |x| at most ReLUs of trained networks, whose batch-norms have a variance of 1
 PREPROCESSING = 0.5, 0.25  # mean and standard deviation of a channel

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.lowered import Integers, Lowered
 from parelu.private.lowering.ops import (
     Activation,
     Add,
@@ -39,7 +39,6 @@ from parelu.private.lowering.ops import (
     sources,
 )
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.writer import Integers
 
 BATCH = 50  # images at once, fewer of large programs
 ELEMENTS = 1 << 26  # of all values of a batch

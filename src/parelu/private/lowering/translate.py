@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from parelu.errors import UserError
-from parelu.fusion import composition
+from parelu.fusion import composition, weights
 from parelu.fusion.factors import factors, uniform
 from parelu.network import ops
 from parelu.private.lowering import nonlinear
+from parelu.private.lowering.lowered import WEIGHT_BITS
 from parelu.private.lowering.ops import (
     ZERO,
     Add,
@@ -31,16 +32,7 @@ from parelu.private.lowering.ops import (
     Shift,
 )
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.writer import (
-    FRACTION,
-    SPARE_BITS,
-    WEIGHT_BITS,
-    Value,
-    Writer,
-    bits_of,
-    is_only_added,
-    rounded,
-)
+from parelu.private.lowering.writer import FRACTION, SPARE_BITS, Value, Writer, bits_of, is_only_added, rounded
 
 LARGEST_DIVISOR = 1 << 8  # of a resampling's matrix that goes into the unit
 
@@ -125,7 +117,7 @@ class Translation(Writer):
         shape = composition.Convolution(
             channels, layer.out_channels, ops.two(size), *op.window, layer.groups, ops.two(layer.dilation)
         )
-        run, weight = shape.expanded, composition.expanded(shape, layer.weight.detach())
+        run, weight = shape.expanded, weights.expanded(shape, layer.weight.detach())
         conv = Conv(source.number, layer.out_channels, run.kernel, run.stride, run.padding, run.groups)
         return self.linear(node, conv, source.unit, weight, layer.bias)
 

@@ -16,9 +16,8 @@ from parelu.network import nodes, ops
 from parelu.network.preprocessing import normalise
 from parelu.network.sites import Network
 from parelu.private.lowering import reference
-from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.lowered import WEIGHT_BITS, Lowered
 from parelu.private.lowering.ops import Shift, Truncate
-from parelu.private.lowering.writer import WEIGHT_BITS
 
 IMAGES = 4
 ELEMENTS = 1 << 23  # of all values of the images together; of networks of 224 × 224 pixels it is one image

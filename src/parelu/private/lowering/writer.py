@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from parelu.network import nodes, ops
 from parelu.network.sites import Network
 from parelu.private.crypto.ring import Ring
 from parelu.private.lowering.calibrate import Ranges, Seen
+from parelu.private.lowering.lowered import WEIGHT_BITS, Integers, Range
 from parelu.private.lowering.ops import (
     ZERO,
     Activation,
@@ -36,28 +37,9 @@ from parelu.private.lowering.ops import (
 )
 
 FRACTION = 10  # bits after the point of an activation
-WEIGHT_BITS = 12  # the largest weight of a layer takes so many, and the largest c2 of a site
 SPARE_BITS = 1  # the calibrated range may be exceeded so often by a factor of two
 MOST_FINER, MOST_WHOLE = 20, 10  # bits that small values have more after the point; before it, of large ones
 MOST_RAISED = 30  # bits of a public factor
-
-Integers = Mapping[str, NDArray[np.int64]]  # weight, bias of a linear op; c0, c1, c2 of an activation's squares
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """What calibration saw of one value of the network.
-
-    largest, mean: of |x|; unit: what one integer is worth; bits: what a ReLU or a truncation there works on.
-    """
-
-    layer: str
-    kind: str
-    largest: float
-    mean: float
-    unit: float
-    elements: int
-    bits: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,9 @@ from parelu.private.crypto.ot_extension import (
 )
 from parelu.private.crypto.prg import Blocks, Stream, derive, fresh_seed
 from parelu.private.crypto.ring import Elements, Ring
-from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.lowered import WEIGHT_BITS, Lowered
 from parelu.private.lowering.ops import Conv, Linear
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.writer import WEIGHT_BITS
 from parelu.private.offline import comparisons
 from parelu.private.protocol.correlations import ClientOffline, OfflineTraffic, ServerOffline
 from parelu.private.transport.channel import Channel, elements_of

@@ -23,10 +23,9 @@ from parelu.private.crypto.codec import Encodable, dump, load
 from parelu.private.crypto.kernels import kernels
 from parelu.private.crypto.ring import Elements, LinearMap, encode
 from parelu.private.lowering.encode import bias_of, linear_map
-from parelu.private.lowering.lowered import Lowered
+from parelu.private.lowering.lowered import Integers, Lowered
 from parelu.private.lowering.ops import Activation, Conv, Op, Shift, Truncate, local, sources
 from parelu.private.lowering.program import Program
-from parelu.private.lowering.writer import Integers
 from parelu.private.protocol.correlations import ClientOffline, ServerOffline
 from parelu.private.protocol.relu import Relu, relus
 from parelu.private.protocol.reveal import Reveal

@@ -11,13 +11,11 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 from parelu.errors import NoResult, UserError
 from parelu.network import cache
-from parelu.network.preprocessing import resize
+from parelu.network.images import fit, read_image
 from parelu.private.crypto.kernels import kernels
 from parelu.private.lowering.encode import encode_images
 from parelu.private.offline.mode import Keep
@@ -98,20 +96,20 @@ class Client:
         self.session.prepare(count)
 
     def predict(
-        self, images: Tensor | NDArray[np.uint8], batch: int = 1, progress: Callable[[int], None] = lambda done: None
+        self, images: ArrayLike, batch: int = 1, progress: Callable[[int], None] = lambda done: None
     ) -> NDArray[np.generic]:
-        """Run uint8 images (N, C, H, W); `batch` of them a query share its rounds: more a second, each later.
+        """Run uint8 images (N, C, H, W), an array or a tensor; `batch` of them a query share its rounds.
 
-        Images of the size that the data set has are brought to the network's, as in training. Returns
-        float64 logits (N, classes), in steps unless the server reveals them exactly, or int64 labels (N,) where it
-        reveals only these: `session.terms.reveal`.
+        So they are more a second, each later. Images of the size that the data set has are brought to the network's, as
+        in training. Returns float64 logits (N, classes), in steps unless the server reveals them exactly, or int64
+        labels (N,) where it reveals only these: `session.terms.reveal`.
 
         Raises:
             UserError: images of another type or size; a batch larger than `session.terms.most_prepared`.
             ProtocolError: the server breaks the protocol; NoResult after the last image, where one of the answers
                 cannot be the network's.
         """
-        encoded = encode_images(self.program, self.fit(torch.as_tensor(images)))
+        encoded = encode_images(self.program, self.fit(images))
         results = [np.zeros((0, 1), np.int64)] if not len(encoded) else []
         refused: NoResult | None = None
         for start in range(0, len(encoded), batch):
@@ -129,24 +127,26 @@ class Client:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the data set's images: what an image file is read as (`data.images.read_image`)."""
+        """(C, H, W) of the data set's images: what an image file is read as."""
         channels, height, width = self.program.preprocessing["image"]
         return channels, height, width
 
-    @property
-    def middle(self) -> float | None:
-        """The share of an image file that is read, the centre of it (`data.images.read_image`); None for all of it."""
-        return self.program.preprocessing.get("middle")
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """An image file as the network takes it, (1, C, H, W): as a training or test image was read.
 
-    def fit(self, images: Tensor) -> Tensor:
+        Raises UserError where it is missing or no image.
+        """
+        return self.fit(read_image(path, self.image_shape, self.program.preprocessing.get("middle"))[None])
+
+    def fit(self, images: ArrayLike) -> NDArray[np.uint8]:
         """uint8 (N, C, H, W) at the network's size; raises `UserError` where they cannot be brought to it."""
-        takes, native = self.program.input_shape, self.image_shape
-        if images.dtype != torch.uint8 or images.dim() != 4:
-            raise UserError(f"images are {images.dtype} of shape {tuple(images.shape)}, not uint8 (N, C, H, W)")
-        if tuple(images.shape[1:]) not in (takes, native):
+        found, takes, native = np.asarray(images), self.program.input_shape, self.image_shape
+        if found.dtype != np.uint8 or found.ndim != 4:
+            raise UserError(f"images are {found.dtype} of shape {found.shape}, not uint8 (N, C, H, W)")
+        if found.shape[1:] not in (takes, native):
             sizes = " or ".join(dict.fromkeys("x".join(map(str, size)) for size in (native, takes)))
-            raise UserError(f"an image is {'x'.join(map(str, images.shape[1:]))}; the network takes {sizes}")
-        return resize(images, (takes[1], takes[2]))
+            raise UserError(f"an image is {'x'.join(map(str, found.shape[1:]))}; the network takes {sizes}")
+        return found if found.shape[1:] == takes or not len(found) else np.stack([fit(one, takes) for one in found])
 
     def close(self) -> None:
         """Safe to call again."""
