@@ -12,7 +12,7 @@ from PIL import Image
 from two_parties import Residual, images_of, lowered_of, ready
 
 LOWERED = lowered_of(ready(Residual(), (1, 6, 6)))
-HEAVY = ("torch", "scipy", "sklearn", "matplotlib")  # none of which a client has to wait for
+HEAVY = ("torch", "sklearn", "matplotlib")  # none of which a client has to wait for
 IMPORTED = f"""
 import sys
 from parelu.cli.main import main

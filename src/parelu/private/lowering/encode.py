@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,9 +15,15 @@ from parelu.private.lowering.program import Program
 
 def encode_images(program: Program, images: ArrayLike) -> NDArray[np.int64]:
     """uint8 (N, C, H, W), also a tensor → the input's integers, normalised in float32 as the network was trained."""
-    mean, std = (np.array(program.preprocessing[name], np.float32)[:, None, None] for name in ("mean", "std"))
-    x = np.asarray(images, np.float32) * (1 / (255 * std)) - mean / std
-    return np.rint(x.astype(np.float64) * 2.0**program.fraction).astype(np.int64)
+    mean, std = (program.preprocessing[name] for name in ("mean", "std"))
+    x = normalise(np.asarray(images, np.uint8), mean, std).astype(np.float64)
+    return np.rint(x * 2.0**program.fraction).astype(np.int64)
+
+
+def normalise(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """As `network.preprocessing` normalises tensors, to the bit: (images / 255 - mean) / std, in its two steps."""
+    centre, width = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
+    return images.astype(np.float32) * (1 / (255 * width)) - centre / width
 
 
 def linear_map(op: Op, integers: Integers, ring: Ring) -> Callable[[Elements], Elements]:
