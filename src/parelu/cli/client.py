@@ -73,6 +73,7 @@ class Infer:
             raise UserError("no image given; name one or more image files")
         with client_of(self, len(self.images)) as client:
             images = [client.read(path) for path in self.images]  # all of them, before any is asked for
+            client.session.check_budget(len(images))
             rows: list[dict[str, Any]] = []
             try:
                 self._ask(client, images, rows)

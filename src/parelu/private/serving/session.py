@@ -164,7 +164,7 @@ class Session:
         most = self.terms.most_prepared - len(self.prepared)
         if not 1 <= count <= most:
             raise UserError(f"{count} inferences cannot be prepared: a connection may have {most} more")
-        self._check_budget(count + len(self.prepared))
+        self.check_budget(count + len(self.prepared))
         self.channel.send("comd", COMMAND.pack(PREPARE, count))
         for _ in range(count):
             self.prepared.append(self._fetch())
@@ -181,7 +181,7 @@ class Session:
             )
         if images.min() < program.low or images.max() > program.high:
             raise UserError(f"an image has values outside of its range, {program.low} to {program.high}")
-        self._check_budget(count)
+        self.check_budget(count)
         materials = self._use(count) if self.in_stock >= count and not self.prepared else []
         if not materials:
             if count > len(self.prepared):
@@ -205,7 +205,8 @@ class Session:
             self.channel.receive("have", 0)
         return [*stocked.values()]
 
-    def _check_budget(self, count: int) -> None:
+    def check_budget(self, count: int) -> None:
+        """Raises UserError where the server's budget leaves fewer inferences."""
         if count > self.left:
             raise UserError(
                 f"{count} inferences are more than the {self.left} that the server's budget leaves to this "
