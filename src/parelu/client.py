@@ -6,12 +6,11 @@
 `parelu.api` has what needs a network.
 """
 
-from parelu.network.cache import folder as cache_folder
 from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
-from parelu.private.serving.client import Client
+from parelu.private.serving.client import Client, hints_folder
 from parelu.private.serving.ledger import Ledger
 from parelu.private.transport.tls import make_certificates
 from parelu.runs.bars import bar, share
@@ -23,7 +22,7 @@ __all__ = [
     "Keep",
     "Ledger",
     "bar",
-    "cache_folder",
+    "hints_folder",
     "make_certificates",
     "modes",
     "relus",

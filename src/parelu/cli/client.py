@@ -253,8 +253,8 @@ def client_of(command: Infer | Prepare, queries: int) -> Iterator[Client]:
     from parelu import client as verbs
 
     host, port = parse_address(command.address)
-    folder = verbs.cache_folder() / "hints"
-    with verbs.share("hints from the server, once", f", for {folder}") as progress:
+    folder = verbs.hints_folder()
+    with verbs.share("hints from the server, once", f", for {folder or 'this command'}") as progress:
         keep = verbs.Keep(queries, folder, progress=progress, notice=say, loaded=loaded_hints())
         with verbs.Client(
             host,

@@ -121,7 +121,13 @@ def lowered(
         known = known or dataset_of(candidate, dataset or data_folder_of(folder))  # pyright: ignore[reportArgumentType]
         images = calibrating(candidate, known)
     result = lower(candidate.network(), images, candidate.preprocessing, ring=ring)
-    result.save(program_folder(folder, ring), header["tensors_sha256"])
+    try:
+        result.save(program_folder(folder, ring), header["tensors_sha256"])
+    except OSError as error:  # made anew at each start, it would have another pin each time
+        raise UserError(
+            f"{folder}: its program cannot be kept there ({error.strerror}); start once where the folder can be "
+            "written to, or copy it to such a place"
+        ) from error
     return result
 
 

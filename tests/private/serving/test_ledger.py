@@ -109,6 +109,13 @@ def test_what_is_no_ledger_is_refused_in_one_line(tmp_path, kind):
     assert str(error.value).isprintable()
 
 
+def test_a_ledger_that_cannot_be_opened_says_how_to_have_one_elsewhere(tmp_path):
+    with pytest.raises(
+        UserError, match=r"clients.sqlite: cannot count .*; `parelu serve --ledger FILE` counts elsewhere"
+    ):
+        Ledger(tmp_path / "missing" / "clients.sqlite")
+
+
 def test_what_becomes_no_ledger_while_it_is_used_is_refused_in_one_line(tmp_path):
     ledger = Ledger(tmp_path / "clients.sqlite")
     account = ledger.account("a")

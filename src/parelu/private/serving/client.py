@@ -27,6 +27,14 @@ from parelu.private.transport.channel import TIMEOUT, Channel, address_text, con
 from parelu.private.transport.link import LINKS, Link, shaped
 
 
+def hints_folder() -> Path | None:
+    """Where a client keeps hints: in the cache folder; None, in memory alone, for a user who has no place for one."""
+    try:
+        return cache.folder() / "hints"
+    except UserError:
+        return None
+
+
 class Client:
     """A connection to `parelu serve`.
 
@@ -72,7 +80,7 @@ class Client:
         accepted = Accepted(pin, relu, offline, reveal, truncation)
         tls.check_plain(host, certificates)
         folder = ClientStocks(stock) if stock else None
-        keep = keep or Keep(queries, cache.folder() / "hints")
+        keep = keep or Keep(queries, hints_folder())
         context = tls.client_context(certificates) if certificates else None
         connection = connect(host, port)
         try:

@@ -71,7 +71,9 @@ class Ledger:
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute(TABLE)
         except FAULTS as error:
-            raise self._refused(error) from error
+            place = isinstance(error, sqlite3.OperationalError)  # no damage: it cannot be opened, or not written to
+            elsewhere = "; `parelu serve --ledger FILE` counts elsewhere" if place else ""
+            raise UserError(f"{self._refused(error)}{elsewhere}") from error
         self.records()
 
     def account(self, name: str) -> Account:
