@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,29 @@ class Candidate:
         plan = Plan.from_tensors(header["sites"], tensors, folder)
         metrics = metrics_from_json(header["metrics"])
         return cls(spec_from_json(header["spec"]), plan, weights, metrics, header["preprocessing"])
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """The weights of a candidate's folder, read and checked when they are first used: thousands do not fit in memory.
+
+    Using them raises `UserError` where the files are missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cached_property
+    def _read(self) -> Mapping[str, Tensor]:
+        return Candidate.load(self.folder).weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -166,13 +167,20 @@ def metrics_from_json(json: Mapping[str, Any]) -> Metrics | SearchMetrics | None
 
 def _read(cls: type[T], json: Mapping[str, Any]) -> T:
     """A dataclass from its JSON; what it does not know stays behind."""
-    hints, values = get_type_hints(cls), {}
-    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-        if field.name in json:
-            values[field.name] = _value(json[field.name], hints[field.name], field.name)
-        elif field.default is dataclasses.MISSING:
-            raise UserError(f"the metrics lack {field.name}; they are not of a network that parelu trained")
+    values = {}
+    for name, hint, is_needed in _fields(cls):
+        if name in json:
+            values[name] = _value(json[name], hint, name)
+        elif is_needed:
+            raise UserError(f"the metrics lack {name}; they are not of a network that parelu trained")
     return cls(**values)
+
+
+@functools.cache
+def _fields(cls: type[Any]) -> list[tuple[str, Any, bool]]:
+    """Name and type of each field of a dataclass, and whether it has no default."""
+    hints = get_type_hints(cls)
+    return [(one.name, hints[one.name], one.default is dataclasses.MISSING) for one in dataclasses.fields(cls)]
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:

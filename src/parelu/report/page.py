@@ -34,8 +34,9 @@ def write_report(runs: Sequence[Run], path: Path, queries: Queries | None = None
     data = _distinct(runs, "data")
     if len(data) > 1:
         raise UserError(f"these runs are of different data ({', '.join(data)}); give runs of one data set")
-    queries = seconds.with_links(queries or Queries.of(), tables.records_of(runs))
-    records = tables.records_of(runs, queries)
+    records = tables.records_of(runs)
+    queries = seconds.with_links(queries or Queries.of(), records)
+    records = tables.foretold(records, queries)
     rows = tables.frontier_rows(records)
     # Without script: everything that a run's files say is text, and is escaped.
     environment = Environment(loader=PackageLoader("parelu.report", "."), autoescape=True, trim_blocks=True)

@@ -17,6 +17,7 @@ from parelu.report.private import duration, size
 from parelu.runs import pareto
 from parelu.runs.folder import Record, Run
 from parelu.runs.predictions import Queries
+from parelu.runs.progress import bar
 
 OURS = "deepreduce"
 OWN_ROLES = ("teacher", "candidate")  # of networks that stand for themselves
@@ -112,14 +113,19 @@ def records_of(runs: Sequence[Run], queries: Queries | None = None) -> list[Reco
     several = len({run.network for run in runs}) > 1
     found = [(run, record) for run in runs for record in run.candidates()]
     records = [dataclasses.replace(record, network=run.network) if several else record for run, record in found]
-    if not queries:
-        return records
-    return [
-        dataclasses.replace(record, predicted=queries.candidate(run.folder(record.name)))
-        if record.metrics.role in OWN_ROLES
-        else record
-        for (run, _), record in zip(found, records, strict=True)
-    ]
+    return foretold(records, queries) if queries else records
+
+
+def foretold(records: Sequence[Record], queries: Queries) -> list[Record]:
+    """Records with what queries of them will take, of those that stand for themselves."""
+    with bar("predicting queries", len(records)) as progress:
+        found = []
+        for record in records:
+            if record.metrics.role in OWN_ROLES and record.folder:
+                record = dataclasses.replace(record, predicted=queries.candidate(record.folder))
+            found.append(record)
+            progress(1)
+    return found
 
 
 def label_of(record: Record) -> str:

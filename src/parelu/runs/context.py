@@ -65,7 +65,7 @@ class RunContext:
         assert len({job.name for job in jobs}) == len(jobs), "a job's name is its folder"
         jobs = [self.names.of_job(self._taught(job)) for job in jobs]
         self._do_missing(jobs)
-        return [self.work.run.candidate(job.name) for job in jobs]
+        return [self.work.outcome(job) for job in jobs]
 
     def search(self, searches: Sequence[Search]) -> list[dict[int, Candidate]]:
         """Do the searches that the run folder does not hold finished; for each: budget → candidate."""

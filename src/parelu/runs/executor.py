@@ -55,7 +55,7 @@ class Work:
 
     def outcome(self, task: Task) -> Candidate:
         """What a finished task left; of a search, for its smallest budget."""
-        return mask_search.last(self.run, task) if isinstance(task, Search) else self.run.candidate(task.name)
+        return mask_search.last(self.run, task) if isinstance(task, Search) else jobs.outcome(self.run, task)
 
 
 # Do these tasks, which are the unfinished ones of so many; raises the first error, and keeps what others finished.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from parelu.private.cost.predict import Predicted
 from parelu.private.engines.base import Options
 from parelu.private.rows import PrivateInference
 from parelu.runs.environment import environment
-from parelu.training.history import Epoch, read_history
+from parelu.training.history import Epoch, StoredHistory
 
 PLACES = ("data_folder", "weights")  # of a configuration: paths, of whose contents it has the digests
 REMARKS = ("paper",)  # of a configuration: what changes nothing that is trained
@@ -48,16 +48,18 @@ class Record:
         private: what `parelu bench RUN` measured of this network; None where it did not.
         network: that its run is about, where records of several networks are told apart; "" where they are not.
         query: how the queries run that the run's limits are about; predicted: what one of it takes, where asked for.
+        folder: where it stands; None of one that is in memory alone.
     """
 
     run: str
     name: str
     metrics: Metrics
-    history: tuple[Epoch, ...]
+    history: Sequence[Epoch]
     private: PrivateInference | None = None
     network: str = ""
     query: str = ""
     predicted: Predicted | None = None
+    folder: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +172,10 @@ class Run:
                     self.path.name,
                     header.parent.name,
                     _metrics(header.parent, candidate),
-                    tuple(read_history(header.parent)),
+                    StoredHistory(header.parent),
                     read_private_inference(header.parent, candidate),
                     query=self.query,
+                    folder=header.parent,
                 )
             )
         return sorted(found, key=lambda record: -record.metrics.relus_and_comparisons)

@@ -15,10 +15,10 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.methods.jobs import OUTSIDE, TEACHER, FromKept, Job
 from parelu.network import storage
-from parelu.network.candidate import Candidate, load_shared_weights, load_weights
+from parelu.network.candidate import Candidate, StoredWeights, load_shared_weights, load_weights
 from parelu.network.count import count, skeleton
 from parelu.network.instrument import network_of
-from parelu.network.metrics import Metrics, Tags
+from parelu.network.metrics import Metrics, Tags, metrics_from_json
 from parelu.network.plan import Plan
 from parelu.network.settings import settings
 from parelu.network.sites import Network
@@ -66,6 +66,18 @@ def is_finished(run: Run, job: Job) -> bool:
     if storage.read_header(folder, "candidate")["metrics"].get("job") != identity(job):
         raise UserError(f"{folder} holds a network of other settings; delete it or give another --run")
     return True
+
+
+def outcome(run: Run, job: Job) -> Candidate:
+    """What a finished job left. Its identity holds spec and plan, so these are the job's; weights are read when used.
+
+    Raises:
+        UserError: the job is not finished, or its folder is damaged.
+    """
+    folder = run.folder(job.name)
+    header = storage.read_header(folder, "candidate")
+    weights = StoredWeights(folder)
+    return Candidate(job.spec, job.plan, weights, metrics_from_json(header["metrics"]), header["preprocessing"])
 
 
 def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[Progress], None]) -> Candidate:

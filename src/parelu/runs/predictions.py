@@ -26,6 +26,7 @@ from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import ring_for
 from parelu.private.transport.link import link_of
 from parelu.runs import measurement
+from parelu.runs.foretold import Kept, identity
 
 SHOWN = ("lan", "wan")  # links, where none is given
 
@@ -79,14 +80,29 @@ class Queries:
         return self._over_links(lambda: _of_network(network, self.options, cost))
 
     def candidate(self, folder: Path) -> Predicted:
-        """By its own program where that is kept beside it; else as `plan`."""
-        try:
-            if kept := measurement.kept(folder, ring_for(self.options.offline)):
-                return self.program(kept.program, kept)
-            candidate = Candidate.load(folder)
-        except UserError as error:  # of a damaged file
-            return Predicted(why=str(error))
+        """By its own program where that is kept beside it; else as `plan`. What is found is kept beside it too."""
+        ring = ring_for(self.options.offline)
+        program = measurement.program_folder(folder, ring) / f"{measurement.PROGRAM}.json"
+        known = Kept.read(folder, identity(folder, program, self.options, self._calibration_digest))
+        missing = [link for link in self.links if link not in known.by_link]
+        if missing and not known.why:
+            try:
+                found = dataclasses.replace(self, links=tuple(missing))._candidate(folder)
+            except UserError as error:  # of a damaged file
+                return Predicted(why=str(error))
+            known = known.adding(found)
+            known.write(folder)
+        return Predicted({link: known.by_link[link] for link in self.links if not known.why}, known.why)
+
+    def _candidate(self, folder: Path) -> Predicted:
+        if kept := measurement.kept(folder, ring_for(self.options.offline)):
+            return self.program(kept.program, kept)
+        candidate = Candidate.load(folder)
         return self.plan(candidate.spec, candidate.plan)
+
+    @functools.cached_property
+    def _calibration_digest(self) -> str:
+        return str(self.calibration.to_json()["sha256"])
 
     def _over_links(self, ask: Callable[[], Query]) -> Predicted:
         try:

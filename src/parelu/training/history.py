@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from parelu.errors import UserError
 from parelu.network import storage
@@ -41,6 +42,27 @@ class Epoch:
         names = [field.name for field in dataclasses.fields(cls) if field.name != "parts"]
         parts = {name: value[name] for name in value if name not in names}
         return cls(parts=parts, **{name: value[name] for name in names})
+
+
+class StoredHistory(Sequence[Epoch]):
+    """The epochs of a folder, read when they are first used, as `read_history` does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cached_property
+    def _read(self) -> list[Epoch]:
+        return read_history(self.folder)
+
+    @overload
+    def __getitem__(self, index: int) -> Epoch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Epoch]: ...
+    def __getitem__(self, index: int | slice) -> Epoch | Sequence[Epoch]:
+        return self._read[index]
+
+    def __len__(self) -> int:
+        return len(self._read)
 
 
 def read_history(folder: Path) -> list[Epoch]:
