@@ -15,9 +15,9 @@ from parelu.private.rows import Cost
 from parelu.report import predicted
 from parelu.report.private import duration, size
 from parelu.runs import pareto
+from parelu.runs.bars import bar
 from parelu.runs.folder import Record, Run
 from parelu.runs.predictions import Queries
-from parelu.runs.progress import bar
 
 OURS = "deepreduce"
 OWN_ROLES = ("teacher", "candidate")  # of networks that stand for themselves
