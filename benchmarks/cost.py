@@ -243,7 +243,8 @@ def read(path: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """By phase and link: the median and the worst error of seconds, of CPU seconds, and what was exact."""
+    """By phase and link, and of all queries: the median and the worst error of seconds, of CPU seconds, what was within
+    its interval, and what was exact."""
     lines = [
         "| phase | link | measurements | seconds, median error | worst | within the interval "
         "| CPU of the client | of the server | bytes and rounds |",
@@ -251,17 +252,21 @@ def table(rows: Sequence[Row]) -> str:
     ]
     keyed = sorted(rows, key=lambda row: (row["phase"], row["link"]))
     for (phase, link), group in itertools.groupby(keyed, key=lambda row: (row["phase"], row["link"])):
-        found = list(group)
-        errors = {of: [_error(row, of) for row in found] for of in ("seconds", "cpu_client", "cpu_server")}
-        inside = sum(float(r["low"]) <= float(r["measured_seconds"]) <= float(r["high"]) for r in found)
-        exact = sum(row["exact"] == "True" for row in found)
-        medians = {of: f"{statistics.median(values):.0%}" for of, values in errors.items()}
-        lines.append(
-            f"| {phase} | {link} | {len(found)} | {medians['seconds']} | {max(errors['seconds']):.0%} "
-            f"| {inside} of {len(found)} | {medians['cpu_client']} | {medians['cpu_server']} "
-            f"| {exact} of {len(found)} exact |"
-        )
-    return "\n".join(lines)
+        lines.append(_cells(phase, link, list(group)))
+    queries = [row for row in rows if row["phase"] != PHASES[0]]
+    return "\n".join([*lines, *([_cells("all but the setup", "all", queries)] if queries else [])])
+
+
+def _cells(phase: str, link: str, found: Sequence[Row]) -> str:
+    errors = {of: [_error(row, of) for row in found] for of in ("seconds", "cpu_client", "cpu_server")}
+    inside = sum(float(r["low"]) <= float(r["measured_seconds"]) <= float(r["high"]) for r in found)
+    exact = sum(row["exact"] == "True" for row in found)
+    medians = {of: f"{statistics.median(values):.1%}" for of, values in errors.items()}
+    return (
+        f"| {phase} | {link} | {len(found)} | {medians['seconds']} | {max(errors['seconds']):.0%} "
+        f"| {inside} of {len(found)} | {medians['cpu_client']} | {medians['cpu_server']} "
+        f"| {exact} of {len(found)} exact |"
+    )
 
 
 def _error(row: Row, of: str) -> float:

@@ -1,4 +1,4 @@
-"""A calibration for people: how far its own measurements are from what it predicts, as text and as a picture."""
+"""A calibration for people: how far its measurements are from what was predicted without them, as text and picture."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ WORST = 5  # measurements that are named
 
 
 def calibration_text(calibration: Calibration) -> str:
-    """On what it was made, how well it fits, and what each kind of work takes."""
+    """On what it was made, how well it predicts what it has not seen, and what each kind of work takes."""
     lines = [f"made {calibration.made} on {calibration.machine}", ""]
     for phase in PHASES:
         points = _of(calibration, phase)
         errors = [abs(point.ratio - 1) for point in points]
         low, high = spread(calibration.points, phase)
         lines.append(
-            f"{phase}: {len(points)} measurements, error of the fit {statistics.median(errors):.1%} in the median, "
-            f"{max(errors):.1%} at most; nine of ten are {low:.2f} to {high:.2f} times what is predicted"
+            f"{phase}: {len(points)} measurements, each predicted without its program: off by "
+            f"{statistics.median(errors):.1%} in the median, {max(errors):.1%} at most; "
+            f"in nine of ten, work took {low:.2f} to {high:.2f} times what it is fitted to"
         )
     worst = sorted(calibration.points, key=lambda point: abs(point.ratio - 1), reverse=True)[:WORST]
     lines += ["", "furthest off", *(f"  {_text(point)}" for point in worst), "", "CPU seconds of one, by kind of work"]
@@ -56,7 +57,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def _figure(calibration: Calibration) -> Figure:
-    """Above, measured over predicted seconds; below, their quotient."""
+    """Above, measured over predicted seconds; below, how much longer than fitted work would have taken."""
     figure = Figure(figsize=(12.6, 6.4), layout="constrained")
     rows = figure.subplots(2, len(PHASES), sharex="col", height_ratios=(3, 2))
     for column, phase in enumerate(PHASES):
@@ -67,7 +68,7 @@ def _figure(calibration: Calibration) -> Figure:
         _quotients(below, points, COLOURS[column], MARKERS[column], (low, high))
         above.set_title(f"{phase}: nine of ten from {low:.2f} to {high:.2f}")
     rows[0][0].set_ylabel("seconds, measured")
-    rows[1][0].set_ylabel("measured ÷ predicted")
+    rows[1][0].set_ylabel("work ÷ fitted")
     figure.suptitle(f"{calibration.machine}, {calibration.made}", x=0.01, ha="left", fontsize=10)
     return figure
 
@@ -88,7 +89,7 @@ def _quotients(axes: Axes, points: Sequence[Point], colour: str, marker: str, in
     """On a log scale: twice as long is as far off as half as long."""
     axes.axhspan(*interval, color=FAINT, zorder=0)
     axes.axhline(1, color=INK, linewidth=1)
-    axes.plot([p.predicted for p in points], [p.ratio for p in points], marker, color=colour, markersize=5)
+    axes.plot([p.predicted for p in points], [p.slower for p in points], marker, color=colour, markersize=5)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -10,8 +10,9 @@ import pytest
 from parelu.errors import UserError
 from parelu.network.machine import cores, processor
 from parelu.private.cost import calibration as calibrations
-from parelu.private.cost.calibrate import calibrated
-from parelu.private.cost.calibration import Calibration, chosen, own_file, this_machine, warning_of
+from parelu.private.cost.calibrate import calibrated, cost_of
+from parelu.private.cost.calibration import Calibration, Point, chosen, own_file, this_machine, warning_of
+from parelu.private.cost.carried import WOKEN, woken
 from parelu.private.cost.measure import Case, Observation
 from parelu.private.cost.predict import PHASES, busy, estimate, query, spread
 from parelu.private.cost.programs import Layer, lowered
@@ -120,7 +121,7 @@ def test_it_comes_back_as_it_was_written(made, tmp_path):
         (lambda text: text[: len(text) // 2], "Expecting|Unterminated|delimiter"),
         (lambda text: text.replace('"cores": ', '"cores": 1', 1), "its digest does not match"),
         (
-            lambda text: text.replace("parelu-calibration-2", "parelu-calibration-0"),
+            lambda text: text.replace("parelu-calibration-3", "parelu-calibration-0"),
             "its format is 'parelu-calibration-0'",
         ),
         (lambda text: "[" * 100_000, "recursion"),
@@ -173,9 +174,56 @@ def test_another_machine_and_another_version_are_named(made):
         assert "`parelu calibrate`" in line
 
 
-def test_the_interval_has_nine_of_ten(made):
-    points = [dataclasses.replace(made.points[0], phase="online", measured=1 + k / 100) for k in range(101)]
-    points = [dataclasses.replace(point, predicted=1.5) for point in points]
-    low, high = spread(points, "online")
-    assert sum(low <= point.ratio <= high for point in points) == 91
+def slowed(costs: Costs, times: float) -> Costs:
+    """The client waited so many times longer."""
+    of = {phase: cost_of(costs, phase) for phase in PHASES}
+    longer = {phase: dataclasses.replace(cost, seconds=times * cost.seconds) for phase, cost in of.items()}
+    return dataclasses.replace(costs, **longer)
+
+
+def test_each_is_predicted_without_its_program():
+    """One that takes longer is so far off as it is, however often it was measured."""
+    first, *others = [observed(layers) for layers in LAYERS]
+    case = dataclasses.replace(first.case, name="odd")
+    odd = dataclasses.replace(first, case=case, costs=slowed(first.costs, 9.0))
+    found = [point for point in calibrated([*others, *[odd] * 60]).points if point.what == "odd"]
+    assert [point.phase for point in found] == list(PHASES) * 60
+    for point in found:
+        assert point.predicted == pytest.approx(cost_of(first.costs, point.phase).seconds, rel=0.02)
+        assert point.slower == pytest.approx(9.0, rel=0.02), "no link: all of it is work"
+
+
+def test_what_was_disturbed_widens_the_interval_and_is_not_fitted():
+    first, *others = [observed(layers) for layers in LAYERS]
+    disturbed = dataclasses.replace(first, disturbed=(slowed(first.costs, 3.0),) * 5)
+    quiet, both = calibrated([first, *others]), calibrated([disturbed, *others])
+    assert (quiet.work, quiet.waiting) == (both.work, both.waiting)
+    for phase in PHASES:
+        assert spread(both.points, phase)[1] > 2 > spread(quiet.points, phase)[1]
+
+
+def test_what_a_round_takes_after_a_sleep_is_found(made):
+    """Milliseconds of seconds, over a link whose round trips are most of them."""
+    late = 3e-3
+    links = [observed(LAYERS[0], link) for link in ("lan", "wan", "50Mb/s,80ms")]
+    waits = {phase: total(links[0].query.sent, phase).waits for phase in PHASES}
+    for each in links:
+        for phase in PHASES:
+            cost = getattr(each.costs, phase)
+            longer = cost.seconds + late * woken(each.query.link, waits[phase])
+            object.__setattr__(each.costs, phase, dataclasses.replace(cost, seconds=longer))
+    found = calibrated([*(observed(layers) for layers in LAYERS), *links])
+    assert found.waiting["online"].coefficients[WOKEN] == pytest.approx(late, rel=0.05)
+    assert made.waiting["online"].coefficients[WOKEN] < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 99, 196])
+def test_of_any_that_was_left_out_nine_of_ten_are_within_the_interval(count):
+    points = [Point("", "online", 1.0, 1.0, 2 * k / count) for k in range(count)]
     assert spread(points, "offline") == (1, 1)
+    inside = 0
+    for each in points:
+        low, high = spread([other for other in points if other is not each], "online")
+        inside += low <= each.slower <= high
+    assert inside <= 0.9 * count + 2
+    assert inside >= 0.9 * count or count < 40, "fewer are all within, but for the two at the ends"

@@ -40,10 +40,12 @@ def test_what_was_undisturbed_is_measured_once(measuring):
 
 def test_what_was_disturbed_is_measured_again(measuring):
     """By other processes, or by what makes the processor slow."""
-    assert measuring([0.5, 0.01], [1.0, 1.0]).costs == 1
+    again = measuring([0.5, 0.01], [1.0, 1.0])
+    assert (again.costs, again.disturbed) == (1, (0,))
     assert measuring([0.0, 0.0], [1.5, 1.0]).costs == 1
     always = measuring([0.5, 0.3, 0.4], [1.0] * 3)
     assert (always.costs, TRIES) == (1, 3), "the least disturbed, where all were"
+    assert sorted(always.disturbed) == [0, 2]
 
 
 def test_a_drawn_network_has_no_more_than_asked_for():

@@ -18,7 +18,7 @@ from parelu.network.machine import cores, processor
 from parelu.private.cost.fit import Fit
 from parelu.private.crypto.kernels import kernels
 
-FORMAT = "parelu-calibration-2"
+FORMAT = "parelu-calibration-3"
 LARGEST = 1 << 20  # bytes of the file
 NAME = "calibration.json"
 SHIPPED = "calibration.json"  # beside this file
@@ -40,12 +40,14 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One measurement of a calibration beside what its fit says of it. what: the case; seconds: the client's."""
+    """One measurement of a calibration beside what a fit says of it that has not seen its program. what: the case;
+    seconds: the client's; slower: times longer than by this fit all work would have taken."""
 
     what: str
     phase: str
     measured: float
     predicted: float
+    slower: float
 
     @property
     def ratio(self) -> float:
@@ -90,7 +92,7 @@ class Calibration:
             work = {_pair(of): _fit(fit) for of, fit in value["work"].items()}
             waiting = {phase: _fit(fit) for phase, fit in value["waiting"].items()}
             points = tuple(Point(**point) for point in value["points"])
-            if not all(math.isfinite(p.measured) and p.measured > 0 and p.predicted > 0 for p in points) or not points:
+            if not all(map(_is_seconds, points)) or not points:
                 raise ValueError("its points are no seconds above zero")
             memory = {party: value["memory"][party] for party in ("client", "server")}
             _check(memory)
@@ -128,6 +130,10 @@ def _fit(value: Mapping[str, Any]) -> Fit:
     for numbers in (fit.coefficients, fit.errors):
         _check(numbers)
     return fit
+
+
+def _is_seconds(point: Point) -> bool:
+    return math.isfinite(point.measured + point.slower) and min(point.measured, point.predicted) > 0 <= point.slower
 
 
 def _check(numbers: Mapping[str, float]) -> None:

@@ -23,11 +23,16 @@ def carried(does: Sequence[Work], sent: Sequence[LayerTraffic], link: Link) -> l
     for each in does:
         key = each.phase, each.layer
         own = [one for one in sent if one.phase == each.phase] if each.layer == ALL else layers.get(key, [])
-        woken = link.round_trip / (link.round_trip + WARM) * sum(one.waits for one in own)
-        client = {**each.client, **_received([one.to_client for one in own], link), WOKEN: woken}
-        server = {**each.server, **_received([one.to_server for one in own], link), WOKEN: woken}
+        slept = {WOKEN: woken(link, sum(one.waits for one in own))}
+        client = {**each.client, **_received([one.to_client for one in own], link), **slept}
+        server = {**each.server, **_received([one.to_server for one in own], link), **slept}
         found.append(dataclasses.replace(each, client=client, server=server))
     return found
+
+
+def woken(link: Link, waits: int) -> float:
+    """Of so many round trips, how many a party has slept through: those of a short one are hardly a sleep."""
+    return waits * link.round_trip / (link.round_trip + WARM)
 
 
 def _received(counts: Sequence[int], link: Link) -> Features:

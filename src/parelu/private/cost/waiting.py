@@ -2,7 +2,8 @@
 
 Online in the round of an activation the server opens, the client answers and the server closes; meanwhile the server
 applies what it can of the next layer. Offline both walk the program, each ahead of the other where it can; a dealer
-makes all of it first. All else the client waits for, and in each step for the other's process to wake up.
+makes all of it first. All else the client waits for, and in each step for the other's process to wake up, longer where
+a link has let it sleep.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from parelu.private.cost.carried import WOKEN, woken
 from parelu.private.cost.fit import Fit
 from parelu.private.cost.work import RELUS, Work
 from parelu.private.offline.mode import Features
@@ -82,23 +84,27 @@ def _step(layer: Busy, how: str, beside: float) -> Step:
 
 
 def parts(
-    layers: Sequence[Busy], how: Mapping[str, str], fit: Fit, link: Link, waits: int
+    layers: Sequence[Busy], how: Mapping[str, str], fit: Fit, link: Link, waits: int, slower: float = 1.0
 ) -> tuple[float, dict[str, float]]:
-    """(seconds of what takes longer, of what goes on meanwhile, by name): in each step work or the link. waits: of the
-    phase."""
-    longer, shorter = 0.0, defaultdict[str, float](float)
+    """(seconds of what takes longer, of what goes on meanwhile, by name, with the rounds that a party has slept
+    through): in each step work or the link. waits: of the phase; slower: times that all work takes, but not the link.
+    """
+    longer, shorter = 0.0, defaultdict[str, float](float, {WOKEN: slower * woken(link, waits)})
     for step in steps(layers, how):
-        work, bytes_ = fit.seconds(step.during), over(link, step.layer.bytes)
-        waited = max(step.beside, max(work, bytes_) + step.layer.waits * link.round_trip)
-        longer += fit.seconds(step.before) + waited
+        work, bytes_ = slower * fit.seconds(step.during), over(link, step.layer.bytes)
+        waited = max(slower * step.beside, max(work, bytes_) + step.layer.waits * link.round_trip)
+        longer += slower * fit.seconds(step.before) + waited
         shorter[f"{LINK}, {named(step.layer.work, how)}"] += min(work, bytes_)
         waits -= step.layer.waits
     return longer + waits * link.round_trip, dict(shorter)
 
 
-def seconds(layers: Sequence[Busy], how: Mapping[str, str], fit: Fit, link: Link, waits: int) -> float:
-    """That the client waits over a link; waits: round trips."""
-    longer, shorter = parts(layers, how, fit, link, waits)
+def seconds(
+    layers: Sequence[Busy], how: Mapping[str, str], fit: Fit, link: Link, waits: int, slower: float = 1.0
+) -> float:
+    """That the client waits over a link; waits, slower: as `parts` takes them."""
+    longer, shorter = parts(layers, how, fit, link, waits, slower)
+    longer += fit.seconds({WOKEN: shorter.pop(WOKEN)})
     return longer + sum(fit.coefficients.get(name, 1.0) * each for name, each in shorter.items())
 
 

@@ -88,7 +88,8 @@ def _online(terms: Terms) -> list[Work]:
     found = [Work("online", INPUT, {"message": 1, "input": elements}, {"message": 1, "input": elements})]
     for number, (op, layer) in enumerate(zip(program.ops, program.layers, strict=True), start=1):
         if isinstance(op, Activation):
-            amounts = {"message": 1, "square": len(op.squares), "position": math.prod(program.shapes[number])}
+            count, positions = len(op.squares), math.prod(program.shapes[number])
+            amounts = {"message": 1, "squares": count > 0, "square": count, "position": positions}
             relus = _relus(terms, op) if len(op.relus) else {}
             client = {name: n for name, n in amounts.items() if name != "position"}
             found.append(Work("online", layer, {**client, **relus}, {**amounts, **relus}, together=True))
