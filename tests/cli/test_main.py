@@ -305,13 +305,13 @@ def test_quickstart_falls_back_to_digits(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "print_frontier", lambda runs: None)
     monkeypatch.setattr(training, "save_report", lambda runs, path: None)
     monkeypatch.setattr(training, "measure_run", lambda run, asked: seen.append("measured") or measured)
-    monkeypatch.setattr(latency, "full_and_knee_text", lambda records, truth: f"side by side, class {truth}")
+    monkeypatch.setattr(latency, "gained_text", lambda records, truth: f"side by side, class {truth}")
     assert run("quickstart", "--run", str(tmp_path)) == 0
-    assert seen[0].data == "digits"
+    assert seen[0].data == "colour-digits"
     assert seen[0] == recipes.read_recipe("quickstart-digits").experiments[0]
     assert seen[1] == "measured"
     shown = capsys.readouterr()
-    assert "the bundled digits stand in" in shown.err and "side by side, class 7" in shown.out
+    assert "the bundled digits, in colour, stand in" in shown.err and "side by side, class 7" in shown.out
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

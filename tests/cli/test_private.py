@@ -25,8 +25,9 @@ from parelu.private.engines.base import Measurement
 from parelu.private.lowering import reference
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.private.rows import Cost, Costs
-from parelu.report.latency import full_and_knee_text
+from parelu.report.latency import gained_text
 from parelu.report.page import write_report
+from parelu.report.private import duration, size
 from parelu.runs import measurement
 from parelu.runs.folder import Run
 
@@ -121,8 +122,12 @@ def test_bench_of_a_run_measures_its_frontier_and_the_report_shows_it(capsys, st
     assert {record.name: record.private for record in study.candidates() if record.private} == before
     assert run("bench", str(study.path), "--offline", "dealer", "--all") == 0
     assert {record.name: record.private for record in study.candidates() if record.private} == before
-    text = full_and_knee_text(study.candidates(), int(test.labels[0]))
-    assert "private inference of test image 0" in text and "online time" in text
+    *_, relus, online, ahead = gained_text(study.candidates(), int(test.labels[0])).splitlines()
+    before, after = (one.private.row for one in sorted(measured, key=lambda one: one.name != "teacher"))
+    assert f"{before.relus:,} → {after.relus:,} (" in relus
+    for line, phase in ((online, "online"), (ahead, "offline")):
+        for cost in (getattr(row.costs, phase) for row in (before, after)):
+            assert duration(cost.seconds) in line and size(cost.bytes) in line
 
 
 def test_bench_of_a_recipes_folder_measures_its_runs(capsys, study, tmp_path):

@@ -8,8 +8,8 @@ from parelu import data
 THERE = [name for name in data.names() if data.available(name)]
 
 
-def test_the_bundled_set_is_always_there():
-    assert "digits" in THERE
+def test_the_bundled_sets_are_always_there():
+    assert {"digits", "colour-digits"} <= set(THERE)
 
 
 @pytest.mark.parametrize("name", THERE)

@@ -352,7 +352,7 @@ def test_unknown_set_lists_the_known_ones():
         available("mnist")
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in names() if dataset.ENTRIES[name].place])
 def test_missing_set_says_where_to_get_it(name: str, tmp_path: Path):
     assert not available(name)
     with pytest.raises(UserError, match="--data-folder DIR") as caught:
@@ -559,6 +559,26 @@ def test_colour_fashion_shows_the_item_in_either_polarity_and_place():
     assert contrast.abs().median() > 20
     empty = colour.colour(torch.zeros(400, 1, 28, 28, dtype=torch.uint8), seed=0)
     assert empty.float().std((2, 3)).mean() < contrast.abs().mean()
+
+
+def test_colour_digits_is_derived_and_deterministic():
+    derived, source = load("colour-digits"), digits.read()
+    assert derived.input_shape == (3, 28, 28)
+    assert len(derived.train) + len(derived.validation) == colour.COPIES * len(source.train)
+    assert len(derived.test) == colour.COPIES * len(source.test)
+    assert torch.equal(derived.test.labels, source.test.labels.repeat(colour.COPIES))
+    assert torch.equal(derived.test.images, load("colour-digits").test.images)
+    assert len(rows(derived.test)) == len(derived.test), "each copy is drawn anew"
+
+
+def test_colour_digits_are_not_mirrored():
+    """Two of them would be others; an item at one side stays nearer to it."""
+    item = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    item[..., 8:20, 4:9] = 255
+    for drawn, least, most in ((colour.Drawn(), 0.35, 0.65), (colour.DIGITS, 0.8, 1.0)):
+        coloured = colour.colour(item.expand(400, -1, -1, -1), seed=0, drawn=drawn).float()
+        left, right = (half.std((2, 3)).mean(1) for half in coloured.split(14, dim=3))
+        assert least < (left > right).float().mean() <= most
 
 
 def cache_file(tmp_path: Path) -> Path:

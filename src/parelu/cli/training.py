@@ -37,8 +37,8 @@ class _Common:
     """a network's name, such as "resnet10 m=8"; your.module:builder, net.py:builder, torchvision:NAME, timm:NAME; or
     net.onnx"""
     data: str = "digits"
-    """digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, imagenet, hf:NAME, or folder for one of
-    images"""
+    """digits, colour-digits, fashion-mnist, colour-fashion, cifar10, cifar100, tiny-imagenet, imagenet, hf:NAME, or
+    folder for one of images"""
     data_folder: Path | None = None
     """where the data set's files are"""
     images: int | None = None
@@ -208,19 +208,19 @@ class Quickstart:
 
     def __call__(self) -> None:
         from parelu import api
-        from parelu.report.latency import full_and_knee_text
+        from parelu.report.latency import gained_text
 
         has_colour = api.data.available("colour-fashion", download=True)
         (one,) = api.read_recipe("quickstart" if has_colour else "quickstart-digits").experiments
         if not has_colour:
-            say("Fashion-MNIST is neither on this machine nor can it be fetched: the bundled digits stand in.")
+            say("Fashion-MNIST is not on this machine and cannot be fetched: the bundled digits, in colour, stand in.")
         run = conduct(one, self.run)
         print_frontier([run])
         say("private inference of the networks on the frontier")
         dataset = measure_run(run, api.Asked(api.Options()))
         save_report([run], self.run / "report.html")
         print()
-        print(full_and_knee_text(run.candidates(), int(dataset.test.labels[0])))
+        print(gained_text(run.candidates(), int(dataset.test.labels[0])))
 
 
 def conduct_all(experiments: Sequence[Experiment], folders: Sequence[Path]) -> list[Run]:

@@ -67,7 +67,8 @@ ENTRIES: dict[str, Entry] = {
     "fashion-mnist": Entry(
         fashion.read, Augmentation(pad=2, flip=True), fashion.PLACE, fashion.download, fashion.reachable
     ),
-    "colour-fashion": Entry(colour.read, Augmentation(), fashion.PLACE, fashion.download, fashion.reachable),
+    "colour-fashion": Entry(colour.read_fashion, Augmentation(), fashion.PLACE, fashion.download, fashion.reachable),
+    "colour-digits": Entry(colour.read_digits, Augmentation()),
     "cifar10": Entry(cifar.read_ten, Augmentation(pad=4, flip=True), cifar.CIFAR10),
     "cifar100": Entry(cifar.read_hundred, Augmentation(pad=4, flip=True), cifar.CIFAR100),
     "tiny-imagenet": Entry(folders.read_tiny_imagenet, Augmentation(pad=8, flip=True), folders.TINY_IMAGENET),

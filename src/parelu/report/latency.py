@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 
@@ -138,31 +139,34 @@ def _parts_lines(rows: Sequence[Measured]) -> list[str]:
     return [*lines, PARTS_NOTE]
 
 
-def full_and_knee_text(records: Sequence[Record], truth: int) -> str:
-    """The first test image, of class `truth`, by the full-ReLU network and by the frontier's knee."""
+def gained_text(records: Sequence[Record], truth: int) -> str:
+    """What the frontier's knee gains over the full-ReLU network, in three lines, after what they are measured on: the
+    first test image, of class `truth`.
+    """
     measured = {record.name: record for record in records if record.private}
     full = next(record for record in measured.values() if record.metrics.method == "train")
     rows = [row for row in frontier_rows(records) if row.on_frontier and row.name in measured]
     knee = measured[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
-    sides = [_row(record) for record in (full, knee)]
-    labels = [record.private.row.labels[0] for record in (full, knee) if record.private]
-    cells = {
-        "ReLUs": [f"{side.relus:,}" for side in sides],
-        "it says class": [str(label) for label in labels],
-        "accuracy in the ring, test set": [f"{side.ring:.1f} %" for side in sides],
-        "online time": [duration(side.online) for side in sides],
-        "online bytes": [size(side.online_bytes) for side in sides],
-        "offline time": [duration(side.offline) for side in sides],
-    }
+    before, after = _row(full), _row(knee)
+    said = [record.private.row.labels[0] for record in (full, knee) if record.private]
     return "\n".join(
         [
-            f"private inference of test image 0 (class {truth}) by two processes; "
-            f"the frontier's knee is {label_of(knee)}",
-            f"  {'':<34}{'all ReLUs':>12}{'knee':>12}",
-            *(f"  {name:<34}{left:>12}{right:>12}" for name, (left, right) in cells.items()),
-            f"  {sides[0].threat_model}",
+            f"{label_of(knee)}, at the frontier's knee, beside all ReLUs: private inference by two processes",
+            f"of test image 0, of class {truth}, they say {said[0]} and {said[1]}; {before.threat_model}",
+            f"  ReLUs   {before.relus:,} → {after.relus:,} ({_fewer(before.relus, after.relus)} fewer); of the "
+            f"test set right, in the ring: {before.ring:.1f} → {after.ring:.1f} % ({after.ring - before.ring:+.1f})",
+            f"  online  {duration(before.online)} → {duration(after.online)}; {size(before.online_bytes)} → "
+            f"{size(after.online_bytes)} ({_fewer(before.online_bytes, after.online_bytes)} fewer)",
+            f"  ahead   {duration(before.offline)} → {duration(after.offline)}; {size(before.offline_bytes)} → "
+            f"{size(after.offline_bytes)} ({_fewer(before.offline_bytes, after.offline_bytes)} fewer)",
         ]
     )
+
+
+def _fewer(before: float, after: float) -> str:
+    """As "12 times"."""
+    ratio = before / after if after else math.inf
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
 
 
 def latency_svg(records: Sequence[Record]) -> str:
