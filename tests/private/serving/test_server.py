@@ -24,7 +24,7 @@ from two_parties import Residual, images_of, lowered_of, ready
 from parelu.errors import NoResult, ProtocolError, UserError
 from parelu.private.lowering import reference
 from parelu.private.offline.dealer import Dealt
-from parelu.private.offline.mode import modes
+from parelu.private.offline.mode import Keep, modes
 from parelu.private.offline.seal import HomomorphicEncryption
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
@@ -267,6 +267,57 @@ def test_a_server_at_an_ipv6_address(has_tls, tmp_path):
         with pytest.raises(UserError, match=r"\[::1\]:1: .*is `parelu serve` running there"):
             Client("::1", 1, folder, **options)
         assert until(lambda: bool(lines)) and lines[0].startswith("[::1]:")
+
+
+@pytest.mark.parametrize("is_tls", ["server", "client"])
+def test_tls_on_one_side_alone_is_named_on_both(is_tls, certificates):
+    with serving(certificates if is_tls == "server" else None) as (server, lines):
+        with pytest.raises((UserError, ProtocolError), match=r"TLS.*; give --tls DIR on both sides"):
+            Client("localhost", server.port, None if is_tls == "server" else certificates, offline="dealer", timeout=5)
+        assert until(lambda: any("TLS" in line and "give --tls DIR on both sides" in line for line in lines)), lines
+
+
+def test_a_server_that_has_no_time_for_a_handshake_is_said_to_be_overloaded(certificates):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        with pytest.raises(
+            UserError, match=r"no TLS connection \(the peer closed it; it may be overloaded or stopping"
+        ):
+            Client("localhost", listener.getsockname()[1], certificates)
+        thread.join()
+
+
+def test_a_client_connects_again_to_the_same_offer(tmp_path):
+    """After silence, and to a server that was started anew; what was prepared is made again."""
+    notices = []
+    options = {"offline": "dealer", "keep": Keep(notice=notices.append)}
+    with serving(timeout=0.3) as (server, lines):
+        client = Client("127.0.0.1", server.port, **options)
+        client.prepare(2)
+        assert until(lambda: lines), "the server lost patience"
+        first = client.predict(IMAGES[:2])
+        assert len(lines) == 1
+        (notice,) = notices
+        assert notice.startswith("connected again: the peer ended the connection: the peer was silent for 0.3 seconds")
+        assert notice.endswith("; 2 inferences are prepared anew")
+        port, model = server.port, server.model
+    again = Server(model, modes()["dealer"], ("127.0.0.1", port))
+    thread = threading.Thread(target=again.run)
+    thread.start()
+    assert np.abs(client.predict(IMAGES[:2]) - first).max() < 0.05 and len(notices) == 2
+    again.close()
+    thread.join()
+    other = Server(Model(LOWERED, relus()["full"], reveal_of("exact")), modes()["dealer"], ("127.0.0.1", port))
+    thread = threading.Thread(target=other.run)
+    thread.start()
+    with pytest.raises(
+        ProtocolError, match="the server offers relu 'full', and 'sign' was asked for; nothing was sent"
+    ):
+        client.predict(IMAGES[:1])
+    other.close()
+    thread.join()
+    client.close()
 
 
 def test_certificate_files(certificates, tmp_path):

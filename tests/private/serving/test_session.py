@@ -153,6 +153,10 @@ def test_what_is_no_pin_is_refused(pin):
         Accepted(pin)
 
 
+def test_a_pin_may_be_in_capitals():
+    assert Accepted(pin="AB" * 32) == Accepted(pin="ab" * 32)
+
+
 def test_a_program_that_is_none_is_refused(monkeypatch):
     monkeypatch.setattr(Program, "to_bytes", lambda self: b"{}")
     with pytest.raises(ProtocolError, match="the server's program is refused"):

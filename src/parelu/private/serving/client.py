@@ -79,21 +79,42 @@ class Client:
         kernels.load()
         accepted = Accepted(pin, relu, offline, reveal, truncation)
         tls.check_plain(host, certificates)
-        folder = ClientStocks(stock) if stock else None
-        keep = keep or Keep(queries, hints_folder())
-        context = tls.client_context(certificates) if certificates else None
+        self._address, self._link, self._timeout = (host, port), link, timeout
+        self._stocks = ClientStocks(stock) if stock else None
+        self._keep = keep or Keep(queries, hints_folder())
+        self._tls = tls.client_context(certificates) if certificates else None
+        self.session = self._connected(accepted)
+        self.program = self.session.terms.program
+
+    def _connected(self, accepted: Accepted) -> Session:
+        host, port = self._address
         connection = connect(host, port)
         try:
-            wrapped = tls.handshake(context, connection, host) if context else connection
+            wrapped = tls.handshake(self._tls, connection, host) if self._tls else connection
         except OSError as error:
             raise UserError(f"{address_text(host, port)}: no TLS connection ({tls.reason(error)})") from error
-        channel = Channel(shaped(wrapped, link), timeout)
+        channel = Channel(shaped(wrapped, self._link), self._timeout)
         try:
-            self.session = Session(channel, accepted, stocks=folder, peer=tls.peer_of(wrapped), keep=keep)
+            return Session(channel, accepted, stocks=self._stocks, peer=tls.peer_of(wrapped), keep=self._keep)
         except BaseException:
             channel.close()
             raise
-        self.program = self.session.terms.program
+
+    def renew(self) -> None:
+        """Connect again, to the very same offer, where the server ended the connection since the last query.
+
+        It does so after a while of silence, and when it is started anew. What was prepared is gone with the connection
+        and is made anew; what is in stock is not.
+        """
+        why = self.session.channel.ended()
+        if not why:
+            return
+        self.session.close()
+        lost, offer = len(self.session.prepared), self.session.offer
+        self.session = self._connected(Accepted(offer.pin, offer.relu, offer.offline, offer.reveal, offer.truncation))
+        self._keep.notice(f"connected again: {why}" + (f"; {lost} inferences are prepared anew" if lost else ""))
+        if lost:
+            self.session.prepare(lost)
 
     def prepare(self, count: int = 1) -> None:
         """Run the offline phase of `count` inferences, so that `predict` is as fast as the online phase.
@@ -101,6 +122,7 @@ class Client:
         Raises:
             UserError: more than a connection may hold, `session.terms.most_prepared`.
         """
+        self.renew()
         self.session.prepare(count)
 
     def predict(
@@ -118,6 +140,7 @@ class Client:
                 cannot be the network's.
         """
         encoded = encode_images(self.program, self.fit(images))
+        self.renew()
         results = [np.zeros((0, 1), np.int64)] if not len(encoded) else []
         refused: NoResult | None = None
         for start in range(0, len(encoded), batch):

@@ -95,6 +95,7 @@ class Accepted:
     truncation: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "pin", self.pin and self.pin.lower())  # as digits are copied from elsewhere
         if self.pin is not None and (len(self.pin) != PIN_DIGITS or not set(self.pin) <= set(string.hexdigits.lower())):
             raise UserError(
                 f"pin {self.pin[:80]!r} is not the {PIN_DIGITS} hexadecimal digits that `parelu serve` prints"

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from parelu.errors import ProtocolError, UserError
 from parelu.private.crypto.ring import Elements
-from parelu.private.transport import tls
+from parelu.private.transport import patience, tls
 from parelu.private.transport.link import Socket
 from parelu.private.transport.traffic import Meter, Traffic
 
 HEADER = struct.Struct("<4sIQ")  # kind, number, length
 TIMEOUT = 60.0  # seconds of silence
 SMALL = 1 << 16  # bytes: parts up to this size are sent together
-PIECE = 1 << 18  # bytes that are sent at once: a socket's timeout is for all of what it is given
 FAIL, LONGEST_REASON = b"fail", 300
 LINGER, QUIET = 10.0, 1.0  # seconds that a party that failed reads on: in all, and without a byte
 
@@ -91,7 +90,9 @@ class Channel:
     def expect(self, kind: str, length: int | None, largest: int = 0) -> int:
         """Read and check a header; the body follows by `receive_part`. Returns its length."""
         self.meter.turn(sending=False)
-        got, number, size = HEADER.unpack(self._receive(HEADER.size))
+        header = self._receive(HEADER.size)
+        tls.check_is_plain(header)
+        got, number, size = HEADER.unpack(header)
         self.meter.now.received += HEADER.size
         if got == FAIL and size <= LONGEST_REASON:
             reason = self._receive(size).decode("utf-8", "replace")
@@ -127,6 +128,16 @@ class Channel:
             while time.monotonic() < end and self.socket.recv_into(dropped):
                 pass
 
+    def ended(self) -> str:
+        """Why the peer has ended the connection while this side was to speak; "" where it has not."""
+        if not isinstance(self.socket, socket.socket) or not patience.has_come(self.socket):
+            return ""
+        try:
+            self.expect("none", 0)
+        except ProtocolError as error:
+            return str(error)
+        return "the peer spoke out of turn"
+
     def close(self) -> None:
         """Close the connection; safe to call again."""
         with contextlib.suppress(OSError):
@@ -139,33 +150,30 @@ class Channel:
             self._send(waiting)
 
     def _send(self, data: Any) -> None:
-        """In pieces: a slow link may take longer for all of it than a peer may be silent."""
-        view = memoryview(data)
         try:
-            for start in range(0, len(view), PIECE):
-                self.socket.sendall(view[start : start + PIECE])
+            if isinstance(self.socket, socket.socket):
+                patience.send_all(self.socket, memoryview(data), self.timeout)
+            else:
+                self.socket.sendall(data)
         except TimeoutError:
             raise ProtocolError(f"the peer took nothing for {self.timeout:g} seconds") from None
         except OSError as error:
             raise ProtocolError(f"the connection broke while sending ({tls.reason(error)})") from error
 
     def _receive(self, length: int) -> bytearray:
-        """Exactly `length` bytes; memory grows as they come, not as a header claims."""
-        body = bytearray(min(length, 1 << 24))
-        got = 0
-        while got < length:
-            if got == len(body):
-                body.extend(bytes(min(length - got, len(body))))
-            try:
-                count = self.socket.recv_into(memoryview(body)[got:])
-            except TimeoutError:
-                raise ProtocolError(f"the peer was silent for {self.timeout:g} seconds") from None
-            except OSError as error:
-                raise ProtocolError(f"the connection broke while receiving ({tls.reason(error)})") from error
-            if not count:
-                raise ProtocolError("the peer closed the connection in the middle of the protocol")
-            got += count
-        return body
+        try:
+            return patience.receive_all(self.socket.recv_into, length, self.timeout)
+        except patience.TooSlow as error:
+            raise ProtocolError(
+                f"the peer sent {error}; {patience.LEAST_RATE:g} bytes a second are the least"
+            ) from None
+        except TimeoutError:
+            raise ProtocolError(f"the peer was silent for {self.timeout:g} seconds") from None
+        except patience.Ended as error:
+            tls.check_is_plain(error.before)
+            raise ProtocolError("the peer closed the connection in the middle of the protocol") from None
+        except OSError as error:
+            raise ProtocolError(f"the connection broke while receiving ({tls.reason(error)})") from error
 
 
 def _bytes(part: Any) -> memoryview:
@@ -193,8 +201,9 @@ def pack_bits(bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def tcp(connection: socket.socket) -> socket.socket:
-    """A connected TCP socket set up for small messages that wait for an answer."""
+    """A connected TCP socket set up for small messages that wait for an answer, and for long silence."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    patience.keep_alive(connection)
     return connection
 
 

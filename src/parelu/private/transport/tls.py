@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import ipaddress
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from parelu.errors import UserError
+from parelu.errors import ProtocolError, UserError
 
 SINCE, DAYS = datetime.timedelta(hours=-1), 365  # from now on: clocks differ
 AUTHORITY, SERVER, CLIENT = "ca", "server", "client"
@@ -61,10 +62,29 @@ def handshake(context: ssl.SSLContext, connection: socket.socket, server_hostnam
     )
     try:
         wrapped.do_handshake()
-    except BaseException:
+    except BaseException as error:
+        _hear_out(wrapped, REFUSAL if _speaks_no_tls(error) else b"")
         wrapped.close()
         raise
     return wrapped
+
+
+def _hear_out(connection: socket.socket, last: bytes) -> None:
+    """Say this and read what the peer has sent: to close before would reset the connection, and it would not learn
+    why."""
+    with contextlib.suppress(OSError):
+        connection.settimeout(QUIET)
+        socket.socket.send(connection, last)
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        for _ in range(MOST_HEARD):
+            if not socket.socket.recv(connection, 1 << 16):
+                break
+
+
+def check_is_plain(start: bytes) -> None:
+    """Raises ProtocolError where the first bytes of a message are those of TLS."""
+    if len(start) >= 3 and start[0] in (ALERT, HANDSHAKE) and start[1] == 3:
+        raise ProtocolError("the peer speaks TLS, and this side does not; give --tls DIR on both sides")
 
 
 # What a peer's alert says of this side's certificate: OpenSSL's reason → in words.
@@ -75,6 +95,10 @@ ALERTS = {
     "TLSV1_ALERT_UNKNOWN_CA": "the peer refused this side's certificate: its authority is not the peer's ca.pem",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer asks for a certificate of this side",
 }
+NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"}  # as OpenSSL 1.1 to 3.5 have it
+ALERT, HANDSHAKE = 21, 22  # content types: RFC 8446, section 5.1
+REFUSAL = bytes([ALERT, 3, 3, 0, 2, 2, 70])  # protocol_version, fatal; OpenSSL says nothing where it reads no TLS
+QUIET, MOST_HEARD = 0.2, 16  # seconds, and parts
 # OpenSSL's number of what is wrong with the peer's certificate → what helps.
 REMEDIES = {
     9: "wait, or set the clocks of both machines",
@@ -89,8 +113,18 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         remedy = REMEDIES.get(error.verify_code, "use the ca.pem of the authority that signed it")
         return f"the peer's certificate is refused: {error.verify_message.rstrip('.')}; {remedy}"
-    code = getattr(error, "reason", None)
-    return ALERTS.get(str(code), str(code or error)) if isinstance(error, ssl.SSLError) else str(error)
+    if isinstance(error, (ssl.SSLEOFError, ConnectionResetError)):
+        return "the peer closed it; it may be overloaded or stopping: try again later"
+    if not isinstance(error, ssl.SSLError):
+        return str(error)
+    if _speaks_no_tls(error):
+        return "the peer does not speak TLS; give --tls DIR on both sides"
+    code = str(error.reason or error)
+    return ALERTS.get(code, code)
+
+
+def _speaks_no_tls(error: BaseException) -> bool:
+    return isinstance(error, ssl.SSLError) and error.reason in NO_TLS
 
 
 def peer_of(connection: socket.socket) -> str:
