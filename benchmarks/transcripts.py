@@ -1,7 +1,8 @@
 """Whole sessions whose bytes are spoilt on the way, by thousands: what each party makes of them.
 
     PYTHONPATH=tests python benchmarks/transcripts.py --sessions 10000 --log transcripts.jsonl
-    PYTHONPATH=tests python benchmarks/transcripts.py --only he/sign/tls:17
+    PYTHONPATH=tests python benchmarks/transcripts.py --sessions 500 --settings dealer/{sign,full,fss}/plain
+    PYTHONPATH=tests python benchmarks/transcripts.py --only seal/sign/tls:17
 
 A client reaches a server through a proxy that knows messages (on a plain connection) or TLS records, and spoils one to
 four of them anywhere in either direction: bytes flipped, cut, doubled, dropped, swapped, replayed from other sessions,
@@ -32,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,22 +311,28 @@ def run(setting: Setting, numbers: list[int], seed: int, log: Path, certificates
         file.write(json.dumps({"setting": str(setting), "sessions": len(numbers), "grown": grown, "held": end}) + "\n")
 
 
-def work(
-    part: int, parts: int, sessions: int, seed: int, only: dict[str, list[int]] | None, log: Path, certificates: Path
-) -> None:
-    """Every `parts`-th session of every setting that the log lacks, or only these."""
+def work(part: int, parts: int, wanted: dict[str, list[int]], seed: int, log: Path, certificates: Path) -> None:
+    """Every `parts`-th of the wanted sessions that the log lacks."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _hang)
     # Both ends stand on one machine: a handshake or a farewell of seconds is none.
     server_module.HANDSHAKE_TIMEOUT, channel.QUIET = 2.0, 0.1
     connect = client_module.connect
     client_module.connect = lambda host, port: connect(host, port, 2.0)
+    client_module.Client.renew = lambda self: None  # a session is one connection
     done = {(line["setting"], line["number"]) for line in lines(log) if "number" in line}
     for setting in SETTINGS:
-        numbers = range(part, round(setting.share * sessions), parts) if only is None else only.get(str(setting), [])
+        numbers = wanted.get(str(setting), [])[part::parts]
         left = [number for number in numbers if (str(setting), number) not in done]
         if left:
             run(setting, left, seed, log.with_suffix(f".{part}.jsonl"), certificates)
+
+
+def shared(sessions: int, settings: Sequence[str]) -> dict[str, list[int]]:
+    """Setting → numbers of its sessions, of so many in all, by the settings' shares."""
+    chosen = [setting for setting in SETTINGS if str(setting) in settings]
+    whole = sum(setting.share for setting in chosen)
+    return {str(setting): list(range(round(setting.share / whole * sessions))) for setting in chosen}
 
 
 def _hang(number: int, frame: Any) -> None:
@@ -388,15 +395,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--log", type=Path, default=Path("transcripts.jsonl"))
+    names = list(map(str, SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=names, default=names, metavar="SETTING", help="these alone")
     parser.add_argument("--only", help="SETTING:NUMBER, a session to run again, with another --log")
     options = parser.parse_args()
     setting, _, number = (options.only or "").rpartition(":")
-    only = {setting: [int(number)]} if options.only else None
+    wanted = {setting: [int(number)]} if options.only else shared(options.sessions, options.settings)
     with tempfile.TemporaryDirectory(prefix="parelu-transcripts-") as folder:
         tls.make_certificates(Path(folder))
-        shared = (options.processes, options.sessions, options.seed, only, options.log, Path(folder))
+        common = (options.processes, wanted, options.seed, options.log, Path(folder))
         context = multiprocessing.get_context("spawn")
-        workers = [context.Process(target=work, args=(part, *shared)) for part in range(options.processes)]
+        workers = [context.Process(target=work, args=(part, *common)) for part in range(options.processes)]
         for worker in workers:
             worker.start()
         for worker in workers:

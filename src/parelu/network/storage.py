@@ -7,9 +7,12 @@ read and written: clients of private inference do without it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_HEADER = 64 << 20  # bytes
+ABANDONED = 3600.0  # seconds
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -34,6 +38,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def drop_abandoned(folder: Path, pattern: str) -> None:
+    """Remove files of this pattern that were being written by a process that was killed, an hour ago or longer."""
+    with contextlib.suppress(OSError):
+        for file in folder.glob(pattern):
+            if time.time() - file.stat().st_mtime > ABANDONED:
+                file.unlink(missing_ok=True)
+
+
+def check_secret(path: Path) -> None:
+    """Raises UserError where anybody may write to a file that a party's secrets rest on."""
+    if path.stat().st_mode & stat.S_IWOTH:
+        raise UserError(f"{path} can be written to by anybody; make a new one, or `chmod 600 {path}` if it is yours")
 
 
 def write_json(path: Path, value: Any) -> None:

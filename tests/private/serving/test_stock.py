@@ -25,7 +25,8 @@ from parelu.private.serving.client import Client
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.session import Session
-from parelu.private.serving.stock import IDLE, STOCKS, UNUSED, ClientStocks, ServerStocks, Stock, key_of
+from parelu.private.serving.stock import IDLE, NAME_BYTES, STOCKS, UNUSED, ClientStocks, ServerStocks, Stock, key_of
+from parelu.private.transport import tls
 from parelu.private.transport.channel import Channel
 
 KEY = bytes(range(32))
@@ -157,6 +158,31 @@ def test_keys_are_this_users_alone(tmp_path):
     path.write_bytes(b"short")
     with pytest.raises(UserError, match=r"stock\.key is not a key of a stock"):
         key_of(folder)
+
+
+def test_what_a_killed_process_was_writing_goes_after_an_hour(tmp_path):
+    name, key = bytes(NAME_BYTES), key_of(tmp_path / "stock")
+    left = [tmp_path / "stock" / "use" / f".{name.hex()}.123", tmp_path / f"stock.key.{name.hex()}"]
+    (tmp_path / "stock" / "use").mkdir()
+    for age, are_there in ((60, True), (7200, False)):
+        for path in left:
+            path.write_bytes(b"half of it")
+            os.utime(path, (time.time() - age,) * 2)
+        Stock(tmp_path / "stock" / "use", key_of(tmp_path / "stock"), "use").put(name, b"whole")
+        assert [path.exists() for path in left] == [are_there] * 2
+    assert key_of(tmp_path / "stock") == key and Stock(tmp_path / "stock" / "use", key, "use").take(name) == b"whole"
+
+
+def test_a_key_that_anybody_may_write_to_is_refused(tmp_path):
+    key_of(tmp_path / "stock")
+    (tmp_path / "stock.key").chmod(0o602)
+    with pytest.raises(UserError, match=r"stock\.key can be written to by anybody; .*chmod 600"):
+        key_of(tmp_path / "stock")
+    tls.make_certificates(tmp_path / "certs")
+    (tmp_path / "certs" / "server.key").chmod(0o666)
+    tls.client_context(tmp_path / "certs")
+    with pytest.raises(UserError, match=r"server\.key can be written to by anybody"):
+        tls.server_context(tmp_path / "certs")
 
 
 def test_stocks_of_one_name_do_not_drop_each_other(tmp_path):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Collection
 from pathlib import Path
 
+from parelu.network.storage import drop_abandoned
+
 SUFFIX = ".hints"
 MOST_KEPT = 4 << 30  # bytes of a client's folder; its last set stays there even where it is larger
-ABANDONED = 3600.0  # seconds after which a file that is still being written has no writer any more
 
 
 def file_of(folder: Path, name: bytes) -> Path:
@@ -35,14 +35,14 @@ def drop_others(folder: Path, files: Collection[Path]) -> None:
         for file in folder.glob(f"*{SUFFIX}"):
             if file not in files:
                 file.unlink(missing_ok=True)
-        _drop_abandoned(folder)
+        drop_abandoned(folder, f".*{SUFFIX}.*")
 
 
 def make_room(spared: Path) -> None:
     """In the folder of a set drop others, the longest unused first, until all take no more than MOST_KEPT."""
     folder = spared.parent
     with contextlib.suppress(OSError):
-        _drop_abandoned(folder)
+        drop_abandoned(folder, f".*{SUFFIX}.*")
         others = {file: file.stat() for file in folder.glob(f"*{SUFFIX}") if file != spared}
         taken = spared.stat().st_size + sum(stat.st_size for stat in others.values())
         for file in sorted(others, key=lambda file: others[file].st_mtime_ns):
@@ -50,9 +50,3 @@ def make_room(spared: Path) -> None:
                 break
             file.unlink(missing_ok=True)
             taken -= others[file].st_size
-
-
-def _drop_abandoned(folder: Path) -> None:
-    for file in folder.glob(f".*{SUFFIX}.*"):
-        if time.time() - file.stat().st_mtime > ABANDONED:
-            file.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from parelu.errors import UserError
-from parelu.network.storage import write_atomic
+from parelu.network.storage import check_secret, drop_abandoned, write_atomic
 from parelu.private.crypto.prg import derive
 
 NAME_BYTES = 16
@@ -47,6 +47,8 @@ def key_of(folder: Path) -> bytes:
         with contextlib.suppress(FileExistsError):  # of two processes that make one, one wins
             os.link(fresh, path)
         fresh.unlink()
+    drop_abandoned(path.parent, f"{path.name}.*")
+    check_secret(path)
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
         raise UserError(f"{path} is not a key of a stock; remove it and {folder}, and prepare again")
@@ -61,6 +63,7 @@ class Stock:
 
     def __init__(self, folder: Path, key: bytes, use: str) -> None:
         self.folder, self._use = folder, use.encode()
+        drop_abandoned(folder, f".{'?' * 2 * NAME_BYTES}.*")
         self._cipher = AESGCM(derive(key, "stock", use) + derive(key, "stock, second half", use))
 
     def names(self) -> list[bytes]:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from parelu.errors import ProtocolError, UserError
+from parelu.network.storage import check_secret
 
 SINCE, DAYS = datetime.timedelta(hours=-1), 365  # from now on: clocks differ
 AUTHORITY, SERVER, CLIENT = "ca", "server", "client"
@@ -40,6 +41,7 @@ def _context(folder: Path, party: str, protocol: int) -> ssl.SSLContext:
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} is missing; make test certificates with `parelu certs {folder}`")
+    check_secret(files[2])
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
