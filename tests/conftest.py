@@ -41,7 +41,7 @@ class Silent:
     def queued(self, job: object, cost: float) -> None:
         assert cost >= 0
 
-    def moved(self, name: str, progress: Progress) -> None:
+    def moved(self, name: str, progress: Progress, where: str = "") -> None:
         assert 0 < progress.step <= progress.steps
 
     def finished(self, name: str, candidate: Candidate, *, resumed: bool) -> None:

@@ -50,8 +50,10 @@ from parelu.private.transport.link import Link, link_of
 from parelu.report.beside import Beside, beside
 from parelu.report.tables import Axis, frontier_rows
 from parelu.runs import measurement
+from parelu.runs.at_once import run_at_once
 from parelu.runs.bars import bar
 from parelu.runs.budgets import query_of
+from parelu.runs.cluster import OnRay
 from parelu.runs.deployment import server_of
 from parelu.runs.dry_run import outlook
 from parelu.runs.executor import InProcess
@@ -84,6 +86,7 @@ __all__ = [
     "Experiment",
     "InProcess",
     "Method",
+    "OnRay",
     "Options",
     "PrivateInference",
     "Queries",
@@ -129,6 +132,7 @@ __all__ = [
     "read_recipe",
     "reduce",
     "relus",
+    "run_at_once",
     "run_experiment",
     "serve",
     "server_of",

@@ -49,6 +49,10 @@ class Recipe:
     """instead of the recipe's own"""
     scale: Literal["full", "small"] = "full"
     """small: the same with narrower networks, fewer images and epochs, on colour-fashion: minutes on two cores"""
+    on: str | None = None
+    """where networks are trained, all runs at once: ray:HOST:PORT, a cluster that sees the run folder too; ray, one
+    that is started here; with cpus=N and gpus=N of each training, such as ray:auto,gpus=0.5. This machine's cores, one
+    run after another, if left out"""
     dry_run: bool = False
     """say what would be trained, and whether the data is there"""
 
@@ -73,7 +77,7 @@ class Recipe:
             return
         folder = self.run or Path("runs") / self._name
         folders = [folder / recipe.folder(one) for one in experiments]
-        runs = conduct_all(experiments, folders)
+        runs = conduct_all(experiments, folders, self.on)
         print_frontier(runs)
         print_beside(runs)
         save_report(runs, folder / "report.html")

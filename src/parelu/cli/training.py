@@ -67,6 +67,9 @@ class _Common:
     """of fresh weights, of the order of the images and of random masks"""
     run: Path | None = None
     """the run folder; a run that is there is continued"""
+    on: str | None = None
+    """where networks are trained: ray:HOST:PORT, a cluster that sees the run folder too; ray, one that is started
+    here; with cpus=N and gpus=N of each training, such as ray:auto,gpus=0.5. This machine's cores if left out"""
 
     def experiment(self, reductions: tuple[Reduction, ...] = ()) -> Experiment:
         from parelu import api
@@ -114,7 +117,7 @@ class Train(_Common, Read):
 
     def __call__(self) -> None:
         one = dataclasses.replace(self.read(self.experiment()), goes_on=self.epochs is not None and self._is_trained)
-        conduct(one, self.folder("train"))
+        conduct(one, self.folder("train"), on=self.on)
 
     @property
     def _is_trained(self) -> bool:
@@ -153,7 +156,8 @@ class Reduce(_Common, Read):
         experiment = self.read(self.experiment((api.Reduction(method, self.budget, label=self.label),)))
         query = api.query_of(self.budget, self.link, self.relu, self.offline)
         experiment = dataclasses.replace(experiment, query=query)
-        print_frontier([conduct(experiment, self.folder("-".join(filter(None, (self.method.name, self.label)))))])
+        folder = self.folder("-".join(filter(None, (self.method.name, self.label))))
+        print_frontier([conduct(experiment, folder, on=self.on)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Sweep(_Common):
         base = self.experiment(tuple(map(api.Reduction, chosen)))
         swept = api.sweep(base, self.m, self.multipliers, chosen, budgets)
         folders = [folder / str(one.model).replace(" ", "-") for one in swept]
-        runs = conduct_all(swept, folders)
+        runs = conduct_all(swept, folders, self.on)
         for ending in ("png", "svg"):
             save_sweep(runs, folder / f"sweep.{ending}")
         found = {record.metrics.relus_and_comparisons for run in runs for record in run.candidates()}
@@ -223,31 +227,42 @@ class Quickstart:
         print(gained_text(run.candidates(), int(dataset.test.labels[0])))
 
 
-def conduct_all(experiments: Sequence[Experiment], folders: Sequence[Path]) -> list[Run]:
-    """Run after run; what one of the later ones cannot do is refused before the first trains."""
+def conduct_all(experiments: Sequence[Experiment], folders: Sequence[Path], on: str | None = None) -> list[Run]:
+    """Run after run, or on a cluster all at once; what one of the later ones cannot do is refused before the first
+    trains."""
     from parelu import api
 
     for one in experiments:
         if one.seed == experiments[0].seed:
             api.outlook(one)
-    return [conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)]
+    if not on:
+        return [conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)]
+    for one, place in zip(experiments, folders, strict=True):
+        _say_what(one, place)
+    with api.TerminalProgress() as progress:
+        return api.run_at_once(experiments, folders, progress, api.OnRay.parse(on))
 
 
-def conduct(experiment: Experiment, folder: Path, lenders: Sequence[Path] = ()) -> Run:
+def conduct(experiment: Experiment, folder: Path, lenders: Sequence[Path] = (), on: str | None = None) -> Run:
     """lenders: folders of other runs, whose networks with all ReLUs are taken where they are the same."""
     from parelu import api
     from parelu.report.inspection import notes_lines
 
-    entries = ("-".join(filter(None, (one.method.name, one.label))) for one in experiment.reductions)
-    methods = "".join(f", {entry}" for entry in entries)
-    say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
+    executor = api.OnRay.parse(on) if on else None
+    _say_what(experiment, folder)
     with api.TerminalProgress() as progress:
-        run = api.run_experiment(experiment, folder, progress, lenders=lenders)
+        run = api.run_experiment(experiment, folder, progress, executor, lenders)
     has_full = (run.folder("teacher") / "candidate.json").exists()
     notes = getattr(run.candidate("teacher").spec, "notes", "") if has_full else ""  # of a network that was read
     for line in notes_lines(notes.splitlines()):
         say(line)
     return run
+
+
+def _say_what(experiment: Experiment, folder: Path) -> None:
+    entries = ("-".join(filter(None, (one.method.name, one.label))) for one in experiment.reductions)
+    methods = "".join(f", {entry}" for entry in entries)
+    say(f"{experiment.model} on {experiment.data}, seed {experiment.seed}{methods} → {folder}")
 
 
 COMMANDS: dict[str, type[Any]] = {

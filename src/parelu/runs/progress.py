@@ -44,11 +44,11 @@ class TerminalProgress:
         self.costs[task.name] = cost
         self.bars.update(self.total, total=sum(self.costs.values()))
 
-    def moved(self, name: str, progress: Step) -> None:
+    def moved(self, name: str, progress: Step, where: str = "") -> None:
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=progress.steps, note="")
         accuracy = "" if progress.validation_accuracy is None else f"{progress.validation_accuracy:5.1f} %"
-        note = f"epoch {progress.epoch}, loss {progress.loss:.2f} {accuracy}"
+        note = f"epoch {progress.epoch}, loss {progress.loss:.2f} {accuracy} {where and f'on {where}'}"
         self.bars.update(self.tasks[name], completed=progress.step, note=note)  # pyright: ignore[reportArgumentType]
         self.done[name] = self.costs[name] * progress.step / progress.steps
         self._update_total()
