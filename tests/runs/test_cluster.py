@@ -31,7 +31,7 @@ def test_texts_are_executors():
 
 
 @pytest.mark.parametrize(
-    "text", ["slurm", "ray:auto,gpu=1", "ray,cpus=half", "ray,cpus=0", "ray,gpus=-1", "ray,gpus=nan"]
+    "text", ["slurm", "ray:auto,gpu=1", "ray,cpus=half", "ray,cpus=0", "ray,gpus=-1", "ray,gpus=x"]
 )
 def test_others_are_refused(text):
     with pytest.raises(UserError, match="such as ray"):
@@ -42,7 +42,7 @@ def test_an_address_that_does_not_answer_is_named():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(UserError, match=f"127.0.0.1:{port}.*ray start --head --port {port}"):
+    with pytest.raises(UserError, match=rf"127.0.0.1:{port}.*ray start --head --port {port}"):
         cluster.connected(f"127.0.0.1:{port}")
     with pytest.raises(UserError, match="HOST:PORT"):
         cluster.connected("head")
@@ -115,5 +115,5 @@ def test_errors_of_a_task_come_back_and_shares_are_checked(two_nodes, tmp_path, 
     with pytest.raises(UserError, match="gpus=1, the Ray cluster has 0"):
         run_experiment(one, tmp_path / "a", Silent(), OnRay(nodes.address, gpus=1))
     monkeypatch.setattr(cluster, "versions", lambda: ("0.0", "0.0"))
-    with pytest.raises(UserError, match="parelu on .* where the run was started"):
+    with pytest.raises(UserError, match=r"parelu on .* where the run was started"):
         run_experiment(one, tmp_path / "b", Silent(), OnRay(nodes.address))

@@ -27,6 +27,7 @@ import torch
 import parelu
 from parelu.errors import UserError
 from parelu.methods.jobs import Task
+from parelu.runs.data_source import Named
 from parelu.runs.executor import Do, Executor, Watcher, Work
 from parelu.runs.processes import ENVIRONMENT
 from parelu.training.loop import Progress
@@ -84,7 +85,7 @@ class OnRay(Executor):
         options = {**resources, "max_retries": RETRIES, "retry_exceptions": False}
         board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
         (work.run.path / TOKEN).write_text(token := secrets.token_hex(16))
-        shared = ray.put(dataclasses.replace(work, run=dataclasses.replace(work.run, path=work.run.path.resolve())))
+        shared = ray.put(_absolute(work))
         pending: dict[Any, Task] = {}
 
         def do(tasks: Sequence[Task], of: int) -> None:
@@ -189,6 +190,14 @@ def _join(ray: ModuleType, address: str) -> None:
 def versions() -> tuple[str, str]:
     """That all of a cluster must have in common, for a task to come out alike wherever it is done."""
     return parelu.__version__, torch.__version__
+
+
+def _absolute(work: Work) -> Work:
+    """The same for a process of another working directory."""
+    run, source = dataclasses.replace(work.run, path=work.run.path.resolve()), work.source
+    if isinstance(source, Named) and source.folder:
+        source = dataclasses.replace(source, folder=source.folder.resolve())
+    return dataclasses.replace(work, run=run, source=source)
 
 
 class _Board:
