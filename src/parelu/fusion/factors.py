@@ -159,7 +159,7 @@ def _take(layer: nn.Conv2d | nn.Linear, factor: Tensor) -> None:
 
 def _divide(site: Site, factor: Tensor) -> None:
     """The polynomial of x that is that of s·x, divided by s."""
-    if site.is_identity_elsewhere:
+    if site.is_identity_elsewhere or factor.is_meta:
         return
     c0, c1, c2 = site.coefficients
     factor = factor.to(c0.dtype)
