@@ -11,6 +11,7 @@ from parelu.private.offline.mode import DEFAULT, Keep, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_for
+from parelu.private.serving.rehearsal import rehearse
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 from parelu.runs import measurement
@@ -51,4 +52,5 @@ def server_of(
     hints = measurement.program_folder(folder, lowered.program.ring) / "hints"
     with share("making hints for clients, once", f", for {hints}") as progress:
         mode.make(model, Keep(folder=hints, alone=True, progress=progress, notice=log))
+    rehearse(model)
     return Server(model, mode, address, certificates, options, log=log)

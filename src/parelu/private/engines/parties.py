@@ -17,6 +17,7 @@ import torch
 
 from parelu.errors import UserError
 from parelu.network import storage
+from parelu.private.crypto.kernels import kernels
 from parelu.private.engines.base import Options
 from parelu.private.lowering.lowered import Lowered
 from parelu.private.offline.mode import Keep, modes
@@ -158,6 +159,7 @@ def _client(folder: Path, options: Options, port: int) -> Found:
     runs, logits = [], []
     keep, link = Keep(options.queries, folder / "hints"), link_of(options.link)
     offline, relu = options.offline, options.relu
+    kernels.load()  # not while the set-up is timed
     with Client("127.0.0.1", port, offline=offline, relu=relu, keep=keep, link=link, timeout=TIMEOUT) as client:
         for images in tensors["images"].split(header["batch"]):
             client.prepare(len(images))

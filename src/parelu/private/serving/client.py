@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from parelu.errors import NoResult, UserError
 from parelu.network import cache
 from parelu.network.images import fit, read_image
-from parelu.private.crypto.kernels import kernels
 from parelu.private.lowering.encode import encode_images
 from parelu.private.offline.mode import Keep
 from parelu.private.serving.greeting import Accepted
@@ -76,7 +75,6 @@ class Client:
             UserError: nobody answers, a certificate is refused, or the pin is none.
             ProtocolError: the server breaks the protocol, or offers what is not accepted; then nothing was sent.
         """
-        kernels.load()
         accepted = Accepted(pin, relu, offline, reveal, truncation)
         tls.check_plain(host, certificates)
         self._address, self._link, self._timeout = (host, port), link, timeout
