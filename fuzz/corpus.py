@@ -226,7 +226,7 @@ def _exported() -> bytes:
 def _calibrated() -> bytes:
     fit = Fit({"macs": 1e-9, "sign": 2e-7}, {"macs": 1e-11, "sign": 1e-9})
     points = Point("relus 100", "online", 0.002, 0.0019, 1.1), Point("relus 100", "offline", 0.01, 0.012, 0.8)
-    machine, memory = Machine("a processor", 2, "numba", "0.1"), {"client": 3e8, "server": 4e8}
+    machine, memory = Machine("a processor", 2, "numba", "0.1"), {("hints", "client"): 3e8, ("hints", "server"): 4e8}
     made = Calibration(machine, "2026-11-28", {("online", "client"): fit}, {"online": fit}, memory, points)
     return json.dumps(made.to_json()).encode()
 

@@ -31,7 +31,7 @@ PARTIES = ("client", "server")
 def observed(layers: tuple[Layer, ...], link: str = "loopback") -> Observation:
     """What a machine would measure on which everything done takes the same, and on which nothing is hidden but what the
     server does while the client answers."""
-    case = Case(f"{len(layers)} layers", (2, 8, 8), layers, 3, Options(link=link))
+    case = Case(f"{len(layers)} layers", (2, 8, 8), layers, 3, Options(link=link), alone=link == "loopback")
     ready = lowered(case.shape, layers, ring_for("hints"), 3)
     asked = query(ready.program, case.options, ready)
 

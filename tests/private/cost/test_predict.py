@@ -39,7 +39,7 @@ def calibration(beside=1.0, ratios=(1.0,)):
     work = dict.fromkeys(itertools.product(PHASES, PARTIES), fit)
     shares = {f"{LINK}, {how}": beside for how in (*relus(), *modes())}
     waiting = dict.fromkeys(PHASES, Fit(Every({WAITED: 1.0, **shares}), {}))
-    memory = {"client": 100.0, "server": 200.0}
+    memory = dict.fromkeys(itertools.product(modes(), PARTIES), 100.0)
     return Calibration(Machine("a", 2, "numba", "1"), "2026", work, waiting, memory, points)
 
 
@@ -167,6 +167,9 @@ def test_what_cannot_be_predicted_is_one_line():
     lacking = dataclasses.replace(lacking, work={**lacking.work, ("online", "client"): Fit({"message": 1.0}, {})})
     with pytest.raises(UserError, match=r"^the calibration has nothing of 'input'; `parelu calibrate` measures all"):
         predict(everything(), Options(), lacking)
+    bare = dataclasses.replace(calibration(), memory={})
+    with pytest.raises(UserError, match=r"^the calibration has nothing of 'memory with hints'; `parelu calibrate`"):
+        predict(everything(), Options(), bare)
     with pytest.raises(UserError, match="offline mode seal computes in at most 59"):
         predict(everything(WIDE), Options(offline="seal"), calibration())
     with pytest.raises(UserError, match="no number above zero"):

@@ -85,11 +85,16 @@ def _slower(waited: Callable[[float], float], measured: float) -> float:
     return found
 
 
-def _memory(observations: Sequence[Observation]) -> dict[str, float]:
-    """Party → bytes of a process beside a network, by the first: its peak grows from one measurement to the next."""
-    first = observations[0]
-    peaks = {"client": first.costs.peak_mb_client or 0.0, "server": first.costs.peak_mb_server or 0.0}
-    return {party: max(0.0, 2.0**20 * peaks[party] - first.query.kept[party]) for party in PARTIES}
+def _memory(observations: Sequence[Observation]) -> dict[tuple[str, str], float]:
+    """(Offline mode, party) → bytes of its process beside what is counted of a network."""
+    found = {}
+    for each in observations:
+        if each.case.alone:
+            peaks = {"client": each.costs.peak_mb_client or 0.0, "server": each.costs.peak_mb_server or 0.0}
+            for party in PARTIES:
+                beside = 2.0**20 * peaks[party] - each.query.kept[party]
+                found[each.case.options.offline, party] = max(0.0, beside)
+    return found
 
 
 def cost_of(costs: Costs, phase: str) -> Cost:

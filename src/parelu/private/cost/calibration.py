@@ -57,13 +57,14 @@ class Point:
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """work: (phase, party) → its CPU seconds by kind of work; waiting: phase → the client's wall seconds by what
-    `waiting.steps` makes of these; memory: party → bytes of its process without a network; points: of the fit."""
+    `waiting.steps` makes of these; memory: (offline mode, party) → bytes of its process beside what is counted of a
+    network; points: of the fit."""
 
     machine: Machine
     made: str
     work: Mapping[tuple[str, str], Fit]
     waiting: Mapping[str, Fit]
-    memory: Mapping[str, float]
+    memory: Mapping[tuple[str, str], float]
     points: tuple[Point, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class Calibration:
             "made": self.made,
             "work": {" ".join(of): dataclasses.asdict(fit) for of, fit in self.work.items()},
             "waiting": {phase: dataclasses.asdict(fit) for phase, fit in self.waiting.items()},
-            "memory": dict(self.memory),
+            "memory": {" ".join(of): count for of, count in self.memory.items()},
             "points": [dataclasses.asdict(point) for point in self.points],
         }
         return {**value, "sha256": storage.digest(value)}
@@ -94,7 +95,7 @@ class Calibration:
             points = tuple(Point(**point) for point in value["points"])
             if not all(map(_is_seconds, points)) or not points:
                 raise ValueError("its points are no seconds above zero")
-            memory = {party: value["memory"][party] for party in ("client", "server")}
+            memory = {_pair(of): count for of, count in value["memory"].items()}
             _check(memory)
             return cls(machine, str(value["made"]), work, waiting, memory, points)
         except (KeyError, TypeError, AttributeError) as error:
@@ -136,7 +137,7 @@ def _is_seconds(point: Point) -> bool:
     return math.isfinite(point.measured + point.slower) and min(point.measured, point.predicted) > 0 <= point.slower
 
 
-def _check(numbers: Mapping[str, float]) -> None:
+def _check(numbers: Mapping[Any, float]) -> None:
     if not all(type(n) is float and 0 <= n < math.inf for n in numbers.values()):
         raise ValueError("a coefficient is no number from zero")
 

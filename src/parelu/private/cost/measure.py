@@ -48,19 +48,21 @@ DEEP = (3, 8, 8), (Layer(8, relus=100, bits=10),) * 12, 10
 SQUARES = {(1, 32, 32): 500, (2, 16, 16): 400}
 LARGE = (16, 64, 64), (Layer(16, relus=40000, bits=14),), 10
 LARGE_SQUARES = (16, 32, 32), (Layer(singles=True, squares=16000), Layer(singles=True, squares=8000)), 10
+ALONE = (3, 32, 32), (Layer(16, relus=4000, bits=14), Layer(16, relus=4000, bits=14)), 10
 MOST, MOST_SLOW = 20_000, 2_000  # ReLUs of a network that is drawn, and of one for a link that is slow
 GROWN = 12  # bits of its ReLUs at most, where both parties grow trees
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A program under some options, by a name for people."""
+    """A program under some options, by a name for people. alone: in processes of its own, whose peak memory is its."""
 
     name: str
     shape: tuple[int, int, int]
     layers: tuple[Layer, ...]
     classes: int
     options: Options
+    alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +78,19 @@ class Observation:
 def cases(links: Sequence[str] = LINKS, times: int = 1) -> list[Case]:
     """Every ReLU protocol and offline mode that is there, plugins among them, and all that a layer can be.
 
-    But for the first, whose memory is that of a process with little of a network, their order is drawn, each time
-    another, so that how fast the machine is from minute to minute is nothing that kinds differ in.
+    But for those whose memory is measured, once, their order is drawn, each time another, so that how fast the machine
+    is from minute to minute is nothing that kinds differ in.
     """
-    first, *others = *_linear(), *_relus(), *_squares(), *_deep(), *_large(), *_networks(("loopback", *links))
+    found = [*_linear(), *_relus(), *_squares(), *_deep(), *_large(), *_networks(("loopback", *links))]
     rng = random.Random(0)
-    orders = (rng.sample(others, len(others)) for _ in range(times))
-    return [first, *itertools.chain(*orders)]
+    orders = (rng.sample(found, len(found)) for _ in range(times))
+    return [*_alone(), *itertools.chain(*orders)]
+
+
+def _alone() -> Iterator[Case]:
+    """Of each mode something of all that its process loads and needs meanwhile; protocols hardly differ."""
+    for mode in modes():
+        yield Case(f"alone, {mode}", *ALONE, Options(offline=mode), alone=True)
 
 
 def _linear() -> Iterator[Case]:
@@ -152,16 +160,23 @@ def observe(given: Sequence[Case], progress: Callable[[Observation], None]) -> l
     """Measure them one after another, in two processes. progress: is told of each."""
     observations: list[Observation] = []
     with Parties() as parties:
-        measuring = Undisturbed(parties)
+        together = Undisturbed(parties)
         for case in given:
-            options = case.options
-            ready = lowered(case.shape, case.layers, ring_for(options.offline), case.classes)
-            count = QUERIES_SLOW if _is_slow(options.link) else QUERIES
-            found = measuring(ready, noise(count, case.shape, seed=0), options)
-            asked = query(ready.program, options, ready)
-            observations.append(Observation(case, asked, found.costs, found.disturbed))
+            if case.alone:
+                with Parties() as own:
+                    observations.append(_observed(case, Undisturbed(own)))
+            else:
+                observations.append(_observed(case, together))
             progress(observations[-1])
     return observations
+
+
+def _observed(case: Case, measuring: Undisturbed) -> Observation:
+    options = case.options
+    ready = lowered(case.shape, case.layers, ring_for(options.offline), case.classes)
+    count = QUERIES_SLOW if _is_slow(options.link) else QUERIES
+    found = measuring(ready, noise(count, case.shape, seed=0), options)
+    return Observation(case, query(ready.program, options, ready), found.costs, found.disturbed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What the parties hold in memory: bytes of arrays that stay, of a program alone.
 
-Not what a layer needs while it is computed, nor the interpreter and its libraries.
+Not what a layer needs while it is computed, nor the interpreter, its libraries and the code of kernels: of these a
+calibration has what some program of the same offline mode took.
 """
 
 from __future__ import annotations

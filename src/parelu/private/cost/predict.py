@@ -134,7 +134,11 @@ def predict(program: Program, options: Options, calibration: Calibration, lowere
 def prediction(asked: Query, calibration: Calibration) -> Prediction:
     """Raises UserError where the calibration lacks what is asked for."""
     estimates = {phase: estimate(phase, asked, calibration) for phase in PHASES}
-    peak = {party: count + calibration.memory[party] for party, count in asked.kept.items()}
+    offline = asked.how["offline"]
+    try:
+        peak = {party: count + calibration.memory[offline, party] for party, count in asked.kept.items()}
+    except KeyError as error:
+        raise _lacking(KeyError(f"memory with {offline}")) from error
     return Prediction(**estimates, memory=peak)
 
 
