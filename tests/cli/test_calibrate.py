@@ -1,6 +1,5 @@
 """The command that measures this machine: what it keeps and draws, and what it refuses before it starts."""
 
-import dataclasses
 import json
 
 import pytest
@@ -17,22 +16,18 @@ from parelu.private.engines.base import Options
 from parelu.runs.pricing import price_of
 
 
+def _case(relus, link):
+    options = Options("sign", "dealer", link)
+    return Case(f"{relus} ReLUs, {link}", (1, 4, 4), (Layer(2, relus=relus),), 2, options, alone=relus == 3)
+
+
 @pytest.fixture
 def few(monkeypatch, parties_as_threads):
     """Tiny programs, by both parties in this process."""
 
     def cases(links, times):
-        return times * [
-            Case(
-                f"{count} ReLUs, {link}",
-                (1, 4, 4),
-                (Layer(2, relus=count),),
-                2,
-                Options("sign", "dealer", link),
-                count == 3,
-            )
-            for n, link in ((3, "loopback"), (30, "loopback"), *((9, link) for link in links))
-        ]
+        found = ((3, "loopback"), (30, "loopback"), *((9, link) for link in links))
+        return times * [_case(count, link) for count, link in found]
 
     monkeypatch.setattr(api, "cases", cases)
     monkeypatch.setattr(measure, "TRIES", 1)  # or what else runs here were measured with it
