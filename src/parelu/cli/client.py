@@ -11,7 +11,7 @@ import functools
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,21 +176,27 @@ class Prepare:
             )
         missing = max(0, self.count - kept)
         started = time.perf_counter()
-        first = self._make(1) if missing else 0  # with it come the hints, once for all processes
+        made = 0
         with verbs.bar(f"{missing} inferences", missing) as progress:
-            progress(first)
-            self._fill(missing - first, progress)
+            try:
+                for done in self._shares(missing):
+                    made += done
+                    progress(done)
+            except (ProtocolError, UserError) as error:
+                raise type(error)(f"{error}; {made} of {missing} were made, and the same command goes on") from error
         say(f"{self.count} in {self.stock_dir}, {missing} made in {duration(time.perf_counter() - started)}; {trust}")
 
-    def _fill(self, missing: int, progress: Callable[[int], None]) -> None:
-        shares = [min(A_CONNECTION, missing - first) for first in range(0, missing, A_CONNECTION)]
+    def _shares(self, missing: int) -> Iterator[int]:
+        """Make them, a few by each connection; gives the number of each, when they are in the stock."""
+        if missing:
+            yield self._make(1)  # with it come the hints, once for all processes
+        shares = [min(A_CONNECTION, missing - first) for first in range(1, missing, A_CONNECTION)]
         with contextlib.ExitStack() as stack:
             spread = map
             if self.jobs > 1:
                 context = multiprocessing.get_context("spawn")
                 spread = stack.enter_context(ProcessPoolExecutor(self.jobs, context)).map
-            for done in spread(self._make, shares):
-                progress(done)
+            yield from spread(self._make, shares)
 
     def _make(self, share: int) -> int:
         with client_of(self, self.count) as client:

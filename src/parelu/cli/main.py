@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what = f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
         sys.exit(_fail(f"{what}; {remedy} and run the same command again: finished networks are kept"))
     except KeyboardInterrupt:
-        say("parelu: interrupted; run the same command again to go on from the last finished epoch")
+        say("parelu: interrupted; run the same command again to go on from what is finished")
         sys.exit(130)
 
 
