@@ -72,6 +72,7 @@ from parelu.runs.progress import TerminalProgress
 from parelu.runs.recipes import read_recipe
 from parelu.runs.scale import difference, small
 from parelu.runs.sweep import parse_budgets, sweep
+from parelu.runs.tracking import MLflow, TensorBoard, follow
 from parelu.runs.workload import Workload, trained_workload, untrained_workload, workload_on
 from parelu.training.schedule import Training
 
@@ -85,6 +86,7 @@ __all__ = [
     "Dataset",
     "Experiment",
     "InProcess",
+    "MLflow",
     "Method",
     "OnRay",
     "Options",
@@ -95,6 +97,7 @@ __all__ = [
     "Run",
     "ServerOptions",
     "Subject",
+    "TensorBoard",
     "TerminalProgress",
     "WayOut",
     "Workload",
@@ -109,6 +112,7 @@ __all__ = [
     "designs",
     "difference",
     "export",
+    "follow",
     "instrument",
     "is_trained",
     "link_of",

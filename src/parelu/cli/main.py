@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 import parelu
-from parelu.cli import bench, calibrate, client, compare, export, inspection, private, recipes, training
+from parelu.cli import bench, calibrate, client, compare, export, inspection, private, recipes, tracking, training
 from parelu.cli.output import say
 from parelu.errors import ProtocolError, UserError
 
@@ -29,6 +29,7 @@ COMMANDS: dict[str, type[Any]] = {
     **compare.COMMANDS,
     **bench.COMMANDS,
     **export.COMMANDS,
+    **tracking.COMMANDS,
     **calibrate.COMMANDS,
     **private.COMMANDS,
     **client.COMMANDS,
