@@ -2,6 +2,8 @@
 # make test         the test suite
 # make lint         style and types
 # make docs         the tables in README.md and docs/ that follow from the code
+# make pictures     docs/demo.png, by a headless chromium
+# make demo-networks  the two networks that `parelu demo` shows, trained again, in minutes
 # make site         the guide and the API reference as a site, in build/site
 # make mutants      which small changes to the code the tests do not notice, half an hour; ROOMS="gate masks" for some rooms
 # make fuzz         every decoder of bytes of others, some minutes; SECONDS=3600 for an hour, TARGETS="program material"
@@ -26,6 +28,12 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	.venv/bin/python docs/generate.py
 
+pictures: .venv/.browser
+	.venv/bin/python docs/pictures.py
+
+demo-networks: $(INSTALLED)
+	.venv/bin/python benchmarks/demo_networks.py
+
 site: .venv/.site
 	rm -rf build/pages
 	mkdir -p build/pages/benchmarks
@@ -45,7 +53,7 @@ fuzz: .venv/.fuzz
 fuzz-corpus: $(INSTALLED)
 	.venv/bin/python -m fuzz.corpus
 
-.venv/.site .venv/.mutants .venv/.fuzz: .venv/.%: $(INSTALLED)
+.venv/.site .venv/.mutants .venv/.fuzz .venv/.browser: .venv/.%: $(INSTALLED)
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
@@ -55,4 +63,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: quickstart test lint docs site mutants fuzz fuzz-corpus
+.PHONY: quickstart test lint docs pictures demo-networks site mutants fuzz fuzz-corpus

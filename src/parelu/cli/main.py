@@ -18,7 +18,19 @@ from typing import Any
 import tyro
 
 import parelu
-from parelu.cli import bench, calibrate, client, compare, export, inspection, private, recipes, tracking, training
+from parelu.cli import (
+    bench,
+    calibrate,
+    client,
+    compare,
+    demo,
+    export,
+    inspection,
+    private,
+    recipes,
+    tracking,
+    training,
+)
 from parelu.cli.output import say
 from parelu.errors import ProtocolError, UserError
 
@@ -33,6 +45,7 @@ COMMANDS: dict[str, type[Any]] = {
     **calibrate.COMMANDS,
     **private.COMMANDS,
     **client.COMMANDS,
+    **demo.COMMANDS,
 }
 
 ABOUT = (
