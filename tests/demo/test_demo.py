@@ -129,7 +129,7 @@ def test_a_network_that_cannot_be_served_ends_the_demonstration(tmp_path):
     (tmp_path / "candidate.safetensors").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(show, "ServerProcess", _RefusedServer)
-        failing = show.Demonstration({"full": show.Shown("x", tmp_path, 1.0)}, (3, 28, 28), Link())
+        failing = show.Demonstration({"full": show.Shown("x", tmp_path, 1.0)}, (3, 28, 28), Link(), tmp_path / "own")
         with failing.events.listening() as told:
             *_, (_, content) = told_until(told, "state", lambda content: content["stage"] == "failed")
         failing.close()
@@ -160,7 +160,7 @@ def test_the_packaged_networks_are_small_and_say_what_they_gain():
     assert size < 500_000
     full, reduced = (api.load(folder) for folder in folders.values())
     assert api.count(reduced).relus < api.count(full).relus / 5
-    assert 85 < full.trained.test_accuracy < 99 and reduced.trained.test_accuracy < full.trained.test_accuracy - 1
+    assert full.trained.test_accuracy > 90 and reduced.trained.test_accuracy > full.trained.test_accuracy - 3
 
 
 # As a person sees it

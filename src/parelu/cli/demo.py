@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Demo:
 
         if not 0 <= self.port <= 65535:
             raise UserError("give --port from 0 to 65535")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         link = api.link_of(self.link)
         with demo.page(self.run, link, self.port) as page:
             print(page.address, flush=True)

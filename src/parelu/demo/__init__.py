@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from parelu.demo import networks
 from parelu.demo.show import Demonstration
 from parelu.demo.web import Page
+from parelu.network.preprocessing import fit
 from parelu.private.transport.link import Link
 
 __all__ = ["page"]
@@ -23,11 +25,12 @@ def page(run: Path | None, link: Link, port: int = 0) -> Iterator[Page]:
     Raises UserError where there is no such run, its images are missing, or the port is in use.
     """
     shown, dataset = networks.shown(networks.packaged() if run is None else networks.of_run(run))
-    images = dataset.test.take(min(len(dataset.test), CHOICES))
-    ((pixels, labels),) = images.in_order(CHOICES)
-    show = Demonstration(shown, dataset.input_shape, link)
-    try:
-        with contextlib.closing(Page(show, pixels, labels, port)) as found:
-            yield found
-    finally:
-        show.close()
+    ((pixels, labels),) = dataset.test.take(min(len(dataset.test), CHOICES)).in_order(CHOICES)
+    channels, height, width = dataset.input_shape
+    with tempfile.TemporaryDirectory(prefix="parelu-demo-", ignore_cleanup_errors=True) as folder:
+        show = Demonstration(shown, (channels, height, width), link, Path(folder))
+        try:
+            with contextlib.closing(Page(show, fit(pixels, (3, height, width)), labels, port)) as found:
+                yield found
+        finally:
+            show.close()

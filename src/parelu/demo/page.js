@@ -29,7 +29,7 @@ function picture(canvas) {
 
 // 1. The image.
 
-const pad = element("pad"), pen = { x: 14, y: 14, down: false };
+const pad = element("pad"), pen = { x: 14, y: 14, down: false };  // in pixels of the image
 let truth = null, page = Math.floor(Math.random() * 100), last = null;
 
 const context = () => pad.getContext("2d", { willReadFrequently: true });
@@ -48,7 +48,7 @@ function drawn() {
 function stroke(from, to) {
   const own = context();
   own.strokeStyle = element("ink").value;
-  own.lineWidth = 2.6;
+  own.lineWidth = pad.width / 11;
   own.lineCap = own.lineJoin = "round";
   own.beginPath();
   own.moveTo(from.x, from.y);
@@ -84,8 +84,8 @@ pad.addEventListener("keydown", event => {
     if (pen.down) stroke(pen, pen);
   } else if (event.key in MOVES) {
     const before = { x: pen.x, y: pen.y }, [right, down] = MOVES[event.key];
-    pen.x = Math.min(27, Math.max(1, pen.x + right));
-    pen.y = Math.min(27, Math.max(1, pen.y + down));
+    pen.x = Math.min(pad.width - 1, Math.max(1, pen.x + right));
+    pen.y = Math.min(pad.height - 1, Math.max(1, pen.y + down));
     if (pen.down) stroke(before, pen);
   } else return;
   tell(`Pen ${pen.down ? "down" : "up"}, column ${pen.x}, row ${pen.y}`);
@@ -242,7 +242,9 @@ class Card {
   }
 
   draw(shares) {
-    this.shares.replaceChildren(...shares.map((share, index) => {
+    // Of many classes the ten likeliest.
+    const least = [...shares].sort((a, b) => b - a)[9] ?? 0, kept = [...shares.entries()].filter(([, share]) => share >= least).slice(0, 10);
+    this.shares.replaceChildren(...kept.map(([index, share]) => {
       const bar = make("i", { title: `${(100 * share).toFixed(0)} %` });
       bar.style.height = `${5 * share}rem`;
       return make("div", {}, bar, `${index}`);

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import queue
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from parelu.client import make_certificates
 from parelu.demo.parties import Answer, Client, ServerProcess
 from parelu.errors import NoResult, ProtocolError, UserError
+from parelu.network.images import fit
 from parelu.private.lowering.ops import Activation
 from parelu.private.lowering.program import Program
 from parelu.private.transport.link import Link
@@ -85,9 +85,12 @@ class Demonstration:
             `wire`, `answer`, `refused`.
     """
 
-    def __init__(self, networks: Mapping[str, Shown], shape: tuple[int, int, int], link: Link) -> None:
-        """networks: by key, in the order in which they are asked."""
+    def __init__(self, networks: Mapping[str, Shown], shape: tuple[int, int, int], link: Link, folder: Path) -> None:
+        """networks: by key, in the order in which they are asked. shape: (C, H, W) of the images that they classify.
+        folder: an empty one, for certificates, hints and the server's files.
+        """
         self.networks, self.shape, self.link, self.events = networks, shape, link, Events()
+        self._folder = folder
         self._images: queue.Queue[NDArray[np.uint8] | None] = queue.Queue()
         self._busy = threading.Lock()  # held from an image to the moment when the next one is welcome
         self._busy.acquire()
@@ -96,10 +99,10 @@ class Demonstration:
         self._thread.start()
 
     def ask(self, image: NDArray[np.uint8]) -> bool:
-        """Have the networks classify it, uint8 (C, H, W); False while they cannot yet."""
+        """Have the networks classify it, uint8 (3, H, W); False while they cannot yet."""
         if not self._busy.acquire(blocking=False):
             return False
-        self._images.put(image)
+        self._images.put(fit(image, self.shape))
         return True
 
     def close(self) -> None:
@@ -110,13 +113,12 @@ class Demonstration:
     def _run(self) -> None:
         self._stage("starting")
         try:
-            with tempfile.TemporaryDirectory(prefix="parelu-demo-") as folder:
-                self._between_parties(Path(folder))
+            self._between_parties()
         except (UserError, ProtocolError, OSError) as error:
             self._stage("failed", message=str(error))
 
-    def _between_parties(self, folder: Path) -> None:
-        certificates = folder / "certificates"
+    def _between_parties(self) -> None:
+        folder, certificates = self._folder, self._folder / "certificates"
         make_certificates(certificates)
         folders = {key: _copied(shown.folder, folder / key) for key, shown in self.networks.items()}
         with contextlib.ExitStack() as stack:

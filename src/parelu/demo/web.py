@@ -49,7 +49,7 @@ class Page(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, show: Demonstration, images: Tensor, labels: Tensor, port: int = 0) -> None:
-        """images: uint8 (N, C, H, W) to choose from, with their labels; port: 0 for a free one.
+        """images: uint8 (N, 3, H, W) to choose from, with their labels; port: 0 for a free one.
 
         Raises UserError where it is in use.
         """
