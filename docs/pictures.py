@@ -29,7 +29,7 @@ def save(target: Path, scheme: str, executable: str) -> None:
                 tab.wait_for_selector("#ask:enabled", timeout=READY)
                 tab.locator("#choices input").nth(CHOSEN).check(force=True)
                 tab.click("#ask")
-                tab.wait_for_function("document.querySelector('#gain').textContent.includes('fewer ReLUs')")
+                tab.locator("#gain", has_text="fewer ReLUs").wait_for(timeout=READY)
             tab.wait_for_selector("#ask:enabled", timeout=READY)
             tab.screenshot(path=target, full_page=True)
 

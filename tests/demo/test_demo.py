@@ -21,6 +21,7 @@ from parelu import api, data, demo
 from parelu.client import make_certificates
 from parelu.demo import networks, parties, show
 from parelu.errors import ProtocolError, UserError
+from parelu.network.images import fit
 from parelu.private.lowering.encode import encode_images
 from parelu.private.transport.channel import HEADER
 from parelu.private.transport.link import Link
@@ -100,7 +101,7 @@ def test_what_is_shown_as_received_is_the_image_less_the_mask(page, tmp_path):
     make_certificates(tmp_path / "certificates")
     folder = tmp_path / "network"
     shutil.copytree(networks.packaged()[networks.REDUCED], folder)
-    image = page.images[1].numpy()
+    image = fit(page.images[1].numpy(), (3, 16, 16))
     with ServerThread({"one": folder}, tmp_path / "certificates", Link()) as server:
         told: list = []
         with parties.Client(
@@ -111,9 +112,7 @@ def test_what_is_shown_as_received_is_the_image_less_the_mask(page, tmp_path):
             mask = material._content.mask.copy()
             answer = client.ask(image)
             sent = np.frombuffer(answer.received, np.uint64) + mask.reshape(-1)
-            assert np.array_equal(
-                sent.view(np.int64), encode_images(client.program, client._client.fit(image[None])).reshape(-1)
-            )
+            assert np.array_equal(sent.view(np.int64), encode_images(client.program, image[None]).reshape(-1))
             assert {phase for phase, *_ in told} >= {"offline", "online"}
 
 
@@ -129,7 +128,7 @@ def test_a_network_that_cannot_be_served_ends_the_demonstration(tmp_path):
     (tmp_path / "candidate.safetensors").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(show, "ServerProcess", _RefusedServer)
-        failing = show.Demonstration({"full": show.Shown("x", tmp_path, 1.0)}, (3, 28, 28), Link(), tmp_path / "own")
+        failing = show.Demonstration({"full": show.Shown("x", tmp_path, 1.0, (3, 9, 9))}, Link(), tmp_path / "own")
         with failing.events.listening() as told:
             *_, (_, content) = told_until(told, "state", lambda content: content["stage"] == "failed")
         failing.close()
@@ -184,7 +183,7 @@ def tab(browser, page):  # noqa: F811 - the fixture
 
 def answers(tab) -> list[int]:
     """What both networks say, when they have."""
-    tab.wait_for_function("document.querySelector('#gain').textContent.includes('fewer ReLUs')", timeout=60_000)
+    tab.locator("#gain", has_text="fewer ReLUs").wait_for(timeout=60_000)
     return [int(re.match(r"\d", text)[0]) for text in tab.locator(".label").all_inner_texts()]  # pyright: ignore
 
 

@@ -26,11 +26,11 @@ def page(run: Path | None, link: Link, port: int = 0) -> Iterator[Page]:
     """
     shown, dataset = networks.shown(networks.packaged() if run is None else networks.of_run(run))
     ((pixels, labels),) = dataset.test.take(min(len(dataset.test), CHOICES)).in_order(CHOICES)
-    channels, height, width = dataset.input_shape
+    _, *size = dataset.input_shape
     with tempfile.TemporaryDirectory(prefix="parelu-demo-", ignore_cleanup_errors=True) as folder:
-        show = Demonstration(shown, (channels, height, width), link, Path(folder))
+        show = Demonstration(shown, link, Path(folder))
         try:
-            with contextlib.closing(Page(show, fit(pixels, (3, height, width)), labels, port)) as found:
+            with contextlib.closing(Page(show, fit(pixels, (3, *size)), labels, port)) as found:
                 yield found
         finally:
             show.close()

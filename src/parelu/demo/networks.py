@@ -34,10 +34,15 @@ def of_run(folder: Path) -> dict[str, Path]:
 
 
 def shown(folders: dict[str, Path]) -> tuple[dict[str, Shown], api.Dataset]:
-    """The networks in these folders, and the data set of them all. Raises UserError where its images are missing."""
+    """The networks in these folders, and the data set of them all, at the size that it has.
+
+    Raises UserError where its images are missing.
+    """
     candidates = {key: api.load(folder) for key, folder in folders.items()}
     titles = {FULL: "All ReLUs", REDUCED: "Reduced"}
     networks = {
-        key: Shown(titles[key], folders[key], candidate.trained.test_accuracy) for key, candidate in candidates.items()
+        key: Shown(titles[key], folders[key], candidate.trained.test_accuracy, tuple(candidate.preprocessing["image"]))
+        for key, candidate in candidates.items()
     }
-    return networks, measurement.dataset_of(candidates[FULL], measurement.data_folder_of(folders[FULL]))
+    name = measurement.dataset_name(candidates[FULL])
+    return networks, api.data.load(name, folder=measurement.data_folder_of(folders[FULL]))

@@ -70,11 +70,12 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A network of the demonstration. accuracy: of the test set, in percent."""
+    """A network of the demonstration. accuracy: of the test set, in percent; shape: (C, H, W) of images it takes."""
 
     title: str
     folder: Path
     accuracy: float
+    shape: tuple[int, int, int]
 
 
 class Demonstration:
@@ -85,11 +86,11 @@ class Demonstration:
             `wire`, `answer`, `refused`.
     """
 
-    def __init__(self, networks: Mapping[str, Shown], shape: tuple[int, int, int], link: Link, folder: Path) -> None:
-        """networks: by key, in the order in which they are asked. shape: (C, H, W) of the images that they classify.
-        folder: an empty one, for certificates, hints and the server's files.
+    def __init__(self, networks: Mapping[str, Shown], link: Link, folder: Path) -> None:
+        """networks: by key, in the order in which they are asked. folder: an empty one, for certificates, hints and the
+        server's files.
         """
-        self.networks, self.shape, self.link, self.events = networks, shape, link, Events()
+        self.networks, self.link, self.events = networks, link, Events()
         self._folder = folder
         self._images: queue.Queue[NDArray[np.uint8] | None] = queue.Queue()
         self._busy = threading.Lock()  # held from an image to the moment when the next one is welcome
@@ -102,7 +103,7 @@ class Demonstration:
         """Have the networks classify it, uint8 (3, H, W); False while they cannot yet."""
         if not self._busy.acquire(blocking=False):
             return False
-        self._images.put(fit(image, self.shape))
+        self._images.put(image)
         return True
 
     def close(self) -> None:
@@ -129,9 +130,9 @@ class Demonstration:
                 clients[key] = stack.enter_context(client)
                 self.events.tell("network", network=key, keeps=True, **_described(shown, client))
             self._stage("warming")
-            for client in clients.values():  # what is compiled for the first query, and sent before it once
+            for key, client in clients.items():  # what is compiled for the first query, and sent before it once
                 client.prepare()
-                client.ask(np.zeros(self.shape, np.uint8))
+                client.ask(np.zeros(self.networks[key].shape, np.uint8))
             self._serve(clients)
 
     def _serve(self, clients: Mapping[str, Client]) -> None:
@@ -150,7 +151,7 @@ class Demonstration:
             for key, client in clients.items():
                 self._phase = "online"
                 try:
-                    self._answered(key, client.ask(image))
+                    self._answered(key, client.ask(fit(image, self.networks[key].shape)))
                 except NoResult as error:  # of an image unlike those that the network was calibrated on
                     self.events.tell("refused", network=key, message=str(error))
 

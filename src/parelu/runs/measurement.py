@@ -44,8 +44,8 @@ def silent(done: int) -> None:
     """No progress."""
 
 
-def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset:
-    """The data set that a candidate was trained on, at its own size; raises `UserError` where it is unknown."""
+def dataset_name(candidate: Candidate) -> str:
+    """Of the data set that a candidate was trained on; raises `UserError` where it is unknown, or was in memory."""
     name = candidate.preprocessing.get("dataset")
     if not isinstance(name, str):
         raise UserError("the candidate does not say what data it was trained on; train it with parelu")
@@ -54,8 +54,13 @@ def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset
             "the network was trained on a data set in memory, which no file has; give --calibrate FOLDER with images "
             "like its own, or run it from Python: parelu.bench(candidate, dataset), parelu.serve(candidate, dataset)"
         )
+    return name
+
+
+def dataset_of(candidate: Candidate, folder: Path | None = None) -> data.Dataset:
+    """The data set that a candidate was trained on, at its own size; raises as `dataset_name`."""
     native = candidate.preprocessing.get("image")
-    return data.load(name, folder=folder, input_shape=tuple(native) if native else None)
+    return data.load(dataset_name(candidate), folder=folder, input_shape=tuple(native) if native else None)
 
 
 def data_folder_of(folder: Path) -> Path | None:
