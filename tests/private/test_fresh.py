@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from small_networks import program_of
 
 from parelu.network.count import skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
 from parelu.private.cost.traffic import traffic
-from parelu.private.fresh import fresh, noise, program_of
+from parelu.private.fresh import fresh, noise
 from parelu.private.lowering.lower import lower
 from parelu.private.lowering.ops import Activation, Truncate
 from parelu.private.offline.mode import modes, ring_for

@@ -7,13 +7,13 @@ import re
 import pytest
 from conftest import Silent
 from markupsafe import escape
+from small_networks import program_of
 
 from parelu.errors import UserError
 from parelu.network.count import skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
 from parelu.private.cost.predict import averaged
-from parelu.private.fresh import program_of
 from parelu.private.lowering import refusals
 from parelu.private.offline.mode import ring_for
 from parelu.private.rows import Cost, Costs, Difference, PrivateInference, RingAccuracy, Row

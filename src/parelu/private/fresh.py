@@ -13,13 +13,11 @@ from parelu.network.count import shared_skeleton
 from parelu.network.instrument import network_of
 from parelu.network.plan import Plan
 from parelu.network.preprocessing import normalise
-from parelu.network.sites import Network
 from parelu.network.spec import Spec
 from parelu.private.crypto.ring import WIDE, Ring
-from parelu.private.lowering.lower import Lowered, lower, translated
+from parelu.private.lowering.lower import Lowered, lower
 
 NOISE, LEAST_NOISE = 16, 4  # images; of large ones fewer do, which have more places
-FEWEST = 2  # that ranges are of
 PIXELS = 1 << 18  # of all images
 
 
@@ -36,13 +34,6 @@ def untrained(spec: Spec, keep: float, seed: int) -> Candidate:
 def fresh(spec: Spec, plan: Plan, seed: int = 0) -> Candidate:
     """A candidate with fresh weights. Its batch-norms are set by noise, so that activations have the range that
     training gives them."""
-    network, preprocessing = _ready(spec, plan, seed)
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return Candidate(spec, plan, weights, None, preprocessing)
-
-
-def _ready(spec: Spec, plan: Plan, seed: int) -> tuple[Network, dict[str, list[float]]]:
-    """Such a network, in training mode, and the preprocessing of images for it."""
     torch.manual_seed(seed)
     network = network_of(spec)
     plan.apply(network)
@@ -53,23 +44,14 @@ def _ready(spec: Spec, plan: Plan, seed: int) -> tuple[Network, dict[str, list[f
     mean, std = (0.5,) * spec.input[0], (0.25,) * spec.input[0]
     with torch.no_grad():
         network(normalise(noise(_count(spec.input), spec.input, seed), mean, std))
-    return network, {"mean": list(mean), "std": list(std)}
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Candidate(spec, plan, weights, None, {"mean": list(mean), "std": list(std)})
 
 
 def sketch(spec: Spec, plan: Plan, ring: Ring = WIDE) -> Lowered:
     """The program that a network with fresh weights would have."""
     candidate = fresh(spec, plan)
     return lower(candidate.network(), noise(_count(spec.input), spec.input, seed=1), candidate.preprocessing, ring=ring)
-
-
-def program_of(spec: Spec, plan: Plan, ring: Ring = WIDE) -> Lowered:
-    """As `sketch`, in a fraction of its time: its ranges are of two images, and it is not verified.
-
-    A trained network's has the same ops and shapes, ReLUs and squares; only how large its numbers are is its own: bits
-    of ReLUs and truncations, and of the output.
-    """
-    network, preprocessing = _ready(spec, plan, seed=0)
-    return translated(network.eval(), noise(FEWEST, spec.input, seed=1), preprocessing, ring=ring).lowered
 
 
 def _count(shape: tuple[int, int, int]) -> int:

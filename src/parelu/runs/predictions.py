@@ -12,7 +12,6 @@ from parelu.errors import UserError
 from parelu.fusion.fuse import Cost
 from parelu.fusion.packing import seconds
 from parelu.network.candidate import Candidate
-from parelu.network.count import skeleton
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
@@ -21,7 +20,7 @@ from parelu.private.cost.calibration import Calibration, warning_of
 from parelu.private.cost.predict import Predicted, Query, prediction, query
 from parelu.private.engines.base import Options, chosen
 from parelu.private.lowering.lowered import Lowered
-from parelu.private.lowering.outline import outline
+from parelu.private.lowering.outline import outline, planned
 from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import ring_for
 from parelu.private.transport.link import link_of
@@ -122,10 +121,8 @@ class _Planned:
 
 
 @functools.lru_cache(512)
-def _of_plan(planned: _Planned, options: Options) -> Query:
-    network = skeleton(planned.spec)
-    planned.plan.apply(network)
-    return _of_network(network, options, seconds)
+def _of_plan(asked: _Planned, options: Options) -> Query:
+    return query(planned(asked.spec, asked.plan, ring=ring_for(options.offline)), options)
 
 
 def _of_network(network: Network, options: Options, cost: Cost) -> Query:

@@ -18,22 +18,22 @@ from parelu.private.cost import calibration
 from parelu.private.cost.calibration import Calibration
 from parelu.private.cost.predict import predict
 from parelu.private.engines.base import Options
-from parelu.private.fresh import program_of
 from parelu.private.lowering.ops import Activation, Op
+from parelu.private.lowering.outline import planned
 from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import ring_for
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
-    """A `Price`: what a program with fresh weights is predicted to take.
+    """A `Price`: what a program of its shapes and masks alone is predicted to take.
 
     Attributes:
         query: how it runs.
         calibration: of seconds.
         known: spec and digest of a plan → its price.
         programs: spec and which kinds of activation each site has → the program of such a plan. Other plans of these
-            kinds differ in positions only: their price is a walk over that program, not a network that is lowered.
+            kinds differ in positions only: their price is a walk over that program, not a network that is outlined.
     """
 
     query: Options
@@ -65,15 +65,14 @@ class Calibrated:
     def _program(self, spec: Spec, plan: Plan) -> Program:
         kinds = tuple(Kinds.of(site) for site in plan.sites.values())
         if any(kind.squares and kind.lines for kind in kinds):
-            return self._lowered(spec, plan)
+            return self._outlined(spec, plan)
         if (spec, kinds) not in self.programs:
             sites = {n: kind.usual(site) for (n, site), kind in zip(plan.sites.items(), kinds, strict=True)}
-            self.programs[spec, kinds] = self._lowered(spec, Plan(sites))
+            self.programs[spec, kinds] = self._outlined(spec, Plan(sites))
         return with_positions(self.programs[spec, kinds], plan)
 
-    def _lowered(self, spec: Spec, plan: Plan) -> Program:
-        with torch.random.fork_rng(devices=()):  # a search that asks goes on as if it had not
-            return program_of(spec, plan, ring_for(self.query.offline)).program
+    def _outlined(self, spec: Spec, plan: Plan) -> Program:
+        return planned(spec, plan, ring=ring_for(self.query.offline))
 
 
 class Kinds(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import program_of
 from torch import nn
 from two_parties import Residual, images_of, lowered_of, preprocessing_of, ready, without_relus_at
 
@@ -22,7 +23,7 @@ from parelu.network.spec import spec_of
 from parelu.network.steps import apply_steps
 from parelu.private.crypto.kernels import NAMES, load
 from parelu.private.crypto.ring import WIDTHS, LinearMap, Ring
-from parelu.private.fresh import LEAST_NOISE, fresh, noise, program_of, sketch
+from parelu.private.fresh import LEAST_NOISE, fresh, noise, sketch
 from parelu.private.lowering import lower as lower_module
 from parelu.private.lowering import program as program_module
 from parelu.private.lowering import reference, refusals

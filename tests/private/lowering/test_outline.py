@@ -4,15 +4,15 @@ import pytest
 import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from small_networks import program_of
 
 from parelu.errors import UserError
 from parelu.network.count import skeleton
 from parelu.network.plan import Plan
 from parelu.network.spec import spec_of
-from parelu.private.fresh import program_of
 from parelu.private.lowering import refusals
 from parelu.private.lowering.ops import Activation, Scale
-from parelu.private.lowering.outline import outline
+from parelu.private.lowering.outline import outline, planned
 from parelu.private.lowering.program import Program
 from parelu.private.offline.mode import modes, ring_for
 
@@ -24,12 +24,6 @@ NETWORKS = {
     "regnetx-200mf m=8": (3, 16, 16),
     "resnet9 m=4": (3, 16, 16),
 }
-
-
-def outlined(spec, plan, ring):
-    network = skeleton(spec)
-    plan.apply(network)
-    return outline(network, ring=ring)
 
 
 def described(program: Program):
@@ -46,7 +40,7 @@ def described(program: Program):
 def test_it_is_the_program_of_a_network_with_weights_but_for_how_large_numbers_are(name):
     spec, ring = spec_of(name, NETWORKS[name], 10), ring_for("hints")
     plan = Plan.of(skeleton(spec))
-    found, real = outlined(spec, plan, ring), program_of(spec, plan, ring).program
+    found, real = planned(spec, plan, ring=ring), program_of(spec, plan, ring).program
     assert described(found) == described(real)
     pairs = zip(*([op for op in one.ops if isinstance(op, Activation)] for one in (found, real)), strict=True)
     assert all(abs(a.bits - b.bits) <= 3 for a, b in pairs)
@@ -70,7 +64,7 @@ def test_masks_and_polynomials_are_the_plans(seed, name):
         real = program_of(spec, plan).program
     except UserError:
         reject()  # squares in a row outgrow the ring
-    assert described(outlined(spec, plan, ring_for("hints"))) == described(real)
+    assert described(planned(spec, plan, ring=ring_for("hints"))) == described(real)
 
 
 def test_lines_without_a_relu_fuse_with_the_layers_around_them():
@@ -80,7 +74,7 @@ def test_lines_without_a_relu_fuse_with_the_layers_around_them():
         if site.stage != "stem":
             site.assign(torch.zeros(site.shape, dtype=torch.bool), (0.0, 0.7, 0.0))
     plan = Plan.of(network)
-    assert described(outlined(spec, plan, ring_for("hints"))) == described(program_of(spec, plan).program)
+    assert described(planned(spec, plan, ring=ring_for("hints"))) == described(program_of(spec, plan).program)
 
 
 def test_what_has_no_program_is_refused_as_ever(monkeypatch):
@@ -92,4 +86,4 @@ def test_what_has_no_program_is_refused_as_ever(monkeypatch):
 def test_each_mode_has_a_ring_for_it():
     spec = spec_of("resnet10 m=4", (1, 8, 8), 10)
     for mode in modes():
-        assert outlined(spec, Plan.of(skeleton(spec)), ring_for(mode)).ring == ring_for(mode)
+        assert planned(spec, Plan.of(skeleton(spec)), ring=ring_for(mode)).ring == ring_for(mode)

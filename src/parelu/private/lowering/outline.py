@@ -15,7 +15,10 @@ from parelu.errors import UserError
 from parelu.fusion.fuse import Cost, fuse
 from parelu.fusion.packing import seconds
 from parelu.network import nodes, ops
+from parelu.network.count import skeleton
+from parelu.network.plan import Plan
 from parelu.network.sites import Network
+from parelu.network.spec import Spec
 from parelu.private.crypto.ring import WIDE, Ring
 from parelu.private.lowering.calibrate import Seen, max_pool_levels
 from parelu.private.lowering.lowered import WEIGHT_BITS
@@ -47,6 +50,13 @@ class Usual:
     def of(cls, network: Network) -> Usual:
         pools = ((node, op) for node, op in ops.read_all(network).items() if isinstance(op, ops.MaxPool))
         return cls(levels={node: tuple(_usual() for _ in max_pool_levels(node, op)) for node, op in pools})
+
+
+def planned(spec: Spec, plan: Plan, *, cost: Cost = seconds, ring: Ring = WIDE) -> Program:
+    """As `outline`, of a spec's network under a plan: in a tenth of a second."""
+    network = skeleton(spec)
+    plan.apply(network)
+    return outline(network, cost=cost, ring=ring)
 
 
 def outline(network: Network, *, cost: Cost = seconds, ring: Ring = WIDE) -> Program:
