@@ -74,6 +74,7 @@ from parelu.runs.scale import difference, small
 from parelu.runs.sweep import parse_budgets, sweep
 from parelu.runs.tracking import MLflow, TensorBoard, follow
 from parelu.runs.workload import Workload, trained_workload, untrained_workload, workload_on
+from parelu.training import ranks
 from parelu.training.schedule import Training
 
 __all__ = [
@@ -133,6 +134,7 @@ __all__ = [
     "program_of",
     "push",
     "query_of",
+    "ranks",
     "read_recipe",
     "reduce",
     "relus",

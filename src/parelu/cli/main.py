@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -31,7 +32,7 @@ from parelu.cli import (
     tracking,
     training,
 )
-from parelu.cli.output import say
+from parelu.cli.output import SEVERAL, complain, say
 from parelu.errors import ProtocolError, UserError
 
 COMMANDS: dict[str, type[Any]] = {
@@ -47,6 +48,8 @@ COMMANDS: dict[str, type[Any]] = {
     **client.COMMANDS,
     **demo.COMMANDS,
 }
+
+TOGETHER = {**training.COMMANDS, **recipes.COMMANDS}  # what torchrun's ranks do together
 
 ABOUT = (
     "From a convolutional network and a budget of ReLUs to the Pareto frontier of networks made for private inference, "
@@ -65,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            _command(sys.argv[1:] if arguments is None else list(arguments))()
+            _run(sys.argv[1:] if arguments is None else list(arguments))
             sys.stdout.flush()
     except (UserError, ProtocolError) as error:
-        sys.exit(_fail(str(error)))
+        sys.exit(_fail(str(error), error))
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -77,10 +80,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give another place"
         what = f"{error.filename or 'a file'}: {os.strerror(error.errno)}"
-        sys.exit(_fail(f"{what}; {remedy} and run the same command again: finished networks are kept"))
+        sys.exit(_fail(f"{what}; {remedy} and run the same command again: finished networks are kept", error))
     except KeyboardInterrupt:
         say("parelu: interrupted; run the same command again to go on from what is finished")
         sys.exit(130)
+
+
+def _run(arguments: list[str]) -> None:
+    if not SEVERAL:
+        _command(arguments)()
+        return
+    from parelu import api
+
+    api.ranks.join()
+    if arguments[:1] and arguments[0] in COMMANDS and arguments[0] not in TOGETHER:
+        raise UserError(f"{arguments[0]} is one process; start it without torchrun")
+    if api.ranks.number():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 for as long as the process lives
+    _command(arguments)()
+    api.ranks.leave()
 
 
 def _command(arguments: list[str]) -> Any:
@@ -115,7 +133,11 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
     say(f"parelu: {message}")
 
 
-def _fail(message: str) -> int:
-    for line in message.splitlines():
-        say(f"parelu: {line}")
+def _fail(message: str, error: Exception) -> int:
+    if SEVERAL:
+        from parelu import api
+
+        if not api.ranks.is_to_say(error):
+            return 2
+    complain(message)
     return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -236,14 +237,28 @@ def conduct_all(experiments: Sequence[Experiment], folders: Sequence[Path], on: 
         if one.seed == experiments[0].seed:
             api.outlook(one)
     if not on:
-        return [conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)]
+        return _of_first([_conduct(one, place, folders) for one, place in zip(experiments, folders, strict=True)])
     for one, place in zip(experiments, folders, strict=True):
         _say_what(one, place)
     with api.TerminalProgress() as progress:
         return api.run_at_once(experiments, folders, progress, api.OnRay.parse(on))
 
 
-def conduct(experiment: Experiment, folder: Path, lenders: Sequence[Path] = (), on: str | None = None) -> Run:
+def conduct(experiment: Experiment, folder: Path, on: str | None = None) -> Run:
+    return _of_first([_conduct(experiment, folder, on=on)])[0]
+
+
+def _of_first(runs: list[Run]) -> list[Run]:
+    """What a command shows of runs, the first of torchrun's ranks shows for all; the others end."""
+    from parelu import api
+
+    if api.ranks.number():
+        api.ranks.leave()
+        sys.exit(0)
+    return runs
+
+
+def _conduct(experiment: Experiment, folder: Path, lenders: Sequence[Path] = (), on: str | None = None) -> Run:
     """lenders: folders of other runs, whose networks with all ReLUs are taken where they are the same."""
     from parelu import api
     from parelu.report.inspection import notes_lines

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parelu.data.readers.base import WHOLE
 from parelu.errors import UserError
 
 
@@ -25,12 +26,18 @@ class Augmentation:
         if self.pad < 0 or self.cutout < 0:
             raise UserError(f"pad {self.pad} and cutout {self.cutout} are in pixels: give 0 or more")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """images: uint8 (N, C, H, W) → a new tensor of the same shape. `generator`: on the CPU, whatever the device."""
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, batch: int | None = None, part: slice = WHOLE
+    ) -> Tensor:
+        """images: uint8 (N, C, H, W) → a new tensor of the same shape. `generator`: on the CPU, whatever the device.
+
+        part: which images of a batch they are; it is drawn for all `batch` of them.
+        """
         count, _, height, width = images.shape
 
         def draw(high: int) -> Tensor:
-            return torch.randint(high, (count,), generator=generator).to(images.device)
+            drawn = torch.randint(high, (count if batch is None else batch,), generator=generator)
+            return drawn[part].to(images.device, non_blocking=True)
 
         if self.pad:
             images = _crop(images, self.pad, draw(2 * self.pad + 1), draw(2 * self.pad + 1))

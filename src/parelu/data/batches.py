@@ -7,17 +7,25 @@ import torch
 from torch import Tensor
 
 from parelu.data.augmentation import Augmentation
-from parelu.data.readers.base import Images
+from parelu.data.readers.base import WHOLE, Images
 from parelu.errors import UserError
 
 
 def batches(
-    split: Images, size: int, *, seed: int, epoch: int, augmentation: Augmentation, drop_last: bool = True
+    split: Images,
+    size: int,
+    *,
+    seed: int,
+    epoch: int,
+    augmentation: Augmentation,
+    drop_last: bool = True,
+    part: slice = WHOLE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image of `split` once, shuffled and augmented: uint8 (size, C, H, W) with int64 (size,).
 
     The same arguments give the same bytes, so that training goes on after a kill as if it had not been killed, and
-    all the networks of a run see the same batches. drop_last: leave out a last batch of fewer than `size`.
+    all the networks of a run see the same batches. drop_last: leave out a last batch of fewer than `size`. part: of
+    each batch the images to give, which are what they are in the whole.
     Raises UserError when the size is not positive, or when it exceeds the split and drop_last would leave nothing.
     """
     if size < 1 or (drop_last and size > len(split)):
@@ -29,8 +37,10 @@ def batches(
 
     def produce() -> Iterator[tuple[Tensor, Tensor]]:
         # Draws of their own: a split in files reads ahead.
-        for images, labels in split.parts(order.split(size), _generator(f"crops {seed} {epoch}")):
-            yield augmentation(images, generator), labels
+        whole = order.split(size)
+        given = split.parts(whole, _generator(f"crops {seed} {epoch}"), part)
+        for indices, (images, labels) in zip(whole, given, strict=True):
+            yield augmentation(images, generator, len(indices), part), labels
 
     return produce()
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parelu.data.readers.base import Images, Shape
+from parelu.data.readers.base import WHOLE, Images, Shape
 from parelu.network.images import Box, Pixels, centre, part, silence, whole
 
 AHEAD = 2  # batches
@@ -59,7 +59,9 @@ class Files(Images):
     def path(self, index: int) -> Path:
         return self.folder / os.fsdecode(self.names[index].item())
 
-    def parts(self, parts: Iterable[Tensor], draws: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(
+        self, parts: Iterable[Tensor], draws: torch.Generator | None = None, part: slice = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Decoded by as many threads as torch computes with: Pillow leaves Python's lock. All draws are made here, in
         order, so that neither threads nor what is read ahead decide anything.
 
@@ -71,7 +73,7 @@ class Files(Images):
         pool = ThreadPoolExecutor(max(1, torch.get_num_threads()))
         try:
             for indices in parts:
-                waiting.append(self._begun(pool, indices, draws))
+                waiting.append(self._begun(pool, indices, draws, part))
                 if len(waiting) > AHEAD:
                     yield _finished(*waiting.popleft())
             while waiting:
@@ -80,12 +82,13 @@ class Files(Images):
             pool.shutdown(cancel_futures=True)
 
     def _begun(
-        self, pool: ThreadPoolExecutor, indices: Tensor, draws: torch.Generator | None
+        self, pool: ThreadPoolExecutor, indices: Tensor, draws: torch.Generator | None, part: slice
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
-        pixels = torch.empty(len(indices), *self.target, dtype=torch.uint8)
         chances = None
         if self.crops and draws is not None:
-            chances = torch.rand(len(indices), TRIES, 4, generator=draws).tolist()
+            chances = torch.rand(len(indices), TRIES, 4, generator=draws)[part].tolist()
+        indices = indices[part]
+        pixels = torch.empty(len(indices), *self.target, dtype=torch.uint8)
 
         def decode(place: int, index: int) -> None:
             pixels[place] = torch.from_numpy(self._image(self.path(index), chances and chances[place]))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from parelu.masks.polynomials import dapa, public_dapa
 from parelu.network.sites import Site
+from parelu.training import ranks
 
 STATISTICS_IMAGES = 64  # of a batch: a channel's mean and deviation are over all positions of so many images
 STATISTICS_WEIGHT = 0.1  # of a new batch in the running statistics
@@ -68,11 +69,11 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def _fit(self, x: Tensor) -> None:
-        x = x[:STATISTICS_IMAGES].float()
+        x = x[: ranks.count(STATISTICS_IMAGES)].float()
         over = [0, *range(2, x.dim())]
-        mean = x.mean(over)
+        mean = ranks.mean(x, over)
         centred = x - mean.view(-1, *[1] * (x.dim() - 2))
-        std = centred.square_().mean(over)  # torch.std_mean takes ten times as long on a CPU
+        std = ranks.mean(centred.square_(), over)  # torch.std_mean takes ten times as long on a CPU
         std = std if self.trained is not None else std.sqrt()
         self.batches += 1
         weight = torch.clamp(1 / self.batches, min=STATISTICS_WEIGHT)  # the plain mean of the first batches

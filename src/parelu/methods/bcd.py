@@ -16,6 +16,7 @@ from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
+from parelu.training import ranks
 from parelu.training.callback import Step
 from parelu.training.schedule import Training
 
@@ -63,7 +64,7 @@ class BlockOptimizer(MaskOptimizer):
         block = self.kept() - wanted
         if block <= 0:
             return
-        right = self._right(step)
+        right, lost = self._right(step), self.options.tolerance / 100 * ranks.total(len(step.labels))
         best, chosen = -1, before
         for _ in range(self.options.trials):
             tried = self._without(before, block)
@@ -71,7 +72,7 @@ class BlockOptimizer(MaskOptimizer):
             found = self._right(step)
             if found > best:
                 best, chosen = found, tried
-            if right - found <= self.options.tolerance / 100 * len(step.labels):
+            if right - found <= lost:
                 break
         self._open(chosen)
 
@@ -92,11 +93,12 @@ class BlockOptimizer(MaskOptimizer):
             self.gates[name].open.copy_(value)
 
     def _right(self, step: Step) -> int:
-        """Images of the step's batch that the network classifies as their labels say."""
+        """Images of the step's batch, of all ranks, that the network classifies as their labels say."""
         self.network.eval()
-        right = int((self.network(step.images).argmax(1) == step.labels).sum())
+        right = (self.network(step.images).argmax(1) == step.labels).sum()
         self.network.train()
-        return right
+        ranks.add_up(right)
+        return int(right)
 
     def scores(self) -> dict[str, Tensor]:
         return {name: gate.open.detach() for name, gate in self.gates.items()}

@@ -16,6 +16,7 @@ from parelu.methods.base import Context
 from parelu.methods.learned import LearnedMasks
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
+from parelu.training import ranks
 from parelu.training.callback import Step
 from parelu.training.schedule import Training
 
@@ -66,14 +67,16 @@ class RankOptimizer(MaskOptimizer):
         z, score = inputs[0].detach(), self.score[gate.name]
 
         def add(gradient: Tensor) -> None:
-            g = gradient * len(z)  # of one image's loss, not of the mean
+            g = gradient * ranks.total(len(z))  # of one image's loss, not of the mean
             if self.options.degree:
                 c0, c1, c2 = gate.coefficients.view(3, -1, *[1] * (z.dim() - 2))
                 d = z.clamp(min=0) - ((c2 * z + c1) * z + c0)
-                felt = (g * d).abs().mean(0) + 0.5 * d.square().mean(0) * g.square().mean(0)
+                slope, square, steep = map(ranks.mean, ((g * d).abs(), d.square(), g.square()))
+                felt = slope + 0.5 * square * steep
             else:
-                below = (z < 0).float().mean(0)
-                felt = (g * z).abs().mean(0) * below + 0.5 * z.square().mean(0) * g.square().mean(0)
+                of = ((z < 0).float(), (g * z).abs(), z.square(), g.square())
+                below, slope, square, steep = map(ranks.mean, of)
+                felt = slope * below + 0.5 * square * steep
             score.lerp_(felt, self.options.weight if steps else 1.0)
 
         output.register_hook(add)

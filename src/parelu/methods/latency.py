@@ -29,6 +29,7 @@ from parelu.network.instrument import network_of
 from parelu.network.plan import Plan, SitePlan
 from parelu.network.sites import Network
 from parelu.network.spec import Spec
+from parelu.training import ranks
 from parelu.training.callback import Step
 from parelu.training.schedule import Training
 
@@ -175,8 +176,9 @@ class WeighingOptimizer(RankOptimizer):
             def loss() -> Tensor:
                 logits = self.network(step.images)
                 if teacher is None:
-                    return F.cross_entropy(logits, step.labels)
-                return F.kl_div(logits.log_softmax(1), teacher, reduction="batchmean", log_target=True)
+                    return ranks.average(F.cross_entropy(logits, step.labels), len(logits))
+                felt = F.kl_div(logits.log_softmax(1), teacher, reduction="batchmean", log_target=True)
+                return ranks.average(felt, len(logits))
 
             whole = loss()
             for name, gate in self.gates.items():

@@ -21,6 +21,7 @@ from parelu.network.plan import Plan
 from parelu.network.settings import younger
 from parelu.network.sites import Network, Site, observed
 from parelu.network.spec import Spec
+from parelu.training import ranks
 from parelu.training.callback import Step
 from parelu.training.losses import PramForm
 from parelu.training.objectives import Distillation
@@ -81,7 +82,7 @@ class MismatchOptimizer(MaskOptimizer):
             self.network(step.images)
         self.network.train()
         for name, difference in self.difference.items():
-            difference.add_((full[name] - partial[name]).abs().mean(0))
+            difference.add_(ranks.mean((full[name] - partial[name]).abs()))
 
     @torch.no_grad()
     def _choose(self) -> None:

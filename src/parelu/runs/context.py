@@ -18,6 +18,7 @@ from parelu.network.count import counts
 from parelu.runs import mask_search
 from parelu.runs.executor import Do, Executor, Watcher, Work
 from parelu.runs.names import Names
+from parelu.training import ranks
 from parelu.training.evaluation import slope_gradients
 from parelu.training.objectives import CrossEntropy
 from parelu.training.schedule import Training
@@ -96,17 +97,17 @@ class RunContext:
             kept = storage.read(folder, name)[1]
             return {site: kept[site] for site in self.teacher.plan.sites}
         gradients = slope_gradients(self.teacher.network(), self.work.dataset, images, self.seed)
-        storage.write(folder, name, header, gradients)
+        ranks.on_first(lambda: storage.write(folder, name, header, gradients))
         return gradients
 
     def keep(self, name: str, candidate: Candidate) -> FromKept:
         """A job's identity has the name alone: a method that is asked for the same must keep the same."""
         start = FromKept(self.names.of(name))
-        candidate.save(start.folder(self.work.run.path))
+        ranks.on_first(lambda: candidate.save(start.folder(self.work.run.path)))
         return start
 
     def record(self, name: str, value: Any) -> None:
-        self.work.run.record(self.names.of(name), value)
+        ranks.on_first(lambda: self.work.run.record(self.names.of(name), value))
 
     def counting(self, unit: Unit) -> RunContext:
         """For budgets of this unit."""

@@ -40,11 +40,12 @@ from parelu.runs import pricing
 from parelu.runs.budgets import Asked, budgets_of, with_matched
 from parelu.runs.context import RunContext, in_run
 from parelu.runs.data_source import IN_MEMORY, DataSource, InMemory, Named, digest, normalised
-from parelu.runs.executor import Executor, Watcher, Work
-from parelu.runs.folder import Run
+from parelu.runs.executor import Executor, InProcess, Watcher, Work
+from parelu.runs.folder import PLACES, Run
 from parelu.runs.jobs import ORIGINAL, adopt, borrow, full_job, is_finished, outside_job
 from parelu.runs.obstacles import WayOut, grouped, way_out
 from parelu.runs.processes import Processes
+from parelu.training import ranks
 from parelu.training.objectives import Distillation
 from parelu.training.schedule import Training
 
@@ -202,18 +203,22 @@ def run_experiment(
     """Train all that an experiment asks for in a run folder; continues where the folder holds a part of it.
 
     Args:
-        executor: `Processes` if left out.
+        executor: `Processes` if left out; torchrun's ranks train one network after another, together.
         lenders: folders of other runs, whose full-ReLU networks and teachers are taken where they are the same.
 
     Raises:
         UserError: what is asked for cannot be done; found out before anything is trained wherever possible.
     """
+    ranks.join()
     prepared = prepare(experiment)
     spec, budgets = prepared.spec, check(experiment, prepared)
     config = _deciding(experiment, prepared)
-    run = Run.start(folder, {**config, **_contents(prepared), **config})  # last, so that an option is named first
+    whole = {**config, **_contents(prepared), **config}  # last, so that an option is named first
+    ranks.agree({key: value for key, value in whole.items() if key not in PLACES}, "give all ranks the same")
+    run = ranks.after_first(lambda: Run.start(folder, whole), folder / "config.json", lambda: Run.open(folder))
     work = Work(run, prepared.source, experiment.seed)
-    with in_run(work, experiment.training, watcher, executor or Processes()) as context:
+    executor = InProcess() if ranks.size() > 1 else executor or Processes()
+    with in_run(work, experiment.training, watcher, executor) as context:
         _train_teachers(context, experiment, prepared, lenders)
         counts: list[int] = []
         for reduction, given in zip(experiment.reductions, budgets, strict=True):

@@ -28,6 +28,7 @@ from parelu.private.cost.predict import Predicted
 from parelu.private.engines.base import Options
 from parelu.private.rows import PrivateInference
 from parelu.runs.environment import environment
+from parelu.training import ranks
 from parelu.training.history import Epoch, StoredHistory
 
 PLACES = ("data_folder", "weights")  # of a configuration: paths, of whose contents it has the digests
@@ -112,6 +113,9 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; raises `UserError` where another process works in it."""
+        if ranks.number():  # the first holds it for all
+            yield
+            return
         with (self.path / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,7 @@ from parelu.network.sites import Network
 from parelu.network.spec import Spec
 from parelu.network.weights import fit_weights
 from parelu.runs.folder import Run
+from parelu.training import ranks
 from parelu.training.batches import device
 from parelu.training.evaluation import accuracy, ranges, recalibrate, unbounded
 from parelu.training.history import Epoch
@@ -117,7 +118,7 @@ def train_job(run: Run, job: Job, dataset: Dataset, seed: int, watch: Callable[[
             recalibrate(network, dataset, job.training, seed)
     full = None if job.role in ("teacher", "outside") else run.candidate(TEACHER).trained
     candidate = evaluated(network, job, dataset, seed, history, full)
-    candidate.save(folder)
+    ranks.on_first(lambda: candidate.save(folder))
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return candidate
 
@@ -138,7 +139,8 @@ def adopt(run: Run, job: Job, dataset: Dataset, seed: int, weights: Mapping[str,
     """Take a network that was trained elsewhere as a finished job; raises `UserError` where the weights do not fit."""
     network = network_of(job.spec)
     network.load_state_dict(fit_weights(network, weights)[0])
-    evaluated(network, job, dataset, seed, [], None).save(run.folder(job.name))
+    candidate = evaluated(network, job, dataset, seed, [], None)
+    ranks.on_first(lambda: candidate.save(run.folder(job.name)))
 
 
 def borrow(run: Run, job: Job, lenders: Sequence[Path]) -> None:
@@ -146,6 +148,10 @@ def borrow(run: Run, job: Job, lenders: Sequence[Path]) -> None:
 
     lenders: folders of runs, which need not exist.
     """
+    ranks.on_first(lambda: _borrow(run, job, lenders))
+
+
+def _borrow(run: Run, job: Job, lenders: Sequence[Path]) -> None:
     if (run.folder(job.name) / "candidate.json").exists():
         return
     for other in (Run.open(path) for path in lenders if path != run.path and (path / "config.json").exists()):

@@ -24,6 +24,7 @@ from parelu.network.instrument import network_of
 from parelu.network.metrics import SearchMetrics
 from parelu.network.settings import settings
 from parelu.runs.folder import Run
+from parelu.training import ranks
 from parelu.training.batches import device
 from parelu.training.evaluation import accuracy
 from parelu.training.history import Epoch
@@ -91,7 +92,8 @@ def search(
         left = Candidate(search.spec, plan, optimizer.weights())
         right = accuracy(left.network(), dataset.validation, dataset)
         metrics = SearchMetrics(epoch, seconds, plan.relus, plan.squares, right)
-        dataclasses.replace(left, metrics=metrics).save(folder / str(budget))
+        kept = dataclasses.replace(left, metrics=metrics)
+        ranks.on_first(lambda: kept.save(folder / str(budget)))
 
     def after_step(progress: Progress) -> None:
         watch(progress)
@@ -120,8 +122,8 @@ def search(
         callback=optimizer,
     )
     if search.optimizer.keeps_best:
-        _charge(folder / str(search.budgets[-1]), history)
-    storage.write(folder, "search", {"identity": identity(search)}, {})
+        ranks.on_first(lambda: _charge(folder / str(search.budgets[-1]), history))
+    ranks.on_first(lambda: storage.write(folder, "search", {"identity": identity(search)}, {}))
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 

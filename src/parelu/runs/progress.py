@@ -11,14 +11,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from parelu.methods.jobs import Task
 from parelu.network.candidate import Candidate
 from parelu.network.metrics import Metrics
+from parelu.training import ranks
 from parelu.training.loop import Progress as Step
 
 
 class TerminalProgress:
-    """A `Watcher` that draws bars on a terminal, and prints a line per network elsewhere; quiet, it says nothing."""
+    """A `Watcher` that draws bars on a terminal, and prints a line per network elsewhere; quiet, or of another rank
+    than the first, it says nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.console = Console(stderr=True, highlight=False, quiet=quiet or ranks.number() > 0)
         columns = (
             TextColumn("{task.description:34.34}"),
             BarColumn(24),

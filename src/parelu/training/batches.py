@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from parelu import data
 from parelu.data.dataset import Dataset
 from parelu.network.sites import Network
+from parelu.training import ranks
 from parelu.training.schedule import Training
 
 
@@ -31,8 +32,9 @@ def memory_format(network: nn.Module) -> torch.memory_format:
 
 
 def normalised_batches(dataset: Dataset, training: Training, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised float batches at the data set's own side."""
-    stream = data.batches(dataset.train, training.batch, seed=seed, epoch=epoch, augmentation=dataset.augmentation)
+    """Normalised float batches at the data set's own side; of each this rank's images."""
+    options = {"seed": seed, "epoch": epoch, "augmentation": dataset.augmentation, "part": ranks.mine()}
+    stream = data.batches(dataset.train, training.batch, **options)
     for images, labels in stream:
         yield data.normalise(images.to(device()), dataset.mean, dataset.std), labels.to(device())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.candidate import load_weights
+from parelu.training import ranks
 from parelu.training.callback import Callback
 from parelu.training.history import Epoch, write_history
 
@@ -33,9 +34,14 @@ def write(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     checkpoints = folder / "checkpoint"
-    storage.write(
-        checkpoints / str(len(history)), "checkpoint", {"history": [epoch.to_json() for epoch in history]}, tensors
-    )
+    if ranks.size() > 1:
+        ranks.agree({"network after an epoch": storage.tensors_digest(tensors)}, "use machines of one kind")
+    ranks.on_first(lambda: _write(checkpoints, folder, tensors, history))
+
+
+def _write(checkpoints: Path, folder: Path, tensors: dict[str, Tensor], history: Sequence[Epoch]) -> None:
+    epochs = {"history": [epoch.to_json() for epoch in history]}
+    storage.write(checkpoints / str(len(history)), "checkpoint", epochs, tensors)
     write_history(folder, history)
     for old in checkpoints.iterdir():
         if old.name != str(len(history)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,30 +14,40 @@ from parelu.data.dataset import Dataset
 from parelu.data.readers.base import Images
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
+from parelu.training import ranks
 from parelu.training.batches import autocast, device, fit, normalised_batches
+from parelu.training.norms import shared_statistics
 from parelu.training.schedule import Training
 
 
 def accuracy(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> float:
     """Top-1 accuracy in percent of a network, in evaluation mode; images whose logits are not finite count as wrong."""
-    right = 0
-    for logits, labels in _outputs(network, split, dataset, batch):
-        right += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
-    return 100 * right / len(split)
+    return 100 * _count(network, split, dataset, batch, lambda logits, labels: logits.argmax(1) == labels) / len(split)
 
 
 def unbounded(network: Network, split: Images, dataset: Dataset, batch: int = 512) -> float:
     """Images in percent whose logits are not finite, in evaluation mode: squares in a row grow without bound."""
-    lost = sum(int((~logits.isfinite().all(1)).sum()) for logits, _ in _outputs(network, split, dataset, batch))
-    return 100 * lost / len(split)
+    finite = _count(network, split, dataset, batch, lambda logits, labels: torch.ones_like(labels, dtype=torch.bool))
+    return 100 * (len(split) - finite) / len(split)
+
+
+def _count(
+    network: Network, split: Images, dataset: Dataset, batch: int, is_so: Callable[[Tensor, Tensor], Tensor]
+) -> int:
+    """Images with finite logits of which something is so; counted on the device, and read once."""
+    total = torch.zeros((), dtype=torch.int64, device=device())
+    for logits, labels in _outputs(network, split, dataset, batch):
+        total += (is_so(logits, labels) & logits.isfinite().all(1)).sum()
+    ranks.add_up(total)
+    return int(total)
 
 
 def _outputs(network: Network, split: Images, dataset: Dataset, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels, in evaluation mode, of batches in order."""
+    """Logits and labels, in evaluation mode, of batches in order, of which each rank has its own."""
     was_training = network.training
     network.eval().to(device())
     with torch.no_grad(), autocast():
-        for images, labels in split.in_order(batch):
+        for images, labels in split.in_order(batch, ranks.mine()):
             pixels = data.normalise(images.to(device()), dataset.mean, dataset.std)
             yield network(fit(pixels, network)), labels.to(device())
     network.train(was_training)
@@ -54,7 +64,7 @@ def recalibrate(network: Network, dataset: Dataset, training: Training, seed: in
     for norm in norms:
         norm.momentum = 1.0  # the running statistics are those of the latest batch
     network.train()
-    with torch.no_grad(), autocast():
+    with torch.no_grad(), autocast(), shared_statistics(network):
         for images, _ in itertools.islice(normalised_batches(dataset, training, seed, training.epochs - 1), batches):
             network(fit(images, network))
             for norm, mean, variance in zip(norms, means, variances, strict=True):
@@ -72,23 +82,29 @@ def ranges(network: Network, split: Images, dataset: Dataset, batch: int = 512) 
 
     Without images whose input there is not finite; a site where none is left is left out.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    plan = Plan.of(network)
+    squared = {name: site for name, site in network.sites.items() if plan.sites[name].squares}
+    none = torch.tensor(torch.inf, device=device())
+    found = dict.fromkeys(squared, (none, -none))
 
     def extend(site: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         images = inputs[0].flatten(1)
         images = images[images.isfinite().all(1)]
         if len(images):
             low, high = torch.aminmax(images)
-            before = found.get(str(site.name), (low, high))
+            before = found[str(site.name)]
             found[str(site.name)] = (torch.minimum(before[0], low), torch.maximum(before[1], high))
 
-    plan = Plan.of(network)
-    squared = [site for name, site in network.sites.items() if plan.sites[name].squares]
-    hooks = [site.register_forward_pre_hook(extend) for site in squared]
+    hooks = [site.register_forward_pre_hook(extend) for site in squared.values()]
     accuracy(network, split, dataset, batch)
     for hook in hooks:
         hook.remove()
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    if not found:
+        return {}
+    least, greatest = (torch.stack([pair[end] for pair in found.values()]) for end in (0, 1))
+    ranks.extremes(least, greatest)
+    pairs = zip(found, zip(least.tolist(), greatest.tolist(), strict=True), strict=True)
+    return {name: (low, high) for name, (low, high) in pairs if low <= high}
 
 
 def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, batch: int = 128) -> dict[str, Tensor]:
@@ -111,10 +127,11 @@ def slope_gradients(network: Network, dataset: Dataset, images: int, seed: int, 
 
     hooks = [site.register_forward_hook(collect) for site in network.sites.values()]
     network.eval().to(device()).requires_grad_(False)
-    for drawn, labels in split.parts(chosen.split(batch)):
+    for drawn, labels in split.parts(chosen.split(batch)[ranks.mine()]):
         pixels = data.normalise(drawn.to(device()), dataset.mean, dataset.std)
         logits = network(fit(pixels, network).requires_grad_())  # no other gradient is needed
         (F.cross_entropy(logits, labels.to(device()), reduction="sum") / count).backward()
     for hook in hooks:
         hook.remove()
+    ranks.add_up(*totals.values())
     return {name: total.cpu() for name, total in totals.items()}

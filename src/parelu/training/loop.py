@@ -17,11 +17,12 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.network.sites import Network, observed
 from parelu.network.spec import AUXILIARY
-from parelu.training import checkpoint
+from parelu.training import checkpoint, ranks
 from parelu.training.batches import autocast, device, fit, memory_format, normalised_batches
 from parelu.training.callback import Callback, Step, Still
 from parelu.training.evaluation import accuracy
 from parelu.training.history import Epoch
+from parelu.training.norms import shared_statistics
 from parelu.training.objectives import Batch, Objective
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
@@ -69,12 +70,30 @@ def train(
         UserError: the loss is not finite, or the data set fills no batch or does not fit the network.
     """
     training.check_images(len(dataset.train))
-    per_epoch = len(dataset.train) // training.batch
+    if training.batch < ranks.size():
+        raise UserError(
+            f"a batch of {training.batch} images is too small for {ranks.size()} ranks; give a larger batch, or fewer "
+            "ranks"
+        )
     network.to(device(), memory_format=memory_format(network))  # pyright: ignore[reportCallIssue]
     callback = callback or Still()
     optimizers = _optimizers(network, training, callback)
     loop = _Loop(network, dataset, training, objective, seed, teacher, callback, optimizers)
     history = checkpoint.resume(folder, network, optimizers, callback)
+    with shared_statistics(network):
+        return _epochs(loop, history, folder, watch, after_epoch)
+
+
+def _epochs(
+    loop: _Loop,
+    history: list[Epoch],
+    folder: Path,
+    watch: Callable[[Progress], None],
+    after_epoch: Callable[[Epoch], None],
+) -> list[Epoch]:
+    """Those that the history lacks."""
+    network, dataset, training, callback = loop.network, loop.dataset, loop.training, loop.callback
+    per_epoch = len(dataset.train) // training.batch
     while len(history) < training.epochs:
         started, epoch = time.perf_counter(), len(history)
         known = history[-1].validation_accuracy if history else None
@@ -90,13 +109,13 @@ def train(
                 epoch=epoch + 1,
                 loss=means.pop("loss"),
                 parts={**means, **callback.report()},
-                lr=optimizers[0].param_groups[0]["lr"],
+                lr=loop.optimizers[0].param_groups[0]["lr"],
                 validation_accuracy=accuracy(network, dataset.validation, dataset),
                 seconds=time.perf_counter() - started,
             )
         )
         after_epoch(history[-1])
-        checkpoint.write(folder, network, optimizers, callback, history)
+        checkpoint.write(folder, network, loop.optimizers, callback, history)
     return history
 
 
@@ -115,7 +134,7 @@ class _Loop:
 
     def epoch(self, epoch: int) -> Iterator[dict[str, float]]:
         """One epoch, from 0; yields after each step the loss and its terms."""
-        torch.manual_seed(_mix(self.seed, epoch))  # dropout
+        torch.manual_seed(_mix(self.seed, epoch) + ranks.number())  # dropout: of other images, other draws
         self.network.train()
         per_epoch = len(self.dataset.train) // self.training.batch
         teacher = self.teacher
@@ -136,7 +155,7 @@ class _Loop:
                 auxiliary,
                 ends,
             )
-            terms = self.objective(logits, batch)
+            terms = self._shared(self.objective(logits, batch), len(labels))
             loss = self._step(terms, epoch)
             self.callback.after_step(
                 Step(done, (done + 1) / steps, inputs, labels, teacher.network if teacher else None)
@@ -164,12 +183,22 @@ class _Loop:
             )
         return logits.float(), inputs, maps
 
+    def _shared(self, terms: Mapping[str, Tensor], images: int) -> Mapping[str, Tensor]:
+        """This rank's part of the terms, which are means over its images: over all ranks their sum is the whole."""
+        if ranks.size() == 1:
+            return terms
+        return {name: term * (images / self.training.batch) for name, term in terms.items()}
+
     def _step(self, terms: Mapping[str, Tensor], epoch: int) -> float:
         """Move weights and what the callback moves against the gradient of the terms' sum, which it returns."""
         loss = torch.stack(list(terms.values())).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if ranks.size() > 1:
+            moved = (*self.network.parameters(), *self.callback.parameters())
+            gradients = {id(parameter): parameter.grad for parameter in moved if parameter.grad is not None}
+            ranks.add_up(*gradients.values(), loss, *terms.values())
         if self.training.clip:
             weights = [parameter for group in _groups(self.optimizers[:1]) for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(weights, self.training.clip)

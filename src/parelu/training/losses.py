@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parelu.training import ranks
+
 PramForm = Literal["attention", "elements", "literal"]
 
 
@@ -97,4 +99,4 @@ def tails(maps: Mapping[str, Tensor], limit: float = 2.0) -> Tensor:
         maps: site → (N, C, H, W).
     """
     energies = [map.flatten(1).square().mean(1) for map in maps.values()]
-    return torch.stack([F.relu(e / e.mean().detach() - limit).mean() for e in energies]).sum()
+    return torch.stack([F.relu(e / ranks.mean(e) - limit).mean() for e in energies]).sum()

@@ -12,6 +12,7 @@ from parelu.data.dataset import Dataset
 from parelu.errors import UserError
 from parelu.network import storage
 from parelu.network.sites import Network, observed
+from parelu.training import ranks
 from parelu.training.batches import device, fit, normalised_batches
 from parelu.training.schedule import Training
 
@@ -35,12 +36,18 @@ class Teacher:
         if size > self.LARGEST:
             return lambda _, images: self._run(images)
         folder = self.folder / f"batch-{training.batch}-seed-{seed}-epoch-{epoch}"
-        try:
-            logits = storage.read(folder, "logits")[1]["logits"].to(device())
-        except UserError:  # not there yet, or damaged
+        number, mine = len(dataset.train) // training.batch, ranks.mine()
+        kept = _kept(folder) if ranks.number() == 0 else None
+        if ranks.decides(kept is not None):
+            empty = torch.empty(number, training.batch, dataset.classes)
+            logits = ranks.first_says((empty if kept is None else kept).to(device()))[:, mine]
+        else:  # not there yet, or damaged
             batches = normalised_batches(dataset, training, seed, epoch)
             logits = torch.stack([self._run(images) for images, _ in batches])
-            storage.write(folder, "logits", {}, {"logits": logits})
+            whole = logits.new_zeros(number, training.batch, *logits.shape[2:])
+            whole[:, mine] = logits
+            ranks.add_up(whole)
+            ranks.on_first(lambda: storage.write(folder, "logits", {}, {"logits": whole}))
         return lambda number, _: logits[number]
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -52,3 +59,11 @@ class Teacher:
     def _run(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return self.network(fit(images, self.network)).float()
+
+
+def _kept(folder: Path) -> Tensor | None:
+    """The logits in a folder; None where there are none, or they are damaged."""
+    try:
+        return storage.read(folder, "logits")[1]["logits"]
+    except UserError:
+        return None

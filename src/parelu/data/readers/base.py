@@ -12,6 +12,7 @@ from torch import Tensor
 from parelu.errors import UserError
 from parelu.network import cache
 
+WHOLE = slice(None)
 LIMIT = 2**34  # bytes of one split in memory (16 GiB)
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -29,10 +30,13 @@ class Images(abc.ABC):
         """(C, H, W) of every image."""
 
     @abc.abstractmethod
-    def parts(self, parts: Iterable[Tensor], draws: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(
+        self, parts: Iterable[Tensor], draws: torch.Generator | None = None, part: slice = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of `parts`, int64 indices: their images, uint8 (M, C, H, W), and labels.
 
-        draws: for training images, which a split in files may crop at random as it reads them; on the CPU.
+        draws: for training images, which a split in files may crop at random as it reads them; on the CPU. part: of
+        each of the `parts`, the images to give; it is drawn for all of them.
         """
 
     @abc.abstractmethod
@@ -46,9 +50,9 @@ class Images(abc.ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images and labels, so many at a time, as networks are tested on them."""
-        return self.parts(torch.arange(len(self)).split(size))
+    def in_order(self, size: int, turns: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images and labels, so many at a time, as networks are tested on them. turns: only these of the times."""
+        return self.parts(torch.arange(len(self)).split(size)[turns])
 
     def first(self, count: int) -> Tensor:
         """The first `count` images, or all where there are fewer: uint8 (M, C, H, W)."""
@@ -88,20 +92,22 @@ class Split(Images):
         """The same split with both tensors on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
-    def parts(self, parts: Iterable[Tensor], draws: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(
+        self, parts: Iterable[Tensor], draws: torch.Generator | None = None, part: slice = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in parts:
-            chosen = self.select(indices)
+            chosen = self.select(indices[part])
             yield chosen.images, chosen.labels
 
     def select(self, indices: Tensor) -> Self:
-        indices = indices.to(self.labels.device)
+        indices = indices.to(self.labels.device, non_blocking=True)
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def contents(self) -> dict[str, Tensor]:
         return {"images": self.images, "labels": self.labels}
 
-    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self.images.split(size), self.labels.split(size), strict=True)  # views, no copies
+    def in_order(self, size: int, turns: slice = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.images.split(size)[turns], self.labels.split(size)[turns], strict=True)  # views, no copies
 
 
 @dataclass(frozen=True, eq=False)
