@@ -81,14 +81,15 @@ class Gate(nn.Module):
         self.std.lerp_(std, weight)
         if self.trained is None:
             self.coefficients.copy_(dapa(self.mean, self.wide * self.std, self.degree))
-        elif self.batches <= REFITS_END and self.batches % REFIT == 0:
-            self.trained.copy_(public_dapa(self.mean, self.std, self.degree))
+        else:  # nothing is read of the device
+            is_due = (self.batches <= REFITS_END) & (self.batches % REFIT == 0)
+            self.trained.copy_(torch.where(is_due, public_dapa(self.mean, self.std, self.degree), self.trained))
 
     def polynomial(self) -> Tensor:
         """(3, C): c0, c1, c2 as they are now."""
         if self.trained is None:
             return self.coefficients
-        return self.trained * self.trained.new_tensor([1.0, 1.0, SQUARE])[:, None]
+        return torch.cat([self.trained[:2], SQUARE * self.trained[2:]])
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, C, H, W) → the same shape."""

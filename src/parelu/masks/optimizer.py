@@ -64,15 +64,21 @@ class MaskOptimizer(Callback):
     def __init__(self, network: Network, options: MaskOptions) -> None:
         self.network = network
         self.granularity: Granularity = options.granularity
+        sites = network.sites
         self.gates = put_gates(network)
-        self.positions = {name: int(gate.allowed.count_nonzero()) for name, gate in self.gates.items()}
+        self.positions = {name: sites[name].relus for name in self.gates}
         self._priced, self.charges = options.charges, options.charges or of_relus(self.gates)
         self.total, self.budget = self.charges.of(self.positions), options.budget - self.charges.fixed
         self._each = self.charges.each({name: max(1, number) for name, number in self.positions.items()})
         for gate in self.gates.values():
             gate.open.requires_grad_(False)
-            if options.degree and gate.allowed.any():  # a ReLU that is gone already is no square
+            if options.degree and self.positions[gate.name]:  # a ReLU that is gone already is no square
                 gate.follow_inputs(options.degree, options.wide, options.fit)
+
+    @property
+    def device(self) -> torch.device:
+        """Of what moves at each step, so that nothing waits for it."""
+        return next(iter(self.gates.values())).open.device
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return (gate.open for gate in self.gates.values())
@@ -90,7 +96,12 @@ class MaskOptimizer(Callback):
 
     def kept(self) -> int:
         """What the ReLUs that stand now take of a budget: their number, unless its unit is another."""
-        return self.charges.of({name: int(self.stands(gate).count_nonzero()) for name, gate in self.gates.items()})
+        return self.charges.of(self._standing())
+
+    def _standing(self) -> dict[str, int]:
+        """Site → ReLUs that stand now; read off the device at once."""
+        counts = torch.stack([self.stands(gate).count_nonzero() for gate in self.gates.values()])
+        return dict(zip(self.gates, counts.tolist(), strict=True))
 
     def has_passed(self, budget: int) -> bool:
         """Whether what stands now is within a budget; it holds what is fixed."""
@@ -110,8 +121,8 @@ class MaskOptimizer(Callback):
     def report(self) -> dict[str, Any]:
         """ReLUs that stand now, in all and per stage."""
         stages: dict[str, int] = {}
-        for gate in self.gates.values():
-            stages[gate.stage] = stages.get(gate.stage, 0) + int(self.stands(gate).count_nonzero())
+        for name, number in self._standing().items():
+            stages[self.gates[name].stage] = stages.get(self.gates[name].stage, 0) + number
         return {"relus": sum(stages.values()), "stages": stages}
 
     def project(self, budget: int) -> dict[str, Tensor]:
@@ -122,7 +133,7 @@ class MaskOptimizer(Callback):
         scores = {
             name: score.masked_fill(~self.gates[name].allowed, -torch.inf) for name, score in self.scores().items()
         }
-        return project(scores, budget, self.granularity, self._priced)
+        return project(scores, budget, self.granularity, self._priced, sum(self.positions.values()))
 
     def plan(self, budget: int) -> Plan:
         """The projection onto a budget, which holds what is fixed, with the gates' polynomials."""

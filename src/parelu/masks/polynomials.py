@@ -43,4 +43,5 @@ def public_dapa(mean: Tensor, variance: Tensor, degree: int) -> Tensor:
 
     mean, variance: (C,) → (3, C).
     """
-    return dapa(mean, variance.clamp(min=PUBLIC_VARIANCE), degree) * mean.new_tensor(PUBLIC_SCALE)[:, None]
+    found = dapa(mean, variance.clamp(min=PUBLIC_VARIANCE), degree)
+    return torch.stack([scale * c for scale, c in zip(PUBLIC_SCALE, found, strict=True)])

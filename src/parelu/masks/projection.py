@@ -16,7 +16,11 @@ LEVELS = 256  # of scores, between which the worth of a set of sites is interpol
 
 
 def project(
-    scores: Mapping[str, Tensor], budget: int, granularity: Granularity = "pixel", charges: Charges | None = None
+    scores: Mapping[str, Tensor],
+    budget: int,
+    granularity: Granularity = "pixel",
+    charges: Charges | None = None,
+    allowed: int | None = None,
 ) -> dict[str, Tensor]:
     """Site → bool mask of the highest scores; scores: site → (C, H, W), −inf where no ReLU may stand.
 
@@ -28,11 +32,13 @@ def project(
     that are worth their rounds (`worthwhile`), and goes on in others where these are full; without rounds smaller
     budgets lie inside larger ones here too.
 
+    allowed: positions where a ReLU may stand, where that is known: else it is read off the device.
+
     Raises:
         ValueError: fewer positions than a budget of ReLUs may hold one.
     """
     if charges is None:
-        return _pixels(scores, budget) if granularity == "pixel" else _groups(scores, budget, granularity)
+        return _pixels(scores, budget, allowed) if granularity == "pixel" else _groups(scores, budget, granularity)
     chosen = worthwhile(scores, budget, charges)
     open = {n: s if n in chosen else torch.full_like(s, -torch.inf) for n, s in scores.items()}
     if granularity != "pixel":
@@ -46,10 +52,11 @@ def project(
     return masks | more
 
 
-def _pixels(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
+def _pixels(scores: Mapping[str, Tensor], budget: int, allowed: int | None) -> dict[str, Tensor]:
     flat = torch.cat([score.flatten() for score in scores.values()])
-    if int((flat > -torch.inf).count_nonzero()) < budget:
-        raise ValueError(f"{budget} ReLUs do not fit into {int((flat > -torch.inf).count_nonzero())} positions")
+    allowed = int((flat > -torch.inf).count_nonzero()) if allowed is None else allowed
+    if allowed < budget:
+        raise ValueError(f"{budget} ReLUs do not fit into {allowed} positions")
     return _first(scores, torch.argsort(flat, descending=True, stable=True)[:budget])
 
 

@@ -59,7 +59,8 @@ class IndicatorOptimizer(MaskOptimizer):
 
     def __init__(self, network: Network, options: Indicators) -> None:
         super().__init__(network, options)
-        self.options, self.wanted, self.flips = options, torch.tensor(1.0), torch.tensor(0)
+        self.options = options
+        self.wanted, self.flips = torch.tensor(1.0).to(self.device), torch.tensor(0).to(self.device)
         self.auxiliary: dict[str, nn.Parameter] = {}
         for name, gate in self.gates.items():
             gate.open.requires_grad_(True)
@@ -74,14 +75,22 @@ class IndicatorOptimizer(MaskOptimizer):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        too_dense = bool(self.kept() / self.total > self.wanted)
+        too_dense = self._density() > self.wanted
         for name, gate in self.gates.items():
             m, gradient = self.auxiliary[name], gate.open.grad
             assert gradient is not None
-            if too_dense:
-                gradient = gradient + self.options.mu * self.charge(name) / self.total
+            pushed = gradient + self.options.mu * self.charge(name) / self.total
+            gradient = torch.where(too_dense, pushed, gradient)
             m.grad = (gradient * F.softplus(m)).masked_fill_(~gate.allowed, 0.0)
             gate.open.grad = None
+
+    def _density(self) -> Tensor:
+        """What `kept` is of the total, on the device: float32."""
+        taken = torch.zeros((), dtype=torch.int64, device=self.device)
+        for name, gate in self.gates.items():
+            number = self.stands(gate).count_nonzero()
+            taken += self.charges.relu[name] * number + self.charges.site[name] * (number > 0)
+        return (taken.double() / self.total).float()
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
@@ -92,7 +101,7 @@ class IndicatorOptimizer(MaskOptimizer):
             goes = (m <= -threshold) & (gate.open > 0)
             returns = (m > threshold) & (gate.open == 0) & gate.allowed
             gate.open.masked_fill_(goes, 0.0).masked_fill_(returns, 1.0)
-            self.flips += int(goes.count_nonzero() + returns.count_nonzero())
+            self.flips += goes.count_nonzero() + returns.count_nonzero()
 
     def report(self) -> dict[str, Any]:
         """Also the flips."""

@@ -56,7 +56,7 @@ class SlopeOptimizer(MaskOptimizer):
 
     def __init__(self, network: Network, options: Slopes) -> None:
         super().__init__(network, options)
-        self.options, self.lam = options, torch.tensor(options.lam)
+        self.options, self.lam = options, torch.tensor(options.lam).to(self.device)
         for gate in self.gates.values():
             gate.open.requires_grad_(True)
 
@@ -106,9 +106,10 @@ class FollowingSlopes(SlopeOptimizer):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         super().after_step(step)
-        standing = sum(self.charge(name) * float(gate.open.sum()) for name, gate in self.gates.items())
+        sums = torch.stack([self.charge(name) * gate.open.sum().double() for name, gate in self.gates.items()])
+        standing = sums.cumsum(0)[-1]  # in order: another one would round otherwise
         excess = standing / (self.total * kept_share(step.progress, self.budget / self.total))
-        self.lam.mul_(min(max(excess**GAIN, 1 / CREEP), CREEP)).clamp_(min=self.options.lam)
+        self.lam.mul_((excess**GAIN).clamp(1 / CREEP, CREEP).float()).clamp_(min=self.options.lam)
         if step.progress >= SETTLES:
             self._settle((step.progress - SETTLES) / (SETTLED - SETTLES))
 

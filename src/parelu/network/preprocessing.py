@@ -1,5 +1,7 @@
 """What an image goes through before it reaches a network: grey or colour, resizing, normalising."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,11 +15,18 @@ def normalise(
     """images: uint8 (N, C, H, W) → float32, (images / 255 - mean) / std, per channel."""
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, not {images.dtype}: normalise once, and after resizing")
-    centre = torch.tensor(mean, device=images.device).view(-1, 1, 1)
-    width = torch.tensor(std, device=images.device).view(-1, 1, 1)
-    x = images.float().mul_(1 / (255 * width)).sub_(centre / width)
+    scale, shift = _moments(tuple(mean), tuple(std), images.device)
+    x = images.float().mul_(scale).sub_(shift)
     # Last, because arithmetic that broadcasts over channels is several times slower in that layout.
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+@functools.lru_cache(maxsize=64)
+def _moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of bytes, (C, 1, 1), on the device once: a copy there waits for all that is queued."""
+    with torch.inference_mode(False):
+        centre, width = (torch.tensor(each, device=device).view(-1, 1, 1) for each in (mean, std))
+        return 1 / (255 * width), centre / width
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

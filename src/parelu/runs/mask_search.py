@@ -29,6 +29,7 @@ from parelu.training.batches import device
 from parelu.training.evaluation import accuracy
 from parelu.training.history import Epoch
 from parelu.training.loop import Progress, train
+from parelu.training.meter import Meter
 from parelu.training.teacher import Teacher
 
 
@@ -85,9 +86,10 @@ def search(
     network = network_of(search.spec)
     load_weights(network, Candidate.load(search.start.folder(run.path)).weights)
     search.plan.apply(network)
-    optimizer = search.build(network.to(device()))
+    optimizer, meter = search.build(network.to(device())), Meter()
 
     def keep(budget: int, epoch: int) -> None:
+        meter.check()
         plan, seconds = search.left(optimizer, budget), time.perf_counter() - started
         left = Candidate(search.spec, plan, optimizer.weights())
         right = accuracy(left.network(), dataset.validation, dataset)
@@ -101,8 +103,8 @@ def search(
             return
         ends = progress.step == progress.steps or optimizer.is_done()
         for budget in search.budgets if ends else search.budgets[:-1]:  # the last one has the whole search
-            is_due = ends or optimizer.has_passed(budget)
-            if is_due and not (folder / str(budget) / "candidate.json").exists():
+            is_kept = (folder / str(budget) / "candidate.json").exists()
+            if not is_kept and (ends or optimizer.has_passed(budget)):
                 keep(budget, progress.epoch)
 
     def after_epoch(epoch: Epoch) -> None:
@@ -120,6 +122,7 @@ def search(
         watch=after_step,
         after_epoch=after_epoch,
         callback=optimizer,
+        meter=meter,
     )
     if search.optimizer.keeps_best:
         ranks.on_first(lambda: _charge(folder / str(search.budgets[-1]), history))

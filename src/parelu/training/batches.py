@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from parelu import data
 from parelu.data.dataset import Dataset
+from parelu.data.readers.base import Images, Split
 from parelu.network.sites import Network
 from parelu.training import ranks
 from parelu.training.schedule import Training
@@ -34,9 +36,30 @@ def memory_format(network: nn.Module) -> torch.memory_format:
 def normalised_batches(dataset: Dataset, training: Training, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised float batches at the data set's own side; of each this rank's images."""
     options = {"seed": seed, "epoch": epoch, "augmentation": dataset.augmentation, "part": ranks.mine()}
-    stream = data.batches(dataset.train, training.batch, **options)
+    stream = data.batches(resident(dataset.train), training.batch, **options)
     for images, labels in stream:
-        yield data.normalise(images.to(device()), dataset.mean, dataset.std), labels.to(device())
+        yield data.normalise(moved(images), dataset.mean, dataset.std), moved(labels)
+
+
+def resident(split: Images) -> Images:
+    """The split on the device, if it is in memory and takes at most a quarter of what is free there; moved once."""
+    where = device()
+    if where.type == "cpu" or not isinstance(split, Split):
+        return split
+    if split not in _RESIDENT:
+        free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else split.images.nbytes * 4
+        _RESIDENT[split] = split.to(where) if split.images.nbytes <= free / 4 else split
+    return _RESIDENT[split]
+
+
+_RESIDENT: WeakKeyDictionary[Split, Split] = WeakKeyDictionary()
+
+
+def moved(tensor: Tensor) -> Tensor:
+    """On the device; nothing waits for the copy, which what is queued after it does."""
+    where = device()
+    tensor = tensor.pin_memory() if where.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return tensor.to(where, non_blocking=True)
 
 
 def device() -> torch.device:

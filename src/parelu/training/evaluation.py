@@ -15,7 +15,7 @@ from parelu.data.readers.base import Images
 from parelu.network.plan import Plan
 from parelu.network.sites import Network
 from parelu.training import ranks
-from parelu.training.batches import autocast, device, fit, normalised_batches
+from parelu.training.batches import autocast, device, fit, moved, normalised_batches, resident
 from parelu.training.norms import shared_statistics
 from parelu.training.schedule import Training
 
@@ -47,9 +47,9 @@ def _outputs(network: Network, split: Images, dataset: Dataset, batch: int) -> I
     was_training = network.training
     network.eval().to(device())
     with torch.no_grad(), autocast():
-        for images, labels in split.in_order(batch, ranks.mine()):
-            pixels = data.normalise(images.to(device()), dataset.mean, dataset.std)
-            yield network(fit(pixels, network)), labels.to(device())
+        for images, labels in resident(split).in_order(batch, ranks.mine()):
+            pixels = data.normalise(moved(images), dataset.mean, dataset.std)
+            yield network(fit(pixels, network)), moved(labels)
     network.train(was_training)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from parelu.training.batches import autocast, device, fit, memory_format, normal
 from parelu.training.callback import Callback, Step, Still
 from parelu.training.evaluation import accuracy
 from parelu.training.history import Epoch
+from parelu.training.meter import Meter
 from parelu.training.norms import shared_statistics
 from parelu.training.objectives import Batch, Objective
 from parelu.training.schedule import Training
@@ -51,6 +51,7 @@ def train(
     watch: Callable[[Progress], None] = lambda progress: None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     callback: Callback | None = None,
+    meter: Meter | None = None,
 ) -> list[Epoch]:
     """Train a network in place; continues from the checkpoint in `folder` where there is one.
 
@@ -62,6 +63,7 @@ def train(
         folder: gets metrics.jsonl and the checkpoint.
         watch: called after each step; after_epoch: after each epoch, before its checkpoint.
         callback: moves something beside the weights, and may end the training after a step.
+        meter: of the losses; who keeps something before an epoch ends lets it check them first.
 
     Returns:
         Its finished epochs, those before the checkpoint included.
@@ -81,7 +83,7 @@ def train(
     loop = _Loop(network, dataset, training, objective, seed, teacher, callback, optimizers)
     history = checkpoint.resume(folder, network, optimizers, callback)
     with shared_statistics(network):
-        return _epochs(loop, history, folder, watch, after_epoch)
+        return _epochs(loop, history, folder, watch, after_epoch, meter or Meter())
 
 
 def _epochs(
@@ -90,6 +92,7 @@ def _epochs(
     folder: Path,
     watch: Callable[[Progress], None],
     after_epoch: Callable[[Epoch], None],
+    meter: Meter,
 ) -> list[Epoch]:
     """Those that the history lacks."""
     network, dataset, training, callback = loop.network, loop.dataset, loop.training, loop.callback
@@ -97,12 +100,13 @@ def _epochs(
     while len(history) < training.epochs:
         started, epoch = time.perf_counter(), len(history)
         known = history[-1].validation_accuracy if history else None
-        means: dict[str, float] = {}
+        meter.begin(partial(loop.blown_up, epoch))
         for step, terms in enumerate(loop.epoch(epoch), start=1):
-            means = {name: means.get(name, 0.0) + (term - means.get(name, 0.0)) / step for name, term in terms.items()}
-            watch(Progress(epoch * per_epoch + step, training.epochs * per_epoch, epoch + 1, terms["loss"], known))
+            meter.add(terms)
+            watch(Progress(epoch * per_epoch + step, training.epochs * per_epoch, epoch + 1, meter.shown, known))
             if callback.is_done():
                 return history
+        means = meter.means()
         callback.after_epoch(epoch + 1)
         history.append(
             Epoch(
@@ -132,8 +136,8 @@ class _Loop:
     callback: Callback
     optimizers: Sequence[torch.optim.Optimizer]
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, float]]:
-        """One epoch, from 0; yields after each step the loss and its terms."""
+    def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """One epoch, from 0; yields after each step the loss and its terms. On a device nothing is read of them."""
         torch.manual_seed(_mix(self.seed, epoch) + ranks.number())  # dropout: of other images, other draws
         self.network.train()
         per_epoch = len(self.dataset.train) // self.training.batch
@@ -160,7 +164,7 @@ class _Loop:
             self.callback.after_step(
                 Step(done, (done + 1) / steps, inputs, labels, teacher.network if teacher else None)
             )
-            yield {"loss": loss, **{name: term.item() for name, term in terms.items()}}
+            yield {"loss": loss, **terms}
 
     def _set_rates(self, shape: float) -> None:
         for group in _groups(self.optimizers):
@@ -189,7 +193,7 @@ class _Loop:
             return terms
         return {name: term * (images / self.training.batch) for name, term in terms.items()}
 
-    def _step(self, terms: Mapping[str, Tensor], epoch: int) -> float:
+    def _step(self, terms: Mapping[str, Tensor], epoch: int) -> Tensor:
         """Move weights and what the callback moves against the gradient of the terms' sum, which it returns."""
         loss = torch.stack(list(terms.values())).sum()
         for optimizer in self.optimizers:
@@ -205,15 +209,15 @@ class _Loop:
         self.callback.before_step()
         for optimizer in self.optimizers:
             optimizer.step()
-        if not math.isfinite(loss.item()):
-            raise UserError(self._blown_up(loss.item(), epoch))
-        return loss.item()
+        if loss.device.type == "cpu" and not loss.isfinite():  # on a device it is found later: see `Meter`
+            raise self.blown_up(epoch, loss.item())
+        return loss
 
-    def _blown_up(self, loss: float, epoch: int) -> str:
+    def blown_up(self, epoch: int, loss: float) -> UserError:
         sites = _activations(self.network, self.callback).values()
         squares = any(bool((site.get_buffer("coefficients")[2] != 0).any()) for site in sites)
         remedy = "its squares feed on each other: give --degree 1, or lower it" if squares else "lower it"
-        return (
+        return UserError(
             f"the loss became {loss} in epoch {epoch + 1} at learning rate {self.training.lr:g}; {remedy}, "
             "in a new run folder"
         )

@@ -44,9 +44,9 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, al
 
 def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the label and of the rest, (N, 2), and among the rest, (N, classes − 1)."""
-    is_label = F.one_hot(labels, logits.shape[1]).bool()
-    rest = logits[~is_label].view(len(logits), -1)
-    pair = torch.stack([logits[is_label], rest.logsumexp(1)], dim=1)
+    others = torch.arange(logits.shape[1] - 1, device=labels.device)
+    rest = logits.gather(1, others + (others >= labels[:, None]))
+    pair = torch.stack([logits.gather(1, labels[:, None])[:, 0], rest.logsumexp(1)], dim=1)
     return pair - logits.logsumexp(1, keepdim=True), F.log_softmax(rest, dim=1)
 
 
