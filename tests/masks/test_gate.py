@@ -1,6 +1,8 @@
 """Gates against torch's own operations and against sites; the fitted polynomial against numerical quadrature."""
 
+import functools
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -258,3 +260,24 @@ def test_trained_polynomials_are_fitted_every_tenth_batch_at_first_and_learn_bet
     c0, c1, c2 = (c.view(-1, 1, 1) for c in gate.polynomial())
     torch.testing.assert_close(gate.eval()(x), c0 + c1 * x + c2 * x**2)
     torch.testing.assert_close(gate.polynomial()[2], 0.1 * gate.trained[2])
+
+
+@pytest.mark.parametrize(
+    ("compiled", "is_good"),
+    [
+        (lambda x, a, c: gated(x, a, c) * 1, True),
+        (lambda x, a, c: 1 / 0, False),
+        (lambda x, a, c: gated(x, a, c) + 0.1, False),
+        (lambda x, a, c: gated(x, a.detach(), c), False),
+    ],
+)
+def test_a_compiled_gate_is_tried_before_it_is_used(compiled, is_good, monkeypatch):
+    """A compiler that fails, or another result or gradient, leave torch's own operations, and that is said once."""
+    on_cpu = functools.partial(gates_module._try, device="cpu")
+    monkeypatch.setattr(gates_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(gates_module, "_try", lambda compute, device: on_cpu(compute))
+    monkeypatch.setattr(torch, "compile", lambda of, dynamic: compiled)
+    fused = gates_module.fused.__wrapped__
+    with nullcontext() if is_good else pytest.warns(UserWarning, match="gates are not compiled here"):
+        assert fused("cuda") is (compiled if is_good else gated)
+    assert fused("cpu") is gated

@@ -7,6 +7,9 @@ over the batch of ∂L/∂y·(relu(x) − c0 − c1·x − c2·x²). What `a` me
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parelu.errors import shown
 from parelu.masks.polynomials import dapa, public_dapa
 from parelu.network.sites import Site
 from parelu.training import ranks
@@ -96,10 +100,10 @@ class Gate(nn.Module):
         if self.training and self.degree:
             self._fit(x)
         if self.trained is not None:
-            return gated(x, self.open, self.polynomial())
+            return fused(x.device.type)(x, self.open, self.polynomial())
         if x.device.type == "cpu" and x.dtype == torch.float32 and loops():
             return _Gated.apply(x, self.open, self.coefficients)  # pyright: ignore[reportReturnType]
-        return gated(x, self.open, self.coefficients)
+        return fused(x.device.type)(x, self.open, self.coefficients)
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.shape}"
@@ -110,6 +114,36 @@ def gated(x: Tensor, open: Tensor, coefficients: Tensor) -> Tensor:
     c0, c1, c2 = (c.view(-1, *[1] * (x.dim() - 2)).to(x.dtype) for c in coefficients)
     a = open.to(x.dtype)
     return a * F.relu(x) + (1 - a) * ((c2 * x + c1) * x + c0)
+
+
+@functools.cache
+def fused(device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`gated`; on CUDA as one kernel forward and few backward, where torch can compile it: it is bound by memory.
+
+    It is tried once, forward and backward: whatever fails there leaves torch's own operations.
+    """
+    if device != "cuda" or find_spec("triton") is None:
+        return gated
+    compiled = torch.compile(gated, dynamic=True)
+    try:
+        _try(compiled, device)
+    except Exception as error:  # of a compiler, anything
+        warnings.warn(f"gates are not compiled here, and take longer ({shown(str(error), 80)})", stacklevel=2)
+        return gated
+    return compiled
+
+
+def _try(compute: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> None:
+    """Raises where a step with it fails, or gives something else than `gated`."""
+    x = torch.linspace(-2, 2, 96, device=device).view(2, 3, 4, 4)
+    coefficients = torch.linspace(-1, 1, 9, device=device).view(3, 3)
+    found = []
+    for one in (compute, gated):
+        a, z = (t.clone().requires_grad_() for t in (torch.full((3, 4, 4), 0.25, device=device), x))
+        y = one(z, a, coefficients)
+        found.append([y, *torch.autograd.grad(y.square().sum(), (a, z))])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @functools.cache
