@@ -7,6 +7,7 @@ A command is a dataclass whose fields are its options. The modules of the comman
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import inspect
 import os
@@ -95,9 +96,13 @@ def _run(arguments: list[str]) -> None:
     api.ranks.join()
     if arguments[:1] and arguments[0] in COMMANDS and arguments[0] not in TOGETHER:
         raise UserError(f"{arguments[0]} is one process; start it without torchrun")
-    if api.ranks.number():
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 for as long as the process lives
-    _command(arguments)()
+    if api.ranks.number() == 0:
+        _command(arguments)()
+    else:  # the first speaks for all
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            with contextlib.redirect_stderr(nowhere):
+                command = _command(arguments)
+            command()
     api.ranks.leave()
 
 

@@ -17,7 +17,7 @@ from parelu.cli.own import Read
 from parelu.errors import UserError
 
 if TYPE_CHECKING:
-    from parelu.api import Experiment, Method, Reduction, Run
+    from parelu.api import Experiment, Method, OnRay, Reduction, Run
 
     AnyMethod = Method
     ReluName = OfflineName = str
@@ -241,11 +241,19 @@ def conduct_all(experiments: Sequence[Experiment], folders: Sequence[Path], on: 
     for one, place in zip(experiments, folders, strict=True):
         _say_what(one, place)
     with api.TerminalProgress() as progress:
-        return api.run_at_once(experiments, folders, progress, api.OnRay.parse(on))
+        return api.run_at_once(experiments, folders, progress, _cluster(on))
 
 
 def conduct(experiment: Experiment, folder: Path, on: str | None = None) -> Run:
     return _of_first([_conduct(experiment, folder, on=on)])[0]
+
+
+def _cluster(on: str) -> OnRay:
+    from parelu import api
+
+    if api.ranks.size() > 1:
+        raise UserError("--on gives trainings to a cluster, and torchrun's ranks do them together; leave one out")
+    return api.OnRay.parse(on)
 
 
 def _of_first(runs: list[Run]) -> list[Run]:
@@ -263,7 +271,7 @@ def _conduct(experiment: Experiment, folder: Path, lenders: Sequence[Path] = (),
     from parelu import api
     from parelu.report.inspection import notes_lines
 
-    executor = api.OnRay.parse(on) if on else None
+    executor = _cluster(on) if on else None
     _say_what(experiment, folder)
     with api.TerminalProgress() as progress:
         run = api.run_experiment(experiment, folder, progress, executor, lenders)
