@@ -22,7 +22,7 @@ class Slow:
         self.now, self.size, self.seconds = 0.0, size, seconds
         patch.setattr(patience.time, "monotonic", lambda: self.now)
 
-    def __call__(self, buffer):
+    def recv_into(self, buffer):
         self.now += self.seconds
         return min(len(buffer), self.size)
 
@@ -53,22 +53,23 @@ def test_a_byte_now_and_then_is_no_link(monkeypatch):
 def test_what_came_before_the_end_is_known():
     parts = iter([b"ab", b"c", b""])
 
-    def receive(buffer):
-        part = next(parts)
-        buffer[: len(part)] = part
-        return len(part)
+    class Peer:
+        def recv_into(self, buffer):
+            part = next(parts)
+            buffer[: len(part)] = part
+            return len(part)
 
     with pytest.raises(Ended) as caught:
-        receive_all(receive, 10, TIMEOUT)
+        receive_all(Peer(), 10, TIMEOUT)
     assert caught.value.before == b"abc"
 
 
 class Full:
-    """A socket whose buffer is full; after each wait the system has so many bytes left of it."""
+    """A socket that has no room and nothing to read; after each wait the system holds so many bytes."""
 
     def __init__(self, monkeypatch, *left):
         self.left, self.sent = list(left), b""
-        monkeypatch.setattr(patience, "waiting", lambda connection: self.left.pop(0))
+        monkeypatch.setattr(patience, "held", lambda connection: self.left.pop(0))
 
     def send(self, data):
         if self.left:
@@ -76,11 +77,24 @@ class Full:
         self.sent += bytes(data)
         return len(data)
 
+    def recv_into(self, buffer):
+        if self.left:
+            raise TimeoutError
+        return len(buffer)
+
 
 def test_a_full_buffer_that_empties_slowly_is_waited_for(monkeypatch):
     link = Full(monkeypatch, 1_000_000, 940_000, 880_000)
     send_all(link, memoryview(b"hint"), TIMEOUT)
     assert link.sent == b"hint"
+
+
+def test_an_answer_is_waited_for_while_the_question_is_on_its_way(monkeypatch):
+    """A server's hints fill the system's buffer in no time, and take minutes from there."""
+    assert len(receive_all(Full(monkeypatch, 180_000, 120_000, 60_000), 4, TIMEOUT)) == 4
+    for left in ((0,), (180_000, 180_000), (180_000, 179_000)):
+        with pytest.raises(TimeoutError):
+            receive_all(Full(monkeypatch, *left, 0), 4, TIMEOUT)
 
 
 @pytest.mark.parametrize("left", [(1_000_000, 1_000_000), (1_000_000, 940_000, 939_000), (0, 0)])
@@ -104,16 +118,16 @@ def test_the_system_tells_what_it_still_holds():
             one.send(bytes(1 << 16))
         except BlockingIOError:
             break
-    held = patience.waiting(one)
-    assert held > 0
+    left = patience.held(one)
+    assert left > 0
     two.setblocking(False)
     end = time.monotonic() + 20
-    while patience.waiting(one) and time.monotonic() < end:
+    while patience.held(one) and time.monotonic() < end:
         try:
             two.recv(1 << 20)
         except BlockingIOError:
             time.sleep(0.01)
-    assert patience.waiting(one) == 0
+    assert patience.held(one) == 0
     one.close()
     two.close()
 

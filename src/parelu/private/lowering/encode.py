@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +21,8 @@ def encode_images(program: Program, images: ArrayLike) -> NDArray[np.int64]:
     return np.rint(x * 2.0**program.fraction).astype(np.int64)
 
 
-def normalise(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-    """As `network.preprocessing` normalises tensors, to the bit: (images / 255 - mean) / std, in its two steps."""
+def normalise(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[Any]:
+    """float32, as `network.preprocessing` normalises tensors, to the bit: (images / 255 - mean) / std, in its two steps."""
     centre, width = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
     return images.astype(np.float32) * (1 / (255 * width)) - centre / width
 

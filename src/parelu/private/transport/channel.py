@@ -162,7 +162,7 @@ class Channel:
 
     def _receive(self, length: int) -> bytearray:
         try:
-            return patience.receive_all(self.socket.recv_into, length, self.timeout)
+            return patience.receive_all(self.socket, length, self.timeout)
         except patience.TooSlow as error:
             raise ProtocolError(
                 f"the peer sent {error}; {patience.LEAST_RATE:g} bytes a second are the least"

@@ -13,7 +13,8 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable
+
+from parelu.private.transport.link import Socket
 
 LEAST_RATE = 100.0  # bytes a second; a modem of 1,200 baud has more
 PIECE = 1 << 18  # bytes that are handed to the system at once
@@ -39,41 +40,59 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def send_all(connection: socket.socket, data: memoryview, timeout: float) -> None:
-    """Send all of it, however long the link takes; raises TimeoutError where the peer takes nothing for a while.
+class Waits:
+    """The waits for one step of the peer. `on` after each timeout: whether to wait once more.
 
-    The system says that there is room again only when much of what waits is gone, which a slow link may not manage
-    within the timeout: what it still holds is what tells silence from slowness.
+    What this side has sent may still be on its way, for minutes on a slow link: the system reports room only when much
+    of its buffer is empty, and a peer that is still being sent to has nothing to answer. What the system still holds
+    tells that from silence.
     """
-    queued = None
+
+    def __init__(self, connection: object, timeout: float) -> None:
+        self._connection, self._timeout, self._held = connection, timeout, None
+
+    def on(self) -> bool:
+        before, self._held = self._held, held(self._connection)
+        return self._held > 0 and (before is None or before - self._held >= LEAST_RATE * self._timeout)
+
+
+def held(connection: object) -> int:
+    """Bytes that were handed to the system and are not yet acknowledged; 0 where it does not tell."""
+    if isinstance(connection, socket.socket):
+        with contextlib.suppress(OSError):
+            return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+    return 0
+
+
+def send_all(connection: socket.socket, data: memoryview, timeout: float) -> None:
+    """Send all of it, however long the link takes; raises TimeoutError where the peer takes nothing for a while."""
+    waits = Waits(connection, timeout)
     while data:
         try:
             sent = connection.send(data[:PIECE])
         except TimeoutError:
-            before, queued = queued, waiting(connection)
-            if before is not None and before - queued < LEAST_RATE * timeout:
+            if not waits.on():
                 raise
         else:
-            data, queued = data[sent:], None
+            data, waits = data[sent:], Waits(connection, timeout)
 
 
-def waiting(connection: socket.socket) -> int:
-    """Bytes that were handed to the system and are not yet acknowledged; 0 where it does not tell."""
-    with contextlib.suppress(OSError):
-        return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
-    return 0
-
-
-def receive_all(receive: Callable[[memoryview], int], length: int, timeout: float) -> bytearray:
+def receive_all(connection: Socket, length: int, timeout: float) -> bytearray:
     """Exactly `length` bytes; memory grows as they come, not as a header claims.
 
-    receive: as `socket.recv_into`. Raises TooSlow, and Ended.
+    Raises TimeoutError for silence, TooSlow, and Ended.
     """
-    body, got, started = bytearray(min(length, 1 << 24)), 0, time.monotonic()
+    body, got, started, waits = bytearray(min(length, 1 << 24)), 0, time.monotonic(), Waits(connection, timeout)
     while got < length:
         if got == len(body):
             body.extend(bytes(min(length - got, len(body))))
-        count = receive(memoryview(body)[got:])
+        try:
+            count = connection.recv_into(memoryview(body)[got:])
+        except TimeoutError:
+            if not waits.on():
+                raise
+            started = time.monotonic()
+            continue
         if not count:
             raise Ended(bytes(body[:got]))
         got += count

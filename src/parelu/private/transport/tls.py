@@ -83,7 +83,7 @@ def _hear_out(connection: socket.socket, last: bytes) -> None:
                 break
 
 
-def check_is_plain(start: bytes) -> None:
+def check_is_plain(start: bytes | bytearray) -> None:
     """Raises ProtocolError where the first bytes of a message are those of TLS."""
     if len(start) >= 3 and start[0] in (ALERT, HANDSHAKE) and start[1] == 3:
         raise ProtocolError("the peer speaks TLS, and this side does not; give --tls DIR on both sides")
