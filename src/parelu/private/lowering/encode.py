@@ -22,7 +22,7 @@ def encode_images(program: Program, images: ArrayLike) -> NDArray[np.int64]:
 
 
 def normalise(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[Any]:
-    """float32, as `network.preprocessing` normalises tensors, to the bit: (images / 255 - mean) / std, in its two steps."""
+    """float32, to the bit as `network.preprocessing` has it: (images / 255 - mean) / std, in its two steps."""
     centre, width = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
     return images.astype(np.float32) * (1 / (255 * width)) - centre / width
 
