@@ -114,18 +114,21 @@ element("more").addEventListener("click", () => { page += 1; offer(); });
 // 2 and 3. What is asked, what the server receives, what comes of it.
 
 const cards = new Map();
-let asked = null;
+let asked = null, isMine = false;  // what this page asks about, where it is known what it shows; whether it was this page
 
 element("ask").addEventListener("click", async () => {
   const image = picture(pad);
   element("ask").disabled = true;
   asked = truth;
+  isMine = true;
   show(element("seen"), image, pad.width);
   element("gain").textContent = "";
   for (const card of cards.values()) card.begin();
   const response = await fetch("ask", { method: "POST", body: image, headers: { "Content-Type": "application/octet-stream" } });
   const said = await response.text();
-  if (!response.ok) tell(said);
+  if (response.ok) return;
+  isMine = false;
+  tell(said);
 });
 
 const STAGES = {
@@ -147,6 +150,12 @@ function tell(text) { element("state").textContent = text; }
 function stage({ stage, message, link }) {
   const state = element("state");
   tell(STAGES[stage] ?? `This demonstration ended: ${message}. Start parelu demo again.`);
+  if (stage === "asking" && !isMine) {  // another page of this demonstration
+    asked = null;
+    show(element("seen"), new Uint8Array(3 * pad.width * pad.height), pad.width);
+    for (const card of cards.values()) card.begin();
+  }
+  if (stage === "ready") isMine = false;
   state.classList.toggle("failed", stage === "failed");
   state.classList.toggle("waits", !["ready", "failed"].includes(stage));
   element("ask").disabled = stage !== "ready";

@@ -26,6 +26,7 @@ from parelu.private.transport.traffic import Meter, Traffic
 HOST = "127.0.0.1"
 REVEAL = "logits"  # in steps; so that the page can show how sure a network is
 QUERIES = 100  # that somebody may ask
+IDLE = 86_400.0  # seconds that a person may think about the next image, while the connections wait
 START = 300.0  # seconds that the server's process may take until it listens
 
 Told = Callable[[str, str, Traffic], None]  # of a phase and layer, what passed so far
@@ -82,7 +83,7 @@ def _main(*arguments: Any) -> None:
 
 def _serve(pipe: Connection, folders: dict[str, Path], certificates: Path, link: Link) -> None:
     """Until the other end of the pipe is closed, if only because its process died."""
-    options = api.ServerOptions(budget=0, link=link)
+    options = api.ServerOptions(budget=0, link=link, timeout=IDLE)
     try:
         servers = {
             key: api.server_of(folder, (HOST, 0), certificates, options, reveal=REVEAL)
