@@ -161,7 +161,7 @@ def test_links_of_budgets_and_of_measurements_have_panels(finished: tuple[Run, S
     assert "over lan, predicted" in picture and "measured: online 12.3 ms" in picture and "≤ 7ms" not in picture
     again = [dataclasses.replace(one, query="lan") if one.metrics.limits else one for one in odd]
     assert "≤ 7ms" in seconds.seconds_svg([*others, *again], queries)
-    assert any("12.3 ms loopback" in line[-1] for line in seconds.rows([*others, *odd], wide))
+    assert any("12.3 ms loopback" in one.cells[-1][0] for one in seconds.seconds_grid([*others, *odd], (), wide).lines)
 
 
 def test_a_report_says_what_queries_take_and_whose_seconds_they_are(finished: tuple[Run, Silent], tmp_path, queries):

@@ -22,7 +22,9 @@ from parelu.network.steps import apply_steps
 from parelu.private.rows import Cost, Costs, Difference, PrivateInference, RingAccuracy, Row
 from parelu.report import plots, tables
 from parelu.report.inspection import inspection, notes_lines
+from parelu.report.live import drawn, networks_grid
 from parelu.report.page import flat, headline, write_report
+from parelu.report.stages import stages_grid
 from parelu.runs import pareto
 from parelu.runs.folder import Record, Run
 from parelu.training.history import Epoch, write_history
@@ -327,10 +329,25 @@ def test_a_run_given_twice_is_no_second_seed():
 
 
 def test_stages_show_every_network():
-    svg = plots.stages_svg([*RECORDS, record("random", "", 20, 30)])
-    assert svg.count(">random mask</text>") == 2, "a mask of each budget"
-    assert svg == plots.stages_svg([*RECORDS, record("random", "", 20, 30)])
-    assert "<image" not in svg
+    records = [*RECORDS, record("random", "", 20, 30)]
+    grid = stages_grid(records, tables.frontier_rows(records))
+    assert [title for title, _ in grid.columns] == ["network", "ReLUs", "stem, 40", "S1, 60", "S2, 100"]
+    assert sum(line.cells[0][0] == "random mask" for line in grid.lines) == 2, "a mask of each budget"
+    half = next(line for line in grid.lines if line.cells[0][0] == "cull S1")
+    assert [text for text, _ in half.cells[1:]] == ["100", "62 %", "42 %", "25 %"] and half.is_on
+
+
+def test_of_many_networks_those_on_a_frontier_are_in_the_document():
+    records = [
+        record("train", "", 900, 90, role="teacher"),
+        *(record("snl", "", 400 - i, 80 - i % 7) for i in range(300)),
+    ]
+    rows = tables.frontier_rows(records)
+    grid, few = networks_grid(rows), drawn(records, rows)
+    assert len(grid.lines) == 301 and 0 < len(grid.standing) == len(few) < 100
+    assert {line.name for line in grid.standing} == {row.name for row in rows if row.on_frontier} | {"train--900"}
+    assert {one.name for one in few} >= {line.name for line in grid.standing}
+    assert drawn(RECORDS, tables.frontier_rows(RECORDS)) == RECORDS
 
 
 def test_a_network_without_relus_is_drawn():
@@ -460,7 +477,7 @@ def test_page_says_it_all(made_up: list[Run], tmp_path):
     assert page.unclosed == []
     assert "@import" not in text
     assert not re.search(r"""url\((?!#)|(src|href)\s*=\s*["']?(https?:)?//""", text)
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 3
     assert len(page.ids) == len(set(page.ids)), "figures share no id"
     rows = tables.frontier_rows(all_of(made_up))
     cells = [[row.label, row.method, f"{row.relus:,}", f"{row.relus_without_stem:,}"] for row in rows]
@@ -502,7 +519,7 @@ def test_what_files_say_is_text(made_up: list[Run], tmp_path, monkeypatch):
     run = Run(made_up[0].path, {**made_up[0].config, "model": evil, evil: {evil: evil}})
     page = Page()
     page.feed(write_report([run], tmp_path / "report.html").read_text())
-    assert page.tags.count("script") == 1, "the page's own"
+    assert page.tags.count("script") == 2, "the page's own, and its data"
     assert page.tags.count("img") == 0
     assert page.loads == []
     assert any(cell[0].startswith(evil) for cell in page.networks), "shown as it stands"
@@ -517,7 +534,7 @@ def test_page_of_a_finished_run(finished: tuple[Run, Silent], tmp_path):
     assert page.loads == [], "the page loads nothing"
     assert "@import" not in text
     assert "url(http" not in text
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 3
     for row in tables.frontier_rows(run.candidates()):
         assert f"<td>{row.relus:,}</td>" in text
     for stage, value in run.records()["criticality"]["stages"].items():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from parelu.private.rows import Cost, Row
+from parelu.report.grids import Grid, Line, count, words
 from parelu.report.plots import COLOURS, FAINT, MARKERS, STYLE, Tip, short, svg_text
 from parelu.report.private import duration, size
 from parelu.report.tables import candidates_of, label_of
@@ -47,6 +48,30 @@ def engine_rows(records: Sequence[Record]) -> list[EngineRow]:
                 parts = {"online": row.costs.online, "whole": row.costs.total}
                 found += [_row(label_of(record), row, part, cost) for part, cost in parts.items() if cost]
     return found
+
+
+def engines_grid(records: Sequence[Record]) -> Grid:
+    """The rows as a table."""
+    numbers = ("time", "bytes", "rounds", "from float", "from ring", "same label, %")
+    columns = [("network", "long"), ("ReLUs", "number"), ("engine", "text"), *((title, "number") for title in numbers)]
+    lines = [
+        Line(
+            [
+                words(row.label),
+                count(row.relus),
+                words(f"{row.engine}, {row.part}"),
+                (duration(row.seconds), row.seconds),
+                (size(row.bytes), row.bytes),
+                (f"{row.rounds:g}", row.rounds),
+                *((f"{error:.4f}", error) for error in (row.error, row.ring)),
+                (f"{row.agreement:.0f}", row.agreement),
+                words(row.threat_model),
+            ]
+        )
+        for row in engine_rows(records)
+    ]
+    caption = "From float, from ring: the largest difference of a logit from the float network and the ring reference."
+    return Grid("engines", [*columns, ("threat model", "long")], lines, caption, filtered=False)
 
 
 def _row(label: str, row: Row, part: str, cost: Cost) -> EngineRow:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from parelu.private.rows import Part
+from parelu.report.grids import Grid, Line, count, words
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, svg_text
 from parelu.report.private import PARTS, PARTS_NOTE, duration, size
 from parelu.report.tables import candidates_of, frontier_rows, label_of
@@ -82,6 +83,43 @@ def measured_rows(records: Sequence[Record]) -> list[Measured]:
     """A row for each network that was measured, most ReLUs first."""
     rows = [_row(record) for record in candidates_of(records) if record.private]
     return sorted(rows, key=lambda row: (-row.relus, row.name))
+
+
+def measured_grid(records: Sequence[Record]) -> Grid:
+    """The rows as a table."""
+    rows = measured_rows(records)
+    has_hints, several = any(row.hints_bytes for row in rows), len({row.setting for row in rows}) > 1
+    titles = ["ReLUs", "squares", "float test, %", "ring test, %", "same label, %", "out of range", "online"]
+    titles += ["online bytes", "rounds", "offline", "offline bytes", *(["hints, once"] if has_hints else [])]
+    columns = [("network", "long"), *((title, "number") for title in titles)]
+    lines = [
+        Line(
+            [
+                words(row.label),
+                count(row.relus),
+                count(row.squares),
+                *((f"{share:.2f}", share) for share in (row.test, row.ring, row.agreement)),
+                (f"{row.overflow_rate:.1e}" if row.overflow_rate else "none", row.overflow_rate),
+                (duration(row.online), row.online),
+                (size(row.online_bytes), row.online_bytes),
+                (f"{row.rounds:g}", row.rounds),
+                (duration(row.offline), row.offline),
+                (size(row.offline_bytes), row.offline_bytes),
+                *([(size(row.hints_bytes), row.hints_bytes)] if has_hints else []),
+                *([words(row.setting)] if several else []),
+            ],
+            row.name,
+            method=row.method,
+        )
+        for row in rows
+    ]
+    caption = (
+        "Out of range: the share of ReLU inputs beyond the calibrated bits. Offline needs no image and is done ahead."
+    )
+    caption += " A client keeps hints for all its queries." if has_hints else ""
+    return Grid(
+        "measured", [*columns, *([("measured with", "text")] if several else [])], lines, caption, filtered=False
+    )
 
 
 def _row(record: Record) -> Measured:

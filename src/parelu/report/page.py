@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,16 @@ from parelu.network.metrics import ROLES
 from parelu.report import engines, latency, plots, seconds, tables
 from parelu.report.beside import Beside, beside_named, cells, ratio_lines
 from parelu.report.compared import beside_svg
+from parelu.report.grids import Grid, Line, count, words
+from parelu.report.live import drawn, live, networks_grid
 from parelu.report.private import PARTS, PARTS_NOTE, duration, size
-from parelu.report.tables import Row
+from parelu.report.stages import stages_grid
+from parelu.report.tables import Comparison, Row
 from parelu.runs.folder import Record, Run
 from parelu.runs.predictions import Queries
+
+WEB = Path(__file__).parent / "web"
+SCRIPTS = ("plot.js", "table.js", "page.js")
 
 
 def write_report(runs: Sequence[Run], path: Path, queries: Queries | None = None) -> Path:
@@ -38,22 +46,29 @@ def write_report(runs: Sequence[Run], path: Path, queries: Queries | None = None
     queries = seconds.with_links(queries or Queries.of(), records)
     records = tables.foretold(records, queries)
     rows = tables.frontier_rows(records)
-    # Without script: everything that a run's files say is text, and is escaped.
-    environment = Environment(loader=PackageLoader("parelu.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters |= {"short": plots.short, "duration": duration, "size": size}
+    few = drawn(records, rows)
+    grids = [networks_grid(rows), seconds.seconds_grid(records, rows, queries), stages_grid(records, rows)]
+    grids += [latency.measured_grid(records), engines.engines_grid(records), compared_grid(tables.compare(records))]
+    style, script = (WEB / "page.css").read_text(), "\n".join((WEB / name).read_text() for name in SCRIPTS)
+    # What a run's files say is text, and is escaped; as data of the script too.
+    environment = Environment(loader=PackageLoader("parelu.report", "web"), autoescape=True, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
+    environment.filters |= {"duration": duration, "size": size}
     page = environment.get_template("page.html.jinja").render(
         title=f"{', '.join(_distinct(runs, 'model'))} on {', '.join(data)}",
         headline=headline(rows),
-        rows=rows,
+        style=Markup(style),
+        script=Markup(script),
+        script_sha256=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=live(rows, [record for record in few if record.history], [grid for grid in grids if grid.lines]),
+        grids={grid.id: grid for grid in grids},
+        few=len(few) if len(few) < len(records) else 0,
         seeds=max(row.seeds for row in rows),
-        spread=tables.plus_minus,
-        compared=tables.compare(records),
         criticality=_labelled(runs, "criticality"),
         skipped=_labelled(runs, "skipped"),
-        takes=seconds.rows(records, queries),
-        takes_svg=Markup(seconds.seconds_svg(records, queries)),
+        takes_svg=Markup(seconds.seconds_svg(few, queries, rows)),
         takes_note=seconds.caption(records, queries),
-        measured=(measured := latency.measured_rows(records)),
+        measured=(measured := latency.measured_rows(few)),
         part_heads=[head for head, *_ in latency.PART_HEADS],
         parts=list(PARTS.values()),
         parts_note=PARTS_NOTE,
@@ -61,12 +76,10 @@ def write_report(runs: Sequence[Run], path: Path, queries: Queries | None = None
         beside_cells=cells(found) if isinstance(found, Beside) else [],
         beside_ratios=ratio_lines(found) if isinstance(found, Beside) else [],
         beside_svg=Markup(beside_svg(found)) if isinstance(found, Beside) else "",
-        latency=Markup(latency.latency_svg(records)) if measured else "",
-        engine_rows=(engine_rows := engines.engine_rows(records)),
-        engines=Markup(engines.engines_svg(records)) if engine_rows else "",
+        latency=Markup(latency.latency_svg(few)) if measured else "",
+        engines=Markup(engines.engines_svg(few)) if engines.engine_rows(few) else "",
         frontier=Markup(plots.frontier_svg(records)),
-        stages=Markup(plots.stages_svg(records)),
-        curves=Markup(plots.curves_svg(records)) if any(record.history for record in records) else "",
+        curves=Markup(plots.curves_svg(few)) if any(record.history for record in few) else "",
         counted=_counted(records),
         unfinished=sum(map(_unfinished, runs)),
         configuration=flat(runs[0].config)
@@ -87,6 +100,30 @@ def _labelled(runs: Sequence[Run], name: str) -> list[tuple[str, Any]]:
         for run, key, value in found
         if key == name or key.startswith(f"{name}-")
     ]
+
+
+def compared_grid(found: Sequence[Comparison]) -> Grid:
+    """Methods at equal ReLUs, a row a pair."""
+    ours = found[0].method if found else ""
+    several = any(one.seeds > 1 for one in found)
+    columns = [(f"{ours}'s network", "long"), ("ReLUs", "number"), (f"{ours}, %", "number"), ("other", "text")]
+    columns += [(title, "number") for title in ("other, %", "difference", "seeds")]
+    lines = [
+        Line(
+            [
+                words(one.label),
+                count(one.relus),
+                (f"{one.ours:.1f}", one.ours),
+                words(f"{one.other}, {one.network}" if one.network else one.other),
+                (f"{one.theirs:.1f}", one.theirs),
+                (f"{one.difference:+.1f}" + (f" ± {one.spread:.1f}" if one.seeds > 1 else ""), one.difference),
+                count(one.seeds),
+            ]
+        )
+        for one in found
+    ]
+    caption = "Test accuracy, paired by seed" + ("; ± is the standard deviation of the differences." * several or ".")
+    return Grid("compared", columns, lines, caption, filtered=False)
 
 
 def headline(rows: Sequence[Row]) -> list[str]:

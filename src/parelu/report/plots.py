@@ -1,10 +1,9 @@
-"""Figures as SVG text: the frontier with a tooltip on every point, where the ReLUs stayed, and training curves."""
+"""Figures as SVG text: the frontier with a tooltip on every point, and training curves."""
 
 from __future__ import annotations
 
 import io
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,13 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from parelu.errors import UserError
-from parelu.report.tables import Row, by_network, frontier_rows, label_of, plus_minus, with_comparisons
+from parelu.report.grids import FEW
+from parelu.report.tables import Row, frontier_rows, label_of, plus_minus, with_comparisons
 from parelu.runs.folder import Record
 
 # Okabe and Ito's palette, told apart by the colour-blind too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, FAINT = "#222222", "#d9d9d9"
+INK, FAINT, SOFT = "#222222", "#d9d9d9", "#666666"
+GREYS = {INK: "ink", FAINT: "line", SOFT: "soft", "#ffffff": "paper"}  # as the page's stylesheet calls them
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "parelu",
@@ -89,7 +90,8 @@ def _frontier(records: Sequence[Record]) -> tuple[Figure, list[Tip]]:
         axes.annotate("no ReLU", (x_of[0], row.test), (0, -16), textcoords="offset points", ha="center", fontsize=9.5)
     _set_scales(axes, wide=max(positive) >= 8 * min(positive))
     figure.legend(loc="outside upper left", ncols=6, frameon=False, handletextpad=0.4, columnspacing=1.6)
-    return figure, [(axes, x_of[row.relus], row.test, _tip(row)) for row in rows]
+    told = rows if len(rows) <= FEW else [row for row in rows if row.on_frontier or row.method == "train"]
+    return figure, [(axes, x_of[row.relus], row.test, _tip(row)) for row in told]
 
 
 def styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
@@ -142,7 +144,7 @@ def _draw_full(axes: Axes, full: Sequence[Row], x_of: Mapping[int, float]) -> No
             (4, 4),
             xycoords=axes.get_yaxis_transform(),
             textcoords="offset points",
-            color="#666666",
+            color=SOFT,
             fontsize=9.5,
         )
 
@@ -180,56 +182,6 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
-
-
-def stages_svg(records: Sequence[Record]) -> str:
-    """For each network, the share of each stage's ReLUs that stayed, of its full network's; means over the seeds."""
-    groups = by_network(records)
-    fulls = [group[0].metrics.stages_full for group in groups]
-    stages = list(dict.fromkeys(stage for full in fulls for stage, relus in full.items() if relus))
-    shares = [[_share(group, stage) for stage in stages] for group in groups]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.9 + 0.3 * len(groups)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=115, edgecolors="white", linewidth=1.5)
-        axes.invert_yaxis()
-        for y, row in enumerate(shares):
-            for x, share in enumerate(row):
-                colour = "white" if share > 60 else INK if share else "#999999"
-                text = "0" if not share else f"{share:.0f} %" if share >= 1 else f"{share:.1f} %"
-                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=colour, fontsize=9.5)
-        same = all(full == fulls[0] for full in fulls)
-        heads = [f"{stage}\n{fulls[0][stage]:,}" if same else stage for stage in stages]
-        middles = [y + 0.5 for y in range(len(groups))]
-        axes.set_xticks([x + 0.5 for x in range(len(stages))], heads)
-        axes.set_yticks(middles, [label_of(group[0]) for group in groups], fontsize=9.5)
-        axes.tick_params(length=0, labeltop=True, labelbottom=False)
-        axes.spines[:].set_visible(False)
-        for y, group in zip(middles, groups, strict=True):
-            axes.annotate(
-                f"{group[0].metrics.relus_and_comparisons:,}",
-                (1, y),
-                (52, 0),
-                xycoords=axes.get_yaxis_transform(),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=9.5,
-            )
-        axes.annotate("ReLUs", (1, 1), (52, 6), xycoords="axes fraction", textcoords="offset points", ha="right")
-        return svg_text(figure, [], "stages")
-
-
-def _share(group: Sequence[Record], stage: str) -> float:
-    """Percent of a stage's ReLUs that stayed, the mean over the seeds of one network."""
-    full = group[0].metrics.stages_full.get(stage, 0)
-    kept = statistics.mean(_relus(record, stage) for record in group)
-    return 100 * kept / full if full else 0.0
-
-
-def _relus(record: Record, stage: str) -> int:
-    stages = record.metrics.stages
-    return stages[stage].relus if stage in stages else 0
 
 
 def curves_svg(records: Sequence[Record]) -> str:
@@ -281,13 +233,15 @@ def _curves(axes: Axes, group: Sequence[Record], key: str, colours: ScalarMappab
 def svg_text(figure: Figure, tips: Sequence[Tip], name: str) -> str:
     """The figure as an <svg> element, with an invisible disc and a title over each point that has a tip.
 
-    Its ids begin with `name`, so that figures on one page share none.
+    Its ids begin with `name`, so that figures on one page share none. Its greys are the page's, light or dark.
     """
     canvas = FigureCanvasSVG(figure)
     buffer = io.StringIO()
     canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r'( id="|url\(#|href="#)', rf"\1{name}-", tag[0]), text)
+    for grey, name_of in GREYS.items():
+        text = text.replace(grey, f"var(--{name_of})")
     height = figure.get_figheight() * 72
     discs = []
     for axes, x, y, tip in tips:

@@ -57,6 +57,13 @@ def cells(by_link: ByLink, links: Sequence[str]) -> list[str]:
     return [*seconds, size(one.online.bytes + one.offline.bytes) if one else NONE]
 
 
+def numbers(by_link: ByLink, links: Sequence[str]) -> list[float | None]:
+    """Of `cells`, what they are sorted by."""
+    found = [getattr(by_link[link], phase) if link in by_link else None for link in links for phase in SHOWN]
+    one = next(iter(by_link.values()), None)
+    return [*(each.seconds if each else None for each in found), one.online.bytes + one.offline.bytes if one else None]
+
+
 def note(queries: Queries, whys: Sequence[str] = ()) -> str:
     """Under such columns. whys: of networks without a prediction."""
     lines = [f"predicted of a query: {queries.how}; sent in both phases; {queries.by}"]

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from parelu.methods.limits import ONLINE, parse_limits
 from parelu.methods.limits import shown as in_unit
 from parelu.private.cost.predict import spread
+from parelu.report.grids import Grid, count, words
 from parelu.report.latency import set_scale
-from parelu.report.plots import INK, STYLE, Tip, styles, svg_text
-from parelu.report.predicted import NONE, cells, heads, note
+from parelu.report.live import line
+from parelu.report.plots import INK, SOFT, STYLE, Tip, styles, svg_text
+from parelu.report.predicted import NONE, cells, heads, note, numbers
 from parelu.report.private import duration
 from parelu.report.tables import Row, by_network, plus_minus, row_of
 from parelu.runs import pareto
@@ -67,19 +69,21 @@ def points(records: Sequence[Record], queries: Queries) -> list[Point]:
     return [point for point in found if point.links]
 
 
-def rows(records: Sequence[Record], queries: Queries) -> list[list[str]]:
-    """A table: heads, then a line for each network; nothing where nothing is known."""
-    found = points(records, queries)
-    if not found:
-        return []
+def seconds_grid(records: Sequence[Record], rows: Sequence[Row], queries: Queries) -> Grid:
+    """A line for each network. rows: of all, which say which are on the frontier."""
+    found, on = points(records, queries), {row.key for row in rows if row.on_frontier}
     has_measured = any(point.measured for point in found)
-    lines = [["network", "ReLUs", "test, %", *heads(queries.links), *(["measured online"] if has_measured else [])]]
+    titles = ["ReLUs", "test, %", *heads(queries.links), *(["measured online"] if has_measured else [])]
+    lines = []
     for point in found:
         row = point.row
-        measured = ", ".join(f"{duration(seconds)} {link}" for link, seconds in point.measured.items()) or NONE
-        head = row.label, f"{row.relus:,}", plus_minus(row.test, row.spread, row.seeds)
-        lines.append([*head, *cells(row.by_link, queries.links), *([measured] if has_measured else [])])
-    return lines
+        row = dataclasses.replace(row, on_frontier=row.key in on)
+        said = ", ".join(f"{duration(seconds)} {link}" for link, seconds in point.measured.items()) or NONE
+        test = plus_minus(row.test, row.spread, row.seeds), row.test
+        shown = zip(cells(row.by_link, queries.links), numbers(row.by_link, queries.links), strict=True)
+        measured = [(said, min(point.measured.values(), default=None))] if has_measured else []
+        lines.append(line(row, words(row.label), count(row.relus), test, *shown, *measured))
+    return Grid("seconds", [("network", "long"), *((title, "number") for title in titles)], lines)
 
 
 def caption(records: Sequence[Record], queries: Queries) -> list[str]:
@@ -92,13 +96,16 @@ def caption(records: Sequence[Record], queries: Queries) -> list[str]:
     return [*said, sure, *([signs] if any(point.measured for point in points(records, queries)) else [])]
 
 
-def seconds_svg(records: Sequence[Record], queries: Queries) -> str:
-    """A panel for each link; budgets of online seconds are upright lines; "" where nothing is known."""
+def seconds_svg(records: Sequence[Record], queries: Queries, rows: Sequence[Row] = ()) -> str:
+    """A panel for each link; budgets of online seconds are upright lines; "" where nothing is known.
+
+    rows: of all networks of the page, so that a method looks the same everywhere; those of the records if left out.
+    """
     found = points(records, queries)
     links = [link for link in queries.links if any(link in point.links for point in found)]
     if not links:
         return ""
-    known, budgets = styles([point.row for point in found]), _budgets(records)
+    known, budgets = styles(rows or [point.row for point in found]), _budgets(records)
     lines = math.ceil(len(links) / COLUMNS)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 0.4 + 4.0 * lines), layout="constrained")
@@ -139,7 +146,7 @@ def _draw_budgets(axes: Axes, budgets: Sequence[float]) -> None:
             xycoords=axes.get_xaxis_transform(),
             textcoords="offset points",
             fontsize=9.5,
-            color="#666666",
+            color=SOFT,
             rotation=90,
         )
 

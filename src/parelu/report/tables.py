@@ -48,7 +48,7 @@ class Row:
         on_frontier: by validation accuracy and the axis asked for. A square costs a secure multiplication, so networks
             with squares are compared with each other, unless the axis is measured and has paid for them.
         network: that it was made of, where there are several.
-        by_link: link → what a query is predicted to take, means over the seeds; without where none is.
+        by_link: link → what a query is predicted to take, means over the seeds; without where none is: why.
     """
 
     method: str
@@ -72,6 +72,12 @@ class Row:
     on_frontier: bool
     network: str = ""
     by_link: Mapping[str, Prediction] = dataclasses.field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from the other networks of its runs."""
+        return self.method, self.label, self.relus
 
     @property
     def predicted(self) -> float | None:
@@ -161,11 +167,19 @@ def frontier_rows(records: Sequence[Record], x: Axis = "relus") -> list[Row]:
         UserError: the axis is a measured one, and nothing was measured; or nothing can be predicted.
     """
     rows = [row_of(group) for group in by_network(records)]
+    on = on_frontier(rows, x)
+    costs = [cost if (cost := getattr(row, x)) is not None else -1 for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: -costs[i])
+    return [dataclasses.replace(rows[i], on_frontier=i in on) for i in order]
+
+
+def on_frontier(rows: Sequence[Row], x: Axis) -> set[int]:
+    """Indices of the rows that are on the frontier over an axis; raises as `frontier_rows` does."""
     costs: list[float | None] = [getattr(row, x) for row in rows]
     if all(cost is None for cost in costs):
         if x in MEASURED:
             raise UserError(f"no network of these runs has a measured {x}; run parelu bench RUN first")
-        why = "; ".join(dict.fromkeys(record.predicted.why for record in records if record.predicted))
+        why = "; ".join(dict.fromkeys(row.why for row in rows if row.why))
         raise UserError(f"no query of these runs' networks can be predicted: {why}")
     chosen: set[int] = set()
     for squares in (False, True):
@@ -173,8 +187,12 @@ def frontier_rows(records: Sequence[Record], x: Axis = "relus") -> list[Row]:
         points = [(cost, rows[i].validation, i) for i in board if (cost := costs[i]) is not None]
         best = pareto.frontier([(cost, accuracy) for cost, accuracy, _ in points])
         chosen |= {points[i][2] for i in best}
-    order = sorted(range(len(rows)), key=lambda i: -(costs[i] if costs[i] is not None else -1))  # pyright: ignore
-    return [dataclasses.replace(rows[i], on_frontier=i in chosen) for i in order]
+    return chosen
+
+
+def key_of(record: Record) -> tuple[str, str, int]:
+    """That of its row."""
+    return record.metrics.method, label_of(record), record.metrics.relus_and_comparisons
 
 
 def row_of(group: Sequence[Record]) -> Row:
@@ -202,7 +220,8 @@ def row_of(group: Sequence[Record]) -> Row:
         bytes=_online(group, lambda online: online.bytes),
         on_frontier=False,
         network=group[0].network,
-        by_link=_by_link([record.predicted for record in group if record.predicted]),
+        by_link=_by_link(found := [record.predicted for record in group if record.predicted]),
+        why=next((one.why for one in found if one.why), ""),
     )
 
 

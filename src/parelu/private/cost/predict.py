@@ -82,6 +82,8 @@ class Query:
 
 def averaged(predictions: Sequence[Prediction]) -> Prediction:
     """Of several queries, number by number."""
+    if len(predictions) == 1:
+        return predictions[0]
 
     def mean(of: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {name: statistics.mean(each[name] for each in of) for name in of[0]}
