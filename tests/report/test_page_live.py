@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from browser import browser  # noqa: F401
-from test_report import changed, record
+from made_records import changed, record
 
 from parelu.private.cost.predict import Estimate, Predicted, Prediction
 from parelu.report import tables
