@@ -1,20 +1,26 @@
 """Which method is most accurate at equal predicted seconds: `latency` against all others that take such budgets.
 
-    python benchmarks/latency.py run --seeds 0 1 2 --out runs/latency    a cell after another, one thread each; goes on
+    python benchmarks/latency.py plan                                    its cells, and about how long they take
+    python benchmarks/latency.py run --out runs/latency                  a cell a core, one thread each; goes on
     python benchmarks/latency.py collect --out runs/latency              into benchmarks/latency.csv
     python benchmarks/latency.py table                                   of it: against the best other method
     python benchmarks/latency.py ablation                                of it: `latency` without one of its parts
 
 A cell is a data set, a link and a seed: one network, taught by one full-ReLU network, and every method at the same
 budgets, which are shares of what the whole network takes online. The calibration is the one that ships, so that the
-budgets are the same everywhere.
+budgets are the same everywhere. All methods, and `latency` without its parts, are in the cells of `WHOLE`; the others
+have `FEW`, so that three seeds of six cells take about 140 minutes of a core.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import csv
 import dataclasses
+import itertools
+import os
+import queue
 import statistics
 import subprocess
 import sys
@@ -44,12 +50,18 @@ FILE = HERE / "latency.csv"
 MODEL = "resnet10 m=8"
 INPUTS = {"colour-fashion": (3, 16, 16), "fashion-mnist": (1, 16, 16)}
 LINKS = ("loopback", "lan", "wan")
-SHARES = (0.3, 0.5, 0.75)  # of what the whole network takes online
+SHARES = (0.3,)  # of what the whole network takes online
 OTHERS = tuple(
     name
     for name, cls in methods().items()
     if name not in ("latency", "steps") and (cls.needs is None or find_spec(cls.needs[0]))
 )
+WHOLE = "colour-fashion", "wan"
+FEW = ("latency", "fisher", "snip", "snl", "senet", "uniform")
+IMAGES = 6000
+# Of a core, for one budget with `IMAGES` on a machine of two busy cores; of the others as `USUAL`.
+MINUTES = {"latency": 1.2, "fisher": 0.9, "snip": 0.5, "snl": 0.7, "senet": 1.9, "uniform": 0.4, "random": 0.4}
+USUAL = 1.2
 PARTS = {"no-sites": Latency(sites=False), "no-positions": Latency(positions=False),
          "no-widths": Latency(widest=1.0)}  # fmt: skip
 
@@ -117,7 +129,7 @@ def cell(arguments: argparse.Namespace) -> None:
         experiment = Experiment(
             MODEL,
             data,
-            reductions(name, texts, arguments.parts),
+            reductions(name, texts, arguments.parts or ()),
             scale.FULL,
             seed=seed,
             input=INPUTS[data],
@@ -131,15 +143,75 @@ def cell(arguments: argparse.Namespace) -> None:
             print(f"  {name}: {type(error).__name__}: {error}", flush=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """methods, parts: what is run in it."""
+
+    data: str
+    link: str
+    seed: int
+    methods: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    def minutes(self, arguments: argparse.Namespace) -> float:
+        """Of one core."""
+        one = sum(MINUTES.get(name, USUAL) for name in self.methods) + len(self.parts) * MINUTES["latency"]
+        return one * len(arguments.shares) * arguments.images / IMAGES
+
+    def command(self, arguments: argparse.Namespace) -> list[str]:
+        one = ["--data", self.data, "--links", self.link, "--seeds", str(self.seed), "--out", arguments.out]
+        rest = ["--images", str(arguments.images), "--methods", *self.methods]
+        rest += ["--parts", *self.parts, "--shares", *map(str, arguments.shares)]
+        return [sys.executable, __file__, "cell", *one, *rest]
+
+
+def asked(arguments: argparse.Namespace) -> list[Cell]:
+    """In an order in which each seed's are together: the first say something before the last are there."""
+    found = []
+    for seed, data, link in itertools.product(arguments.seeds, arguments.data, arguments.links):
+        is_whole = (data, link) == WHOLE
+        names = arguments.methods or (("latency", *OTHERS) if is_whole else FEW)
+        parts = (PARTS if is_whole else ()) if arguments.parts is None else arguments.parts
+        found.append(Cell(data, link, seed, tuple(names), tuple(parts) if "latency" in names else ()))
+    return found
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    cells_ = asked(arguments)
+    for one in cells_:
+        parts = f"; without {', '.join(one.parts)}" if one.parts else ""
+        minutes = one.minutes(arguments)
+        print(f"{one.data}, {one.link}, seed {one.seed}: {minutes:.0f} min: {', '.join(one.methods)}{parts}")
+    print(f"{len(cells_)} cells, about {sum(one.minutes(arguments) for one in cells_):.0f} minutes of a core")
+
+
 def run(arguments: argparse.Namespace) -> None:
-    for seed in arguments.seeds:
-        for data in arguments.data:
-            for link in arguments.links:
-                print(f"{data}, {link}, seed {seed}", flush=True)
-                one = ["--data", data, "--links", link, "--seeds", str(seed), "--out", arguments.out]
-                rest = ["--images", str(arguments.images), "--methods", *arguments.methods]
-                rest += ["--parts", *arguments.parts, "--shares", *map(str, arguments.shares)]
-                subprocess.run([sys.executable, __file__, "cell", *one, *rest], check=False)
+    """A cell a core: two trainings of one thread each do more than one of two."""
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in os.sched_getaffinity(0):
+        free.put(core)
+
+    def one(cell_: Cell) -> tuple[Cell, int]:
+        core = free.get()
+        log = Path(arguments.out) / "logs" / f"{cell_.data}-{cell_.link}-{cell_.seed}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            done = subprocess.run(
+                cell_.command(arguments),
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            )
+        free.put(core)
+        return cell_, done.returncode
+
+    with concurrent.futures.ThreadPoolExecutor(free.qsize()) as pool:
+        for cell_, code in pool.map(one, asked(arguments)):
+            print(
+                f"{cell_.data}, {cell_.link}, seed {cell_.seed}: {'done' if code == 0 else f'exit {code}'}", flush=True
+            )
 
 
 def collect(arguments: argparse.Namespace) -> None:
@@ -250,17 +322,18 @@ def spread(values: Iterable[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "cell", "collect", "table", "ablation"))
+    parser.add_argument("action", choices=("plan", "run", "cell", "collect", "table", "ablation"))
     parser.add_argument("--out", default="runs/latency")
     parser.add_argument("--data", nargs="+", default=list(INPUTS))
     parser.add_argument("--links", nargs="+", default=list(LINKS))
-    parser.add_argument("--methods", nargs="+", default=["latency", *OTHERS])
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), help="of latency, without which it is run too")
+    parser.add_argument("--methods", nargs="+", help="left out, all or a few, by the cell")
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), help="of latency, without which it is run too")
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=scale.IMAGES)
+    parser.add_argument("--images", type=int, default=IMAGES)
     arguments = parser.parse_args()
-    {"run": run, "cell": cell, "collect": collect, "table": table, "ablation": ablation}[arguments.action](arguments)
+    actions = {"plan": plan, "run": run, "cell": cell, "collect": collect, "table": table, "ablation": ablation}
+    actions[arguments.action](arguments)
 
 
 if __name__ == "__main__":
