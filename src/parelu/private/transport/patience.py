@@ -53,7 +53,9 @@ class Waits:
 
     def on(self) -> bool:
         before, self._held = self._held, held(self._connection)
-        return self._held > 0 and (before is None or before - self._held >= LEAST_RATE * self._timeout)
+        if before is None or not self._held:  # what was left has arrived since: the peer may have begun only now
+            return bool(self._held or before)
+        return before - self._held >= LEAST_RATE * self._timeout
 
 
 def held(connection: object) -> int:
