@@ -16,7 +16,9 @@ def assert_equal(found: Tensor, expected: Tensor, name: str) -> None:
         assert torch.equal(found, expected), name
 
 
-@pytest.mark.parametrize("what", ["trained", pytest.param("every_search", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "what", [pytest.param("trained", marks=pytest.mark.slow), pytest.param("every_search", marks=pytest.mark.long)]
+)
 def test_two_ranks_find_what_one_process_does(what, tmp_path):
     """And end with one line where they have other data."""
     expected = two_ranks.WHATS[what](tmp_path / "alone")
