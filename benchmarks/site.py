@@ -27,7 +27,7 @@ from parelu.network.instrument import instrument
 from parelu.network.plan import Plan, SitePlan
 from parelu.network.sites import IDENTITY
 from parelu.network.spec import spec_of
-from parelu.runs.executor import WORKER_ENVIRONMENT
+from parelu.runs.processes import ENVIRONMENT
 
 
 def main() -> None:
@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--plain-environment", action="store_true")
     parser.add_argument("--no-loops", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.plain_environment and not WORKER_ENVIRONMENT.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WORKER_ENVIRONMENT})
+    if not arguments.plain_environment and not ENVIRONMENT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
     if arguments.no_loops:
-        gate_module.gate_loops = None
+        gate_module.loops = lambda: None
     torch.set_num_threads(1)
     spec = spec_of(arguments.model, (3, 32, 32), 10)
     variants = {
