@@ -52,11 +52,11 @@ class Usual:
         return cls(levels={node: tuple(_usual() for _ in max_pool_levels(node, op)) for node, op in pools})
 
 
-def planned(spec: Spec, plan: Plan, *, cost: Cost = seconds, ring: Ring = WIDE) -> Program:
+def planned(spec: Spec, plan: Plan, *, ring: Ring = WIDE) -> Program:
     """As `outline`, of a spec's network under a plan: in a tenth of a second."""
     network = skeleton(spec)
     plan.apply(network)
-    return outline(network, cost=cost, ring=ring)
+    return outline(network, ring=ring)
 
 
 def outline(network: Network, *, cost: Cost = seconds, ring: Ring = WIDE) -> Program:
