@@ -25,6 +25,7 @@ from parelu.runs.folder import Run
 from parelu.training.evaluation import accuracy
 from parelu.training.history import read_history
 from parelu.training.loop import Progress
+from parelu.training.meter import Meter
 from parelu.training.schedule import Training
 from parelu.training.teacher import Teacher
 
@@ -171,6 +172,21 @@ def test_larger_budgets_are_passed_on_the_way(tmp_path):
     lines = (mask_search.folder_of(bench.run, search) / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 4
     assert not (mask_search.folder_of(bench.run, search) / "checkpoint").exists()
+
+
+def test_nothing_is_kept_after_a_step_whose_loss_was_not_finite(tmp_path, monkeypatch):
+    """As on a device, where nobody has looked at the losses before."""
+
+    def check(self):
+        raise UserError("the loss became nan")
+
+    monkeypatch.setattr(Meter, "add", lambda self, terms: None)
+    monkeypatch.setattr(Meter, "means", lambda self: {"loss": 0.0})
+    monkeypatch.setattr(Meter, "check", check)
+    bench = SearchContext(tmp_path / "run", "resnet10 m=2")
+    with pytest.raises(UserError, match="the loss became nan"):
+        methods()["fisher"](search_epochs=4).reduce(bench, (50, 400))
+    assert not list((tmp_path / "run/searches").rglob("candidate.json"))
 
 
 def test_a_finished_search_is_not_repeated_and_another_is_refused(tmp_path):
