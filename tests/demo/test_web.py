@@ -88,7 +88,7 @@ def test_the_page_may_do_nothing_but_be_itself(page: Page):
         (403, "", {"Host": "127.0.0.1"}),
         (403, "", {"Host": ""}),
         (403, "images/0", {"Origin": "http://evil.example"}),
-        (403, "events", {"Sec_Fetch_Site": "cross-site"}),
+        (403, "images/0", {"Sec_Fetch_Site": "cross-site"}),
         (403, "page.js", {"Sec_Fetch_Site": "same-site"}),
         (404, "../page.html", {}),
         (404, "images/-1", {}),
