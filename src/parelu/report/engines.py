@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from parelu.private.rows import Cost, Row
-from parelu.report.grids import Grid, Line, count, words
+from parelu.report.grids import Column, Grid, Line, count, words
 from parelu.report.plots import COLOURS, FAINT, MARKERS, STYLE, Tip, short, svg_text
 from parelu.report.private import duration, size
 from parelu.report.tables import candidates_of, label_of
@@ -53,7 +53,12 @@ def engine_rows(records: Sequence[Record]) -> list[EngineRow]:
 def engines_grid(records: Sequence[Record]) -> Grid:
     """The rows as a table."""
     numbers = ("time", "bytes", "rounds", "from float", "from ring", "same label, %")
-    columns = [("network", "long"), ("ReLUs", "number"), ("engine", "text"), *((title, "number") for title in numbers)]
+    columns: list[Column] = [
+        ("network", "long"),
+        ("ReLUs", "number"),
+        ("engine", "text"),
+        *((title, "number") for title in numbers),
+    ]
     lines = [
         Line(
             [

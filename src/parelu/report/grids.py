@@ -9,6 +9,7 @@ from typing import Any, Literal
 FEW = 100  # rows, or networks of a figure, that are all in the document; of more, those that are on a frontier
 
 Kind = Literal["number", "text", "long", "share"]
+Column = tuple[str, Kind]  # its title
 Cell = tuple[str, float | None]  # as it is shown, and by what it is sorted where that is a number
 
 
@@ -35,7 +36,7 @@ class Grid:
     """
 
     id: str
-    columns: Sequence[tuple[str, Kind]]
+    columns: Sequence[Column]
     lines: Sequence[Line]
     caption: str = ""
     filtered: bool = True

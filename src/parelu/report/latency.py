@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from parelu.private.rows import Part
-from parelu.report.grids import Grid, Line, count, words
+from parelu.report.grids import Column, Grid, Line, count, words
 from parelu.report.plots import COLOURS, FAINT, INK, MARKERS, STYLE, Tip, svg_text
 from parelu.report.private import PARTS, PARTS_NOTE, duration, size
 from parelu.report.tables import candidates_of, frontier_rows, label_of
@@ -91,7 +91,7 @@ def measured_grid(records: Sequence[Record]) -> Grid:
     has_hints, several = any(row.hints_bytes for row in rows), len({row.setting for row in rows}) > 1
     titles = ["ReLUs", "squares", "float test, %", "ring test, %", "same label, %", "out of range", "online"]
     titles += ["online bytes", "rounds", "offline", "offline bytes", *(["hints, once"] if has_hints else [])]
-    columns = [("network", "long"), *((title, "number") for title in titles)]
+    columns: list[Column] = [("network", "long"), *((title, "number") for title in titles)]
     lines = [
         Line(
             [

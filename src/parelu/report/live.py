@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from parelu.errors import UserError
-from parelu.report.grids import FEW, Grid, Line, count, words
+from parelu.report.grids import FEW, Column, Grid, Line, count, words
 from parelu.report.plots import styles
 from parelu.report.tables import Axis, Row, key_of, label_of, on_frontier, plus_minus
 from parelu.runs.folder import Record
@@ -127,7 +127,7 @@ def line(row: Row, *cells: tuple[str, float | None]) -> Line:
 def networks_grid(rows: Sequence[Row]) -> Grid:
     """A row a network: its counts and accuracies."""
     several = any(row.seeds > 1 for row in rows)
-    columns = [
+    columns: list[Column] = [
         ("network", "long"),
         ("method", "text"),
         *((title, "number") for title in ("ReLUs", "without stem", "squares", "MACs, M", "depth")),

@@ -19,7 +19,7 @@ from parelu.network.metrics import ROLES
 from parelu.report import engines, latency, plots, seconds, tables
 from parelu.report.beside import Beside, beside_named, cells, ratio_lines
 from parelu.report.compared import beside_svg
-from parelu.report.grids import Grid, Line, count, words
+from parelu.report.grids import Column, Grid, Line, count, words
 from parelu.report.live import drawn, live, networks_grid
 from parelu.report.private import PARTS, PARTS_NOTE, duration, size
 from parelu.report.stages import stages_grid
@@ -106,8 +106,15 @@ def compared_grid(found: Sequence[Comparison]) -> Grid:
     """Methods at equal ReLUs, a row a pair."""
     ours = found[0].method if found else ""
     several = any(one.seeds > 1 for one in found)
-    columns = [(f"{ours}'s network", "long"), ("ReLUs", "number"), (f"{ours}, %", "number"), ("other", "text")]
-    columns += [(title, "number") for title in ("other, %", "difference", "seeds")]
+    columns: list[Column] = [
+        (f"{ours}'s network", "long"),
+        ("ReLUs", "number"),
+        (f"{ours}, %", "number"),
+        ("other", "text"),
+        ("other, %", "number"),
+        ("difference", "number"),
+        ("seeds", "number"),
+    ]
     lines = [
         Line(
             [
