@@ -37,6 +37,7 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.stock import Stock
 
@@ -63,12 +64,8 @@ def serve(folder: Path, port: int, offline: str) -> None:
     note_uses(folder, "server")
     model = Model(Lowered.load(folder), relus()["sign"], Exact())
     modes()[offline].make(model, Keep(folder=folder / "hints"))
-    server = Server(
-        model,
-        modes()[offline],
-        ("127.0.0.1", port),
-        options=ServerOptions(ROOM, folder / "server", timeout=TIMEOUT, budget=0),
-    )
+    options = ServerOptions(ROOM, folder / "server", budget=0, timeout=TIMEOUT)
+    server = Server(Served(model, modes()[offline], options), ("127.0.0.1", port), options=options)
     print(json.dumps({"memory": memory()}), flush=True)
     server.run()
 

@@ -30,6 +30,7 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import Link, link_of
 from parelu.private.transport.tls import make_certificates
@@ -41,7 +42,7 @@ HOSTS = {"parelu-server": "10.77.0.1", "parelu-client": "10.77.0.2"}
 def serve(folder: str, host: str, relu: str, offline: str, link: Link) -> None:
     model = Model(Lowered.load(Path(folder)), relus()[relu], Exact())
     modes()[offline].make(model, Keep(folder=Path(folder) / "hints"))
-    server = Server(model, modes()[offline], (host, PORT), Path(folder) / "certs", ServerOptions(link=link))
+    server = Server(Served(model, modes()[offline]), (host, PORT), Path(folder) / "certs", ServerOptions(link=link))
     print("ready", flush=True)
     server.run()
 

@@ -28,6 +28,7 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Label
 from parelu.private.serving.client import Client
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
 
 INPUT, KEEP, STOCK = (3, 32, 32), 0.1, 200
@@ -38,7 +39,7 @@ def serve(folder: Path, name: str, ledger: Path | None, offline: str, port: Conn
     model = Model(Lowered.load(folder), relus()["sign"], Label())
     options = ServerOptions(ahead=STOCK, stock=folder / f"{name}-stock", ledger=ledger)
     modes()[offline].make(model, Keep(folder=folder / "hints"))
-    server = Server(model, modes()[offline], ("127.0.0.1", 0), options=options)
+    server = Server(Served(model, modes()[offline], options), ("127.0.0.1", 0), options=options)
     port.send(server.port)
     server.run()
 

@@ -50,6 +50,8 @@ from parelu.private.protocol.reveal import Exact
 from parelu.private.serving import client as client_module
 from parelu.private.serving import server as server_module
 from parelu.private.serving.client import Client
+from parelu.private.serving.log import telling
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import channel, tls
 
@@ -197,7 +199,9 @@ class Pair:
         self.patience = 10.0 * LONGEST  # until the loops are compiled
         mode = modes()[setting.offline]
         options = self._options()
-        self.server = Server(model, mode, ("127.0.0.1", 0), self.certificates, options, log=self.lines.put)
+        self.server = Server(
+            Served(model, mode, options), ("127.0.0.1", 0), self.certificates, options, log=telling(self.lines.put)
+        )
         self.accepting = threading.Thread(target=self.server.run, daemon=True)
         self.accepting.start()
         self.listener = socket.create_server(("127.0.0.1", 0))

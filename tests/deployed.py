@@ -12,6 +12,8 @@ from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
+from parelu.private.serving.log import telling
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
 
 
@@ -32,7 +34,8 @@ def deployed(
     model, mode = Model(lowered, relus()[relu], reveal_of(reveal), truncation), modes()[offline]
     if keep:
         mode.make(model, keep)
-    server = Server(model, mode, (host, 0), certificates, ServerOptions(**options), log=lines.append)
+    chosen = ServerOptions(**options)
+    server = Server(Served(model, mode, chosen), (host, 0), certificates, chosen, log=telling(lines.append))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

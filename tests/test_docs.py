@@ -31,6 +31,7 @@ from parelu.private.offline.mode import DEFAULT, modes, ring_for
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Label
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server
 from parelu.private.transport.tls import make_certificates
 from parelu.runs.recipes import recipes
@@ -122,7 +123,7 @@ def test_the_example_of_a_client_runs(tmp_path, monkeypatch):
     make_certificates(tmp_path / "certs")
     monkeypatch.chdir(tmp_path)
     model = Model(lowered, relus()["sign"], Label())
-    server = Server(model, modes()[DEFAULT], ("127.0.0.1", 0), tmp_path / "certs")
+    server = Server(Served(model, modes()[DEFAULT]), ("127.0.0.1", 0), tmp_path / "certs")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

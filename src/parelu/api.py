@@ -45,6 +45,7 @@ from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.rows import QUERIES, PrivateInference, Row
 from parelu.private.serving.client import Client
+from parelu.private.serving.served import ServedOptions
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import Link, link_of
 from parelu.report.beside import Beside, beside
@@ -54,7 +55,7 @@ from parelu.runs.at_once import run_at_once
 from parelu.runs.bars import bar
 from parelu.runs.budgets import query_of
 from parelu.runs.cluster import OnRay
-from parelu.runs.deployment import server_of
+from parelu.runs.deployment import Candidates, Setting, serve_until_stopped, server_of
 from parelu.runs.dry_run import outlook
 from parelu.runs.executor import InProcess
 from parelu.runs.experiment import Experiment, Reduction, parse_input, prepare, run_experiment
@@ -83,6 +84,7 @@ __all__ = [
     "Asked",
     "Axis",
     "Beside",
+    "Candidates",
     "Client",
     "Dataset",
     "Experiment",
@@ -96,7 +98,9 @@ __all__ = [
     "Reduction",
     "Result",
     "Run",
+    "ServedOptions",
     "ServerOptions",
+    "Setting",
     "Subject",
     "TensorBoard",
     "TerminalProgress",
@@ -141,7 +145,7 @@ __all__ = [
     "run_at_once",
     "run_experiment",
     "serve",
-    "server_of",
+    "serve_until_stopped",
     "small",
     "spec_of",
     "subject",
@@ -477,7 +481,8 @@ def serve(
     place = Path(folder) if isinstance(candidate, Candidate) and folder else Path(str(candidate))
     if dataset is not None:
         terms["calibrate"] = data.load(dataset) if isinstance(dataset, str) else from_memory(dataset)
-    return server_of(place, (host, port), _path(certificates), options or ServerOptions(), **terms)
+    options = options or ServerOptions()
+    return server_of(Setting(place, options=options, **terms), (host, port), _path(certificates), options)
 
 
 def _budgets(budget: int | float | str | Sequence[int | float | str]) -> tuple[str, ...]:

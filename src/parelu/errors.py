@@ -9,6 +9,10 @@ class ProtocolError(ValueError):
     """The peer sent what the protocol does not allow; the connection ends."""
 
 
+class Refused(ProtocolError):
+    """The peer asked for what this client may not have: its budget is used up, or it is barred."""
+
+
 class NoResult(ProtocolError):
     """What an inference revealed cannot be the network's answer. All of its messages have passed before."""
 

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from parelu.private.engines.base import Measurement
 from parelu.private.lowering import reference
 from parelu.private.offline.mode import DEFAULT, ring_for
 from parelu.private.rows import Cost, Costs
+from parelu.private.serving.listening import listen
 from parelu.report.latency import gained_text
 from parelu.report.page import write_report
 from parelu.report.private import duration, size
@@ -287,7 +287,9 @@ def test_inspect_counts_what_has_no_lowering_and_names_it(capsys, tmp_path, monk
         (("bench", "resnet10 m=2", "--engine", "spu-semi2k", "--link", "lan"), "spu-semi2k cannot shape a link"),
         (("bench", "resnet10 m=2", "--batch", "2"), "give a number that divides --images 5"),
         (("bench", "resnet10 m=2", "--queries", "0"), "give 1 or more"),
-        (("serve", "nowhere", "--processes", "2", "--port", "0"), "a --port of your own"),
+        (("serve", "nowhere", "--processes", "65"), "--processes from 1 to 64"),
+        (("serve", "nowhere", "--drain", "soon"), "--drain 'soon' is not a time such as 30s"),
+        (("serve", "nowhere", "--metrics-port", "70000"), "--metrics-port from 0 to 65535"),
         (("prepare", "localhost:1", "0", "--stock-dir", "s"), "give a count from 1 to 10000"),
         (("prepare", "localhost:1", "3", "--stock-dir", "s"), "is `parelu serve` running there?"),
         (("infer", "localhost:1", "a.png", "--tls", "nowhere"), "ca.pem is missing"),
@@ -301,7 +303,7 @@ def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
 def said(server):
     """The lines of a server until it listens."""
     lines = [server.stderr.readline()]
-    while lines[-1] and not lines[-1].startswith("listening on "):
+    while lines[-1] and " listening on " not in lines[-1]:
         lines.append(server.stderr.readline())
     return lines
 
@@ -312,9 +314,7 @@ def test_stocks_of_two_processes(capfd, study, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from parelu.cli.main import main; main()"]
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    options = ("--port", str(port), "--stock", "6", "--stock-dir", str(tmp_path / "server"), "--processes", "2")
+    options = ("--port", "0", "--stock", "6", "--stock-dir", str(tmp_path / "server"), "--processes", "2")
     server = subprocess.Popen(
         [*command, "serve", str(study.folder("teacher")), *options], stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -325,6 +325,7 @@ def test_stocks_of_two_processes(capfd, study, tmp_path):
             r"hints \w{16}…: .* to each client, once", lines
         )
         assert lines.count("hints") == 3, "by one of the two processes"
+        port = lines.rpartition(":")[2].partition(",")[0]
         address, ours = f"localhost:{port}", tmp_path / "client"
         assert "the server keeps 6 inferences" in refused(capfd, "prepare", address, "7", "--stock-dir", str(ours))
         assert run("prepare", address, "6", "--stock-dir", str(ours), "--jobs", "2") == 0
@@ -351,17 +352,28 @@ def test_stocks_of_two_processes(capfd, study, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_server_leaves_no_process_behind(study):
-    """The others end by themselves, and with them the last that has the other end of the pipe."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+def test_processes_are_replaced_and_none_outlives_the_first(study):
+    """Of a killed server the others end by themselves, and with them the last that has the other end of the pipe."""
     command = [sys.executable, "-c", "from parelu.cli.main import main; main()", "serve", str(study.folder("teacher"))]
-    server = subprocess.Popen([*command, "--port", str(port), "--processes", "2"], stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, "--port", "0", "--processes", "2"], stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    said(server)
+    lines = said(server)
+    assert " 1 of this server is ready" in server.stderr.readline()
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    (other,) = [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    os.kill(other, signal.SIGKILL)
+    assert re.search(
+        r" error process 1 of this server died \(status -9\); another starts in ", server.stderr.readline()
+    )
+    assert " 1 of this server is ready" in server.stderr.readline()
+    port = lines[-1].split(",")[0].rpartition(":")[2]
+    with pytest.raises(UserError, match=r"cannot listen .*in use"):
+        listen("127.0.0.1", int(port))
     server.kill()
     _, rest = server.communicate(timeout=60)
     assert "Traceback" not in rest
+    for listener in listen("127.0.0.1", int(port)):
+        listener.close()
 
 
 def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
@@ -404,7 +416,7 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
     assert server.stderr is not None
     try:
         lines = said(server)
-        pin = lines[0].split()[1].rstrip(":")
+        pin = re.search(r" pin (\w{64}): ", lines[0])[1]
         address = f"localhost:{lines[-1].split(':')[-1].strip()}"
         done = parelu("infer", address, *files, "--tls", certs, "--pin", pin, "--offline", "dealer", "--json")
         rows = json.loads(done.stdout)
@@ -432,7 +444,7 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
         rest = server.stderr.read()
         server.stderr.close()
         assert server.wait(20) == 0
-    assert "parelu: stopping" in rest and "Traceback" not in rest
+    assert " info stopping; clients that are served: 0, " in rest and "Traceback" not in rest
     client = "CN=parelu test client; by CN=parelu test authority"
     assert f"3 inferences, 3 offline phases, {client}" in "".join(lines) + rest
     assert run("clients", str(study.folder("teacher"))) == 0

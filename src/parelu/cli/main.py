@@ -28,8 +28,8 @@ from parelu.cli import (
     demo,
     export,
     inspection,
-    private,
     recipes,
+    serve,
     tracking,
     training,
 )
@@ -45,7 +45,7 @@ COMMANDS: dict[str, type[Any]] = {
     **export.COMMANDS,
     **tracking.COMMANDS,
     **calibrate.COMMANDS,
-    **private.COMMANDS,
+    **serve.COMMANDS,
     **client.COMMANDS,
     **demo.COMMANDS,
 }

@@ -32,6 +32,7 @@ from parelu.private.protocol.reveal import Exact, reveal_of
 from parelu.private.serving import server as server_module
 from parelu.private.serving.client import Client
 from parelu.private.serving.ledger import Ledger
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport import tls
 
@@ -111,7 +112,7 @@ def test_images_of_the_data_sets_size_are_resized():
     lowered = lower(network, IMAGES, {"mean": [0.5], "std": [0.25], "image": [1, 12, 12]})
     large = images_of(2, (1, 12, 12))
     model = Model(lowered, relus()["sign"], Exact())
-    server = Server(model, modes()["dealer"], ("127.0.0.1", 0))
+    server = Server(Served(model, modes()["dealer"]), ("127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
     with Client("127.0.0.1", server.port, offline=server.mode.name, relu=server.model.terms.relu.name) as client:
@@ -167,17 +168,17 @@ def test_strangers_are_bounded(certificates, monkeypatch):
     with serving(certificates, clients=1) as (server, _):
         strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
         try:
-            assert until(lambda: len(server._threads) == 4)
+            assert until(lambda: len(server._connections) == 4)
             closed = 0
             for stranger in strangers:
                 stranger.settimeout(0.2)
                 with contextlib.suppress(TimeoutError):
                     closed += stranger.recv(1) == b""
-            assert closed == 4 and len(server._threads) == 4
+            assert closed == 4 and len(server._connections) == 4
         finally:
             for stranger in strangers:
                 stranger.close()
-        assert until(lambda: not server._threads)
+        assert until(lambda: not len(server._connections))
         with Client(
             "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
         ) as client:
@@ -338,7 +339,7 @@ def test_nobody_listens():
     with pytest.raises(UserError, match="is `parelu serve` running there"):
         Client("127.0.0.1", port)
     with serving() as (server, _), pytest.raises(UserError, match="cannot listen"):
-        Server(server.model, server.mode, ("127.0.0.1", server.port))
+        Server(server.default, ("127.0.0.1", server.port))
 
 
 def test_a_plain_connection_stays_on_this_machine(certificates):
@@ -346,7 +347,7 @@ def test_a_plain_connection_stays_on_this_machine(certificates):
     model = Model(LOWERED, relus()["sign"], reveal_of("exact"))
     for host in ("192.0.2.1", "2001:db8::1", "example.test"):
         with pytest.raises(UserError, match=f"{host} is not this machine's own address, and needs TLS"):
-            Server(model, modes()["dealer"], (host, 0))
+            Server(Served(model, modes()["dealer"]), (host, 0))
         with pytest.raises(UserError, match="and needs TLS"):
             Client(host, 7000)
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
@@ -356,23 +357,16 @@ def test_a_plain_connection_stays_on_this_machine(certificates):
 
 def test_a_server_without_descriptors_waits(monkeypatch):
     """To ask again at once would keep a core busy."""
+    asked, accept = [], socket.socket.accept
+
+    def full(listener):
+        asked.append(time.monotonic())
+        if len(asked) <= 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listener)
+
     with serving() as (server, lines):
-        asked, accept = [], server._listener.accept
-
-        class Full:
-            def accept(self):
-                asked.append(time.monotonic())
-                if len(asked) <= 3:
-                    raise OSError(errno.EMFILE, "Too many open files")
-                return accept()
-
-            def __getattr__(self, name):
-                return getattr(listener, name)
-
-        listener = server._listener
-        server._listener = Full()
-        with Client("127.0.0.1", server.port, offline="dealer") as client:  # the call that was waiting
-            client.predict(IMAGES[:1])
+        monkeypatch.setattr(socket.socket, "accept", full)
         with Client("127.0.0.1", server.port, offline="dealer") as client:
             assert client.predict(IMAGES[:1]).shape == (1, 5)
         assert asked[3] - asked[0] > 0.5
@@ -559,7 +553,7 @@ def test_no_secret_comes_from_anything_but_the_operating_system():
 def test_a_budget_is_smaller_where_answers_are_not_dithered(reveal, budget):
     model = Model(LOWERED, relus()["sign"], reveal_of(reveal))
     for asked, expected in ((None, budget), (7, 7), (0, 0)):
-        server = Server(model, modes()["dealer"], ("127.0.0.1", 0), options=ServerOptions(budget=asked))
+        server = Server(Served(model, modes()["dealer"], ServerOptions(budget=asked)), ("127.0.0.1", 0))
         assert server.budget == expected
         server.close()
 

@@ -23,6 +23,8 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.client import Client
 from parelu.private.serving.greeting import Accepted
+from parelu.private.serving.log import telling
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.serving.session import Session
 from parelu.private.serving.stock import IDLE, NAME_BYTES, STOCKS, UNUSED, ClientStocks, ServerStocks, Stock, key_of
@@ -44,13 +46,8 @@ class Serving:
     ) -> None:
         model = Model(LOWERED, relus()[relu], reveal_of(reveal))
         self.lines: list[str] = []
-        self.server = Server(
-            model,
-            modes()[offline],
-            ("127.0.0.1", 0),
-            options=ServerOptions(ahead=room, stock=folder),
-            log=self.lines.append,
-        )
+        served = Served(model, modes()[offline], ServerOptions(ahead=room, stock=folder))
+        self.server = Server(served, ("127.0.0.1", 0), log=telling(self.lines.append))
 
     def client(self, folder) -> Client:
         return Client(

@@ -25,7 +25,10 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import Exact
 from parelu.private.serving.client import Client
+from parelu.private.serving.log import telling
+from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.serving.watcher import Traffics, Watcher
 from parelu.private.transport.link import link_of
 from parelu.private.transport.traffic import Traffic
 
@@ -132,6 +135,17 @@ def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+class _Runs(Watcher):
+    """Keeps what passed in each query."""
+
+    def __init__(self, runs: list[list[dict[str, Any]]]) -> None:
+        self._runs = runs
+
+    def passed(self, model: str, traffic: Traffics) -> None:
+        if any(phase == "online" for phase, _ in traffic):
+            self._runs.append(_entries(traffic))
+
+
 def _server(folder: Path, options: Options, listening: Callable[[int], None]) -> Found:
     """Serve one connection; `listening` is told the port."""
     mode = modes()[options.offline]
@@ -139,13 +153,9 @@ def _server(folder: Path, options: Options, listening: Callable[[int], None]) ->
     mode.make(model, Keep(folder=folder / "hints of the server"))
     runs: list[list[dict[str, Any]]] = []
     failures: list[str] = []
+    how = ServerOptions(link=link_of(options.link), timeout=TIMEOUT, budget=0, audit=0.0)
     server = Server(
-        model,
-        mode,
-        ("127.0.0.1", 0),
-        options=ServerOptions(link=link_of(options.link), timeout=TIMEOUT, budget=0, audit=0.0),
-        log=failures.append,
-        finished=lambda traffic: runs.append(_entries(traffic)),
+        Served(model, mode, how), ("127.0.0.1", 0), options=how, log=telling(failures.append), watcher=_Runs(runs)
     )
     with contextlib.closing(server):
         listening(server.port)

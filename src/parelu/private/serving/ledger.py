@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from parelu.errors import ProtocolError, UserError
+from parelu.errors import ProtocolError, Refused, UserError
 
 MOST_UNANSWERED = 3
 INFERENCES, PHASES, OPENED = "inferences", "offline phases", "opened"
@@ -169,15 +169,15 @@ class Account:
         return max(0, self._ledger.inferences - self.record.inferences)
 
     def phase(self) -> None:
-        """One offline phase begins. Raises ProtocolError where the client may have none."""
+        """One offline phase begins. Raises Refused where the client may have none."""
         self._charge(PHASES, "phases", 1, self._ledger.phases)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """One connection of this client at a time, in this process. Raises ProtocolError where it is barred by now."""
+        """One connection of this client at a time, in this process. Raises Refused where it is barred by now."""
         with self._ledger.asked[self.name]:
             if self.record.barred:
-                raise ProtocolError(f"this certificate is barred ({self.record.barred}); ask the operator")
+                raise Refused(f"this certificate is barred ({self.record.barred}); ask the operator")
             yield
 
     def may_have_phases(self) -> bool:
@@ -186,7 +186,7 @@ class Account:
         return not record.barred and (not budget or record.phases < budget)
 
     def infer(self, count: int) -> None:
-        """An online phase of so many begins. Raises ProtocolError where the client may not have them."""
+        """An online phase of so many begins. Raises Refused where the client may not have them."""
         self._charge(INFERENCES, "inferences", count, self._ledger.inferences)
 
     def opened(self, *, answered: bool) -> None:
@@ -205,11 +205,9 @@ class Account:
     def _charge(self, what: str, column: str, count: int, budget: int) -> None:
         with self._ledger.changing(self.name) as (database, record):
             if record.barred:
-                raise ProtocolError(f"this certificate is barred ({record.barred}); ask the operator")
+                raise Refused(f"this certificate is barred ({record.barred}); ask the operator")
             used = getattr(record, column)
             if budget and used + count > budget:
-                raise ProtocolError(
-                    f"the budget of this certificate is used up: {used} of {budget} {what}; ask the operator"
-                )
+                raise Refused(f"the budget of this certificate is used up: {used} of {budget} {what}; ask the operator")
             database.execute(f"UPDATE clients SET {column} = {column} + ? WHERE name = ?", (count, self.name))
         self._given[what] += count

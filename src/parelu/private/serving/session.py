@@ -22,6 +22,7 @@ import functools
 import hashlib
 import os
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
@@ -234,7 +235,10 @@ class Service:
     package: takes material that was made ahead. stock: gives the stock of a client's identity for a use, None where it
     may have no more; room: inferences that one may hold; identity: of the server's stocks. account: what the client may
     still have. audit: the share of offline phases that are opened, where the mode audits; is_closing: whether it is the
-    server that ends connections now. finished: called with the traffic since the last query, after each.
+    server that ends connections now. await_command: returns when the client's next command comes, told how many
+    inferences are prepared; raises ProtocolError where there will be none. prepared: called with the seconds of each
+    offline phase; inferred: with the number and seconds of the inferences of each query; passed: with the traffic
+    since the last query, after each.
     """
 
     package: Callable[[], Package | None] = lambda: None
@@ -244,7 +248,10 @@ class Service:
     account: Account = dataclasses.field(default_factory=lambda: Ledger().account(""))
     audit: float = 0.0
     is_closing: Callable[[], bool] = lambda: False
-    finished: Callable[[Mapping[tuple[str, str], Traffic]], None] = lambda traffic: None
+    await_command: Callable[[int], None] = lambda prepared: None
+    prepared: Callable[[float], None] = lambda seconds: None
+    inferred: Callable[[int, float], None] = lambda count, seconds: None
+    passed: Callable[[Mapping[tuple[str, str], Traffic]], None] = lambda traffic: None
 
 
 class _Served:
@@ -269,6 +276,7 @@ class _Served:
         """Until the client ends it; returns the number of inferences."""
         done = 0
         while True:
+            self.service.await_command(len(self._prepared))
             command, count = COMMAND.unpack(self.channel.receive("comd", COMMAND.size).tobytes())
             if command == PREPARE and 1 <= count <= self.model.terms.most_prepared - len(self._prepared):
                 for _ in range(count):
@@ -289,6 +297,12 @@ class _Served:
 
     def _deliver(self) -> Material:
         """Of one inference, made ahead or now."""
+        started = time.perf_counter()
+        material = self._delivered()
+        self.service.prepared(time.perf_counter() - started)
+        return material
+
+    def _delivered(self) -> Material:
         package = self.service.package() if self.service.account.may_have_phases() else None
         if package is None:
             return self._make()
@@ -355,20 +369,24 @@ class _Served:
         self._phases += 1
 
     def _infer(self, materials: list[Material]) -> int:
+        started = time.perf_counter()
         infer_server(self.channel, self.model, materials)
-        self.service.finished(self.channel.traffic)
+        self.service.inferred(len(materials), time.perf_counter() - started)
+        self.service.passed(self.channel.traffic)
         self.channel.traffic.clear()
         return len(materials)
 
     def _add(self, stock: Stock) -> None:
         if len(stock.names()) >= self.service.room:
             raise ProtocolError(f"the stock is full: the server keeps {self.service.room} inferences for a client")
+        started = time.perf_counter()
         material, name = self._make(), os.urandom(NAME_BYTES)
         try:
             stock.put(name, material.dump())
         except OSError as error:
             raise ProtocolError(f"the server cannot keep material ({error.strerror})") from error
         self.channel.send("kept", name)
+        self.service.prepared(time.perf_counter() - started)
 
     def _take(self, stock: Stock, count: int) -> list[Material]:
         names = _names(self.channel.receive("item", NAME_BYTES * count))

@@ -156,6 +156,11 @@ class ServerStocks:
         self.folder, self.size, self._key = folder, size, key_of(folder)
         self.identity = derive(self._key, "server's identity").hex()
 
+    @property
+    def held(self) -> int:
+        """Inferences whose halves are there, of all clients."""
+        return sum(len(path.name) == 2 * NAME_BYTES and _is_hex(path.name) for path in self.folder.glob("*/*/*"))
+
     def of(self, client: str, identity: str, use: str) -> Stock | None:
         """client: its name; identity: of its stock. None where so many other stocks of this client are in use."""
         own = self.folder / hashlib.sha256(client.encode()).hexdigest()[:32]

@@ -1,0 +1,169 @@
+"""The command `serve`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from parelu.cli.client import LEDGER
+from parelu.cli.output import duration_of
+from parelu.cli.own import Taken
+from parelu.errors import UserError
+
+if TYPE_CHECKING:
+    from parelu.api import Candidates, Setting
+    from parelu.private.serving.server import Server
+
+    ReluName = OfflineName = RevealName = TruncationName = str
+
+
+def resolve() -> None:
+    """Make the types that are read off a registry, which costs a second: what an option may be."""
+    from parelu import client
+
+    names = {"ReluName": client.relus(), "OfflineName": client.modes(), "RevealName": client.REVEALS}
+    names["TruncationName"] = client.TRUNCATIONS
+    globals().update({name: Literal[tuple(known)] for name, known in names.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Taken):
+    """How one model is served."""
+
+    input: str | None = None
+    """of a network's name: channels x height x width; left out, the data set's own or a file's"""
+    reveal: RevealName = "label"
+    """what a client learns; label: the arg-max; logits: in steps; exact: all bits of the logits, for your own data.
+    Labels and steps are dithered"""
+    step: float | None = None
+    """of labels and logits: a label whose margin exceeds it does not change; left out, 1/64 to 1/32 of the largest
+    logit; 0: labels without a dither"""
+    relu: ReluName = "sign"
+    """as bench has them; fss without a dealer up to m = 16 bits"""
+    offline: OfflineName = "hints"
+    """hints: no third party; made at the first start, kept beside the candidate, sent once to each client; seal: no
+    third party and nothing once, slower; dealer: for development, no privacy against this process"""
+    truncation: TruncationName = "local"
+    """as bench has them; exact keeps from clients what local truncation tells of the weights"""
+    stock: int = 0
+    """inferences whose offline material is prepared ahead; with --stock-dir, for each client (parelu prepare)"""
+    stock_dir: Path | None = None
+    """where material that clients prepare is kept, encrypted; its key is DIR.key"""
+    budget: int | None = None
+    """inferences of each client, by the name in its certificate, and the offline phases that they need; 0: no limit;
+    left out, 10000 where what is revealed is dithered, else 300"""
+    ledger: Path | None = None
+    """the file that counts them, for several servers of this machine; left out, CANDIDATE/clients.sqlite"""
+    audit: float = 0.1
+    """the share of offline phases that are opened and checked; who is caught is barred (parelu clients)"""
+
+    def setting(self, candidate: str) -> Setting:
+        """Of a candidate's folder, or the name of a network with weights, which is taken into a run first."""
+        from parelu import api
+
+        if not 0 <= self.stock <= 10_000:
+            raise UserError("give --stock from 0 to 10000")
+        folder = Path(candidate)
+        if not (folder / "candidate.json").exists() and not folder.is_dir():
+            folder = self.take(candidate, self.input) or folder
+        options = api.ServedOptions(
+            ahead=self.stock,
+            stock=self.stock_dir,
+            budget=self.budget,
+            ledger=self.ledger or folder / LEDGER,
+            audit=self.audit,
+        )
+        return api.Setting(
+            folder=folder,
+            relu=self.relu,
+            offline=self.offline,
+            reveal=self.reveal,
+            step=self.step,
+            truncation=self.truncation,
+            data_folder=self.data_folder,
+            calibrate=self.calibrate,
+            options=options,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve(Model):
+    """Serve a candidate, or any trained network, to clients that keep their images secret.
+
+    parelu certs certs && parelu serve runs/quickstart/candidates/teacher --port 7000 --tls certs
+
+    parelu serve runs/quickstart/candidates/teacher --tls certs --stock 50 --stock-dir stock --processes 2
+
+    parelu serve net.py:build --weights net.safetensors --data digits
+    """
+
+    candidate: tyro.conf.Positional[str]
+    """the candidate's folder; or the name of a network with --weights and --data"""
+    port: int = 7000
+    host: str = "127.0.0.1"
+    """the address to listen on; 0.0.0.0 for all of IPv4, :: for all"""
+    tls: Path | None = None
+    """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
+    clients: int = 16
+    """served at once, by each process"""
+    processes: int = 1
+    """that share the port; a client is served by one"""
+    drain: str = "30s"
+    """what clients that are served have to end when the server is stopped: 30s, 2m"""
+    metrics_port: int | None = None
+    """of /healthz, /readyz and /metrics, for Prometheus; left out, nowhere"""
+    metrics_host: str = "127.0.0.1"
+    """the address that they are at"""
+    log_format: Literal["text", "json"] = "text"
+    """a line for each event, on standard error"""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug: also who connects and says nothing"""
+
+    def __call__(self) -> int:
+        from parelu import api
+
+        self.check()
+        return api.serve_until_stopped(
+            self.deployment,
+            (self.host.strip("[]"), self.port),
+            announce,
+            processes=self.processes,
+            drain=duration_of("--drain", self.drain),
+            metrics=None if self.metrics_port is None else (self.metrics_host.strip("[]"), self.metrics_port),
+            log=(self.log_format, self.log_level),
+        )
+
+    def check(self) -> None:
+        """Raises UserError for a number that cannot be."""
+        if not (1 <= self.clients <= 1_000 and 0 <= self.port <= 65535 and 1 <= self.processes <= 64):
+            raise UserError("give --clients from 1 to 1000, --port from 0 to 65535, --processes from 1 to 64")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise UserError("give --metrics-port from 0 to 65535")
+
+    def deployment(self) -> Candidates:
+        """What is to be served, as it is on disk now."""
+        from parelu import api
+
+        return api.Candidates(self.tls, api.ServerOptions(clients=self.clients), {"": self.setting(self.candidate)})
+
+
+def announce(server: Server) -> None:
+    """What an operator publishes and should know."""
+    from parelu.report.private import hints_text
+
+    for served in server.models.values():
+        terms, budget = served.model.terms, f"{served.budget:,} inferences" if served.budget else "no budget"
+        server.log.info("pin %s: publish it, clients check it (--pin)", served.offer.pin)
+        if served.offer.hints:
+            server.log.info(hints_text(served.offer.hints, served.mode.sizes(served.model)))
+        server.log.info("%s ReLUs; %s", f"{terms.program.relus:,}", served.mode.trust(terms.relu))
+        server.log.info("reveals %s; %s for each certificate", served.offer.reveal, budget)
+        local = f"{terms.truncated_locally:,}"
+        server.log.info("%s truncation: %s values are truncated locally", terms.truncation, local)
+    server.log.info("listening on %s%s", server.address, "" if server.is_encrypted else ", without TLS")
+
+
+COMMANDS: dict[str, type[Any]] = {"serve": Serve}
