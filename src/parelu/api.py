@@ -99,6 +99,7 @@ __all__ = [
     "Result",
     "Run",
     "ServedOptions",
+    "Server",
     "ServerOptions",
     "Setting",
     "Subject",

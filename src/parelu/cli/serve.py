@@ -14,8 +14,7 @@ from parelu.cli.own import Taken
 from parelu.errors import UserError
 
 if TYPE_CHECKING:
-    from parelu.api import Candidates, Setting
-    from parelu.private.serving.server import Server
+    from parelu.api import Candidates, Server, Setting
 
     ReluName = OfflineName = RevealName = TruncationName = str
 
