@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def serve_until_stopped(
     logs.configure(*log)
     deployment = reread()
     tls.check_plain(address[0], deployment.certificates)
-    listeners = listen(*address)
-    return daemon.serve(
-        deployment, reread, listeners, daemon.Service(address, processes, drain, metrics, log), announce
-    )
+    service = daemon.Service(address, processes, drain, metrics, log)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in listen(*address)]
+        return daemon.serve(deployment, reread, listeners, service, announce)
