@@ -1,6 +1,7 @@
 """A server that listens on this machine, for as long as a test needs it."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving.log import telling
 from parelu.private.serving.served import Served
 from parelu.private.serving.server import Server, ServerOptions
+from parelu.private.serving.watcher import NOBODY, Watcher
 
 
 @contextlib.contextmanager
@@ -27,6 +29,8 @@ def deployed(
     keep: Keep | None = None,
     host: str = "127.0.0.1",
     truncation: str = "local",
+    log: logging.Logger | None = None,
+    watcher: Watcher = NOBODY,
     **options: Any,
 ) -> Iterator[tuple[Server, list[str]]]:
     """(the server, the lines that it logs); options: of `ServerOptions`."""
@@ -35,7 +39,9 @@ def deployed(
     if keep:
         mode.make(model, keep)
     chosen = ServerOptions(**options)
-    server = Server(Served(model, mode, chosen), (host, 0), certificates, chosen, log=telling(lines.append))
+    server = Server(
+        Served(model, mode, chosen), (host, 0), certificates, chosen, log=log or telling(lines.append), watcher=watcher
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
