@@ -96,7 +96,7 @@ def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
         ("training: {epochs: 0}", "epochs is 0; it should be a whole number, 1 or more"),
         ("training: {lr: 1e-1}", "training.lr is '1e-1'; it should be a number such as 0.1"),
         ("training: {lr: .nan}", "training.lr is nan; it should be a number such as 0.1"),
-        ("training: {epoch: 5}", "unknown key 'training.epoch'; known are preset, epochs, batch"),
+        ("training: {epoch: 5}", "unknown key 'training.epoch'; nearest is 'epochs'; known are preset, epochs, batch"),
         ("3: x", "unknown key '3'; known are title, data, methods"),
         ("training: {milestones: [a]}", "training.milestones is ['a']; it should be a list such as [30, 60, 90]"),
         ("paper: DeepReduce Table 99", "Table 99 of DeepReDuce has no published rows here; there are Table 1"),

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from parelu.errors import UserError
 from parelu.methods.base import methods
+from parelu.network.mapping import checked
 from parelu.published import find
 from parelu.runs.budgets import query_of
 from parelu.runs.experiment import Experiment, Reduction, parse_input
@@ -147,7 +146,7 @@ def read_recipe(name: str) -> Recipe:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a recipe, a mapping of keys; compare {recipes()['quickstart']}")
     try:
-        recipe = _Recipe(**_checked(content, _Recipe))
+        recipe = _Recipe(**checked(content, _Recipe))
         if recipe.paper:
             find(recipe.paper)
         return Recipe(recipe.title, _experiments(recipe), recipe.paper, recipe.cost, recipe.networks is not None)
@@ -158,7 +157,7 @@ def read_recipe(name: str) -> Recipe:
 def _experiments(recipe: _Recipe) -> list[Experiment]:
     if not recipe.seeds:
         raise UserError("seeds is empty; it should have at least one, such as [0]")
-    options = _checked(recipe.training, _Preset, Training, key="training.")
+    options = checked(recipe.training, _Preset, Training, key="training.")
     preset = options.pop("preset", "paper")
     first = str(recipe.methods[0].get("name")) if recipe.methods else ""
     training = training_of(preset, first).changed(**options)
@@ -213,62 +212,10 @@ def _reduction(entry: dict[str, Any], preset: str) -> Reduction:
     known, name = methods(), entry.get("name")
     if not isinstance(name, str) or name not in known:
         raise UserError(f"unknown method {reprlib.repr(name)}; known are {', '.join(known)}")
-    options = _checked(entry, _Entry, known[name], key=f"methods.{name}.")
+    options = checked(entry, _Entry, known[name], key=f"methods.{name}.")
     del options["name"]
     options.pop("networks", None)
     budgets, match = tuple(map(str, options.pop("budgets", ()))), options.pop("match", 0)
     label, own_teacher = options.pop("label", ""), options.pop("teacher", None) == "own"
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return Reduction(method_of(known[name], preset, given), budgets, match, label, own_teacher)
-
-
-def _checked(content: dict[str, Any], *kinds: type[Any], key: str = "") -> dict[str, Any]:
-    """A copy of what a recipe says of the fields of these dataclasses; `UserError` unless it fits their types."""
-    fields = {field.name: (field, kind) for kind in kinds for field in dataclasses.fields(kind)}
-    of_kind = {kind: get_type_hints(kind, include_extras=True) for kind in kinds}
-    hints = {name: of_kind[kind][name] for name, (_, kind) in fields.items()}
-    for name, value in content.items():
-        if name not in fields:
-            raise UserError(f"unknown key {f'{key}{name}'!r}; known are {', '.join(fields)}")
-        if not _fits(value, hints[name]):
-            raise UserError(f"{key}{name} is {reprlib.repr(value)}; it should be {_words(hints[name])}")
-    for name, (field, _) in fields.items():
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if required and name not in content:
-            raise UserError(f"{key}{name} is missing; it should be {_words(hints[name])}")
-    return dict(content)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML is of a type: a class, a list, tuple or mapping, a Literal, or a union of these."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _fits(value, inner[0])
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is Literal:
-        return value in inner
-    if origin in (list, tuple):
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
-    if origin is Mapping:
-        return isinstance(value, dict) and all(_fits(a, inner[0]) and _fits(b, inner[1]) for a, b in value.items())
-    if hint is float:
-        return type(value) in (int, float) and abs(value) < math.inf  # NaN is not
-    return type(value) is hint
-
-
-def _words(hint: Any) -> str:
-    """A type as a user calls it."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return inner[1]
-    if origin in (Union, UnionType):
-        return " or ".join(_words(one) for one in inner if one is not NoneType)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
-    if origin is Mapping:
-        return "a mapping such as {epochs: 5, lr: 0.1}" if inner[0] is str else "a mapping such as {0.1: 40, 0.02: 80}"
-    if origin in (list, tuple):
-        return "a list such as [30, 60, 90]" if inner[0] is int else 'a list such as ["cull S1; thin all", none]'
-    named = {str: "text, in quotes", int: "a whole number", float: "a number such as 0.1", bool: "true or false"}
-    return named.get(hint, str(hint))
