@@ -31,6 +31,7 @@ from parelu.network.canonical import replacements
 from parelu.network.count import Counts, shared_skeleton, skeleton
 from parelu.network.count import count as count_network
 from parelu.network.instrument import instrument
+from parelu.network.mapping import checked as checked_mapping
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
 from parelu.private.cost.calibrate import calibrated
@@ -45,6 +46,7 @@ from parelu.private.protocol.delphi import TRUNCATIONS
 from parelu.private.protocol.relu import relus
 from parelu.private.rows import QUERIES, PrivateInference, Row
 from parelu.private.serving.client import Client
+from parelu.private.serving.greeting import check_model_name
 from parelu.private.serving.served import ServedOptions
 from parelu.private.serving.server import Server, ServerOptions
 from parelu.private.transport.link import Link, link_of
@@ -111,6 +113,8 @@ __all__ = [
     "bench",
     "calibrate",
     "calibration",
+    "check_model_name",
+    "checked_mapping",
     "chosen",
     "compare",
     "count",

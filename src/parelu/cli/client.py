@@ -65,6 +65,8 @@ class Infer:
     """what the server must offer; left out, the server chooses"""
     truncation: str | None = None
     """what the server must offer; left out, the server chooses"""
+    model: str | None = None
+    """which of the server's models, where it has several"""
     json: bool = False
     """print JSON: a row for each image"""
 
@@ -155,6 +157,8 @@ class Prepare:
     """what the server must offer; left out, the server chooses"""
     truncation: str | None = None
     """what the server must offer; left out, the server chooses"""
+    model: str | None = None
+    """which of the server's models, where it has several"""
 
     def __call__(self) -> None:
         if not (1 <= self.count <= 10_000 and 1 <= self.jobs <= 64):
@@ -271,8 +275,10 @@ def client_of(command: Infer | Prepare, queries: int) -> Iterator[Client]:
             relu=command.relu,
             reveal=command.reveal,
             truncation=command.truncation,
+            model=command.model,
             stock=command.stock_dir,
             keep=keep,
+            waiting=lambda before: say(f"{command.address} is busy: {before} wait before this client"),
         ) as client:
             yield client
 

@@ -97,17 +97,26 @@ class Serve(Model):
     parelu serve runs/quickstart/candidates/teacher --tls certs --stock 50 --stock-dir stock --processes 2
 
     parelu serve net.py:build --weights net.safetensors --data digits
+
+    parelu serve --config serve.yaml
     """
 
-    candidate: tyro.conf.Positional[str]
+    candidate: tyro.conf.Positional[str] = ""
     """the candidate's folder; or the name of a network with --weights and --data"""
+    config: Path | None = None
+    """a YAML file that has all options, by the names that they have here, and `models`: name → candidate and options of
+    each, for several on one port"""
     port: int = 7000
     host: str = "127.0.0.1"
     """the address to listen on; 0.0.0.0 for all of IPv4, :: for all"""
     tls: Path | None = None
     """folder with ca.pem, server.pem and server.key; needed unless the address is this machine's own"""
+    allow: Path | None = None
+    """a YAML file with the clients that may be served, and their quotas; left out, all with a certificate"""
     clients: int = 16
     """served at once, by each process"""
+    wait: str = "60s"
+    """what a client waits at most for its turn: 60s, 5m; 0: one too many is refused"""
     processes: int = 1
     """that share the port; a client is served by one"""
     drain: str = "30s"
@@ -124,16 +133,28 @@ class Serve(Model):
     def __call__(self) -> int:
         from parelu import api
 
-        self.check()
+        serve = self.configured()[0]
         return api.serve_until_stopped(
             self.deployment,
-            (self.host.strip("[]"), self.port),
+            (serve.host.strip("[]"), serve.port),
             announce,
-            processes=self.processes,
-            drain=duration_of("--drain", self.drain),
-            metrics=None if self.metrics_port is None else (self.metrics_host.strip("[]"), self.metrics_port),
-            log=(self.log_format, self.log_level),
+            processes=serve.processes,
+            drain=duration_of("--drain", serve.drain),
+            metrics=None if serve.metrics_port is None else (serve.metrics_host.strip("[]"), serve.metrics_port),
+            log=(serve.log_format, serve.log_level),
         )
+
+    def configured(self) -> tuple[Serve, dict[str, Entry]]:
+        """(the options, name → model), of the file as it is now; raises UserError for what is wrong in it."""
+        if self.config is None:
+            self.check()
+            if not self.candidate:
+                raise UserError("give the folder of a candidate, or --config FILE")
+            return self, {"": Entry(**{**_of_model(self), "candidate": self.candidate})}
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        if given != ["config"]:
+            raise UserError(f"--config has all options: write {', '.join(n for n in given if n != 'config')} into it")
+        return _read(self.config)
 
     def check(self) -> None:
         """Raises UserError for a number that cannot be."""
@@ -141,21 +162,87 @@ class Serve(Model):
             raise UserError("give --clients from 1 to 1000, --port from 0 to 65535, --processes from 1 to 64")
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
             raise UserError("give --metrics-port from 0 to 65535")
+        duration_of("--drain", self.drain)
+        duration_of("--wait", self.wait)
 
     def deployment(self) -> Candidates:
         """What is to be served, as it is on disk now."""
         from parelu import api
 
-        return api.Candidates(self.tls, api.ServerOptions(clients=self.clients), {"": self.setting(self.candidate)})
+        serve, entries = self.configured()
+        options = api.ServerOptions(clients=serve.clients, wait=duration_of("--wait", serve.wait))
+        settings = {name: entry.setting(entry.candidate) for name, entry in entries.items()}
+        return api.Candidates(serve.tls, options, serve.allow, settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry(Model):
+    """One of the `models` of a file."""
+
+    candidate: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Several:
+    models: dict | None = None
+
+
+def _of_model(options: Model) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(Model)}
+
+
+def _read(path: Path) -> tuple[Serve, dict[str, Entry]]:
+    from parelu import api
+
+    content = api.read_mapping(path)
+    try:
+        given = _values(api.checked_mapping(content, Serve, _Several))
+        models = given.pop("models", None)
+        if "config" in given:
+            raise UserError("config is this file: leave it out")
+        serve = Serve(**given)
+        serve.check()
+        if (models is None) == (not serve.candidate):
+            raise UserError("give one of candidate, and models, a mapping of names to models")
+        if models is None:
+            return serve, {"": Entry(**{**_of_model(serve), "candidate": serve.candidate})}
+        return serve, {name: _entry(serve, name, entry) for name, entry in models.items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _entry(serve: Serve, name: object, content: object) -> Entry:
+    """Its own options, else those of the file."""
+    from parelu import api
+
+    api.check_model_name(name)
+    if not isinstance(content, dict):
+        raise UserError(f"models.{name} is {content!r}; it should be a mapping such as {{candidate: FOLDER}}")
+    given = _values(api.checked_mapping(content, Entry, key=f"models.{name}."))
+    return Entry(**{**_of_model(serve), **given})
+
+
+def _values(content: dict[str, Any]) -> dict[str, Any]:
+    """As the options have them, of what a file says: paths, and tuples."""
+    kinds = {field.name: str(field.type) for kind in (Serve, Entry) for field in dataclasses.fields(kind)}
+    taken = {}
+    for name, value in content.items():
+        kind = kinds.get(name, "")
+        taken[name] = (
+            Path(value) if kind.startswith("Path") and value is not None
+            else tuple(value) if isinstance(value, list) else value
+        )  # fmt: skip
+    return taken
 
 
 def announce(server: Server) -> None:
     """What an operator publishes and should know."""
     from parelu.report.private import hints_text
 
-    for served in server.models.values():
+    for name, served in server.models.items():
         terms, budget = served.model.terms, f"{served.budget:,} inferences" if served.budget else "no budget"
-        server.log.info("pin %s: publish it, clients check it (--pin)", served.offer.pin)
+        which = f"model {name}: " if name else ""
+        server.log.info("%spin %s: publish it, clients check it (--pin)", which, served.offer.pin)
         if served.offer.hints:
             server.log.info(hints_text(served.offer.hints, served.mode.sizes(served.model)))
         server.log.info("%s ReLUs; %s", f"{terms.program.relus:,}", served.mode.trust(terms.relu))

@@ -146,7 +146,7 @@ def test_several_clients_at_once(certificates):
 
 
 def test_one_client_too_many_is_told_so(certificates):
-    with serving(certificates, clients=1) as (server, lines):
+    with serving(certificates, clients=1, wait=0) as (server, lines):
         with Client(
             "localhost", server.port, certificates, offline=server.mode.name, relu=server.model.terms.relu.name
         ) as client:
@@ -165,6 +165,7 @@ def test_one_client_too_many_is_told_so(certificates):
 def test_strangers_are_bounded(certificates, monkeypatch):
     """Connections that never shake hands take no more than their share of threads."""
     monkeypatch.setattr(server_module, "STRANGERS", 3)
+    monkeypatch.setattr(server_module, "WAITING", 0)
     with serving(certificates, clients=1) as (server, _):
         strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
         try:

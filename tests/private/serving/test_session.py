@@ -21,7 +21,7 @@ from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import Relu, relus
 from parelu.private.protocol.reveal import reveal_of
 from parelu.private.serving import greeting
-from parelu.private.serving.greeting import Accepted, Offer, Standing, greet_client
+from parelu.private.serving.greeting import Accepted, Offer, Standing, greet_client, read_hello
 from parelu.private.serving.ledger import MOST_UNANSWERED, Ledger
 from parelu.private.serving.session import COMMAND, Service, Session
 from parelu.private.transport.channel import HEADER
@@ -119,7 +119,12 @@ def greeted(said):
         channel.send("helo", said.encode())
         return json.loads(channel.receive_up_to("helo", 4096))
 
-    ends = Ends(client, lambda channel: greet_client(channel, model, modes()["dealer"], lambda identity: Standing()))
+    ends = Ends(
+        client,
+        lambda channel: greet_client(
+            channel, read_hello(channel), model, modes()["dealer"], lambda identity: Standing()
+        ),
+    )
     return ends.results["client"], ends.results["server"]
 
 

@@ -52,32 +52,36 @@ class Client:
         relu: str | None = None,
         reveal: str | None = None,
         truncation: str | None = None,
+        model: str | None = None,
         stock: Path | None = None,
         queries: int = 1,
         keep: Keep | None = None,
         link: Link = LINKS["loopback"],
         timeout: float = TIMEOUT,
+        waiting: Callable[[int], None] = lambda before: None,
     ) -> None:
-        """Connect and shake hands.
+        """Connect, wait for a turn and shake hands.
 
         Args:
             certificates: folder with ca.pem, client.pem and client.key; None for a plain connection on this machine.
             pin: what the operator publishes: SHA-256 of the program, a commitment to the weights, and the names below.
             offline, relu, reveal, truncation: names that the server must offer; None leaves the choice to it, but an
                 offline mode that trusts a third party, and a ReLU protocol other than `sign`, by its name alone.
+            model: which of the server's, where it has several.
             stock: folder of this client's offline material; inferences take from it first.
             queries: inferences that are expected, of this and later connections: where a server sends hints once,
                 more of them make each cheaper.
             keep: that number and where hints are kept; left out, the cache folder.
             link: what the connection is shaped to, where the server's is too.
+            waiting: told how many clients go before this one, every few seconds while the server is busy.
 
         Raises:
             UserError: nobody answers, a certificate is refused, or the pin is none.
             ProtocolError: the server breaks the protocol, or offers what is not accepted; then nothing was sent.
         """
-        accepted = Accepted(pin, relu, offline, reveal, truncation)
+        accepted = Accepted(pin, relu, offline, reveal, truncation, model)
         tls.check_plain(host, certificates)
-        self._address, self._link, self._timeout = (host, port), link, timeout
+        self._address, self._link, self._timeout, self._waiting = (host, port), link, timeout, waiting
         self._stocks = ClientStocks(stock) if stock else None
         self._keep = keep or Keep(queries, hints_folder())
         self._tls = tls.client_context(certificates) if certificates else None
@@ -93,7 +97,8 @@ class Client:
             raise UserError(f"{address_text(host, port)}: no TLS connection ({tls.reason(error)})") from error
         channel = Channel(shaped(wrapped, self._link), self._timeout)
         try:
-            return Session(channel, accepted, stocks=self._stocks, peer=tls.peer_of(wrapped), keep=self._keep)
+            peer = tls.peer_of(wrapped)
+            return Session(channel, accepted, stocks=self._stocks, peer=peer, keep=self._keep, waiting=self._waiting)
         except BaseException:
             channel.close()
             raise

@@ -60,6 +60,7 @@ class Running:
             certificates,
             options,
             watcher=self.metrics,
+            allowed=deployment.allowed(),
             listeners=listeners,
         )
         self.events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -86,7 +87,7 @@ class Running:
             models = deployment.since(self.deployment).load()
             if expected not in (None, pins(models)):
                 raise UserError(CHANGED)
-            self.server.reload(models, deployment.certificates)
+            self.server.reload(models, deployment.certificates, deployment.allowed())
         except Exception as error:  # of whatever a file holds: the old one serves on
             return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         self.deployment = deployment

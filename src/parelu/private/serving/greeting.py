@@ -2,6 +2,7 @@
 
 client                            server
 helo: versions, nonce, pin, stock →
+                                  ←    (wait: place, again and again, where the client said that it waits)
                                   ←    helo: version, nonce, the offer, room in the stock, inferences left
                                   ←    prog: the program
 redy: the hash of all three       →
@@ -15,7 +16,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import string
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,6 +41,8 @@ LARGEST_HELLO = 4096
 HASH_BYTES = 32  # SHA-256
 PIN_DIGITS = 2 * HASH_BYTES
 NO_LIMIT = 999_999_999  # inferences, where the server has no budget
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")  # of a model
+PLACE, WAITS = struct.Struct("<I"), "1"
 CHOICES = ("relu", "offline", "reveal", "truncation")
 
 
@@ -77,6 +82,12 @@ class Offer:
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def check_model_name(name: object) -> None:
+    """Raises UserError where a model cannot have this name."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{str(name)[:80]!r} is no name of a model: letters, digits, and - _ . between them, up to 64")
+
+
 @dataclasses.dataclass(frozen=True)
 class Accepted:
     """What a client goes along with; None where it leaves the choice to the server.
@@ -84,8 +95,8 @@ class Accepted:
     It does not leave to it what an image is safe by: an offline mode that trusts a third party, or a ReLU protocol that
     is not safe against a server that deviates, is accepted by its name alone.
 
-    pin: `Offer.pin`, as the operator publishes it; relu, offline, reveal, truncation: as the offer has them, or the
-    first word. Raises UserError for a pin that is none.
+    pin: `Offer.pin`, as the operator publishes it; model: which of the server's, by its name there; relu, offline,
+    reveal, truncation: as the offer has them, or the first word. Raises UserError for a pin or a name that is none.
     """
 
     pin: str | None = None
@@ -93,6 +104,7 @@ class Accepted:
     offline: str | None = None
     reveal: str | None = None
     truncation: str | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pin", self.pin and self.pin.lower())  # as digits are copied from elsewhere
@@ -100,6 +112,8 @@ class Accepted:
             raise UserError(
                 f"pin {self.pin[:80]!r} is not the {PIN_DIGITS} hexadecimal digits that `parelu serve` prints"
             )
+        if self.model is not None:
+            check_model_name(self.model)
 
     def check(self, offer: Offer) -> None:
         """Raises ProtocolError where the offer is another."""
@@ -156,11 +170,45 @@ class Greeted:
         return use(self.standing.server, self.offer)
 
 
-def greet_server(channel: Channel, accepted: Accepted, stock: str) -> Greeted:
-    """The client's end; stock: the identity of its stock. Raises ProtocolError where the offer is not accepted."""
-    ours = _client_hello(fresh_seed().hex(), accepted.pin or "", stock)
+@dataclasses.dataclass(frozen=True)
+class Hello:
+    """The client's first message. body: its bytes; model: "" for whichever the server has; waits: whether the client
+    knows what a server says to one that waits for its turn."""
+
+    body: bytes
+    pin: str
+    stock: str
+    model: str
+    waits: bool
+
+
+def read_hello(channel: Channel) -> Hello:
+    """Raises ProtocolError where it is none, or the client speaks no version that is spoken here."""
+    body = channel.receive_up_to("helo", LARGEST_HELLO)
+    fields = _load(body, ("versions", "nonce", "pin", "stock"), {"model": "", "waits": ""})
+    _common(fields["versions"])
+    return Hello(body, fields["pin"], fields["stock"], fields["model"], fields["waits"] == WAITS)
+
+
+def tell_place(channel: Channel, place: int) -> None:
+    """To a client that waits: how many go before it, and that it is not forgotten."""
+    channel.send("wait", PLACE.pack(place))
+
+
+def greet_server(
+    channel: Channel, accepted: Accepted, stock: str, waiting: Callable[[int], None] | None = None
+) -> Greeted:
+    """The client's end; stock: the identity of its stock. Raises ProtocolError where the offer is not accepted.
+
+    waiting: told how many clients go before this one, while it waits; None for a client that does not.
+    """
+    ours = _client_hello(fresh_seed().hex(), accepted.pin or "", stock, accepted.model or "", waiting is not None)
     channel.send("helo", ours)
-    theirs = channel.receive_up_to("helo", LARGEST_HELLO)
+    if waiting is None:
+        theirs = channel.receive_up_to("helo", LARGEST_HELLO)
+    else:
+        tell = waiting
+        theirs = channel.receive_past("wait", PLACE.size, lambda body: tell(*PLACE.unpack(body)), "helo", LARGEST_HELLO)
     offer_fields = tuple(field.name for field in dataclasses.fields(Offer))
     reply = _load(theirs, ("version", "nonce", "engine", *offer_fields, "room", "left", "server"))
     if reply["version"] not in map(str, SPOKEN):
@@ -183,19 +231,18 @@ def greet_server(channel: Channel, accepted: Accepted, stock: str) -> Greeted:
     return Greeted(offer, terms, mode, context, standing)
 
 
-def greet_client(channel: Channel, model: Model, mode: Mode, standing: Callable[[str], Standing]) -> Greeted:
-    """The server's end; standing: of a client whose stock has this identity."""
-    theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-    hello = _load(theirs, ("versions", "nonce", "pin", "stock"))
-    _common(hello["versions"])
-    offer, own = Offer.of(model, mode), standing(hello["stock"])
+def greet_client(
+    channel: Channel, hello: Hello, model: Model, mode: Mode, standing: Callable[[str], Standing]
+) -> Greeted:
+    """The server's end, from the client's hello on; standing: of a client whose stock has this identity."""
+    offer, own = Offer.of(model, mode), standing(hello.stock)
     ours = _server_hello(fresh_seed().hex(), offer, own)
     channel.send("helo", ours)
-    if hello["pin"] not in ("", offer.pin):
-        raise ProtocolError(f"the client pins {hello['pin'][:16]!r}, this server offers {offer.pin[:16]}")
+    if hello.pin not in ("", offer.pin):
+        raise ProtocolError(f"the client pins {hello.pin[:16]!r}, this server offers {offer.pin[:16]}")
     body = model.terms.program.to_bytes()
     channel.send("prog", body)
-    context = _context(theirs, ours, body)
+    context = _context(hello.body, ours, body)
     if channel.receive("redy", len(context)).tobytes() != context:
         raise ProtocolError("the client read another greeting than the server sent")
     return Greeted(offer, model.terms, mode, context, own)
@@ -237,9 +284,12 @@ def _context(*parts: bytes) -> bytes:
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "little") + part for part in parts)).digest()
 
 
-def _client_hello(nonce: str, pin: str, stock: str) -> bytes:
+def _client_hello(nonce: str, pin: str, stock: str, model: str = "", waits: bool = False) -> bytes:
+    """What a client does not ask for is left out."""
     versions = " ".join(map(str, SPOKEN))
-    return _dump({"format": FORMAT, "versions": versions, "nonce": nonce, "pin": pin, "stock": stock})
+    asked = {"model": model, "waits": WAITS if waits else ""}
+    more = {name: value for name, value in asked.items() if value}
+    return _dump({"format": FORMAT, "versions": versions, "nonce": nonce, "pin": pin, "stock": stock, **more})
 
 
 def _server_hello(nonce: str, offer: Offer, standing: Standing) -> bytes:
@@ -264,13 +314,15 @@ def _common(versions: str) -> int:
     return max(common)
 
 
-def _load(body: bytes, fields: tuple[str, ...]) -> dict[str, str]:
-    """These fields of a greeting; others, of later releases, are passed over."""
+def _load(body: bytes, fields: tuple[str, ...], more: Mapping[str, str] = {}) -> dict[str, str]:
+    """These fields of a greeting, and more that may be left out; others, of later releases, are passed over."""
     try:
         value = json.loads(body)
         if value["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        found = {name: value[name] for name in fields}
+        found = {name: value[name] for name in fields} | {
+            name: value.get(name, unsaid) for name, unsaid in more.items()
+        }
         if not all(isinstance(v, str) and len(v) <= 200 for v in found.values()):
             raise ValueError("its fields are others")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -13,12 +13,14 @@ import dataclasses
 import math
 import sqlite3
 import threading
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from parelu.errors import ProtocolError, Refused, UserError
+from parelu.private.serving.quotas import NO_QUOTA, Quota
 
 MOST_UNANSWERED = 3
 INFERENCES, PHASES, OPENED = "inferences", "offline phases", "opened"
@@ -28,6 +30,8 @@ WAIT = 30.0  # seconds for another process that writes
 TABLE = """CREATE TABLE IF NOT EXISTS clients (
     name TEXT PRIMARY KEY, inferences INTEGER NOT NULL DEFAULT 0, phases INTEGER NOT NULL DEFAULT 0,
     opened INTEGER NOT NULL DEFAULT 0, answered INTEGER NOT NULL DEFAULT 0, caught TEXT NOT NULL DEFAULT '')"""
+PERIODS = """CREATE TABLE IF NOT EXISTS periods (
+    name TEXT PRIMARY KEY, start INTEGER NOT NULL, inferences INTEGER NOT NULL)"""
 ROWS = "SELECT name, inferences, phases, opened, answered, caught FROM clients"
 
 
@@ -70,15 +74,21 @@ class Ledger:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute(TABLE)
+            self._database.execute(PERIODS)
         except FAULTS as error:
             place = isinstance(error, sqlite3.OperationalError)  # no damage: it cannot be opened, or not written to
             elsewhere = "; `parelu serve --ledger FILE` counts elsewhere" if place else ""
             raise UserError(f"{self._refused(error)}{elsewhere}") from error
         self.records()
 
-    def account(self, name: str) -> Account:
+    def account(self, name: str, quota: Quota = NO_QUOTA) -> Account:
         """Of one client, by the name in its certificate."""
-        return Account(self, name)
+        return Account(self, name, quota)
+
+    def in_period(self, name: str, start: int) -> int:
+        """Inferences of a client in the period of its quota that started then; raises UserError likewise."""
+        with self._asking() as database:
+            return _in_period(database, name, start)
 
     def records(self) -> list[Record]:
         """By name; raises UserError where the file cannot be read, or has rows of another kind."""
@@ -94,6 +104,7 @@ class Ledger:
     def forget(self, name: str) -> bool:
         """Let a client start again; returns whether there was one. Raises UserError where the file is not writable."""
         with self._asking() as database:
+            database.execute("DELETE FROM periods WHERE name = ?", (name,))
             return database.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount > 0
 
     @contextlib.contextmanager
@@ -123,6 +134,14 @@ class Ledger:
             raise ProtocolError(f"the server cannot count what its clients use ({_line(error)})") from error
 
 
+def _in_period(database: sqlite3.Connection, name: str, start: int) -> int:
+    """Raises sqlite3.Error for what was not written here."""
+    row = database.execute("SELECT start, inferences FROM periods WHERE name = ?", (name,)).fetchone()
+    if row and not all(isinstance(number, int) and number >= 0 for number in row):
+        raise sqlite3.DataError("a row is not of this program's")
+    return row[1] if row and row[0] == start else 0
+
+
 def _line(error: Exception) -> str:
     """SQLite's message, which may quote what lies in the file."""
     return "".join(letter for letter in str(error) if letter.isprintable())[:200]
@@ -141,11 +160,11 @@ def _record(row: tuple[Any, ...]) -> Record:
 class Account:
     """What one client may still have; every change is on disk when a method returns.
 
-    name: in its certificate; "" for a client of this machine.
+    name: in its certificate; "" for a client of this machine. quota: its own, which may be changed.
     """
 
-    def __init__(self, ledger: Ledger, name: str) -> None:
-        self._ledger, self.name, self._given = ledger, name, Counter[str]()
+    def __init__(self, ledger: Ledger, name: str, quota: Quota = NO_QUOTA) -> None:
+        self._ledger, self.name, self.quota, self._given = ledger, name, quota, Counter[str]()
 
     @property
     def record(self) -> Record:
@@ -164,9 +183,16 @@ class Account:
     @property
     def left(self) -> int | None:
         """Inferences; None for no limit."""
-        if not self._ledger.inferences:
-            return None
-        return max(0, self._ledger.inferences - self.record.inferences)
+        left = []
+        if self._ledger.inferences:
+            left.append(self._ledger.inferences - self.record.inferences)
+        if self.quota.inferences is not None:
+            left.append(self.quota.inferences - self._ledger.in_period(self.name, self._period()))
+        return max(0, min(left)) if left else None
+
+    def _period(self) -> int:
+        """When the period of the quota began, in seconds of UTC."""
+        return int(time.time()) // self.quota.seconds * self.quota.seconds
 
     def phase(self) -> None:
         """One offline phase begins. Raises Refused where the client may have none."""
@@ -187,7 +213,19 @@ class Account:
 
     def infer(self, count: int) -> None:
         """An online phase of so many begins. Raises Refused where the client may not have them."""
-        self._charge(INFERENCES, "inferences", count, self._ledger.inferences)
+        self._charge(INFERENCES, "inferences", count, self._ledger.inferences, self._charge_period)
+
+    def _charge_period(self, database: sqlite3.Connection, count: int) -> None:
+        most, start = self.quota.inferences, self._period()
+        if most is None:
+            return
+        used = _in_period(database, self.name, start)
+        if used + count > most:
+            raise Refused(
+                f"the quota of this certificate is used up: {used} of {most} inferences a {self.quota.per}; wait, or "
+                "ask the operator"
+            )
+        database.execute("INSERT OR REPLACE INTO periods VALUES (?, ?, ?)", (self.name, start, used + count))
 
     def opened(self, *, answered: bool) -> None:
         """A phase that was to be opened is over; answered: and was shown to be honest."""
@@ -202,12 +240,20 @@ class Account:
         with self._ledger.changing(self.name) as (database, _):
             database.execute(f"UPDATE clients SET {change} WHERE name = ?", (*values, self.name))
 
-    def _charge(self, what: str, column: str, count: int, budget: int) -> None:
+    def _charge(
+        self,
+        what: str,
+        column: str,
+        count: int,
+        budget: int,
+        also: Callable[[sqlite3.Connection, int], None] = lambda database, count: None,
+    ) -> None:
         with self._ledger.changing(self.name) as (database, record):
             if record.barred:
                 raise Refused(f"this certificate is barred ({record.barred}); ask the operator")
             used = getattr(record, column)
             if budget and used + count > budget:
                 raise Refused(f"the budget of this certificate is used up: {used} of {budget} {what}; ask the operator")
+            also(database, count)
             database.execute(f"UPDATE clients SET {column} = {column} + ? WHERE name = ?", (count, self.name))
         self._given[what] += count

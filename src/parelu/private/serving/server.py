@@ -18,11 +18,13 @@ from parelu.private.offline.mode import Mode
 from parelu.private.protocol.delphi import Model
 from parelu.private.serving import session
 from parelu.private.serving.connections import Connection, Connections, Stopped, readable
-from parelu.private.serving.greeting import Offer
+from parelu.private.serving.greeting import Hello, Offer, read_hello, tell_place
 from parelu.private.serving.ledger import Account
 from parelu.private.serving.listening import listen
 from parelu.private.serving.log import LOG, about
+from parelu.private.serving.quotas import MOST, Allowed, Everybody, Quota
 from parelu.private.serving.served import Prepared, Served, ServedOptions
+from parelu.private.serving.turns import WAITING, Busy, Turns
 from parelu.private.serving.watcher import (
     BUSY,
     CUT,
@@ -43,23 +45,25 @@ from parelu.private.transport.link import LINKS, Link, shaped
 HANDSHAKE_TIMEOUT = 10.0  # seconds
 WAIT = 0.2  # seconds before the next try, where the system has no room for a connection
 YIELD = 0.05  # seconds that a full process leaves a connection to the others
-STRANGERS = 64  # connections beyond the clients served: so many may be shaking hands
+STRANGERS = 64  # connections beyond the clients that are served and wait: so many may be shaking hands
+PATIENCE = 30.0  # seconds that a client waits which is told nothing meanwhile: shorter than one may be silent
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerOptions(ServedOptions):
     """How a server works, and how its model is served where it has one.
 
-    clients: how many are served at once; one more is told to come back.
+    clients: how many are served at once; others wait their turn, at most `wait` seconds.
     link: what connections are shaped to; timeout: seconds of silence that end one.
     """
 
     clients: int = 16
+    wait: float = 60.0
     link: Link = LINKS["loopback"]
     timeout: float = TIMEOUT
 
 
-DEFAULTS = ServerOptions()
+DEFAULTS, EVERYBODY = ServerOptions(), Everybody()
 
 
 class Server:
@@ -71,6 +75,7 @@ class Server:
         certificates: folder with ca.pem, server.pem and server.key; None for plain connections on this machine.
         log: gets a line for each connection that ends.
         watcher: is told of all that is done.
+        allowed: who may be served, and how much.
         listeners: sockets that listen at the address already, which this process shares with others.
 
     Raises:
@@ -86,14 +91,16 @@ class Server:
         *,
         log: logging.Logger = LOG,
         watcher: Watcher = NOBODY,
+        allowed: Allowed = EVERYBODY,
         listeners: Sequence[socket.socket] = (),
     ) -> None:
         self.models = {"": models} if isinstance(models, Served) else dict(models)
         self.options, self.log, self.watcher, self._host = options, log, watcher, address[0]
-        tls.check_plain(address[0], certificates)
+        check_access(address[0], certificates, allowed)
+        self.allowed, self._turns = allowed, Turns(options.clients)
         self._tls = tls.server_context(certificates) if certificates else None
         self._listeners = list(listeners) or listen(*address)
-        self._free, self._connections = threading.Semaphore(options.clients), Connections()
+        self._connections = Connections()
         self._closing, self._accepting, self._running = False, threading.Event(), threading.Lock()
         self.port: int = self._listeners[0].getsockname()[1]
         self.address = address_text(address[0], self.port)
@@ -148,24 +155,24 @@ class Server:
         sessions = self.sessions
         return Standing(
             clients=len(sessions),
-            waiting=0,
+            waiting=self._turns.waiting,
             material=sum(one.prepared for one in sessions),
             prepared={name: len(served.prepared) for name, served in self.models.items()},
         )
 
-    def reload(self, models: Mapping[str, Served], certificates: Path | None) -> None:
-        """Serve these from now on; sessions go on with what they have.
+    def reload(self, models: Mapping[str, Served], certificates: Path | None, allowed: Allowed = EVERYBODY) -> None:
+        """Serve these from now on; sessions go on with what they have, but of clients that are not allowed any more.
 
         Raises UserError where the certificates are none: then nothing has changed.
         """
-        tls.check_plain(self._host, certificates)
+        check_access(self._host, certificates, allowed)
         context = tls.server_context(certificates) if certificates else None
         before, after = self.models, {}
         for name, served in models.items():
             known = before.get(name)
             is_same = known and (known.offer, known.options) == (served.offer, served.options)
             after[name] = known if known and is_same else served
-        self._tls, self.models = context, after
+        self._tls, self.models, self.allowed = context, after, allowed
         for name, served in models.items():
             if after[name] is served:
                 served.prepared.start()
@@ -237,7 +244,7 @@ class Server:
                 self.log.error("a connection was not accepted: %s", error)
                 time.sleep(WAIT)  # out of descriptors: to ask again at once would keep a core busy
             return None
-        if len(self._connections) >= self.options.clients + STRANGERS:
+        if len(self._connections) >= self.options.clients + WAITING + STRANGERS:
             connection.close()
             return None
         peer, opened = address_text(*address[:2]), threading.Event()
@@ -273,48 +280,80 @@ class Server:
         except Stopped as error:
             return SERVED, logging.INFO, str(error)
         except (ProtocolError, UserError, OSError) as error:
-            how = CUT if self._closing else REFUSED if isinstance(error, Refused) else PROTOCOL
+            refused = {Refused: REFUSED, Busy: BUSY}
+            how = CUT if self._closing else refused.get(type(error), PROTOCOL)
             return how, logging.WARNING, " ".join(tls.reason(error).split())
 
     def _talk(self, known: Connection, fields: dict[str, str]) -> tuple[str, int, str]:
         channel = Channel(shaped(known.socket, self.options.link), self.options.timeout)
-        is_free = self._free.acquire(blocking=False)
         try:
-            if not is_free:
-                channel.fail(f"{self.options.clients} clients are being served; try again later")
-                return BUSY, logging.WARNING, f"refused: {self.options.clients} clients are being served"
-            known.client, known.is_session = tls.peer_of(known.socket), True
-            fields["client"] = known.client
-            known.served = served = self.default
-            account = served.ledger.account(known.client)
-            try:
-                session.serve(channel, served.model, served.mode, self._service(known, served, account))
-            except ProtocolError as error:
-                channel.fail(str(error))
-                raise type(error)(f"{error}; {account.used}") from error
-            finally:
-                self.watcher.passed(known.model, channel.traffic)
-            return SERVED, logging.INFO, account.used
+            known.client = fields["client"] = tls.peer_of(known.socket)
+            quota, hello = self.allowed.quota(known.client), read_hello(channel)
+            known.model, known.served = hello.model, self._chosen(hello.model)
+            fields["model"] = known.model
+            tell = functools.partial(tell_place, channel) if hello.waits else lambda before: None
+            patience = self.options.wait if hello.waits else min(PATIENCE, self.options.wait)
+            with self._turns.turn(tell, self._check_running, patience):
+                return SERVED, logging.INFO, self._session(channel, known, hello, quota)
+        except ProtocolError as error:
+            channel.fail(str(error))
+            raise
         finally:
-            if is_free:
-                self._free.release()
             channel.close()
 
+    def _session(self, channel: Channel, known: Connection, hello: Hello, quota: Quota) -> str:
+        """What was given in it, and to whom."""
+        served, known.is_session = known.served, True
+        assert isinstance(served, Served)
+        account = served.ledger.account(known.client, quota)
+        try:
+            session.serve(channel, served.model, served.mode, self._service(known, served, account), hello)
+        except ProtocolError as error:
+            channel.fail(str(error))
+            raise type(error)(f"{error}; {account.used}") from error
+        finally:
+            self.watcher.passed(known.model, channel.traffic)
+        return account.used
+
+    def _chosen(self, name: str) -> Served:
+        if not name and len(self.models) == 1:
+            return self.default
+        if name in self.models:
+            return self.models[name]
+        known = ", ".join(filter(None, self.models))
+        has = f"has {known}; name one (--model)" if known else "has one that has no name; leave --model out"
+        raise ProtocolError(f"this server has no model {name[:40]!r}: it {has}")
+
+    def _check_running(self) -> None:
+        if self._connections.is_draining:
+            raise Stopped("the server stops; connect again")
+
+    def _await_command(self, known: Connection, account: Account, prepared: int) -> None:
+        self._connections.await_command(known, prepared, self.options.timeout)
+        account.quota = self.allowed.quota(known.client)  # which may have been changed
+
     def _service(self, known: Connection, served: Served, account: Account) -> session.Service:
-        stocks, watcher, model = served.stocks, self.watcher, known.model
+        stocks, watcher, model, quota = served.stocks, self.watcher, known.model, account.quota
         return session.Service(
             package=served.prepared.take,
             stock=functools.partial(stocks.of, account.name) if stocks else session.no_stock,
-            room=stocks.size if stocks else 0,
+            room=min(stocks.size, MOST if quota.prepared is None else quota.prepared) if stocks else 0,
             identity=stocks.identity if stocks else "",
             account=account,
             audit=served.options.audit,
             is_closing=lambda: self._closing,
-            await_command=lambda prepared: self._connections.await_command(known, prepared, self.options.timeout),
+            await_command=functools.partial(self._await_command, known, account),
             prepared=functools.partial(watcher.prepared, model),
             inferred=functools.partial(watcher.inferred, model),
             passed=functools.partial(watcher.passed, model),
         )
+
+
+def check_access(host: str, certificates: Path | None, allowed: Allowed) -> None:
+    """Raises UserError where a plain connection would leave this machine, or clients could not be told apart."""
+    tls.check_plain(host, certificates)
+    if certificates is None and not isinstance(allowed, Everybody):
+        raise UserError("--allow names clients by their certificates: give --tls DIR")
 
 
 def _is_probe(connection: socket.socket, timeout: float) -> bool:

@@ -37,10 +37,12 @@ from parelu.private.serving.greeting import (
     NO_LIMIT,
     TWO_PARTIES,
     Accepted,
+    Hello,
     Offer,
     Standing,
     greet_client,
     greet_server,
+    read_hello,
     use,
 )
 from parelu.private.serving.ledger import Account, Ledger
@@ -75,17 +77,19 @@ class Session:
         stocks: ClientStocks | None = None,
         peer: str = "",
         keep: Keep | None = None,
+        waiting: Callable[[int], None] | None = None,
     ) -> None:
         """Shake hands; with stocks, compare this server's with its half.
 
         peer: the name in the server's certificate, to which its stock belongs. keep: for what the offline mode sends
-        once; None for a single inference's, in memory.
+        once; None for a single inference's, in memory. waiting: told how many clients go before this one, where the
+        server is busy; None for a client that is to be refused then.
         Raises ProtocolError where the server offers what is not accepted: then nothing was sent that tells anything.
         """
         self.channel, self._stocks, self._keep = channel, stocks, keep or Keep()
         self.prepared: deque[Material] = deque()
         with channel.measured("setup", "handshake"):
-            greeted = greet_server(channel, accepted, stocks.identity if stocks else "")
+            greeted = greet_server(channel, accepted, stocks.identity if stocks else "", waiting)
         self.offer, self.terms, self.mode = greeted.offer, greeted.terms, greeted.mode
         self.room, self.left = greeted.standing.room, greeted.standing.left
         self._context, self._state, self._phases = greeted.context, None, 0
@@ -257,11 +261,11 @@ class Service:
 class _Served:
     """The server's end of one connection."""
 
-    def __init__(self, channel: Channel, model: Model, mode: Mode, service: Service) -> None:
+    def __init__(self, channel: Channel, model: Model, mode: Mode, service: Service, hello: Hello | None) -> None:
         self.channel, self.model, self.mode, self.service = channel, model, mode, service
         self._stock: Stock | None = None
         with channel.measured("setup", "handshake"):
-            greeted = greet_client(channel, model, mode, self._standing)
+            greeted = greet_client(channel, hello or read_hello(channel), model, mode, self._standing)
         self._context, self._state, self._phases = greeted.context, None, 0
         self._prepared: deque[Material] = deque()
 
@@ -408,12 +412,13 @@ class _Served:
         self.channel.send("held", bytes(name in there for name in names))
 
 
-def serve(channel: Channel, model: Model, mode: Mode, service: Service = Service()) -> int:
+def serve(channel: Channel, model: Model, mode: Mode, service: Service = Service(), hello: Hello | None = None) -> int:
     """The server's end, until the client ends it; returns the number of inferences.
 
+    hello: the client's first message, where it was read already.
     Raises ProtocolError where the client breaks the protocol.
     """
-    return _Served(channel, model, mode, service).run()
+    return _Served(channel, model, mode, service, hello).run()
 
 
 def _fresh(context: bytes, phases: int) -> bytes:

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,18 @@ class Channel:
         """The body of the next message, which has this kind and at most this length."""
         return self.receive_part(self.expect(kind, None, largest)).tobytes()
 
+    def receive_past(self, other: str, length: int, heard: Callable[[bytes], None], kind: str, largest: int) -> bytes:
+        """As `receive_up_to`, after any number of messages of another kind and this length, whose bodies are heard."""
+        while (header := self._header())[0] == other.encode().ljust(4):
+            heard(self.receive_part(self._checked(header, other, length, 0)).tobytes())
+        return self.receive_part(self._checked(header, kind, None, largest)).tobytes()
+
     def expect(self, kind: str, length: int | None, largest: int = 0) -> int:
         """Read and check a header; the body follows by `receive_part`. Returns its length."""
+        return self._checked(self._header(), kind, length, largest)
+
+    def _header(self) -> tuple[bytes, int, int]:
+        """(kind, number, length) of the next message; raises ProtocolError where it says why the peer ends."""
         self.meter.turn(sending=False)
         header = self._receive(HEADER.size)
         tls.check_is_plain(header)
@@ -97,6 +108,10 @@ class Channel:
         if got == FAIL and size <= LONGEST_REASON:
             reason = self._receive(size).decode("utf-8", "replace")
             raise ProtocolError("the peer ended the connection: " + "".join(c for c in reason if c.isprintable()))
+        return got, number, size
+
+    def _checked(self, header: tuple[bytes, int, int], kind: str, length: int | None, largest: int) -> int:
+        got, number, size = header
         wanted = f"message {self._numbers[1]}, {kind!r}"
         if got != kind.encode().ljust(4) or number != self._numbers[1]:
             name = got.decode("ascii", "replace").strip()
