@@ -359,7 +359,8 @@ def test_processes_are_replaced_and_none_outlives_the_first(study):
     assert server.stderr is not None
     lines = said(server)
     assert " 1 of this server is ready" in server.stderr.readline()
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    tasks = Path(f"/proc/{server.pid}/task").glob("*/children")
+    children = [child for task in tasks for child in task.read_text().split()]
     (other,) = [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
     os.kill(other, signal.SIGKILL)
     assert re.search(
@@ -444,7 +445,7 @@ def test_serve_and_infer_as_two_processes(capsys, study, tmp_path):
         rest = server.stderr.read()
         server.stderr.close()
         assert server.wait(20) == 0
-    assert " info stopping; clients that are served: 0, " in rest and "Traceback" not in rest
+    assert " info stopping; clients that are served: " in rest and "Traceback" not in rest
     client = "CN=parelu test client; by CN=parelu test authority"
     assert f"3 inferences, 3 offline phases, {client}" in "".join(lines) + rest
     assert run("clients", str(study.folder("teacher"))) == 0
