@@ -81,7 +81,8 @@ class Client:
         """
         accepted = Accepted(pin, relu, offline, reveal, truncation, model)
         tls.check_plain(host, certificates)
-        self._address, self._link, self._timeout, self._waiting = (host, port), link, timeout, waiting
+        self._address, self._link, self._timeout = (host, port), link, timeout
+        self._waiting, self._model = waiting, model
         self._stocks = ClientStocks(stock) if stock else None
         self._keep = keep or Keep(queries, hints_folder())
         self._tls = tls.client_context(certificates) if certificates else None
@@ -114,7 +115,8 @@ class Client:
             return
         self.session.close()
         lost, offer = len(self.session.prepared), self.session.offer
-        self.session = self._connected(Accepted(offer.pin, offer.relu, offer.offline, offer.reveal, offer.truncation))
+        same = Accepted(offer.pin, offer.relu, offer.offline, offer.reveal, offer.truncation, self._model)
+        self.session = self._connected(same)
         self._keep.notice(f"connected again: {why}" + (f"; {lost} inferences are prepared anew" if lost else ""))
         if lost:
             self.session.prepare(lost)
