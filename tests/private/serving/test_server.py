@@ -304,13 +304,13 @@ def test_a_client_connects_again_to_the_same_offer(tmp_path):
         assert notice.startswith("connected again: the peer ended the connection: the peer was silent for 0.3 seconds")
         assert notice.endswith("; 2 inferences are prepared anew")
         port, model = server.port, server.model
-    again = Server(model, modes()["dealer"], ("127.0.0.1", port))
+    again = Server(Served(model, modes()["dealer"]), ("127.0.0.1", port))
     thread = threading.Thread(target=again.run)
     thread.start()
     assert np.abs(client.predict(IMAGES[:2]) - first).max() < 0.05 and len(notices) == 2
     again.close()
     thread.join()
-    other = Server(Model(LOWERED, relus()["full"], reveal_of("exact")), modes()["dealer"], ("127.0.0.1", port))
+    other = Server(Served(Model(LOWERED, relus()["full"], reveal_of("exact")), modes()["dealer"]), ("127.0.0.1", port))
     thread = threading.Thread(target=other.run)
     thread.start()
     with pytest.raises(
