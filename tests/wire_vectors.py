@@ -32,6 +32,7 @@ from parelu.private.offline.mode import Keep, modes
 from parelu.private.protocol.delphi import Model
 from parelu.private.protocol.relu import planes, relus, table_blocks, words
 from parelu.private.protocol.reveal import reveal_of
+from parelu.private.serving import greeting
 from parelu.private.serving.greeting import Accepted
 from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.session import Service, Session, serve
@@ -226,6 +227,18 @@ def of_base_transfers() -> dict[str, Any]:
     }
 
 
+def of_turns() -> dict[str, Any]:
+    """What a client says that names a model and knows how to wait, and what it is told meanwhile."""
+    ours, theirs = map(sessions.Recorded, socket.socketpair())
+    greeting.tell_place(Channel(theirs), 3)
+    with contextlib.closing(ours.connection), contextlib.closing(theirs.connection):
+        return {
+            "helo": json.loads(greeting._client_hello("0" * 32, "", "", "shirts", True)),
+            "wait, as the first message": bytes(theirs.sent).hex(),
+            "clients before": 3,
+        }
+
+
 def of_constructions() -> dict[str, Any]:
     return {
         "streams": of_streams(),
@@ -233,6 +246,7 @@ def of_constructions() -> dict[str, Any]:
         "sign": of_sign(),
         "comparison": of_comparison(),
         "base transfers": of_base_transfers(),
+        "turns": of_turns(),
     }
 
 
