@@ -32,6 +32,7 @@ from parelu.network.count import Counts, shared_skeleton, skeleton
 from parelu.network.count import count as count_network
 from parelu.network.instrument import instrument
 from parelu.network.mapping import checked as checked_mapping
+from parelu.network.mapping import read_mapping
 from parelu.network.sites import Network
 from parelu.network.spec import Spec, spec_of
 from parelu.private.cost.calibrate import calibrated
@@ -144,6 +145,7 @@ __all__ = [
     "push",
     "query_of",
     "ranks",
+    "read_mapping",
     "read_recipe",
     "reduce",
     "relus",
