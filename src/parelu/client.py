@@ -12,7 +12,7 @@ from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import REVEALS
 from parelu.private.serving.client import Client, hints_folder
 from parelu.private.serving.ledger import Ledger
-from parelu.private.transport.tls import make_certificates
+from parelu.private.transport.tls import issue_client, make_certificates
 from parelu.runs.bars import bar, share
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Ledger",
     "bar",
     "hints_folder",
+    "issue_client",
     "make_certificates",
     "modes",
     "relus",

@@ -243,17 +243,29 @@ class Clients:
 class Certs:
     """Make certificates for tests: an authority, a server and a client that trust each other.
 
-    parelu certs certs --hosts localhost 127.0.0.1
+    parelu certs certs --hosts localhost 127.0.0.1 --authority-key authority.key
+
+    parelu certs ada --client Ada --authority-key authority.key     # one more client
     """
 
     folder: tyro.conf.Positional[Path]
     hosts: tuple[str, ...] = LOOPBACK
     """names and addresses that clients reach the server by"""
+    authority_key: Path | None = None
+    """a file that keeps the authority's key, to make more clients with; left out, the key is thrown away"""
+    client: str | None = None
+    """make one more client of this name, with --authority-key"""
 
     def __call__(self) -> None:
         from parelu import client as verbs
 
-        verbs.make_certificates(self.folder, self.hosts)
+        if self.client is not None:
+            if self.authority_key is None:
+                raise UserError("--client needs --authority-key FILE, of the authority that is to name the client")
+            subject = verbs.issue_client(self.folder, self.client, self.authority_key)
+            say(f"{self.folder}: ca.pem, client.pem and .key of {subject}")
+            return
+        verbs.make_certificates(self.folder, self.hosts, self.authority_key)
         say(f"{self.folder}: ca.pem, server.pem and .key, client.pem and .key; a party needs ca.pem and its own two")
 
 

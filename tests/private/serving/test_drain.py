@@ -1,5 +1,6 @@
 """A server that is stopped or reloaded: nobody's work is lost, and what was cut is said."""
 
+import datetime
 import functools
 import socket
 import threading
@@ -116,7 +117,7 @@ def test_a_reload_of_the_same_keeps_what_was_made_ahead():
         assert server.default is old and len(old.prepared) == 2
 
 
-def test_certificates_that_are_none_leave_the_old_ones(tmp_path):
+def test_certificates_that_are_none_leave_the_old_ones(tmp_path, monkeypatch):
     tls.make_certificates(tmp_path / "old")
     tls.make_certificates(tmp_path / "new")
     (tmp_path / "new/server.key").write_text("nothing")
@@ -125,6 +126,12 @@ def test_certificates_that_are_none_leave_the_old_ones(tmp_path):
             server.reload({"": server.default}, tmp_path / "new")
         with client_of(server, tmp_path / "old") as client:
             assert client.predict(IMAGES).shape == (3, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(tls, "SINCE", datetime.timedelta(days=-3))
+            patch.setattr(tls, "DAYS", -1)
+            tls.make_certificates(tmp_path / "expired")
+        with pytest.raises(UserError, match="the server's certificate has expired"):
+            server.reload({"": server.default}, tmp_path / "expired")
         tls.make_certificates(tmp_path / "good")
         server.reload({"": server.default}, tmp_path / "good")
         with pytest.raises(UserError, match="no TLS connection"):

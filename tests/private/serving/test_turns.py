@@ -228,3 +228,28 @@ def test_a_quota_is_of_a_period_and_kept(tmp_path, monkeypatch):
     ledger = Ledger(tmp_path / "l.sqlite")
     assert ledger.account("a", Quota(3, "hour")).left == 3
     ledger.close()
+
+
+def test_one_more_client(tmp_path):
+    """A key of the authority that is kept names further clients, each with quotas of its own."""
+    tls.make_certificates(tmp_path / "certs", authority_key=tmp_path / "authority.key")
+    assert oct((tmp_path / "authority.key").stat().st_mode)[-3:] == "600"
+    assert tls.issue_client(tmp_path / "ada", "Ada, of C", tmp_path / "authority.key") == "CN=Ada\\, of C"
+    allowed = Allowed({"CN=Ada\\, of C": Quota(inferences=1)})
+    with deployed(LOWERED, tmp_path / "certs") as (server, _):
+        server.reload({"": server.default}, tmp_path / "certs", allowed)
+        with client_of(server, tmp_path / "ada") as client:
+            assert client.session.left == 1
+        with pytest.raises(ProtocolError, match="is not among those"):
+            client_of(server, tmp_path / "certs")
+    for folder, name, key, message in (
+        ("ada", "B", "authority.key", "has certificates already"),
+        ("b", "", "authority.key", "is no name of a client"),
+        ("b", "x" * 65, "authority.key", "is no name of a client"),
+        ("b", "B", "none.key", "has no authority's key and certificate"),
+        ("b", "B", "certs/client.key", "has no authority's key and certificate"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tls.issue_client(tmp_path / folder, name, tmp_path / key)
+    with pytest.raises(UserError, match="is there already"):
+        tls.make_certificates(tmp_path / "others", authority_key=tmp_path / "authority.key")

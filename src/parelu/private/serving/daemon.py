@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import queue
 import signal
@@ -28,6 +29,7 @@ from parelu.private.serving.server import Server
 from parelu.private.serving.workers import FIGURES, READY, RELOAD, RELOADED, Workers, pins
 
 STOP = "stop"
+HOUR, SOON = 3600.0, datetime.timedelta(days=14)
 EVERY = 1.0  # seconds between what a process tells of its figures
 CHANGED = "what is on disk is not what this server serves; SIGHUP reads it anew, for all of its processes"
 
@@ -123,11 +125,32 @@ def serve(
             stack.callback(_health(running, others, service.metrics).close)
         announce(running.server)
         running.start()
-        while running.events.get()[0] != STOP:
-            _reload(running, reread, others)
+        if soon := _expires(running):
+            LOG.warning("%s; renew it, and SIGHUP", soon)
+        while (event := _next(running)) != STOP:
+            if event == RELOAD:
+                _reload(running, reread, others)
+            if soon := _expires(running):
+                LOG.warning("%s; renew it, and SIGHUP", soon)
         others.stop()
         is_drained = running.drain()
         return 0 if others.join(service.drain) and is_drained else 1
+
+
+def _next(running: Running) -> str:
+    """What is to be done, or "" after an hour."""
+    try:
+        return running.events.get(timeout=HOUR)[0]
+    except queue.Empty:
+        return ""
+
+
+def _expires(running: Running, within: datetime.timedelta = SOON) -> str:
+    """That the server's certificate expires so soon, in words; "" where it does not."""
+    expiry = running.server.expiry
+    if expiry is None or expiry - datetime.datetime.now(datetime.UTC) > within:
+        return ""
+    return f"the server's certificate expires at {expiry:%Y-%m-%d %H:%M} UTC"
 
 
 def _job(running: Running, listeners: Sequence[socket.socket]) -> tuple[Any, ...]:
@@ -157,6 +180,8 @@ def _health(running: Running, others: Workers, place: tuple[str, int]) -> Health
     def ready() -> str:
         if running.server.is_draining:
             return "stopping"
+        if expired := _expires(running, datetime.timedelta()):
+            return expired
         return "" if running.server.is_ready else "not serving yet"
 
     def metrics() -> bytes:
@@ -176,9 +201,14 @@ def _of_all(running: Running, others: Workers, is_ready: bool) -> Snapshot:
             "processes": ("Processes that serve.", {(): float(processes)}),
             "restarts": ("Processes that died and were replaced.", {(): float(others.restarts)}),
             "stock": ("Inferences that clients prepared, on disk.", stocked),
+            "certificate_expiry_seconds": ("When the certificate ends, in Unix time.", _expiry(running)),
             "build_info": ("1, of this version.", {(("version", parelu.__version__),): 1.0}),
         }
     )
+
+
+def _expiry(running: Running) -> dict[tuple[tuple[str, str], ...], float]:
+    return {(): running.server.expiry.timestamp()} if running.server.expiry else {}
 
 
 def work(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import logging
 import os
@@ -99,6 +100,7 @@ class Server:
         check_access(address[0], certificates, allowed)
         self.allowed, self._turns = allowed, Turns(options.clients)
         self._tls = tls.server_context(certificates) if certificates else None
+        self.expiry = tls.expiry(certificates) if certificates else None
         self._listeners = list(listeners) or listen(*address)
         self._connections = Connections()
         self._closing, self._accepting, self._running = False, threading.Event(), threading.Lock()
@@ -163,16 +165,19 @@ class Server:
     def reload(self, models: Mapping[str, Served], certificates: Path | None, allowed: Allowed = EVERYBODY) -> None:
         """Serve these from now on; sessions go on with what they have, but of clients that are not allowed any more.
 
-        Raises UserError where the certificates are none: then nothing has changed.
+        Raises UserError where the certificates are none, or expired: then nothing has changed.
         """
         check_access(self._host, certificates, allowed)
         context = tls.server_context(certificates) if certificates else None
+        expiry = tls.expiry(certificates) if certificates else None
+        if expiry and expiry < datetime.datetime.now(datetime.UTC):
+            raise UserError(f"{certificates}: the server's certificate has expired ({expiry:%Y-%m-%d %H:%M} UTC)")
         before, after = self.models, {}
         for name, served in models.items():
             known = before.get(name)
             is_same = known and (known.offer, known.options) == (served.offer, served.options)
             after[name] = known if known and is_same else served
-        self._tls, self.models, self.allowed = context, after, allowed
+        self._tls, self.expiry, self.models, self.allowed = context, expiry, after, allowed
         for name, served in models.items():
             if after[name] is served:
                 served.prepared.start()

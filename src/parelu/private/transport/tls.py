@@ -162,17 +162,64 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def make_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> None:
+def make_certificates(
+    folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1"), authority_key: Path | None = None
+) -> None:
     """Write an authority, a server for `hosts` and a client, each NAME.pem and NAME.key, valid for a year.
 
-    The authority's key is thrown away: nobody can add a client later. For tests and first steps.
+    authority_key: the file that keeps the authority's key and certificate, with which `issue_client` makes further
+    clients; None throws the key away: nobody can add a client later. For tests and first steps.
     Raises UserError where one of the files is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     there = [folder / f"{name}{end}" for name in (AUTHORITY, SERVER, CLIENT) for end in (".pem", ".key")]
     if any(file.exists() for file in there):
         raise UserError(f"{folder} has certificates already; give another folder, or remove them first")
-    authority_key = ec.generate_private_key(ec.SECP256R1())
+    if authority_key and authority_key.exists():
+        raise UserError(f"{authority_key} is there already; give another file, or remove it first")
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority = _authority(key)
+    _write(folder / f"{AUTHORITY}.pem", _pem(authority), 0o644)
+    if authority_key:
+        _write(authority_key, _secret(key) + _pem(authority), 0o600)
+    names = x509.SubjectAlternativeName(list(map(_host, hosts)))
+    _issue(folder, SERVER, "parelu test server", authority, key, ExtendedKeyUsageOID.SERVER_AUTH, names)
+    _issue(folder, CLIENT, "parelu test client", authority, key, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def issue_client(folder: Path, name: str, authority_key: Path) -> str:
+    """Write ca.pem, client.pem and client.key of one more client, CN=`name`, valid for a year; returns its subject.
+
+    Raises UserError where the authority's key is none, the name cannot be one, or one of the files is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    there = [folder / file for file in (f"{AUTHORITY}.pem", f"{CLIENT}.pem", f"{CLIENT}.key")]
+    if any(file.exists() for file in there):
+        raise UserError(f"{folder} has certificates already; give another folder, or remove them first")
+    try:
+        kept = authority_key.read_bytes()
+        key, authority = serialization.load_pem_private_key(kept, None), x509.load_pem_x509_certificate(kept)
+    except (OSError, ValueError, TypeError) as error:
+        remedy = "`parelu certs DIR --authority-key FILE` writes one"
+        raise UserError(f"{authority_key} has no authority's key and certificate ({remedy})") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != authority.public_key():
+        raise UserError(f"{authority_key}: its key is not that of its certificate")
+    if not (name.isprintable() and 1 <= len(name) <= 64):
+        raise UserError(f"{name[:80]!r} is no name of a client: 1 to 64 letters")
+    _write(there[0], _pem(authority), 0o644)
+    return _issue(folder, CLIENT, name, authority, key, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def expiry(folder: Path) -> datetime.datetime:
+    """When the server's certificate ends; raises UserError where it cannot be read."""
+    file = folder / f"{SERVER}.pem"
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no certificate ({error})") from error
+
+
+def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "parelu test authority")])
     usage = x509.KeyUsage(
         digital_signature=False,
@@ -185,33 +232,48 @@ def make_certificates(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.
         encipher_only=False,
         decipher_only=False,
     )
-    identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
-    authority = (
-        _builder(name, name, authority_key.public_key())
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    return (
+        _builder(name, name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(identifier, critical=False)
-        .sign(authority_key, hashes.SHA256())
+        .sign(key, hashes.SHA256())
     )
-    _write(folder / f"{AUTHORITY}.pem", authority.public_bytes(serialization.Encoding.PEM), 0o644)
-    for party, purpose in ((SERVER, ExtendedKeyUsageOID.SERVER_AUTH), (CLIENT, ExtendedKeyUsageOID.CLIENT_AUTH)):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"parelu test {party}")])
-        builder = _builder(subject, name, key.public_key()).add_extension(
-            x509.BasicConstraints(ca=False, path_length=None), critical=True
-        )
-        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        builder = builder.add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-        )
-        if party == SERVER:
-            builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_host, hosts))), critical=False)
-        pem = builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        _write(folder / f"{party}.pem", pem, 0o644)
-        secret = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _write(folder / f"{party}.key", secret, 0o600)
+
+
+def _issue(
+    folder: Path,
+    party: str,
+    name: str,
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    purpose: x509.ObjectIdentifier,
+    hosts: x509.SubjectAlternativeName | None = None,
+) -> str:
+    """Write a party's certificate and key; returns its subject."""
+    key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    builder = (
+        _builder(subject, authority.subject, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(identifier, critical=False)
+    )
+    if hosts:
+        builder = builder.add_extension(hosts, critical=False)
+    _write(folder / f"{party}.pem", _pem(builder.sign(authority_key, hashes.SHA256())), 0o644)
+    _write(folder / f"{party}.key", _secret(key), 0o600)
+    return subject.rfc4514_string()
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _secret(key: ec.EllipticCurvePrivateKey) -> bytes:
+    plain = serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
