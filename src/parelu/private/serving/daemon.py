@@ -24,7 +24,7 @@ from parelu.private.serving import log as logs
 from parelu.private.serving.deployment import Deployment
 from parelu.private.serving.health import Health
 from parelu.private.serving.log import LOG
-from parelu.private.serving.metrics import Metrics, Snapshot, gauges, text
+from parelu.private.serving.metrics import Metrics, Snapshot, Values, gauges, text
 from parelu.private.serving.server import Server
 from parelu.private.serving.workers import FIGURES, READY, RELOAD, RELOADED, Workers, pins
 
@@ -185,30 +185,32 @@ def _health(running: Running, others: Workers, place: tuple[str, int]) -> Health
         return "" if running.server.is_ready else "not serving yet"
 
     def metrics() -> bytes:
-        return text([*others.figures(), running.metrics.snapshot(), _of_all(running, others, not ready())])
+        return text([*others.figures(), running.metrics.snapshot(), _standing(running, others, not ready())])
 
     health = Health(*place, alive, ready, metrics)
     LOG.info("health and metrics at http://%s", health.address)
     return health
 
 
-def _of_all(running: Running, others: Workers, is_ready: bool) -> Snapshot:
-    processes = 1 + others.ready
-    stocked = {(("model", name),): float(s.stocks.held) for name, s in running.server.models.items() if s.stocks}
+def _standing(running: Running, others: Workers, is_ready: bool) -> Snapshot:
+    server = running.server
+    stocked = {(("model", name),): float(s.stocks.held) for name, s in server.models.items() if s.stocks}
+    expiry = {(): server.expiry.timestamp()} if server.expiry else {}
+    return of_all(is_ready, 1 + others.ready, others.restarts, stocked, expiry)
+
+
+def of_all(is_ready: bool, processes: int, restarts: int, stocked: Values, expiry: Values) -> Snapshot:
+    """What the first process knows for all."""
     return gauges(
         {
             "ready": ("1 where clients are served.", {(): float(is_ready)}),
             "processes": ("Processes that serve.", {(): float(processes)}),
-            "restarts": ("Processes that died and were replaced.", {(): float(others.restarts)}),
+            "restarts": ("Processes that died and were replaced.", {(): float(restarts)}),
             "stock": ("Inferences that clients prepared, on disk.", stocked),
-            "certificate_expiry_seconds": ("When the certificate ends, in Unix time.", _expiry(running)),
+            "certificate_expiry_seconds": ("When the certificate ends, in Unix time.", expiry),
             "build_info": ("1, of this version.", {(("version", parelu.__version__),): 1.0}),
         }
     )
-
-
-def _expiry(running: Running) -> dict[tuple[tuple[str, str], ...], float]:
-    return {(): running.server.expiry.timestamp()} if running.server.expiry else {}
 
 
 def work(

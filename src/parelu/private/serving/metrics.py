@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from parelu.private.serving.watcher import ENDS, PROBE, SERVED, Standing, Traffics, Watcher
 
 Snapshot = list[list[Any]]  # [name, documentation, type, [[sample's name, labels, value], …]] of each metric
+Values = Mapping[tuple[tuple[str, str], ...], float]  # labels → value
 ONLINE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds
 OFFLINE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -120,7 +121,7 @@ def text(snapshots: Sequence[Snapshot]) -> bytes:
     return generate_latest(registry)
 
 
-def gauges(values: Mapping[str, tuple[str, Mapping[tuple[tuple[str, str], ...], float]]]) -> Snapshot:
+def gauges(values: Mapping[str, tuple[str, Values]]) -> Snapshot:
     """Name → (documentation, labels → value), of what one process knows for all."""
     return [
         [f"parelu_{name}", documentation, "gauge", [[f"parelu_{name}", dict(labels), v] for labels, v in found.items()]]
