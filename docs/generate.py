@@ -22,12 +22,20 @@ from typing import Any
 
 import yaml
 
+from parelu.cli.serve import MOST_CLIENTS, MOST_PROCESSES, MOST_STOCK, Serve
 from parelu.data.dataset import ENTRIES
 from parelu.methods.base import methods
 from parelu.network.canonical.replacements import ALL, REPLACEMENTS
 from parelu.private.engines.base import Options, engines
+from parelu.private.lowering.program import LARGEST_PROGRAM
 from parelu.private.offline.mode import modes
+from parelu.private.protocol.delphi import MOST_PREPARED, PREPARED_RELUS
 from parelu.private.protocol.relu import relus
+from parelu.private.serving import greeting, health, ledger, log, served, server, stock, turns
+from parelu.private.serving.daemon import of_all
+from parelu.private.serving.metrics import Metrics
+from parelu.private.serving.watcher import Standing
+from parelu.private.transport import channel, patience
 from parelu.registry import is_own
 from parelu.runs.recipes import recipes
 
@@ -114,6 +122,49 @@ def measured_table() -> str:
     return benchmark.table(rows, list(benchmark.variants()))
 
 
+def limit_table() -> str:
+    """A row a limit of a server, with its value or default, and who may change it."""
+    options = {field.name: field.default for field in dataclasses.fields(Serve)}
+    rows = [
+        ("clients served at once, a process", f"{options['clients']}", f"`--clients`, up to {MOST_CLIENTS:,}"),
+        ("processes", f"{options['processes']}", f"`--processes`, up to {MOST_PROCESSES}"),
+        ("clients that wait, a process", f"{turns.WAITING}", ""),
+        ("a wait for a turn", f"{options['wait']}", "`--wait`"),
+        ("the same, of a client that is told nothing meanwhile", f"{server.PATIENCE:g} s", ""),
+        ("connections beyond these, a process", f"{server.STRANGERS}", ""),
+        ("a TLS handshake", f"{server.HANDSHAKE_TIMEOUT:g} s", ""),
+        ("silence of a client", f"{channel.TIMEOUT:g} s", "Python: `ServerOptions(timeout=…)`"),
+        ("the slowest link", f"{patience.LEAST_RATE:g} bytes a second", ""),
+        ("a greeting", f"{greeting.LARGEST_HELLO:,} bytes", ""),
+        ("a program", f"{LARGEST_PROGRAM >> 20} MiB", ""),
+        ("inferences prepared in a connection", f"{MOST_PREPARED}, and {PREPARED_RELUS:,} ReLUs", ""),
+        (
+            "inferences of a client",
+            f"{served.BUDGET:,}; {served.PLAIN_BUDGET} where answers are not dithered",
+            "`--budget`",
+        ),
+        ("inferences of a client in a minute, hour or day", "none", "`--allow`: `inferences`, `per`"),
+        ("a client's stock", "none", f"`--stock`, up to {MOST_STOCK:,} inferences; `--allow`: `prepared`"),
+        ("stocks of a client's name", f"{stock.STOCKS}", ""),
+        ("offline phases that are opened", f"{served.AUDIT:g} of them", f"`--audit`, up to {served.MOST_AUDITED:g}"),
+        ("phases not shown, after which a client is barred", f"{ledger.MOST_UNANSWERED}", "`parelu clients --forget`"),
+        ("the end of sessions at SIGTERM", f"{options['drain']}", "`--drain`"),
+        ("a request for health or metrics", f"{health.TIMEOUT:g} s", ""),
+        ("a line of the log", f"{log.LONGEST:,} letters", ""),
+        ("a model's name", "64 letters", ""),
+    ]
+    return _table(("what", "limit", "set by"), rows)
+
+
+def metric_table() -> str:
+    """A row a metric of a server."""
+    metrics = Metrics(lambda: Standing(0, 0, 0, {"": 0}))
+    rows = []
+    for name, what, kind, *_ in (*metrics.snapshot(), *of_all(True, 1, 0, {}, {})):
+        rows.append((f"`{name}{'_total' * (kind == 'counter')}`", kind, what.removesuffix(".")))
+    return _table(("metric", "kind", "what"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": method_table,
     "data": data_table,
@@ -124,6 +175,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "offline-modes": offline_table,
     "engines": engine_table,
     "measured-methods": measured_table,
+    "limits": limit_table,
+    "metrics": metric_table,
 }
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     ReluName = OfflineName = RevealName = TruncationName = str
 
+MOST_STOCK, MOST_CLIENTS, MOST_PROCESSES = 10_000, 1_000, 64
+
 
 def resolve() -> None:
     """Make the types that are read off a registry, which costs a second: what an option may be."""
@@ -63,8 +65,8 @@ class Model(Taken):
         """Of a candidate's folder, or the name of a network with weights, which is taken into a run first."""
         from parelu import api
 
-        if not 0 <= self.stock <= 10_000:
-            raise UserError("give --stock from 0 to 10000")
+        if not 0 <= self.stock <= MOST_STOCK:
+            raise UserError(f"give --stock from 0 to {MOST_STOCK}")
         folder = Path(candidate)
         if not (folder / "candidate.json").exists() and not folder.is_dir():
             folder = self.take(candidate, self.input) or folder
@@ -158,8 +160,12 @@ class Serve(Model):
 
     def check(self) -> None:
         """Raises UserError for a number that cannot be."""
-        if not (1 <= self.clients <= 1_000 and 0 <= self.port <= 65535 and 1 <= self.processes <= 64):
-            raise UserError("give --clients from 1 to 1000, --port from 0 to 65535, --processes from 1 to 64")
+        is_possible = 1 <= self.clients <= MOST_CLIENTS and 1 <= self.processes <= MOST_PROCESSES
+        if not (is_possible and 0 <= self.port <= 65535):
+            raise UserError(
+                f"give --clients from 1 to {MOST_CLIENTS}, --port from 0 to 65535, "
+                f"--processes from 1 to {MOST_PROCESSES}"
+            )
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
             raise UserError("give --metrics-port from 0 to 65535")
         duration_of("--drain", self.drain)
