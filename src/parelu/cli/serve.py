@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -132,11 +133,12 @@ class Serve(Model):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug: also who connects and says nothing"""
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
+        """Exits with 1 where clients were cut."""
         from parelu import api
 
         serve = self.configured()[0]
-        return api.serve_until_stopped(
+        status = api.serve_until_stopped(
             self.deployment,
             (serve.host.strip("[]"), serve.port),
             announce,
@@ -145,6 +147,8 @@ class Serve(Model):
             metrics=None if serve.metrics_port is None else (serve.metrics_host.strip("[]"), serve.metrics_port),
             log=(serve.log_format, serve.log_level),
         )
+        if status:
+            sys.exit(status)
 
     def configured(self) -> tuple[Serve, dict[str, Entry]]:
         """(the options, name → model), of the file as it is now; raises UserError for what is wrong in it."""

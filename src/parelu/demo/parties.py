@@ -86,7 +86,7 @@ def _serve(pipe: Connection, folders: dict[str, Path], certificates: Path, link:
     options = api.ServerOptions(budget=0, link=link, timeout=IDLE)
     try:
         servers = {
-            key: api.server_of(folder, (HOST, 0), certificates, options, reveal=REVEAL)
+            key: api.serve(folder, host=HOST, port=0, certificates=certificates, options=options, reveal=REVEAL)
             for key, folder in folders.items()
         }
     except UserError as error:
