@@ -46,7 +46,7 @@ from parelu.private.protocol.reveal import reveal_of as read_reveal
 from parelu.private.serving import greeting as greetings
 from parelu.private.serving.ledger import Ledger
 from parelu.private.serving.stock import NAME_BYTES, ClientStocks
-from parelu.private.transport.channel import HEADER, Channel, bits_of, elements_of, pack_bits
+from parelu.private.transport.channel import HEADER, Before, Channel, bits_of, elements_of, pack_bits
 
 LONGEST = 500  # characters of an error's one line
 FEW = 200  # transfers of an extension, more or less
@@ -127,7 +127,8 @@ def messages(data: bytes) -> None:
     channel = Channel(sessions.Silent(data[9:]))
     for how, length in zip(asked[0 : 2 * count : 2], asked[1 : 2 * count : 2], strict=False):
         if how % 2:
-            assert len(channel.receive_up_to("kind", length)) <= length
+            before = Before("wait", 4, lambda body: None) if how & 2 else None
+            assert len(channel.receive_up_to("kind", length, before)) <= length
         else:
             assert len(channel.receive("kind", length)) == length
 

@@ -29,7 +29,7 @@ from parelu.private.offline.mode import Mode, modes
 from parelu.private.protocol.delphi import Model, Terms
 from parelu.private.protocol.relu import relus
 from parelu.private.protocol.reveal import reveal_of
-from parelu.private.transport.channel import Channel
+from parelu.private.transport.channel import Before, Channel
 from parelu.private.transport.messages import Messages, to_client, to_server
 
 FORMAT, PINNED = "parelu-session", "parelu-offer-1"
@@ -204,11 +204,8 @@ def greet_server(
     """
     ours = _client_hello(fresh_seed().hex(), accepted.pin or "", stock, accepted.model or "", waiting is not None)
     channel.send("helo", ours)
-    if waiting is None:
-        theirs = channel.receive_up_to("helo", LARGEST_HELLO)
-    else:
-        tell = waiting
-        theirs = channel.receive_past("wait", PLACE.size, lambda body: tell(*PLACE.unpack(body)), "helo", LARGEST_HELLO)
+    told = Before("wait", PLACE.size, lambda body: waiting(*PLACE.unpack(body))) if waiting else None
+    theirs = channel.receive_up_to("helo", LARGEST_HELLO, told)
     offer_fields = tuple(field.name for field in dataclasses.fields(Offer))
     reply = _load(theirs, ("version", "nonce", "engine", *offer_fields, "room", "left", "server"))
     if reply["version"] not in map(str, SPOKEN):

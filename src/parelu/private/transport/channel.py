@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,14 @@ TIMEOUT = 60.0  # seconds of silence
 SMALL = 1 << 16  # bytes: parts up to this size are sent together
 FAIL, LONGEST_REASON = b"fail", 300
 LINGER, QUIET = 10.0, 1.0  # seconds that a party that failed reads on: in all, and without a byte
+
+
+class Before(NamedTuple):
+    """Messages of a kind and length; heard: is given the body of each."""
+
+    kind: str
+    length: int
+    heard: Callable[[bytes], None]
 
 
 class Channel:
@@ -84,14 +92,15 @@ class Channel:
         self.expect(kind, length)
         return self.receive_part(length)
 
-    def receive_up_to(self, kind: str, largest: int) -> bytes:
-        """The body of the next message, which has this kind and at most this length."""
-        return self.receive_part(self.expect(kind, None, largest)).tobytes()
+    def receive_up_to(self, kind: str, largest: int, before: Before | None = None) -> bytes:
+        """The body of the next message, which has this kind and at most this length.
 
-    def receive_past(self, other: str, length: int, heard: Callable[[bytes], None], kind: str, largest: int) -> bytes:
-        """As `receive_up_to`, after any number of messages of another kind and this length, whose bodies are heard."""
-        while (header := self._header())[0] == other.encode().ljust(4):
-            heard(self.receive_part(self._checked(header, other, length, 0)).tobytes())
+        before: what may come any number of times before it.
+        """
+        header = self._header()
+        while before and header[0] == before.kind.encode().ljust(4):
+            before.heard(self.receive_part(self._checked(header, before.kind, before.length, 0)).tobytes())
+            header = self._header()
         return self.receive_part(self._checked(header, kind, None, largest)).tobytes()
 
     def expect(self, kind: str, length: int | None, largest: int = 0) -> int:
