@@ -56,7 +56,7 @@ def test_a_read_only_installation_serves_and_infers(installation: Installation, 
     assert server.stderr is not None
     try:
         while line := server.stderr.readline():
-            if line.startswith("listening on "):
+            if " listening on " in line:
                 break
         infer = installation.start("infer", f"127.0.0.1:{port}", tmp_path / "image.png", "--offline", "dealer")
         shown, errors = infer.communicate(timeout=120)
