@@ -290,18 +290,33 @@ def test_a_server_that_has_no_time_for_a_handshake_is_said_to_be_overloaded(cert
         thread.join()
 
 
+def test_a_client_that_has_prepared_may_think_it_over_unless_another_waits():
+    """Ten times as long as one that has not."""
+    with serving(timeout=0.2, clients=1) as (server, lines):
+        options = {"offline": "dealer", "keep": Keep(notice=(notices := []).append)}
+        with Client("127.0.0.1", server.port, **options) as client:
+            client.prepare(2)
+            time.sleep(0.8)
+            client.predict(IMAGES[:1])
+            assert not notices, "nothing was lost"
+            started = time.monotonic()
+            with Client("127.0.0.1", server.port, **options) as other:
+                assert other.predict(IMAGES[:1]).shape == (1, 5) and time.monotonic() - started < 1.5
+            assert until(lambda: any("silent for 0.2 seconds" in line for line in lines))
+
+
 def test_a_client_connects_again_to_the_same_offer(tmp_path):
     """After silence, and to a server that was started anew; what was prepared is made again."""
     notices = []
     options = {"offline": "dealer", "keep": Keep(notice=notices.append)}
-    with serving(timeout=0.3) as (server, lines):
+    with serving(timeout=0.2) as (server, lines):
         client = Client("127.0.0.1", server.port, **options)
         client.prepare(2)
         assert until(lambda: lines), "the server lost patience"
         first = client.predict(IMAGES[:2])
         assert len(lines) == 1
         (notice,) = notices
-        assert notice.startswith("connected again: the peer ended the connection: the peer was silent for 0.3 seconds")
+        assert notice.startswith("connected again: the peer ended the connection: the peer was silent for 2 seconds")
         assert notice.endswith("; 2 inferences are prepared anew")
         port, model = server.port, server.model
     again = Server(Served(model, modes()["dealer"]), ("127.0.0.1", port))

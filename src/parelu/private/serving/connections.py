@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from parelu.errors import ProtocolError
+from parelu.private.transport import patience
 
+HELD = 10  # times the timeout, that a client with prepared inferences may be silent
 GRACE = 1.0  # seconds that a client may take between two queries while the server drains
 LOOK = 0.1  # seconds between two looks at what is left
 
@@ -90,18 +92,35 @@ class Connections:
                 self._changed.notify_all()
             self._close_left()
 
-    def await_command(self, connection: Connection, prepared: int, timeout: float) -> None:
+    def await_command(
+        self,
+        connection: Connection,
+        prepared: int,
+        timeout: float,
+        is_wanted: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Until the client's next command comes.
+
+        A client that has prepared something may be silent HELD times as long, as it may have no image yet, but for when
+        others wait for its turn: is_wanted.
 
         Raises ProtocolError where the client is silent, Stopped where the server stops and the client has nothing
         to lose.
         """
         connection.prepared, connection.is_idle = prepared, True
         try:
-            if readable(connection.socket, timeout, self._woken):
+            since, waits = time.monotonic(), patience.Waits(connection.socket, timeout)
+            while not readable(connection.socket, timeout, self._woken):
+                if self.is_draining:
+                    break
+                if waits.on():  # what was sent to it is on its way
+                    since = time.monotonic()
+                    continue
+                allowed = timeout * (HELD if prepared and not is_wanted() else 1)
+                if time.monotonic() - since >= allowed:
+                    raise ProtocolError(f"the peer was silent for {allowed:g} seconds")
+            else:
                 return
-            if not self.is_draining:
-                raise ProtocolError(f"the peer was silent for {timeout:g} seconds")
             if not readable(connection.socket, timeout if prepared else GRACE):
                 raise Stopped("the server stops; connect again")
         finally:

@@ -334,7 +334,7 @@ class Server:
             raise Stopped("the server stops; connect again")
 
     def _await_command(self, known: Connection, account: Account, prepared: int) -> None:
-        self._connections.await_command(known, prepared, self.options.timeout)
+        self._connections.await_command(known, prepared, self.options.timeout, lambda: self._turns.waiting > 0)
         account.quota = self.allowed.quota(known.client)  # which may have been changed
 
     def _service(self, known: Connection, served: Served, account: Account) -> session.Service:
