@@ -33,6 +33,8 @@ ROOMS = (
 NOT_OF_OTHERS = {
     "private/engines": "a process that this one started, over its pipes",
     "private/transport/link.py": "both ends of a measurement on one machine",
+    "private/transport/patience.py: held": "a number of the system's",
+    "private/transport/channel.py: ended": "what expect refuses, whatever it is",
     "private/crypto/prg.py": "a stream of this party's own bits",
     "private/crypto/seal.py: _version": "bytes that SEAL writes in this process",
     "private/protocol/correlations.py": "declarations",
