@@ -110,7 +110,7 @@ def test_the_example_of_a_prediction_runs(capsys):
     exec(compile(example, "cost.md", "exec"), names)
     seconds, low, high, rounds, sent, memory = map(float, capsys.readouterr().out.split())
     assert 0 < low <= seconds <= high
-    assert rounds == sum(isinstance(op, Activation) for op in names["lowered"].program.ops) + 1  # of image and logits
+    assert rounds == sum(isinstance(op, Activation) for op in names["program"].ops) + 1  # of image and logits
     assert 0 < sent < memory
 
 
