@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -628,7 +629,7 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.
         Path(path).write_bytes(b"part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     load("colour-fashion", folder=write_fashion(tmp_path / "mine"))
     assert list((tmp_path / "cache" / "parelu").iterdir()) == []
 

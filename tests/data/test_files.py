@@ -121,9 +121,9 @@ def test_crops_are_of_the_seed_and_epoch_alone(dataset: Dataset):
 def test_no_more_is_read_than_a_few_batches_ahead(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
     begun, used, begin = [0], 0, Files._begun
 
-    def counted(self: Files, pool: Any, indices: Tensor, draws: Any) -> Any:
+    def counted(self: Files, pool: Any, indices: Tensor, *others: Any) -> Any:
         begun[0] += len(indices)
-        return begin(self, pool, indices, draws)
+        return begin(self, pool, indices, *others)
 
     monkeypatch.setattr(Files, "_begun", counted)
     for images, _ in dataset.train.in_order(3):

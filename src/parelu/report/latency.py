@@ -178,13 +178,15 @@ def _parts_lines(rows: Sequence[Measured]) -> list[str]:
 
 
 def gained_text(records: Sequence[Record], truth: int) -> str:
-    """What the frontier's knee gains over the full-ReLU network, in three lines, after what they are measured on: the
-    first test image, of class `truth`.
+    """What the frontier's knee, or all that was reduced, gains over the full-ReLU network, in three lines, after what
+    they are measured on: the first test image, of class `truth`.
     """
     measured = {record.name: record for record in records if record.private}
     full = next(record for record in measured.values() if record.metrics.method == "train")
     rows = [row for row in frontier_rows(records) if row.on_frontier and row.name in measured]
-    knee = measured[rows[pareto.knee([(row.relus, row.validation) for row in rows])].name]
+    found = rows[pareto.knee([(row.relus, row.validation) for row in rows])].name
+    others = [row.name for row in rows if row.name != full.name]
+    knee = measured[others[-1] if found == full.name and others else found]
     before, after = _row(full), _row(knee)
     said = [record.private.row.labels[0] for record in (full, knee) if record.private]
     return "\n".join(

@@ -64,6 +64,9 @@ class StoredHistory(Sequence[Epoch]):
     def __len__(self) -> int:
         return len(self._read)
 
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
 
 def read_history(folder: Path) -> list[Epoch]:
     """The epochs of metrics.jsonl; none where there is no such file."""

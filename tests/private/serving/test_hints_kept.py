@@ -142,9 +142,9 @@ def test_no_hints_without_an_offline_phase_of_the_budget(certificates):
 
     with serving(certificates, budget=1, audit=0.0) as (server, lines), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Channel, "send", counting)
-        phases = server._ledger.phases
+        phases = server.default.ledger.phases
         for _ in range(phases):
-            server._ledger.account("CN=parelu test client; by CN=parelu test authority").phase()
+            server.default.ledger.account("CN=parelu test client; by CN=parelu test authority").phase()
         with (
             pytest.raises(ProtocolError, match=rf"budget of this certificate is used up: {phases} of {phases} offline"),
             Client("localhost", server.port, certificates) as client,

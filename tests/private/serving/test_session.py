@@ -152,7 +152,7 @@ def test_a_version_that_was_not_offered_is_refused(monkeypatch):
         Pair(LOWERED)
 
 
-@pytest.mark.parametrize("pin", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, " " + "0" * 63, "0x" + "0" * 62])
+@pytest.mark.parametrize("pin", ["", "0" * 63, "0" * 65, "g" * 64, " " + "0" * 63, "0x" + "0" * 62])
 def test_what_is_no_pin_is_refused(pin):
     with pytest.raises(UserError, match="is not the 64 hexadecimal digits that `parelu serve` prints"):
         Accepted(pin)
