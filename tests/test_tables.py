@@ -49,6 +49,7 @@ def test_a_point_beyond_the_other_curve_is_not_compared():
         ([0.4, -1.2], True, "yes"),
         ([2.4, 1.2], True, "no"),
         ([2.4], False, "one seed says nothing"),
+        ([0.2, 0.1, 0.3], False, "within the noise"),
     ],
 )
 def test_verdicts(differences, are_alike, expected):
