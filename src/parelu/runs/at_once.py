@@ -57,6 +57,7 @@ def run_at_once(
     groups: dict[Any, list[tuple[Experiment, Path]]] = {}
     for one, folder in zip(experiments, folders, strict=True):
         groups.setdefault((str(one.model), one.seed, str(one.data)), []).append((one, folder))
+    executor.stop.clear()
     with ThreadPoolExecutor(len(groups)) as pool:
         futures = [pool.submit(conduct, group) for group in groups.values()]
         try:
