@@ -88,6 +88,7 @@ def test_two_nodes_do_what_one_process_does(two_nodes, tmp_path, monkeypatch):
     watcher = Losing(nodes, second)
     found = run_at_once(experiments, there, watcher, OnRay(nodes.address))
     assert watcher.is_lost
+    assert print.__module__ == "builtins"
     for one, run in zip(experiments, found, strict=True):
         here = run_experiment(one, tmp_path / "here" / f"seed{one.seed}", Silent(), InProcess())
         assert of(run) == of(here)

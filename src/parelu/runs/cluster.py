@@ -126,6 +126,7 @@ def connected(address: str) -> ModuleType:
     if find_spec("ray") is None:
         raise UserError("Ray is not installed; run pip install 'parelu[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the cluster
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # it would put a function of its own in the place of print
     import ray
 
     with _connecting:
