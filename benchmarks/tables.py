@@ -111,7 +111,7 @@ CLAIMS = (
     Claim(
         "shallow/pram",
         "the mismatch of maps (PRAM) is part of the loss; no network without it is shown",
-        (Contrast("with PRAM − without", "-pram$", "-without$"),),
+        (Contrast("with PRAM − without", ": gated-pram$", ": gated-without$"),),
     ),
     Claim(
         "deepreshape/figure12",
