@@ -15,19 +15,16 @@ have `FEW`, so that three seeds of six cells take about 140 minutes of a core.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import csv
 import dataclasses
 import itertools
-import os
-import queue
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import a_core_each
 import torch
 
 from parelu.methods.base import Method, methods
@@ -186,32 +183,15 @@ def plan(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """A cell a core: two trainings of one thread each do more than one of two."""
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in os.sched_getaffinity(0):
-        free.put(core)
-
-    def one(cell_: Cell) -> tuple[Cell, int]:
-        core = free.get()
-        log = Path(arguments.out) / "logs" / f"{cell_.data}-{cell_.link}-{cell_.seed}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as file:
-            done = subprocess.run(
-                cell_.command(arguments),
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                check=False,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-            )
-        free.put(core)
-        return cell_, done.returncode
-
-    with concurrent.futures.ThreadPoolExecutor(free.qsize()) as pool:
-        for cell_, code in pool.map(one, asked(arguments)):
-            print(
-                f"{cell_.data}, {cell_.link}, seed {cell_.seed}: {'done' if code == 0 else f'exit {code}'}", flush=True
-            )
+    logs = Path(arguments.out) / "logs"
+    a_core_each.run(
+        (
+            f"{one.data}, {one.link}, seed {one.seed}",
+            one.command(arguments),
+            logs / f"{one.data}-{one.link}-{one.seed}.txt",
+        )
+        for one in asked(arguments)
+    )
 
 
 def collect(arguments: argparse.Namespace) -> None:

@@ -16,20 +16,18 @@ is within one point.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import csv
 import dataclasses
 import itertools
 import math
-import os
-import queue
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
+
+import a_core_each
 
 from parelu.runs.folder import Run
 
@@ -157,33 +155,20 @@ class Trained:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """A recipe a core: two trainings of one thread each do more than one of two."""
     known = {claim.recipe: claim for claim in CLAIMS}
-    asked = [(known[recipe], seed) for seed in arguments.seeds for recipe in arguments.recipes]
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in os.sched_getaffinity(0):
-        free.put(core)
-    with concurrent.futures.ThreadPoolExecutor(free.qsize()) as pool:
-        for claim, seed, code in pool.map(lambda pair: _run(*pair, Path(arguments.out), free), asked):
-            print(f"{claim.recipe}, seed {seed}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
-
-
-def _run(claim: Claim, seed: int, out: Path, free: queue.SimpleQueue[int]) -> tuple[Claim, int, int]:
-    core = free.get()
-    log = out / "logs" / f"{claim.recipe.replace('/', '-')}-{seed}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "parelu", "recipe", *claim.arguments, "--seeds", str(seed)]
-    with log.open("w") as file:
-        done = subprocess.run(
-            [*command, "--run", str(out / claim.recipe)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    out = Path(arguments.out)
+    a_core_each.run(
+        (
+            f"{recipe}, seed {seed}",
+            [
+                *(sys.executable, "-m", "parelu", "recipe", *known[recipe].arguments),
+                *("--seeds", str(seed), "--run", str(out / recipe)),
+            ],
+            out / "logs" / f"{recipe.replace('/', '-')}-{seed}.txt",
         )
-    free.put(core)
-    return claim, seed, done.returncode
+        for seed in arguments.seeds
+        for recipe in arguments.recipes
+    )
 
 
 def collect(arguments: argparse.Namespace) -> None:
