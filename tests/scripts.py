@@ -15,5 +15,10 @@ def script(path: str) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look for their annotations
-    spec.loader.exec_module(module)
+    beside = str((ROOT / path).parent)  # last, as some there have names of the standard library's
+    sys.path.append(beside)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(beside)
     return module
